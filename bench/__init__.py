@@ -1,0 +1,1 @@
+"""Latency and throughput benchmarks, side by side in one run."""

@@ -1,0 +1,1 @@
+"""Turn a run folder into a verified bundle of ONNX graphs."""

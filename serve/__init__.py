@@ -1,0 +1,1 @@
+"""Serve bundles as streaming text over gRPC on ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""Train recurrent character models with PyTorch: text in, run folder out."""

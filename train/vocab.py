@@ -1,0 +1,77 @@
+"""The symbols of a model, in id order. Standard library only: the server reads this module too."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+UNKNOWN = "<unk>"
+
+
+class UnknownCharacterError(ValueError):
+    """A text holds a character that the vocabulary lacks. `position` is its index in the text."""
+
+    def __init__(self, character: str, position: int) -> None:
+        super().__init__(
+            f"character {character!r} (U+{ord(character):04X}) at position {position} is not in the model's vocabulary"
+        )
+        self.character = character
+        self.position = position
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A bijection between symbols and ids 0..V-1.
+
+    Every symbol is one Unicode character, except `<unk>`, which stands for all characters without an id of their own;
+    it is read, never produced. Raises ValueError for a repeated or longer symbol.
+    """
+
+    symbols: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.symbols:
+            raise ValueError("a vocabulary needs at least one symbol")
+        if len(self._ids) != len(self.symbols):
+            raise ValueError("the vocabulary repeats a symbol")
+        for symbol in self.symbols:
+            if len(symbol) != 1 and symbol != UNKNOWN:
+                raise ValueError(f"the vocabulary symbol {symbol!r} is not one character")
+
+    @classmethod
+    def of_text(cls, text: str, min_count: int = 1) -> "Vocabulary":
+        """The sorted characters of `text`; those seen fewer than `min_count` times become `<unk>`, which comes first."""
+        counts = Counter(text)
+        kept = sorted(character for character, count in counts.items() if count >= min_count)
+        return cls((UNKNOWN, *kept) if min_count > 1 else tuple(kept))
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {symbol: index for index, symbol in enumerate(self.symbols)}
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of `<unk>`, or None."""
+        return self._ids.get(UNKNOWN)
+
+    @property
+    def start_id(self) -> int:
+        """What a model reads when there is no prompt: "\\n", or id 0 if the vocabulary has none."""
+        return self._ids.get("\n", 0)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, one per character. Raises UnknownCharacterError unless there is `<unk>` to fall back on."""
+        ids, unknown = self._ids, self.unknown_id
+        if unknown is not None:
+            return [ids.get(character, unknown) for character in text]
+        try:
+            return list(map(ids.__getitem__, text))
+        except KeyError as error:
+            raise UnknownCharacterError(error.args[0], text.index(error.args[0])) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`."""
+        return "".join(map(self.symbols.__getitem__, ids))
