@@ -1,0 +1,60 @@
+"""What a person watching a run sees: a bar on a terminal, plain lines elsewhere."""
+
+import math
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """A context manager; the bar is there between enter and exit. Losses are nats per character."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("step {task.fields[step]}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  perplexity {task.fields[perplexity]:.2f}"),
+            TextColumn("{task.fields[speed]:,.0f} characters/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1.0, step=0, loss=math.nan, perplexity=math.nan, speed=0.0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def line(self, text: str) -> None:
+        """Print `text` above the bar, as it is."""
+        self.console.print(text, markup=False)
+
+    def progress(self, done: float, step: int, loss: float, speed: float) -> None:
+        """Move the bar to `done` (0 to 1)."""
+        self._bar.update(
+            self._task, completed=min(done, 1.0), step=step, loss=loss, perplexity=perplexity(loss), speed=speed
+        )
+
+    def evaluation(self, metrics: dict[str, Any]) -> None:
+        """Print a line of metrics.jsonl for people."""
+        validation = metrics["val_loss"]
+        held_out = "" if validation is None else f"  validation {validation:.4f}"
+        self.line(
+            f"step {metrics['step']:>6}  epoch {metrics['epoch']:.2f}  loss {metrics['train_loss']:.4f}{held_out}"
+            f"  perplexity {metrics['perplexity']:.2f}  {metrics['chars_per_second']:,.0f} characters/s"
+            f"  {metrics['seconds']:.0f} s"
+        )
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats, infinite where it would overflow."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,50 @@
+"""The loss on text the model was not trained on."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.errors import CorpusError
+from train.model import CharacterModel, State
+
+TRACKS = 64
+WINDOW = 256
+
+
+class HeldOut:
+    """The held-out text as parallel tracks; the state is carried along each of them, from zero.
+
+    Every character but the first is predicted once, except for fewer than 64 at the end. Raises CorpusError for a text
+    of fewer than two characters.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        if len(ids) < 2:
+            raise CorpusError(
+                f"the held-out text has {len(ids)} characters and needs at least 2;"
+                " use a larger --validation, a larger corpus, or --validation 0"
+            )
+        # Tracks shorter than a window would measure the cold start more than the model.
+        tracks = max(1, min(TRACKS, len(ids) // (4 * WINDOW)))
+        length = (len(ids) - 1) // tracks
+        self.inputs = ids[: tracks * length].view(tracks, length)
+        self.targets = ids[1 : tracks * length + 1].view(tracks, length)
+
+    @property
+    def characters(self) -> int:
+        """How many characters a whole pass predicts."""
+        return self.inputs.numel()
+
+    @torch.inference_mode()
+    def loss(self, model: CharacterModel, limit: int | None = None) -> float:
+        """Mean cross-entropy in nats per character; with `limit`, over the first `limit` characters of each track."""
+        inputs, targets = self.inputs[:, :limit], self.targets[:, :limit]
+        was_training = model.training
+        model.eval()
+        state: State | None = None
+        total = 0.0
+        for part, expected in zip(torch.split(inputs, WINDOW, 1), torch.split(targets, WINDOW, 1), strict=True):
+            logits, state = model(part, state)
+            total += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
+        model.train(was_training)
+        return total / inputs.numel()

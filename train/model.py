@@ -1,0 +1,50 @@
+"""The recurrent character model. Its state is an argument and a return value, never hidden in the module."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.config import ModelConfig
+
+State = tuple[Tensor, ...]
+
+
+class CharacterModel(nn.Module):
+    """Characters in, logits of the next character out: one-hot or embedding, `nn.GRU`, one linear layer.
+
+    Parameters carry PyTorch's names: `embedding.weight` (V, E) unless the input is one-hot, `rnn.weight_ih_l0`
+    (3H, E or V), `rnn.weight_hh_l0` (3H, H), `rnn.bias_ih_l0`, …, `linear.weight` (V, H), `linear.bias` (V).
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary_size = vocabulary_size
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding) if config.embedding else None
+        self.rnn = nn.GRU(
+            config.embedding or vocabulary_size,
+            config.hidden,
+            config.layers,
+            bias=config.bias,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(config.hidden, vocabulary_size)
+
+    def initial_state(self, batch: int) -> State:
+        """The zero state of `batch` texts about to begin: (h,), h (L, B, H) f32."""
+        weight = self.linear.weight
+        return (weight.new_zeros(self.config.layers, batch, self.config.hidden),)
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Read `tokens` (B, T) int64 from `state` (zeros if None): logits (B, T, V) f32 and the state after the last.
+
+        `state` is (h,) with h (L, B, H) f32, and so is the one returned.
+        """
+        (h,) = self.initial_state(len(tokens)) if state is None else state
+        embed = self.embedding or self._one_hot
+        outputs, h = self.rnn(embed(tokens), h)  # (B, T, E or V) -> (B, T, H), (L, B, H)
+        return self.linear(self.dropout(outputs)), (h,)
+
+    def _one_hot(self, tokens: Tensor) -> Tensor:
+        return F.one_hot(tokens, self.vocabulary_size).to(self.linear.weight.dtype)

@@ -1,0 +1,243 @@
+"""The training loop: truncated backpropagation through time, evaluation, checkpoints."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from train.checkpoint import Position, load_checkpoint, save_checkpoint
+from train.curves import draw_curves
+from train.display import Display, perplexity
+from train.errors import DivergedError
+from train.files import replace_file, truncate_file
+from train.held_out import HeldOut
+from train.interrupt import Interrupt
+from train.model import CharacterModel
+from train.run import RunConfig, load_run, save_weights
+from train.sample import generate
+from train.windows import RandomWindows, SequentialWindows, Windows, split
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.txt"
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+
+AUTOMATIC_EVALUATIONS = 20
+EVALUATED_CHARACTERS = 512  # of each of the 64 held-out tracks, during the run; the whole of them at the end
+CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
+SAMPLE_LENGTH = 200
+WARMUP, FINAL_RATE = 0.02, 0.01  # fractions of the run, and of the learning rate
+
+
+def learning_rate_factor(done: float) -> float:
+    """Linear warm-up over the first 2 % of the run, then a cosine down to 1 %; `done` is from 0 to 1."""
+    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return min(1.0, (done + 1e-3) / WARMUP) * cosine
+
+
+class Trainer:
+    """One run: `Trainer(...)` checks that it can be trained, `run` trains it to its end or to an interruption."""
+
+    def __init__(self, folder: Path, config: RunConfig, text: str, device: torch.device, display: Display) -> None:
+        self.folder, self.config, self.training = folder, config, config.training
+        self.device, self.display = device, display
+        ids = torch.tensor(config.vocabulary.encode(text), device=device)
+        training_ids, held_out_ids = split(ids, self.training.validation)
+        self.windows = self._windows(training_ids)
+        self.held_out = HeldOut(held_out_ids) if self.training.validation else None
+
+        torch.manual_seed(self.training.seed)
+        self.model = CharacterModel(config.model, len(config.vocabulary)).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=self.training.learning_rate,
+            weight_decay=self.training.weight_decay,
+            fused=True,
+        )
+        self.position = Position()
+        self._started = time.monotonic()
+        self._last_checkpoint = self._started
+        self._reserved_seconds = 0.0  # for the end of a run whose length is a time
+
+    def _windows(self, ids: torch.Tensor) -> Windows:
+        batch, window = self.training.batch, self.training.window
+        if self.training.sampling == "random":
+            return RandomWindows(ids, batch, window, self.training.seed)
+        return SequentialWindows(ids, batch, window)
+
+    def resume(self) -> None:
+        """Go back to where trainer.pt stands. Raises RunError."""
+        self.position = load_checkpoint(self.folder, self.model, self.optimizer, self.device)
+        self._started = time.monotonic() - self.position.seconds
+        truncate_file(self.folder / METRICS, self.position.metrics_bytes)
+        truncate_file(self.folder / SAMPLES, self.position.samples_bytes)
+
+    def run(self, interrupt: Interrupt) -> None:
+        """Train to the end and write the summary, or save a checkpoint and return as soon as `interrupt` is set.
+
+        Raises DivergedError when the loss or the gradient is no longer finite; the last checkpoint stays as it was.
+        """
+        self._reserve_time_for_the_end()
+        while (done := self.done()) < 1 and not interrupt.requested:
+            self._step(done)
+            if self._evaluation_is_due(done):
+                self._evaluate()
+                self._checkpoint()
+            elif time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
+                self._checkpoint()
+        if interrupt.requested:
+            self._checkpoint()
+            if self.position.evaluations == 0:  # nothing to call best yet, but a usable folder
+                save_weights(self.folder, self.model)
+            return
+        if self.position.loss_chars:
+            self._evaluate()
+            self._checkpoint()
+        self._finish()
+
+    def done(self) -> float:
+        """How much of the run is behind us, from 0 to 1."""
+        if self.training.max_minutes is not None:
+            available = max(self.training.max_minutes * 60 - self._reserved_seconds, 1e-9)
+            return (time.monotonic() - self._started) / available
+        return self.position.step / self.total_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps in the whole run; for runs by steps or epochs."""
+        if self.training.steps is not None:
+            return self.training.steps
+        assert self.training.epochs is not None
+        return self.training.epochs * len(self.windows)
+
+    def _step(self, done: float) -> None:
+        position = self.position
+        epoch, index = divmod(position.step, len(self.windows))
+        inputs, targets = self.windows.batch(epoch, index)
+        state = position.state if index and self.windows.carried else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.learning_rate * learning_rate_factor(done)
+
+        logits, state = self.model(inputs, state)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        nats = loss.item()
+        if not math.isfinite(nats + norm.item()):
+            raise DivergedError(
+                f"the loss diverged at step {position.step + 1} (loss {nats:g}, gradient norm {norm.item():g});"
+                " the last good checkpoint is kept; start again with a smaller --learning-rate or --clip"
+            )
+        self.optimizer.step()
+
+        position.step += 1
+        position.state = tuple(part.detach() for part in state) if self.windows.carried else None
+        position.chars += targets.numel()
+        position.loss_sum += nats * targets.numel()
+        position.loss_chars += targets.numel()
+        position.seconds = time.monotonic() - self._started
+        self.display.progress(done, position.step, position.loss_sum / position.loss_chars, self._speed())
+
+    def _speed(self) -> float:
+        """Characters per second since the last line of metrics.jsonl."""
+        return self.position.loss_chars / max(self.position.seconds - self.position.seconds_of_last_line, 1e-9)
+
+    def _evaluation_is_due(self, done_before: float) -> bool:
+        if self.training.evaluate_every:
+            return self.position.step % self.training.evaluate_every == 0
+        return int(self.done() * AUTOMATIC_EVALUATIONS) > int(done_before * AUTOMATIC_EVALUATIONS)
+
+    def _evaluate(self) -> None:
+        """Close a line of metrics.jsonl; keep the weights if they are the best so far; sample if it is time to."""
+        position = self.position
+        position.train_loss = position.loss_sum / position.loss_chars
+        speed = self._speed()
+        val_loss = None if self.held_out is None else self.held_out.loss(self.model, EVALUATED_CHARACTERS)
+        if val_loss is not None and not math.isfinite(val_loss):
+            raise DivergedError(
+                f"the validation loss became {val_loss} at step {position.step}; use a smaller --learning-rate"
+            )
+        if val_loss is None or position.best_val_loss is None or val_loss < position.best_val_loss:
+            save_weights(self.folder, self.model)
+            position.best_val_loss, position.best_step = val_loss, position.step
+        position.evaluations += 1
+        position.seconds = time.monotonic() - self._started
+        metrics = {
+            "step": position.step,
+            "epoch": round(position.step / len(self.windows), 4),
+            "chars": position.chars,
+            "train_loss": position.train_loss,
+            "val_loss": val_loss,
+            "perplexity": perplexity(position.train_loss),
+            "bits_per_char": None if val_loss is None else val_loss / math.log(2),
+            "chars_per_second": round(speed, 1),
+            "seconds": round(position.seconds, 3),
+        }
+        position.metrics_bytes += _append(self.folder / METRICS, json.dumps(metrics) + "\n")
+        self.display.evaluation(metrics)
+        if self.training.sample_every and position.evaluations % self.training.sample_every == 0 and self.done() < 1:
+            self._sample(self.model)
+        position.loss_sum, position.loss_chars = 0.0, 0
+        position.seconds_of_last_line = time.monotonic() - self._started
+
+    def _sample(self, model: CharacterModel) -> None:
+        training = model.training
+        model.eval()
+        for prefix in self.training.prefix:
+            text = generate(
+                model, self.config.vocabulary, prefix, SAMPLE_LENGTH, self.training.temperature, self.training.seed
+            )
+            header = f"--- step {self.position.step}, prefix {prefix!r}, temperature {self.training.temperature:g}"
+            sample = f"{header}\n{prefix}{text}\n\n"
+            self.position.samples_bytes += _append(self.folder / SAMPLES, sample)
+            self.display.line(sample.rstrip("\n"))
+        model.train(training)
+
+    def _checkpoint(self) -> None:
+        self.position.seconds = time.monotonic() - self._started
+        save_checkpoint(self.folder, self.position, self.model, self.optimizer, self.device)
+        self._last_checkpoint = time.monotonic()
+
+    def _reserve_time_for_the_end(self) -> None:
+        """Under --max-minutes the last pass over the held-out text counts as well: time a piece of it."""
+        if self.training.max_minutes is None or self.held_out is None:
+            return
+        started = time.monotonic()
+        self.held_out.loss(self.model, EVALUATED_CHARACTERS)
+        piece = min(self.held_out.inputs.shape[1], EVALUATED_CHARACTERS) / self.held_out.inputs.shape[1]
+        self._reserved_seconds = 1.0 + (time.monotonic() - started) / piece
+
+    def _finish(self) -> None:
+        """Measure the weights that were kept on the whole held-out text; write curves, last samples and the summary."""
+        best = load_run(self.folder).build().to(self.device)
+        val_loss = None if self.held_out is None else self.held_out.loss(best)
+        self._sample(best)
+        draw_curves(self.folder / METRICS, self.folder / CURVES)
+        position = self.position
+        seconds = time.monotonic() - self._started
+        summary: dict[str, Any] = {
+            "val_loss": val_loss,
+            "step": position.best_step,
+            "steps": position.step,
+            "train_loss": position.train_loss,
+            "bits_per_char": None if val_loss is None else val_loss / math.log(2),
+            "chars": position.chars,
+            "chars_per_second": round(position.chars / seconds, 1),
+            "seconds": round(seconds, 3),
+            "parameters": sum(weight.numel() for weight in self.model.parameters()),
+            "val_chars": 0 if self.held_out is None else self.held_out.characters,
+        }
+        replace_file(self.folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def _append(path: Path, text: str) -> int:
+    """Append `text` to `path`; its length in bytes."""
+    data = text.encode()
+    with path.open("ab") as file:
+        file.write(data)
+    return len(data)
