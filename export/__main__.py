@@ -1,0 +1,82 @@
+"""Export run folders as verified bundles.
+
+    python -m export runs/shakespeare --out bundles/
+    python -m export runs/* --out bundles/ --force --json report.json
+
+Every bundle is checked with ONNX Runtime against PyTorch before it is written; one that differs is not written.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from export.export import export_run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 1 if any run failed."""
+    options = _parser().parse_args(arguments)
+    rows = [_export(run, options.out, options.force) for run in options.run]
+    _print_table(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 1 if any(row["status"] == "failed" for row in rows) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="+", metavar="RUN", help="a run folder made by python -m train")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="where the bundles go, each a folder named like its run"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there and differs")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the closing table to this file too")
+    return parser
+
+
+def _export(run: str, out: Path, force: bool) -> dict[str, Any]:
+    """Export one run; whatever goes wrong with it is told and does not stop the others."""
+    started = time.monotonic()
+    row: dict[str, Any] = {"run": run, "bundle": None, "bytes": None, "difference": None, "parity": None}
+    try:
+        exported = export_run(run, out, force)
+        row |= {
+            "bundle": str(exported.folder),
+            "bytes": exported.size,
+            "difference": exported.parity.worst_difference,
+            "parity": exported.parity.report(),
+            "status": "unchanged" if exported.unchanged else "ok",
+        }
+    except (ValueError, OSError) as error:
+        print(f"error: {run}: {error}", file=sys.stderr)
+        row["status"] = "failed"
+    return row | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table("run", "bundle", "size", "worst difference", "characters compared", "excused", "seconds", "status")
+    for row in rows:
+        figures = ["-"] * 5
+        if parity := row["parity"]:
+            compared = sum(parity[f"{kind}_characters"] for kind in ("greedy", "sampled", "filtered"))
+            figures = [
+                row["bundle"],
+                f"{row['bytes'] / 1e6:.2f} MB",
+                f"{row['difference']:.1e}",
+                f"{compared:,}",
+                str(parity["excused"]),
+            ]
+        table.add_row(row["run"], *figures, f"{row['seconds']:.1f}", row["status"])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""From a run folder to a verified bundle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.bundle import MANIFEST, Bundle, BundleError, manifest_of, model_id, read_bundle, write_bundle
+from export.decode import decode_graph
+from export.model import model_graph
+from export.verify import Parity, verify
+from export.weights import weights_of
+from train.run import Run, load_run
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of one run."""
+
+    folder: Path
+    size: int  # bytes of all graphs
+    parity: Parity
+    unchanged: bool  # an identical bundle was there already
+
+
+def export_run(run_folder: str | Path, out: str | Path, force: bool = False) -> Exported:
+    """Export a run folder to the bundle `out`/NAME, NAME being the run folder's own; verified before anything is written.
+
+    Raises RunError for a run that cannot be used, ParityError if the graphs do not do what the model does, and BundleError if a
+    different bundle is there and `force` is not given.
+    """
+    run = load_run(run_folder)
+    name = Path(run_folder).resolve().name
+    folder = Path(out) / name
+    bundle = build_bundle(run, name)
+    unchanged = _is_there(folder, bundle, force)
+    parity = verify(bundle, run.build())
+    if not unchanged:
+        write_bundle(bundle, manifest_of(bundle, _training_summary(run), parity.report()), folder)
+    return Exported(folder, sum(map(len, bundle.graphs.values())), parity, unchanged)
+
+
+def build_bundle(run: Run, name: str) -> Bundle:
+    """The bundle of a run, in memory. Equal runs give equal bytes: no name, path or time is in the graphs."""
+    weights, vocabulary = weights_of(run), run.vocabulary
+    states = (("state_h", (run.model.layers, "batch", run.model.hidden)),)
+    metadata = {  # what another program needs to run a graph alone
+        "rill.model": json.dumps(run.model.to_json()),
+        "rill.states": json.dumps([{"name": name, "shape": shape} for name, shape in states]),
+        "rill.vocabulary": json.dumps(vocabulary.symbols, ensure_ascii=False),
+    }
+    graphs = {
+        "model": model_graph(weights, metadata),
+        "decode": decode_graph(weights, vocabulary.unknown_id, filters=False, metadata=metadata),
+        "decode_filters": decode_graph(weights, vocabulary.unknown_id, filters=True, metadata=metadata),
+    }
+    return Bundle(
+        name=name,
+        model_id=model_id(graphs, vocabulary),
+        model=run.model.to_json(),
+        precision="fp32",
+        vocabulary=vocabulary,
+        states=states,
+        graphs=graphs,
+    )
+
+
+def _is_there(folder: Path, bundle: Bundle, force: bool) -> bool:
+    """Whether `folder` already holds `bundle`. Raises BundleError if it holds something else and `force` is not given."""
+    if not folder.exists():
+        return False
+    if not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise BundleError(f"{folder} exists and is not a bundle; give another --out")  # never deleted, --force or not
+    try:
+        if read_bundle(folder).model_id == bundle.model_id:
+            return True
+    except BundleError:
+        if not force:
+            raise BundleError(f"{folder} holds a damaged bundle; replace it with --force") from None
+    if not force:
+        raise BundleError(f"{folder} holds a different bundle; replace it with --force")
+    return False
+
+
+def _training_summary(run: Run) -> dict[str, Any]:
+    """What summary.json says of the training, or nothing if the run was never finished."""
+    path = run.folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return summary

@@ -1,0 +1,71 @@
+"""A small builder for ONNX graphs: operators are called like functions, names are given in order, bytes are reproducible."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 21  # the oldest opset with all operators used here in their present form; ONNX Runtime >= 1.18 runs it
+IR_VERSION = 10  # the file format that came with it
+
+FLOAT = TensorProto.FLOAT
+INT64 = TensorProto.INT64
+
+Shape = Sequence[int | str]
+
+
+def tensor(name: str, dtype: int, shape: Shape) -> onnx.ValueInfoProto:
+    """A typed graph input or output; a string in `shape` is a dynamic axis."""
+    return helper.make_tensor_value_info(name, dtype, list(shape))
+
+
+class Graph:
+    """Nodes and constants of one graph under construction.
+
+    A value is its name (str). `Graph("step", within=outer)` is the body of a loop in `outer`: it may use the values of `outer`.
+    """
+
+    def __init__(self, name: str, within: "Graph | None" = None) -> None:
+        self.name = name
+        # ONNX wants names unique across a graph and the bodies in it.
+        self._prefix = f"{within._prefix}{name}." if within else ""
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def constant(self, value: np.ndarray[Any, Any] | list[int] | int | float, name: str = "") -> str:
+        """A constant; Python numbers become int64 or float32."""
+        array = np.asarray(value)
+        if not isinstance(value, np.ndarray):
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        name = f"{self._prefix}{name or f'constant_{len(self._constants)}'}"
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, out: str = "", **attributes: object) -> str:
+        """One operator with one output; the output's name is `out`, or made from the operator's."""
+        return self.ops(kind, *inputs, out=[out or f"{self._prefix}{kind}_{len(self._nodes)}"], **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, out: Sequence[str] | int, **attributes: object) -> list[str]:
+        """One operator with several outputs: their names, or how many."""
+        if isinstance(out, int):
+            out = [f"{self._prefix}{kind}_{len(self._nodes)}_{index}" for index in range(out)]
+        self._nodes.append(
+            helper.make_node(kind, inputs, out, name=f"{self._prefix}{kind}#{len(self._nodes)}", **attributes)
+        )
+        return list(out)
+
+    def finish(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.GraphProto:
+        """The graph with its interface."""
+        return helper.make_graph(self._nodes, self.name, inputs, outputs, self._constants)
+
+
+def model_bytes(graph: onnx.GraphProto, metadata: Mapping[str, str]) -> bytes:
+    """The checked model, serialised; equal graphs and metadata give equal bytes. Raises onnx.checker.ValidationError."""
+    model = helper.make_model(
+        graph, producer_name="rill", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)

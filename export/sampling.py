@@ -1,0 +1,106 @@
+"""How a character is chosen from logits: the parameters, the uniforms, and the NumPy reference. NumPy and standard library only.
+
+The same choice is made in three places that must agree: here, in the serving graph (`export.decode`) and in PyTorch (`train.sample`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+# Greedy is the limit of small temperatures: dividing by this makes every logit below the maximum underflow to no mass.
+GREEDY_TEMPERATURE = float(np.finfo(np.float32).tiny)
+
+
+class SamplingError(ValueError):
+    """A sampling parameter is out of range. `parameter` is its name."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose characters. Raises SamplingError, naming the parameter, for a value that has no meaning.
+
+    `logit_bias` maps symbol ids to what is added to their logits; -inf bans a symbol.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails every comparison and is refused.
+        if not 0 <= self.temperature < math.inf:
+            raise SamplingError("temperature", f"temperature must be a finite number >= 0, not {self.temperature}")
+        if not self.top_k >= 0:
+            raise SamplingError("top_k", f"top_k must be >= 0, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise SamplingError("top_p", f"top_p must be in (0, 1], not {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise SamplingError("min_p", f"min_p must be in [0, 1], not {self.min_p}")
+        for bias in self.logit_bias.values():
+            if not bias < math.inf:
+                raise SamplingError("logit_bias", f"a logit bias must be a finite number or -infinity, not {bias}")
+
+    @property
+    def filtered(self) -> bool:
+        """Whether anything but the temperature shapes the choice."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or bool(self.logit_bias)
+
+
+def uniforms(seed: int, start: int, count: int) -> Floats:
+    """The values u[start : start + count] of a stream's uniforms, float32 in [0, 1).
+
+    u is `numpy.random.Generator(numpy.random.Philox(key=seed)).random(dtype=float32)`. Philox makes blocks of four 64-bit words,
+    each word two float32, so `advance` jumps eight values at a time. Source: Salmon et al., Parallel random numbers: as easy as
+    1, 2, 3 (2011).
+    """
+    bits = np.random.Philox(key=seed)
+    bits.advance(start // 8)
+    return np.random.Generator(bits).random(start % 8 + count, dtype=np.float32)[start % 8 :]
+
+
+def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id: int | None = None) -> int:
+    """The id that `sampling` chooses from one row of logits, float32 [vocab], with the uniform `u` in [0, 1).
+
+    The reference for the serving graph: float32, operation by operation in the same order.
+    """
+    logits = logits.astype(np.float32, copy=True)
+    for symbol, bias in sampling.logit_bias.items():
+        logits[symbol] += np.float32(bias)
+    if unknown_id is not None:
+        logits[unknown_id] = -np.inf
+    greedy = sampling.temperature == 0
+    temperature = np.float32(GREEDY_TEMPERATURE if greedy else sampling.temperature)
+    with np.errstate(over="ignore", under="ignore"):
+        mass = np.exp((logits - logits.max()) / temperature)  # not normalised: the largest is 1
+    mass[mass < _threshold(mass, sampling)] = 0
+    cumulative = np.cumsum(mass, dtype=np.float32)
+    # The last sum exceeds u times itself for every float32 u < 1, so there always is a first one that does.
+    return int(np.argmax(cumulative > np.float32(0 if greedy else u) * cumulative[-1]))
+
+
+def _threshold(mass: Floats, sampling: Sampling) -> Any:
+    """The smallest mass that the filters keep; equal masses share their fate, so a threshold says it all."""
+    ordered = -np.sort(-mass)
+    # Fewer than k are strictly larger than the k-th largest.
+    top_k = ordered[min(sampling.top_k or len(mass), len(mass)) - 1]
+    kept = np.where(ordered >= top_k, ordered, np.float32(0))
+    cumulative = np.cumsum(kept, dtype=np.float32)
+    ahead = np.concatenate(
+        [[np.float32(0)], cumulative[:-1]]
+    )  # for the first of several equals: the strictly larger ones
+    nucleus = int((ahead < np.float32(sampling.top_p) * cumulative[-1]).sum())  # >= 1: nothing is ahead of the first
+    top_p = ordered[nucleus - 1] if sampling.top_p < 1 else 0
+    return max(top_k, top_p, np.float32(sampling.min_p) * ordered[0])
