@@ -52,6 +52,10 @@ class Vocabulary:
     def _ids(self) -> dict[str, int]:
         return {symbol: index for index, symbol in enumerate(self.symbols)}
 
+    def id_of(self, symbol: str) -> int | None:
+        """The id of `symbol`, or None."""
+        return self._ids.get(symbol)
+
     @property
     def unknown_id(self) -> int | None:
         """The id of `<unk>`, or None."""

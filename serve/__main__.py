@@ -1,0 +1,70 @@
+"""Serve bundles as streaming text over gRPC.
+
+    python -m serve bundles/shakespeare
+    python -m serve bundles/a bundles/b --host 0.0.0.0 --port 50051 --device cuda
+
+When ready it prints one line on stdout: rill: listening on HOST:PORT (models: ...; provider: ...). Logs go to stderr.
+SIGTERM or Ctrl-C drains: live streams may finish for --drain-seconds; a second signal ends at once.
+"""
+
+import argparse
+import asyncio
+import ipaddress
+import sys
+
+from serve.errors import StartError
+from serve.server import Settings, log, log_to_stderr, serve
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 2 if the server could not start."""
+    settings = _settings(arguments)
+    log_to_stderr()
+    if not _is_loopback(settings.host):
+        log.warning("listening on %s without encryption or credentials: anybody who can reach it can use it", settings.host)
+    try:
+        asyncio.run(serve(settings))
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _settings(arguments: list[str] | None) -> Settings:
+    defaults = Settings(bundles=())
+    parser = argparse.ArgumentParser(
+        prog="python -m serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def flag(name: str, kind: type, default: object, text: str) -> None:
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
+
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="a bundle folder; the first is the default model")
+    flag("host", str, defaults.host, "address to listen on")
+    flag("port", int, defaults.port, "port to listen on; 0 takes a free one")
+    flag("device", str, defaults.device, "auto, cpu, cuda or cuda:N")
+    flag("threads", int, defaults.threads, "ONNX Runtime threads per model")
+    flag("max-streams", int, defaults.max_streams, "streams that a model runs at once")
+    flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, per model; more are refused")
+    flag("max-prompt", int, defaults.max_prompt, "characters of the longest prompt")
+    flag("round-milliseconds", float, 1000 * defaults.round_seconds, "how long an engine round lasts at most, about")
+    flag("drain-seconds", float, defaults.drain_seconds, "how long live streams may finish when the server is to stop")
+    options = vars(parser.parse_args(arguments))
+    for name, least in [("port", 0), ("threads", 1), ("max_streams", 1), ("max_waiting", 0), ("max_prompt", 1)]:
+        if options[name] < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {options[name]}")
+    for name in ("round_milliseconds", "drain_seconds"):
+        if not 0 <= options[name] < float("inf"):
+            parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")
+    return Settings(round_seconds=options.pop("round_milliseconds") / 1000, **options)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Between text and symbol ids, whole arrays at a time."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.vocab import UNKNOWN, UnknownCharacterError, Vocabulary
+
+Ids = NDArray[np.int64]
+
+
+class Codec:
+    """Text to ids and back for one vocabulary, without a step of Python per character."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        symbols = vocabulary.symbols
+        self._unknown_id = vocabulary.unknown_id
+        # U+FFFD stands where `<unk>` has its id; no graph ever produces it.
+        self._code_points = np.array([0xFFFD if symbol == UNKNOWN else ord(symbol) for symbol in symbols], "<u4")
+        self._ids = np.full(int(self._code_points.max()) + 2, -1, np.int64)  # the last entry: beyond all of them
+        known = [index for index, symbol in enumerate(symbols) if symbol != UNKNOWN]
+        self._ids[self._code_points[known]] = known
+
+    def encode(self, text: str) -> Ids:
+        """The ids of `text`, int64 [characters]. Raises UnknownCharacterError unless there is `<unk>` to fall back on."""
+        code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        ids: Ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
+        missing = np.flatnonzero(ids < 0)
+        if missing.size and self._unknown_id is None:
+            position = int(missing[0])
+            raise UnknownCharacterError(text[position], position)
+        ids[missing] = self._unknown_id or 0
+        return ids
+
+    def decode(self, ids: Ids, starts: Ids, ends: Ids) -> list[str]:
+        """The texts of rows: characters `starts[i]` to `ends[i]` of `ids`, int64 [rows, time]."""
+        code_points = self._code_points[ids]
+        return [
+            row[start:end].tobytes().decode("utf-32-le")
+            for row, start, end in zip(code_points, starts.tolist(), ends.tolist(), strict=True)
+        ]

@@ -1,0 +1,51 @@
+"""What the server refuses, and why; each becomes one gRPC status (`serve.status`).
+
+RillError
+├── StartError              the server cannot start: a bundle, a device, a port
+├── RequestError            a field of the request is wrong
+├── ModelNotFoundError      no such model here
+├── NotSupportedError       a part of the API that this version does not have
+├── WaitingLineFullError    too many streams; says when to try again
+├── DrainingError           the server is going away
+└── EngineError             an engine round failed; the fault is ours
+"""
+
+
+class RillError(Exception):
+    """Base of all errors here; the message is for the user."""
+
+
+class StartError(RillError):
+    """The server cannot start as it was asked to."""
+
+
+class RequestError(RillError):
+    """A field of the request is wrong: `field` is its name in rill.proto."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ModelNotFoundError(RillError):
+    """No model of that name is served here."""
+
+
+class NotSupportedError(RillError):
+    """The request uses a part of the API that this version does not have."""
+
+
+class WaitingLineFullError(RillError):
+    """All slots and all places in the waiting line are taken."""
+
+    def __init__(self, message: str, retry_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class DrainingError(RillError):
+    """The server is going away and takes no new streams."""
+
+
+class EngineError(RillError):
+    """An engine round failed; its streams end."""

@@ -1,0 +1,70 @@
+"""A served model: its bundle, its engine, and the way of a stream from a free slot to its end."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from export.bundle import Bundle
+from serve.admission import Admission
+from serve.codec import Codec
+from serve.engine import Delivery, Engine
+from serve.rows import Rows
+from serve.runtime import Decoder
+from serve.stream import End, Order, Stream
+
+
+class Model:
+    """One bundle with its engine, slots and live streams; made and used on the event loop."""
+
+    def __init__(self, bundle: Bundle, decoder: Decoder, slots: int, waiting: int, round_seconds: float) -> None:
+        self.bundle, self.provider = bundle, decoder.provider
+        self.codec = Codec(bundle.vocabulary)
+        self.admission = Admission(slots, waiting)
+        rows = Rows(slots, bundle.layers, bundle.hidden, len(bundle.vocabulary))
+        self.engine = Engine(decoder, self.codec, rows, self._deliver, round_seconds)
+        self._live: set[Stream] = set()
+
+    @asynccontextmanager
+    async def stream(self, order: Order) -> AsyncIterator[Stream]:
+        """A live stream, as soon as a slot is free; leaving the context ends it, whatever it was doing.
+
+        Raises WaitingLineFullError.
+        """
+        stream = Stream(order, await self.admission.acquire())
+        self._live.add(stream)
+        self.engine.join(stream)
+        try:
+            yield stream
+        finally:
+            if stream in self._live:
+                self.engine.leave(stream)
+
+    def sent(self, stream: Stream, text: str) -> None:
+        """`text` has been written to the reader of `stream`: the engine may make as much again."""
+        stream.sent += len(text)
+        if stream in self._live:
+            self.engine.read(stream, len(text))
+
+    @property
+    def live(self) -> int:
+        """Streams with a slot."""
+        return len(self._live)
+
+    def drain(self) -> None:
+        """End all live streams as DRAINING, after what has been made for them."""
+        for stream in self._live:
+            stream.finish(End.DRAINING)
+
+    def _deliver(self, deliveries: list[Delivery]) -> None:
+        now = time.monotonic()
+        for delivery in deliveries:
+            stream = delivery.stream
+            if delivery.gone:
+                self._live.discard(stream)
+                self.admission.release(stream.slot)
+            if delivery.error:
+                stream.fail(delivery.error)
+            elif delivery.text:
+                stream.deliver(delivery.text, now)
+            if delivery.end:
+                stream.finish(delivery.end)

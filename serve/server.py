@@ -1,0 +1,153 @@
+"""The server's life: start up, serve until a signal, drain."""
+
+import asyncio
+import atexit
+import logging
+import logging.handlers
+import queue
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from export.bundle import Bundle, BundleError, read_bundle
+from protos import rill_pb2 as pb
+from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
+from serve.errors import DrainingError, StartError
+from serve.model import Model
+from serve.runtime import Decoder, choose_device, warn_of_two_runtimes
+from serve.service import MAX_PROMPT, TextGeneration
+
+SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
+STOP_SECONDS = 1.0  # of the drain: for the last messages
+
+log = logging.getLogger("rill")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `python -m serve` can be told; the fields are its flags."""
+
+    bundles: Sequence[str]
+    host: str = "127.0.0.1"
+    port: int = 50051
+    device: str = "auto"
+    threads: int = 1
+    max_streams: int = 4096
+    max_waiting: int = 1024
+    max_prompt: int = MAX_PROMPT
+    round_seconds: float = 0.010
+    drain_seconds: float = 10.0
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
+    stop = _stop_signals()
+    models = _load(settings)
+    try:
+        service = TextGeneration(models, settings.max_prompt)
+        async with _listening(service, settings) as (port, healths):
+            provider = next(iter(models.values())).provider
+            print(
+                f"rill: listening on {settings.host}:{port} (models: {', '.join(models)}; provider: {provider})", flush=True
+            )
+            await stop.get()
+            log.info("draining: %d live streams", sum(model.live for model in models.values()))
+            await healths.enter_graceful_shutdown()
+            drained = asyncio.create_task(_drain(service, models, settings.drain_seconds))
+            again = asyncio.create_task(stop.get())
+            await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
+            drained.cancel()
+            again.cancel()
+    finally:
+        for model in models.values():
+            model.engine.stop()
+    log.info("stopped")
+
+
+def _stop_signals() -> asyncio.Queue[signal.Signals]:
+    """A queue that receives the signals which ask the server to stop."""
+    received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received.put_nowait, number)
+    return received
+
+
+def _load(settings: Settings) -> dict[str, Model]:
+    """The models by name, in the order given, warmed up. Raises StartError for the first that cannot be served."""
+    warn_of_two_runtimes()
+    provider, device_id = choose_device(settings.device)
+    decoders: list[tuple[Bundle, Decoder]] = []
+    for folder in settings.bundles:
+        try:
+            bundle = read_bundle(folder)
+        except BundleError as error:
+            raise StartError(str(error)) from None
+        if any(bundle.name == other.name for other, _ in decoders):
+            raise StartError(f"two bundles are named {bundle.name!r}; a server needs different names")
+        decoders.append((bundle, Decoder(bundle, provider, device_id, settings.threads)))
+    return {
+        bundle.name: Model(bundle, decoder, settings.max_streams, settings.max_waiting, settings.round_seconds)
+        for bundle, decoder in decoders
+    }
+
+
+@asynccontextmanager
+async def _listening(service: TextGeneration, settings: Settings) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
+    """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+            # A prompt that is too long should get our own answer: room for 4 bytes a character and more.
+            ("grpc.max_receive_message_length", 8 * settings.max_prompt + 65_536),
+        ]
+    )
+    add_TextGenerationServicer_to_server(service, server)
+    healths = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: in use, or no address of this machine")
+    for name in ("", SERVICE):
+        await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await server.start()
+    try:
+        yield port, healths
+    finally:
+        await server.stop(STOP_SECONDS)
+
+
+async def _drain(service: TextGeneration, models: dict[str, Model], seconds: float) -> None:
+    """Refuse new streams, let live ones finish, and end those that have not in time to be told."""
+    service.draining = True
+    for model in models.values():
+        model.admission.refuse(DrainingError("the server is going away and takes no new streams"))
+    deadline = asyncio.get_running_loop().time() + max(seconds - STOP_SECONDS, 0)
+    while any(model.live for model in models.values()) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+    for model in models.values():
+        model.drain()
+
+
+def log_to_stderr() -> None:
+    """Log through a queue, so that a slow stderr never holds up the event loop."""
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    out = logging.StreamHandler(sys.stderr)
+    out.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    listener = logging.handlers.QueueListener(lines, out)
+    listener.start()
+    log.addHandler(logging.handlers.QueueHandler(lines))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    atexit.register(listener.stop)

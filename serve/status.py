@@ -1,0 +1,65 @@
+"""From errors to gRPC statuses with google.rpc details, in one place."""
+
+from typing import TYPE_CHECKING, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from serve.errors import (
+    DrainingError,
+    EngineError,
+    ModelNotFoundError,
+    NotSupportedError,
+    RequestError,
+    RillError,
+    WaitingLineFullError,
+)
+
+if TYPE_CHECKING:  # the class takes its parameters in the stubs only
+    from typing import Any as Anything
+
+    Context = grpc.aio.ServicerContext[Anything, Anything]
+else:
+    Context = grpc.aio.ServicerContext
+
+_CODES: dict[type[RillError], grpc.StatusCode] = {
+    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
+    NotSupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DrainingError: grpc.StatusCode.UNAVAILABLE,
+    EngineError: grpc.StatusCode.INTERNAL,
+}
+
+
+async def abort(context: Context, error: RillError) -> NoReturn:
+    """End the call with the status of `error`; its details go where `grpc_status.rpc_status` reads them. Never returns."""
+    code = _CODES[type(error)]
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    if details := _details(error):
+        status = Status(code=code.value[0], message=str(error), details=[_packed(detail) for detail in details])
+        metadata = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(code, str(error), metadata)
+
+
+def _details(error: RillError) -> list[Message]:
+    match error:
+        case RequestError():
+            return [BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=str(error))])]
+        case WaitingLineFullError():
+            delay = Duration()
+            delay.FromMilliseconds(int(error.retry_seconds * 1000))
+            return [RetryInfo(retry_delay=delay)]
+        case _:
+            return []
+
+
+def _packed(message: Message) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed
