@@ -1,4 +1,4 @@
-"""A bundle: a folder with the graphs of one model and the manifest that describes them. NumPy and standard library only.
+"""A bundle: a folder with the graphs of one model and the manifest that describes them. Standard library only.
 
     manifest.json         format_version, name, model_id, model, precision, vocabulary, states, graphs, training, parity
     model.onnx            the portable graph (`export.model`)
@@ -88,7 +88,7 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
 
 
 def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> None:
-    """Write the bundle's folder: aside, then renamed, so that `folder` is the old one or the new one. Raises OSError."""
+    """Write the bundle's folder aside, then rename it: `folder` is the old one or the new one. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (aside, old):  # of an export that was killed
@@ -148,7 +148,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if path.stat().st_size > _MANIFEST_BYTES:
         raise BundleError(f"{path} is larger than {_MANIFEST_BYTES} bytes: not a manifest of ours")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BundleError(f"{path} is not JSON ({error}); export the run again") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None

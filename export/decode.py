@@ -3,7 +3,7 @@
     inputs    token         int64 [batch]                 each row's last character: the next one the model reads
               state_h       f32   [layers, batch, hidden]
               uniforms      f32   [time, batch]           in [0, 1): what chooses the character of each step
-              forced        int64 [time, batch]           >= 0: take this character instead (a prompt, a replay); -1: choose
+              forced        int64 [time, batch]           >= 0: take this character (a prompt, a replay); -1: choose
               steps         int64 [batch]                 how many steps each row takes; then its state stays as it is
               temperature   f32   [batch]                 0 is greedy
     and, in the variant with filters,
@@ -14,12 +14,12 @@
     outputs   tokens        int64 [time, batch]           a row's entries from its `steps` on mean nothing
               next_state_h  f32   [layers, batch, hidden]
 
-A row's next `token` is its entry in `tokens` at `steps - 1`. Rows do not influence one another: a row's bits are the same in
-any batch and however its steps are cut into calls, and the variants agree where the filters are off (all tested).
+A row's next `token` is its entry in `tokens` at `steps - 1`. Rows do not influence one another: a row's bits are the
+same in any batch and however its steps are cut into calls, and the variants agree where the filters are off (tested).
 
-One `Scan` runs the step over time, and what the step costs decides the speed of everything. So it is folded: a character is an
-index, and the first layer's input product is a row of a table made here; biases that meet are added here; the update gate is
-turned round, u = 1 - z, so that h' = h + u (n - h) and a row past its limit is frozen by setting u to 0.
+One `Scan` runs the step over time, and what the step costs decides the speed of everything. So it is folded: a
+character is an index, and the first layer's input product is a row of a table made here; biases that meet are added
+here; the update gate is turned round, u = 1 - z, so that h' = h + u (n - h) and u = 0 freezes a row past its limit.
 """
 
 from collections.abc import Callable, Mapping
@@ -169,7 +169,8 @@ def _network(g: Graph, weights: Weights, token: str, states: list[str], next_sta
 def _gru_step(g: Graph, layer: GRULayer, x_gates: str, x_candidate: str, h: str, active: str, out: str) -> str:
     """r, u = sigmoid(x_ru + h U_ru);  n = tanh(x_n + r (h U_n + b_n));  h' = h + u (n - h).
 
-    The GRU of torch.nn.GRU with u = 1 - z. `x_gates` (batch, 2 * hidden) and `x_candidate` (batch, hidden) hold the input's part.
+    The equations of torch.nn.GRU with u = 1 - z; the input's part is in `x_gates` (batch, 2 * hidden) and
+    `x_candidate` (batch, hidden).
     """
     gates, candidate = _split_gates(layer.hidden.T)
     _, candidate_bias = _split_gates(layer.hidden_bias)

@@ -24,10 +24,10 @@ class Exported:
 
 
 def export_run(run_folder: str | Path, out: str | Path, force: bool = False) -> Exported:
-    """Export a run folder to the bundle `out`/NAME, NAME being the run folder's own; verified before anything is written.
+    """Export a run folder to the bundle `out`/NAME, NAME being the run folder's own; verified before it is written.
 
-    Raises RunError for a run that cannot be used, ParityError if the graphs do not do what the model does, and BundleError if a
-    different bundle is there and `force` is not given.
+    Raises RunError for a run that cannot be used, ParityError if the graphs do not do what the model does, and
+    BundleError if a different bundle is there and `force` is not given.
     """
     run = load_run(run_folder)
     name = Path(run_folder).resolve().name
@@ -66,7 +66,7 @@ def build_bundle(run: Run, name: str) -> Bundle:
 
 
 def _is_there(folder: Path, bundle: Bundle, force: bool) -> bool:
-    """Whether `folder` already holds `bundle`. Raises BundleError if it holds something else and `force` is not given."""
+    """Whether `folder` already holds `bundle`. Raises BundleError for something else, unless `force` may replace it."""
     if not folder.exists():
         return False
     if not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):

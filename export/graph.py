@@ -1,4 +1,4 @@
-"""A small builder for ONNX graphs: operators are called like functions, names are given in order, bytes are reproducible."""
+"""A small builder for ONNX graphs: operators are called like functions, and equal graphs give equal bytes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,13 +24,14 @@ def tensor(name: str, dtype: int, shape: Shape) -> onnx.ValueInfoProto:
 class Graph:
     """Nodes and constants of one graph under construction.
 
-    A value is its name (str). `Graph("step", within=outer)` is the body of a loop in `outer`: it may use the values of `outer`.
+    A value is its name (str). `Graph("step", within=outer)` is the body of a loop in `outer`; it may use the values
+    of `outer`.
     """
 
     def __init__(self, name: str, within: "Graph | None" = None) -> None:
         self.name = name
         # ONNX wants names unique across a graph and the bodies in it.
-        self._prefix = f"{within._prefix}{name}." if within else ""
+        self._prefix: str = f"{within._prefix}{name}." if within else ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
@@ -43,11 +44,11 @@ class Graph:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def op(self, kind: str, *inputs: str, out: str = "", **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         """One operator with one output; the output's name is `out`, or made from the operator's."""
         return self.ops(kind, *inputs, out=[out or f"{self._prefix}{kind}_{len(self._nodes)}"], **attributes)[0]
 
-    def ops(self, kind: str, *inputs: str, out: Sequence[str] | int, **attributes: object) -> list[str]:
+    def ops(self, kind: str, *inputs: str, out: Sequence[str] | int, **attributes: Any) -> list[str]:
         """One operator with several outputs: their names, or how many."""
         if isinstance(out, int):
             out = [f"{self._prefix}{kind}_{len(self._nodes)}_{index}" for index in range(out)]
@@ -62,7 +63,7 @@ class Graph:
 
 
 def model_bytes(graph: onnx.GraphProto, metadata: Mapping[str, str]) -> bytes:
-    """The checked model, serialised; equal graphs and metadata give equal bytes. Raises onnx.checker.ValidationError."""
+    """The checked model, serialised. Raises onnx.checker.ValidationError."""
     model = helper.make_model(
         graph, producer_name="rill", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )

@@ -1,6 +1,7 @@
-"""How a character is chosen from logits: the parameters, the uniforms, and the NumPy reference. NumPy and standard library only.
+"""How a character is chosen from logits: the parameters, the uniforms and the NumPy reference.
 
-The same choice is made in three places that must agree: here, in the serving graph (`export.decode`) and in PyTorch (`train.sample`).
+The same choice is made in three places that must agree: here, in the serving graph (`export.decode`) and in PyTorch
+(`train.sample`). NumPy and standard library only: the server reads this module too.
 """
 
 import math
@@ -62,9 +63,9 @@ class Sampling:
 def uniforms(seed: int, start: int, count: int) -> Floats:
     """The values u[start : start + count] of a stream's uniforms, float32 in [0, 1).
 
-    u is `numpy.random.Generator(numpy.random.Philox(key=seed)).random(dtype=float32)`. Philox makes blocks of four 64-bit words,
-    each word two float32, so `advance` jumps eight values at a time. Source: Salmon et al., Parallel random numbers: as easy as
-    1, 2, 3 (2011).
+    u is `numpy.random.Generator(numpy.random.Philox(key=seed)).random(dtype=float32)`. Philox makes blocks of four
+    64-bit words, each word two float32, so `advance` jumps eight values at a time. Source: Salmon et al., Parallel
+    random numbers: as easy as 1, 2, 3 (2011).
     """
     bits = np.random.Philox(key=seed)
     bits.advance(start // 8)

@@ -1,9 +1,9 @@
-"""Whether the exported graphs do what the PyTorch model does: run after every export, on the bytes that will be written.
+"""Whether the exported graphs do what the PyTorch model does: run at every export, on the bytes to be written.
 
 Two things are shown with ONNX Runtime on the CPU against plain PyTorch, both in float32:
 
-- teacher-forced: logits and states from random non-zero states, over chained calls of random lengths and batch sizes, differ by at
-  most 1e-5 + 1e-5 |x|;
+- teacher-forced: logits and states from random non-zero states, over chained calls of random lengths and batch sizes,
+  differ by at most 1e-5 + 1e-5 |x|;
 - free-running: thousands of characters in a row are the same, greedy, sampled, and sampled with filters.
 """
 
@@ -37,7 +37,7 @@ class ParityError(ValueError):
 
 @dataclass(frozen=True)
 class Parity:
-    """What was compared. Differences are the largest absolute ones; `excused` counts choices within 1e-4 of their boundary."""
+    """What was compared. Differences are the largest absolute ones; `excused` counts choices at a boundary (NEAR)."""
 
     logits_difference: float
     state_difference: float
@@ -58,7 +58,7 @@ class Parity:
 
 
 def verify(bundle: Bundle, model: CharacterModel, seed: int = 0) -> Parity:
-    """Compare all graphs of `bundle` with `model`. Raises ParityError, with figures, at the first that does not hold."""
+    """Compare all graphs of `bundle` with `model`. Raises ParityError, with figures, where one does not hold."""
     graphs = {key: session(graph) for key, graph in bundle.graphs.items()}
     rng = np.random.default_rng(seed)
     with torch.inference_mode():
@@ -139,7 +139,10 @@ def difference(what: str, got: Array, expected: Array) -> float:
 
 
 def decode_feeds(graph: ort.InferenceSession, token: Array, state: Array, u: Array, sampling: Sampling) -> Feeds:
-    """Inputs of a serving graph for rows that all sample alike: `token` [batch], `state` [layers, batch, hidden], `u` [time, batch]."""
+    """Inputs of a serving graph for rows that sample alike.
+
+    `token` [batch], `state` [layers, batch, hidden], `u` [time, batch].
+    """
     time, batch = u.shape
     feeds: Feeds = {
         "token": token,
@@ -200,8 +203,10 @@ def _picker(default: Sampling, unknown_id: int | None) -> Picker:
 
     def pick(logits: torch.Tensor, u: float, sampling: Sampling | None = None) -> int:
         use = sampling or default
-        row = [torch.tensor([value]) for value in (u, use.temperature, use.top_k, use.top_p, use.min_p)]
-        return int(choose(logits[None], *row, unknown_id=unknown_id))
+        u_row, temperature, top_k, top_p, min_p = (
+            torch.tensor([value]) for value in (u, use.temperature, use.top_k, use.top_p, use.min_p)
+        )
+        return int(choose(logits[None], u_row, temperature, top_k, top_p, min_p, unknown_id))
 
     return pick
 

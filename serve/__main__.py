@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     settings = _settings(arguments)
     log_to_stderr()
     if not _is_loopback(settings.host):
-        log.warning("listening on %s without encryption or credentials: anybody who can reach it can use it", settings.host)
+        log.warning(
+            "listening on %s without encryption or credentials: anybody who can reach it can use it", settings.host
+        )
     try:
         asyncio.run(serve(settings))
     except StartError as error:

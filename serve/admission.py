@@ -32,14 +32,17 @@ class Admission:
             return self._free.pop()
         if len(self._line) >= self._most_waiting:
             raise WaitingLineFullError(
-                f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later", RETRY_SECONDS
+                f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later",
+                RETRY_SECONDS,
             )
         place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._line.append(place)
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and not place.exception():  # a slot was given in the moment of cancellation
+            if (
+                place.done() and not place.cancelled() and not place.exception()
+            ):  # a slot was given in the moment of cancellation
                 self.release(place.result())
             elif place in self._line:
                 self._line.remove(place)

@@ -1,4 +1,4 @@
-"""Clients of a Rill server: `Client` for ordinary programs, `AsyncClient` for asyncio. Needs grpcio and nothing else of ours.
+"""Clients of a Rill server: `Client` for ordinary programs, `AsyncClient` for asyncio.
 
     from serve.client import Client
 
@@ -6,7 +6,7 @@
         for piece in client.generate("To be", max_chars=400, temperature=0.8, seed=7):
             print(piece, end="", flush=True)
 
-The command is `rill` (`serve.command`), also `python -m serve.client`.
+Needs grpcio and protobuf only. The command is `rill` (`serve.command`), also `python -m serve.client`.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from protos.rill_pb2_grpc import TextGenerationStub
 
 
 class ServerError(Exception):
-    """The server ended a call with an error, or cannot be reached. `code` is the gRPC status, str(error) its message."""
+    """The server ended a call with an error, or cannot be reached. `code` is the gRPC status."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
@@ -46,7 +46,7 @@ def generate_request(
 
     Raises ValueError for what no message can hold: a negative seed, say.
     """
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     return pb.GenerateRequest(
         model=model,
         prompt=prompt,
@@ -61,7 +61,7 @@ def generate_request(
 
 
 class Client:
-    """A client for `target`, "HOST:PORT" or several with commas between them: the next is tried when one cannot be reached.
+    """A client for `target`: "HOST:PORT", or several with commas between them, tried in turn until one is reached.
 
     Its methods raise ServerError. Safe to use from several threads; a context manager.
     """
@@ -70,7 +70,7 @@ class Client:
         self._channels = [grpc.insecure_channel(address) for address in _addresses(target)]
 
     def generate(self, prompt: str = "", *, timeout: float | None = None, **parameters: Any) -> Iterator[str]:
-        """The pieces of a text, as they arrive. `parameters` are those of `generate_request`; `timeout` is in seconds."""
+        """The pieces of a text as they arrive. `parameters` as for `generate_request`; `timeout` in seconds."""
         for message in self.stream(generate_request(prompt, **parameters), timeout=timeout):
             if message.text:
                 yield message.text
@@ -122,8 +122,10 @@ class AsyncClient:
     def __init__(self, target: str) -> None:
         self._channels = [grpc.aio.insecure_channel(address) for address in _addresses(target)]
 
-    async def generate(self, prompt: str = "", *, timeout: float | None = None, **parameters: Any) -> AsyncIterator[str]:
-        """The pieces of a text, as they arrive. `parameters` are those of `generate_request`; `timeout` is in seconds."""
+    async def generate(
+        self, prompt: str = "", *, timeout: float | None = None, **parameters: Any
+    ) -> AsyncIterator[str]:
+        """The pieces of a text as they arrive. `parameters` as for `generate_request`; `timeout` in seconds."""
         async for message in self.stream(generate_request(prompt, **parameters), timeout=timeout):
             if message.text:
                 yield message.text

@@ -21,7 +21,7 @@ class Codec:
         self._ids[self._code_points[known]] = known
 
     def encode(self, text: str) -> Ids:
-        """The ids of `text`, int64 [characters]. Raises UnknownCharacterError unless there is `<unk>` to fall back on."""
+        """The ids of `text`, int64 [characters]. Raises UnknownCharacterError where no `<unk>` can stand in."""
         code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
         ids: Ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
         missing = np.flatnonzero(ids < 0)

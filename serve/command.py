@@ -1,8 +1,8 @@
 """The `rill` command: text from a server, in the terminal.
 
-    rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
-    rill generate --target HOST:PORT --max-chars 0 | head -c 1000
-    rill models
+rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
+rill generate --target HOST:PORT --max-chars 0 | head -c 1000
+rill models
 """
 
 import argparse
@@ -63,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     ]:
         generate.add_argument(f"--{name}", type=kind, help=text)
     generate.add_argument(
-        "--logit-bias", type=_bias, action="append", default=[], metavar="C=X", help="add X to a character's logit; -inf bans it"
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="C=X",
+        help="add X to a character's logit; -inf bans it",
     )
     generate.add_argument("--chars-per-second", type=float, default=0.0, help="pace (default: as fast as it comes)")
     generate.add_argument("--stats", action="store_true", help="say on stderr how fast the text came, and its seed")
@@ -119,10 +124,10 @@ def _models(client: Client, options: argparse.Namespace) -> None:
         return
     for model in response.models:
         print(
-            f"{model.name}: {model.cell} {model.layers} x {model.hidden}, {model.vocabulary_size} symbols, {model.precision}, "
-            f"{model.provider}, {model.state_bytes} bytes a stream, {model.model_id[:12]}"
+            f"{model.name}: {model.cell} {model.layers} x {model.hidden}, {model.vocabulary_size} symbols, "
+            f"{model.precision}, {model.provider}, {model.state_bytes} bytes a stream, {model.model_id[:12]}"
         )
     print(
-        f"streams: {response.streams_running} running, {response.streams_waiting} waiting, {response.streams_parked} parked"
-        + (" (draining)" if response.draining else "")
+        f"streams: {response.streams_running} running, {response.streams_waiting} waiting, "
+        f"{response.streams_parked} parked" + (" (draining)" if response.draining else "")
     )

@@ -1,4 +1,4 @@
-"""The live streams of an engine as arrays, one row a slot: what a round reads and writes without a step of Python per character."""
+"""The live streams of an engine as arrays, one row a slot: a round reads and writes them as a whole."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ class Rows:
     """State and parameters by slot. All is the engine thread's own, except `read`, which only the event loop writes."""
 
     def __init__(self, slots: int, layers: int, hidden: int, vocabulary: int) -> None:
+        self.slots = slots
         # np.zeros and np.empty take memory only when a slot is first used.
         self.state = np.zeros((layers, slots, hidden), np.float32)
         self.token = np.zeros(slots, np.int64)
@@ -47,12 +48,14 @@ class Rows:
         self.left = np.zeros(slots, np.int64)  # characters that are still to be generated
         self.made = np.zeros(slots, np.int64)
         self.read = np.zeros(slots, np.int64)
+        self.served = np.zeros(slots, np.int64)  # number of the last round that the row was in
         self.pace = np.zeros(slots, np.float64)  # characters a second; infinity for unpaced ones
         self.since = np.zeros(slots, np.float64)  # when the pace began
         self._uniforms = np.empty((slots, UNIFORMS), np.float32)
         self._cursor = np.zeros(slots, np.int64)  # into the row of `_uniforms`
         self._prompts: dict[int, Ids] = {}
         self._seeds = np.zeros(slots, np.uint64)
+        self._rounds = 0
 
     def enter(self, slot: int, order: Order, now: float) -> None:
         """Begin a stream in a free slot. (`read` is zeroed by the event loop, before.)"""
@@ -71,7 +74,7 @@ class Rows:
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
         self.left[slot] = order.max_chars or ENDLESS
-        self.made[slot] = 0
+        self.made[slot] = self.served[slot] = 0
         self.pace[slot] = order.chars_per_second or np.inf
         self.since[slot] = now
         self._seeds[slot] = order.seed
@@ -115,7 +118,7 @@ class Rows:
             forced[:reads, column] = prompt[at : at + reads]
         # A row's uniforms begin where its prompt ends: what stands before is not looked at.
         cursor = np.maximum(np.arange(time)[:, None] + (self._cursor[slots] - r.prompted), 0)
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "token": self.token[slots],
             "state_h": self.state.take(slots, axis=1),
             "uniforms": self._uniforms[slots, cursor],
@@ -131,6 +134,8 @@ class Rows:
     def advance(self, r: Round, tokens: Ids, state: NDArray[np.float32]) -> None:
         """Take over what a round made: `tokens` [time, rows], `state` [layers, rows, hidden]."""
         slots, generated = r.slots, r.steps - r.prompted
+        self._rounds += 1
+        self.served[slots] = self._rounds
         self.state[:, slots] = state
         self.token[slots] = tokens[r.steps - 1, np.arange(len(slots))]
         self.prompt_left[slots] -= r.prompted

@@ -30,7 +30,9 @@ class Decoder:
 
     def __init__(self, bundle: Bundle, provider: str, device_id: int = 0, threads: int = 1) -> None:
         if provider == CUDA and bundle.precision != "fp32":
-            raise StartError(f"bundle {bundle.name!r} is {bundle.precision}, which runs on the CPU only: use --device cpu")
+            raise StartError(
+                f"bundle {bundle.name!r} is {bundle.precision}, which runs on the CPU only: use --device cpu"
+            )
         self.provider = provider
         self._sessions = {}
         for filters, key in [(False, "decode"), (True, "decode_filters")]:
@@ -81,7 +83,9 @@ def choose_device(device: str) -> tuple[str, int]:
     if not built:
         raise StartError("--device cuda: this ONNX Runtime is built without CUDA; install onnxruntime-gpu alone")
     if count <= int(index or 0):
-        raise StartError(f"--device {device}: {count or 'no'} NVIDIA GPU found on this machine; use --device cpu or auto")
+        raise StartError(
+            f"--device {device}: {count or 'no'} NVIDIA GPU found on this machine; use --device cpu or auto"
+        )
     ort.preload_dlls()
     return CUDA, int(index or 0)
 
@@ -99,7 +103,7 @@ def _gpu_count() -> int:
 
 
 def warn_of_two_runtimes() -> None:
-    """Say so if both distributions of ONNX Runtime are installed: they fill one module and overwrite each other's files."""
+    """Say so if both distributions of ONNX Runtime are installed: they overwrite each other's files."""
     installed = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -107,7 +111,8 @@ def warn_of_two_runtimes() -> None:
         except metadata.PackageNotFoundError:
             continue
     if len(installed) > 1:
-        log.warning("%s are both installed and overwrite each other: uninstall both, then install one", " and ".join(installed))
+        both = " and ".join(installed)
+        log.warning("%s are both installed and overwrite each other: uninstall both, then install one", both)
 
 
 def numerics(provider: str) -> str:
@@ -117,7 +122,7 @@ def numerics(provider: str) -> str:
 
 
 def _instruction_set() -> str:
-    """The widest vector instructions that ONNX Runtime's CPU kernels choose by; by name of the processor where unknown."""
+    """The widest vector instructions, by which ONNX Runtime chooses its kernels; else the processor's name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         words = set(info.read_text(errors="replace").split())

@@ -55,7 +55,8 @@ async def serve(settings: Settings) -> None:
         async with _listening(service, settings) as (port, healths):
             provider = next(iter(models.values())).provider
             print(
-                f"rill: listening on {settings.host}:{port} (models: {', '.join(models)}; provider: {provider})", flush=True
+                f"rill: listening on {settings.host}:{port} (models: {', '.join(models)}; provider: {provider})",
+                flush=True,
             )
             await stop.get()
             log.info("draining: %d live streams", sum(model.live for model in models.values()))
@@ -100,7 +101,9 @@ def _load(settings: Settings) -> dict[str, Model]:
 
 
 @asynccontextmanager
-async def _listening(service: TextGeneration, settings: Settings) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
+async def _listening(
+    service: TextGeneration, settings: Settings
+) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
     server = grpc.aio.server(
         options=[
@@ -133,8 +136,9 @@ async def _drain(service: TextGeneration, models: dict[str, Model], seconds: flo
     service.draining = True
     for model in models.values():
         model.admission.refuse(DrainingError("the server is going away and takes no new streams"))
-    deadline = asyncio.get_running_loop().time() + max(seconds - STOP_SECONDS, 0)
-    while any(model.live for model in models.values()) and asyncio.get_running_loop().time() < deadline:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + max(seconds - STOP_SECONDS, 0)
+    while any(model.live for model in models.values()) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds
         await asyncio.sleep(0.01)
     for model in models.values():
         model.drain()

@@ -1,13 +1,11 @@
-"""The rill.v1 servicer: requests to streams, text to messages, errors to statuses. What is computed is the engine's affair."""
+"""The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-import grpc
 import numpy as np
 
 from export.sampling import Sampling, SamplingError
@@ -88,14 +86,16 @@ class TextGeneration(TextGenerationServicer):
 
 
 def order_of(request: pb.GenerateRequest, model: Model, max_prompt: int) -> Order:
-    """What to generate. Raises RequestError for a field that has no meaning, NotSupportedError for one that has none yet."""
+    """What to generate. Raises RequestError for a field without meaning, NotSupportedError for one without it yet."""
     for field in ("resume_token", "resume_every", "stop", "include_stop"):
         if getattr(request, field):
             raise NotSupportedError(f"{field} is not supported by this version of the server")
     if request.HasField("logprobs"):
         raise NotSupportedError("logprobs is not supported by this version of the server")
     if not 0 <= request.chars_per_second < float("inf"):
-        raise RequestError("chars_per_second", f"chars_per_second must be a finite number >= 0, not {request.chars_per_second}")
+        raise RequestError(
+            "chars_per_second", f"chars_per_second must be a finite number >= 0, not {request.chars_per_second}"
+        )
     if request.max_chars >= 2**62:
         raise RequestError("max_chars", "max_chars must be below 2^62; 0 means no limit")
     if len(request.prompt) > max_prompt:

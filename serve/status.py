@@ -38,7 +38,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
 
 
 async def abort(context: Context, error: RillError) -> NoReturn:
-    """End the call with the status of `error`; its details go where `grpc_status.rpc_status` reads them. Never returns."""
+    """End the call with the status of `error`; its details go where `grpc_status.rpc_status` reads them."""
     code = _CODES[type(error)]
     metadata: tuple[tuple[str, bytes], ...] = ()
     if details := _details(error):

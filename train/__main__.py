@@ -16,11 +16,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from train.checkpoint import CHECKPOINT
 from train.config import ModelConfig, TrainingConfig
 from train.corpus import load_corpus
+from train.cpu import prepare_cpu
 from train.device import resolve_device
 from train.display import Display
 from train.errors import ConfigError, CorpusError, TrainError
@@ -42,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before training began, or a second time
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _train(folder: Path, resume: bool, options: dict[str, Any]) -> int:
@@ -51,9 +52,7 @@ def _train(folder: Path, resume: bool, options: dict[str, Any]) -> int:
         return 0
     model, training = _configure(folder, stored, options)
     device = resolve_device(training.device)
-    if training.threads:
-        torch.set_num_threads(training.threads)
-    torch.set_flush_denormal(True)  # decayed gradients of saturated units would slow a CPU down
+    prepare_cpu(training.threads)
 
     config, text = _read_corpus(folder, stored, model, training)
     display = Display()
@@ -61,7 +60,7 @@ def _train(folder: Path, resume: bool, options: dict[str, Any]) -> int:
     if stored is None:
         folder.mkdir(parents=True, exist_ok=True)
         save_config(folder, config)
-    elif (folder / CHECKPOINT).exists():
+    else:
         trainer.resume()
     _describe(trainer, text)
     with Interrupt() as interrupt, display:
@@ -76,7 +75,7 @@ def _stored(folder: Path, resume: bool) -> RunConfig | None:
     """The configuration of the run in `folder` if there is one to resume. Raises RunError if one is in the way."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
         return None
     if not resume:
         raise RunError(f"{folder} already holds a run; continue it with --resume or choose another --out")

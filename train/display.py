@@ -36,7 +36,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print `text` above the bar, as it is."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, emoji=False)
 
     def progress(self, done: float, step: int, loss: float, speed: float) -> None:
         """Move the bar to `done` (0 to 1)."""

@@ -15,14 +15,14 @@ class HeldOut:
     """The held-out text as parallel tracks; the state is carried along each of them, from zero.
 
     Every character but the first is predicted once, except for fewer than 64 at the end. Raises CorpusError for a text
-    of fewer than two characters.
+    that is not longer than `window`, the training's.
     """
 
-    def __init__(self, ids: Tensor) -> None:
-        if len(ids) < 2:
+    def __init__(self, ids: Tensor, window: int) -> None:
+        if len(ids) <= window:
             raise CorpusError(
-                f"the held-out text has {len(ids)} characters and needs at least 2;"
-                " use a larger --validation, a larger corpus, or --validation 0"
+                f"the held-out text has {len(ids)} characters, too few for one window of {window};"
+                " use a larger --validation, a larger corpus, a smaller --window, or --validation 0"
             )
         # Tracks shorter than a window would measure the cold start more than the model.
         tracks = max(1, min(TRACKS, len(ids) // (4 * WINDOW)))

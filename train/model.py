@@ -1,9 +1,11 @@
 """The recurrent character model. Its state is an argument and a return value, never hidden in the module."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.config import ModelConfig
+from train.gru import gru_training
 
 State = tuple[Tensor, ...]
 
@@ -42,9 +44,12 @@ class CharacterModel(nn.Module):
         `state` is (h,) with h (L, B, H) f32, and so is the one returned.
         """
         (h,) = self.initial_state(len(tokens)) if state is None else state
-        embed = self.embedding or self._one_hot
-        outputs, h = self.rnn(embed(tokens), h)  # (B, T, E or V) -> (B, T, H), (L, B, H)
+        x = self.embedding(tokens) if self.embedding else None  # (B, T, E)
+        if torch.is_grad_enabled() and h.device.type == "cpu":
+            dropout = self.rnn.dropout if self.training else 0.0
+            outputs, h = gru_training(self.rnn, tokens if x is None else x, h, dropout)
+        else:
+            if x is None:
+                x = F.one_hot(tokens, self.vocabulary_size).to(h.dtype)  # (B, T, V)
+            outputs, h = self.rnn(x, h)  # (B, T, H), (L, B, H)
         return self.linear(self.dropout(outputs)), (h,)
-
-    def _one_hot(self, tokens: Tensor) -> Tensor:
-        return F.one_hot(tokens, self.vocabulary_size).to(self.linear.weight.dtype)

@@ -12,7 +12,7 @@ from train.model import CharacterModel, State
 from train.vocab import Vocabulary
 
 
-def choose(  # noqa: PLR0917  the order is the semantics' own
+def choose(
     logits: Tensor,
     uniforms: Tensor,
     temperature: Tensor,
@@ -24,7 +24,7 @@ def choose(  # noqa: PLR0917  the order is the semantics' own
     """Choose one character per row: ids (B,) int64 from logits (B, V) f32.
 
     uniforms (B,) f32 in [0, 1); temperature (B,), 0 = greedy: the first maximal index; top_k (B,) int64, 0 = off;
-    top_p (B,), 1 or more = off; min_p (B,), 0 = off. `unknown_id` is never chosen. Probabilities are f32; their
+    top_p (B,) above 0, 1 or more = off; min_p (B,), 0 = off. `unknown_id` is never chosen. Probabilities are f32; their
     running sums are f64, so that the order of summation does not show.
     """
     if unknown_id is not None:
@@ -69,7 +69,7 @@ def uniforms_of_seed(seed: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate(  # noqa: PLR0917
+def generate(
     model: CharacterModel,
     vocabulary: Vocabulary,
     prompt: str,

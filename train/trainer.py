@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from train.checkpoint import Position, load_checkpoint, save_checkpoint
+from train.checkpoint import CHECKPOINT, Position, load_checkpoint, save_checkpoint
 from train.curves import draw_curves
 from train.display import Display, perplexity
 from train.errors import DivergedError
@@ -48,7 +48,7 @@ class Trainer:
         ids = torch.tensor(config.vocabulary.encode(text), device=device)
         training_ids, held_out_ids = split(ids, self.training.validation)
         self.windows = self._windows(training_ids)
-        self.held_out = HeldOut(held_out_ids) if self.training.validation else None
+        self.held_out = HeldOut(held_out_ids, self.training.window) if self.training.validation else None
 
         torch.manual_seed(self.training.seed)
         self.model = CharacterModel(config.model, len(config.vocabulary)).to(device)
@@ -70,8 +70,9 @@ class Trainer:
         return SequentialWindows(ids, batch, window)
 
     def resume(self) -> None:
-        """Go back to where trainer.pt stands. Raises RunError."""
-        self.position = load_checkpoint(self.folder, self.model, self.optimizer, self.device)
+        """Go back to where trainer.pt stands, or to the beginning if there is none yet. Raises RunError."""
+        if (self.folder / CHECKPOINT).exists():
+            self.position = load_checkpoint(self.folder, self.model, self.optimizer, self.device)
         self._started = time.monotonic() - self.position.seconds
         truncate_file(self.folder / METRICS, self.position.metrics_bytes)
         truncate_file(self.folder / SAMPLES, self.position.samples_bytes)

@@ -31,15 +31,19 @@ class SequentialWindows:
     """The text cut into `batch` parallel tracks of equal length, read side by side, `window` characters at a time.
 
     Every character is predicted exactly once an epoch, but for fewer than `batch` at the end of the text, which do not
-    fill a row. The last window of an epoch may be shorter. Raises CorpusError if a track would be empty.
+    fill a row. The last window of an epoch may be shorter. Raises CorpusError if
+    a track is shorter than a window.
     """
 
     carried = True
 
     def __init__(self, ids: Tensor, batch: int, window: int) -> None:
         length = (len(ids) - 1) // batch
-        if length < 1:
-            raise CorpusError(f"{len(ids)} characters cannot be cut into {batch} tracks; use a smaller --batch")
+        if length < window:
+            raise CorpusError(
+                f"{len(ids)} characters cannot be cut into {batch} tracks of at least one window of {window};"
+                " use a larger corpus, or a smaller --batch or --window"
+            )
         self.inputs = ids[: batch * length].view(batch, length)
         self.targets = ids[1 : batch * length + 1].view(batch, length)
         self.window = window
@@ -67,7 +71,7 @@ class RandomWindows:
         if self._length < 1:
             raise CorpusError(
                 f"{len(ids)} characters do not fill a batch of {batch} random windows of {window};"
-                " use a smaller --batch or --window"
+                " use a larger corpus, or a smaller --batch or --window"
             )
         self.ids, self.rows, self.window, self.seed = ids, batch, window, seed
         self._starts = lru_cache(maxsize=1)(self._draw_starts)
