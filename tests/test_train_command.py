@@ -1,0 +1,275 @@
+"""`python -m train` as a person meets it: a run from text to folder, stopped, killed, resumed, mistyped."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.__main__ import main
+from train.checkpoint import Position
+from train.run import load_run
+from train.trainer import Trainer, learning_rate_factor
+
+ROOT = Path(__file__).parent.parent
+# Dropout, two layers and an epoch that does not end where the run is cut: everything a resume can get wrong.
+# fmt: off
+SMALL = [
+    "--hidden", "24", "--layers", "2", "--dropout", "0.2", "--batch", "4", "--window", "12", "--learning-rate", "0.01",
+    "--steps", "160", "--evaluate-every", "20", "--sample-every", "2", "--threads", "1", "--device", "cpu",
+]
+ENGLISH = ["--corpus", "pydoc", "--hidden", "64", "--window", "32", "--steps", "200", "--evaluate-every", "50"]
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("".join(f"{n} bottles hang on wall number {n * 7 % 13}\n" for n in range(200)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["--corpus", str(text), "--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock says."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: e[key] for key in e if key not in ("seconds", "chars_per_second")} for e in entries]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert lines(one) == lines(other)
+    assert (one / "samples.txt").read_text() == (other / "samples.txt").read_text()
+    states = [torch.load(folder / "trainer.pt", weights_only=True) for folder in (one, other)]
+    for name, weight in states[0]["model"].items():
+        assert torch.equal(weight, states[1]["model"][name])
+
+
+def test_the_run_folder_is_the_contracts(finished: Path) -> None:
+    names = "config.json curves.png metrics.jsonl model.safetensors samples.txt summary.json trainer.pt"
+    assert sorted(path.name for path in finished.iterdir()) == names.split()
+    config = json.loads((finished / "config.json").read_text())
+    assert set(config) == {"model", "training", "vocabulary"}
+    assert config["model"]["task"] == "generate"
+    assert config["model"]["layers"] == 2
+    assert config["vocabulary"] == sorted(config["vocabulary"])
+    metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == list(range(20, 161, 20))
+    for m in metrics:
+        fields = "step epoch chars train_loss val_loss perplexity bits_per_char chars_per_second seconds"
+        assert list(m) == fields.split()
+        assert m["perplexity"] == pytest.approx(math.exp(m["train_loss"]))
+        assert m["bits_per_char"] == pytest.approx(m["val_loss"] / math.log(2))
+    summary = json.loads((finished / "summary.json").read_text())
+    best = min(metrics, key=lambda m: m["val_loss"])
+    assert summary["step"] == best["step"]
+    assert summary["train_loss"] == metrics[-1]["train_loss"]
+    assert summary["parameters"] == sum(weight.numel() for weight in load_run(finished).weights.values())
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "step 40, prefix ''" in (finished / "samples.txt").read_text()
+
+
+def test_the_loss_falls_on_held_out_text(finished: Path) -> None:
+    entries = lines(finished)
+    assert entries[0]["val_loss"] > 2.0
+    assert entries[-1]["val_loss"] < 1.2
+
+
+def test_the_loss_falls_on_english(tmp_path: Path) -> None:
+    assert main([*ENGLISH, "--out", str(tmp_path / "run")]) == 0
+    entries = lines(tmp_path / "run")
+    assert entries[0]["val_loss"] > entries[1]["val_loss"] > entries[2]["val_loss"]
+    assert entries[-1]["val_loss"] < 2.8  # guessing by frequency alone gives 3.3
+
+
+def start(text: Path, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "train", "--corpus", str(text), "--out", str(folder), *SMALL]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "metrics.jsonl"
+    while not (folder / "trainer.pt").exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.002)
+    return process
+
+
+def test_killed_and_resumed_equals_uninterrupted(text: Path, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(text, folder)
+    process.kill()
+    process.communicate()
+    assert not (folder / "summary.json").exists()
+    assert main(["--out", str(folder), "--resume"]) == 0
+    assert_same_run(folder, finished)
+
+
+def test_ctrl_c_saves_and_the_resumed_run_equals_uninterrupted(
+    text: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    process = start(text, folder)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == ""
+    assert "continue with --resume" in output.splitlines()[-1]
+    load_run(folder).build()
+    assert main(["--corpus", str(text), "--out", str(folder), *SMALL, "--resume"]) == 0
+    assert_same_run(folder, finished)
+    assert main(["--out", str(folder), "--resume"]) == 0  # complete: nothing to do
+    assert "is complete" in capfd.readouterr().out
+
+
+class After:
+    """An interrupt that comes when it has been looked at `looks` times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    @property
+    def requested(self) -> int:
+        self.looks -= 1
+        return signal.SIGINT if self.looks < 0 else 0
+
+    def __enter__(self) -> "After":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("options", ["--steps 40 --sampling random", "--epochs 1", "--steps 30 --validation 0"])
+def test_a_run_cut_at_any_step_ends_the_same(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    common = [*f"--hidden 16 --batch 4 --window 16 --dropout 0.1 {options}".split(), "--corpus", str(text)]
+    assert main([*common, "--out", str(tmp_path / "whole")]) == 0
+    cuts = iter([After(1), After(9), After(10**6)])
+    monkeypatch.setattr("train.__main__.Interrupt", lambda: next(cuts))
+    for expected in (130, 130, 0):
+        assert main([*common, "--out", str(tmp_path / "cut"), "--resume"]) == expected
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_max_minutes_ends_in_time(text: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    arguments = ["--corpus", str(text), "--out", str(tmp_path / "run"), "--hidden", "16", "--max-minutes", "0.05"]
+    assert main(arguments) == 0
+    assert time.monotonic() - started < 6
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--corpus", "nowhere.txt"], "error: 'nowhere.txt' is neither a file"),
+        ([], "error: no text to train on; give --corpus"),
+        (["--corpus", "TEXT", "--hidden", "0"], "error: hidden must be a whole number of at least 1, not 0"),
+        (["--corpus", "TEXT", "--cell", "lstm"], "error: cell 'lstm' is not supported yet; only 'gru' is"),
+        (["--corpus", "TEXT", "--validation", "1"], "error: validation must be a finite number"),
+        (["--corpus", "TEXT", "--validation", "0.001"], "error: the held-out text has"),
+        (["--corpus", "TEXT", "--batch", "5000"], "error: 6"),
+        (["--corpus", "TEXT", "--prefix", "on", "ö"], "error: --prefix 'ö': character 'ö' (U+00F6) at position 0"),
+        (["--corpus", "TEXT", "--device", "tpu"], "error: device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        (["--corpus", "TEXT", "--device", "cuda:99"], "error: device cuda:99 asked for, but PyTorch sees"),
+        (["--corpus", "ONE"], "error: the corpus has one distinct symbol, 'a'; there is nothing to predict"),
+        (["--corpus", "TEXT", "--learning-rate", "nan"], "error: learning_rate must be a finite number"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    one = tmp_path / "one.txt"
+    one.write_text("a" * 5000)
+    arguments = [{"TEXT": str(text), "ONE": str(one)}.get(argument, argument) for argument in arguments]
+    folder = tmp_path / "run"
+    assert main([*arguments, "--out", str(folder)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(complaint)
+    assert errors.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_lengths_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--out", str(tmp_path / "run"), "--steps", "3", "--epochs", "2"])
+    assert exit_status.value.code == 2
+    assert "not allowed with argument --steps" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_not_overwritten(text: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "model.safetensors").read_bytes()
+    assert main(["--corpus", str(text), "--out", str(finished)]) == 2
+    assert "already holds a run; continue it with --resume or choose another --out" in capsys.readouterr().err
+    assert (finished / "model.safetensors").read_bytes() == before
+
+
+@pytest.fixture
+def stopped(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("train.__main__.Interrupt", lambda: After(5))
+        assert main(["--corpus", str(text), "--out", str(folder), *SMALL]) == 130
+    return folder
+
+
+def test_resume_refuses_another_model_or_text(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(stopped), "--resume", "--hidden", "25"]) == 2
+    assert "was started with hidden 24, not 25" in capsys.readouterr().err
+    assert main(["--out", str(stopped), "--resume", "--epochs", "2"]) == 2
+    assert "was started with steps 160, not None" in capsys.readouterr().err
+    corpus = Path(json.loads((stopped / "config.json").read_text())["training"]["corpus"][0])
+    original = corpus.read_text()
+    try:
+        corpus.write_text(original + "more")
+        assert main(["--out", str(stopped), "--resume"]) == 2
+    finally:
+        corpus.write_text(original)
+    assert "is not the one that" in capsys.readouterr().err
+
+
+def test_resume_names_a_damaged_checkpoint(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (stopped / "trainer.pt").write_bytes((stopped / "trainer.pt").read_bytes()[:-100])
+    assert main(["--out", str(stopped), "--resume"]) == 2
+    assert "trainer.pt is damaged" in capsys.readouterr().err
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Trainer._step
+
+    def poisoned(trainer: Trainer, done: float) -> None:
+        if trainer.position.step == 30:
+            with torch.no_grad():
+                trainer.model.linear.bias[0] = torch.nan
+        step(trainer, done)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    assert main(["--out", str(stopped), "--resume"]) == 2
+    assert "error: the loss diverged at step 31" in capsys.readouterr().err
+    checkpoint = torch.load(stopped / "trainer.pt", weights_only=True)
+    assert Position(**checkpoint["position"]).step == 20
+    load_run(stopped)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    factors = [learning_rate_factor(done / 1000) for done in range(1001)]
+    peak = factors.index(max(factors))
+    assert 0 < factors[0] < 0.1
+    assert 15 <= peak <= 20
+    assert factors[peak] == pytest.approx(1.0, abs=0.01)
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[-1] == pytest.approx(0.01)
