@@ -1,0 +1,121 @@
+"""The server under test: one that is started here, as a process of its own, or one that runs already."""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import grpc
+import grpc.aio
+import psutil
+
+from bench.errors import BenchError
+from protos import rill_pb2 as pb
+from protos.rill_pb2_grpc import TextGenerationStub
+
+START_SECONDS = 60.0  # at most, until a server listens
+STOP_SECONDS = 15.0  # at most, from SIGTERM to its end; beyond that it is killed
+ANSWER_SECONDS = 10.0  # at most, for a running server's list of models
+
+
+@dataclass(frozen=True)
+class Server:
+    """`target` is HOST:PORT; the rest is known only of a server that was started here.
+
+    `start_seconds` is from the start of the process to its "listening" line; `rest_megabytes` is its resident memory
+    right after (a megabyte is 10^6 bytes).
+    """
+
+    target: str
+    process: psutil.Process | None = None
+    start_seconds: float | None = None
+    rest_megabytes: float | None = None
+
+    def cpu_seconds(self) -> float | None:
+        """What the server has used so far, in user and system mode."""
+        if self.process is None:
+            return None
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+    def megabytes(self) -> float | None:
+        """Resident memory, in 10^6 bytes."""
+        return self.process.memory_info().rss / 1e6 if self.process else None
+
+
+@asynccontextmanager
+async def own_server(bundle: Path, options: Sequence[str], core: int | None) -> AsyncIterator[Server]:
+    """A server of `bundle` on a free port, kept on `core` if one is given; ended when the context is left.
+
+    `options` are further arguments of `python -m serve`. Raises BenchError if it does not start.
+    """
+    with tempfile.TemporaryFile() as log:
+        command = (sys.executable, "-m", "serve", str(bundle), "--port", "0", *options)
+        started = time.perf_counter()
+        with on_core(core):
+            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=log)
+        try:
+            target = await _listening(process, log)
+            seconds = time.perf_counter() - started
+            watched = psutil.Process(process.pid)
+            yield Server(target, watched, seconds, watched.memory_info().rss / 1e6)
+        finally:
+            await _end(process)
+
+
+async def _listening(process: asyncio.subprocess.Process, log: IO[bytes]) -> str:
+    """The HOST:PORT of the "listening" line."""
+    assert process.stdout is not None
+    try:
+        line = (await asyncio.wait_for(process.stdout.readline(), START_SECONDS)).decode()
+    except TimeoutError:
+        raise BenchError(f"the server did not listen within {START_SECONDS:.0f} s") from None
+    if not line.startswith("rill: listening on "):
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise BenchError(f"the server did not start: {said[-1].removeprefix('error: ')}")
+    return line.split()[3]
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+@contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Keep this thread, and what it starts, on one core meanwhile; None leaves it where it may be."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+async def served_name(target: str, model_id: str) -> str:
+    """The name under which `target` serves the model. Raises BenchError if it does not, or cannot be reached."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        try:
+            answer = await TextGenerationStub(channel).ListModels(pb.ListModelsRequest(), timeout=ANSWER_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise BenchError(f"{target}: {error.code().name}: {error.details()}") from None
+    for model in answer.models:
+        if model.model_id == model_id:
+            return str(model.name)
+    names = ", ".join(model.name for model in answer.models)
+    raise BenchError(f"{target} does not serve this bundle, but {names or 'nothing'}; give its own --bundle")
