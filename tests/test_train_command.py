@@ -23,7 +23,7 @@ SMALL = [
     "--hidden", "24", "--layers", "2", "--dropout", "0.2", "--batch", "4", "--window", "12", "--learning-rate", "0.01",
     "--steps", "160", "--evaluate-every", "20", "--sample-every", "2", "--threads", "1", "--device", "cpu",
 ]
-ENGLISH = ["--corpus", "pydoc", "--hidden", "64", "--window", "32", "--steps", "200", "--evaluate-every", "50"]
+ENGLISH = ["--corpus", "pydoc", "--hidden", "64", "--window", "32", "--steps", "250", "--learning-rate", "0.02"]
 # fmt: on
 
 
@@ -82,15 +82,14 @@ def test_the_run_folder_is_the_contracts(finished: Path) -> None:
 
 def test_the_loss_falls_on_held_out_text(finished: Path) -> None:
     entries = lines(finished)
-    assert entries[0]["val_loss"] > 2.0
-    assert entries[-1]["val_loss"] < 1.2
+    assert entries[-1]["val_loss"] < entries[0]["val_loss"] / 2
 
 
 def test_the_loss_falls_on_english(tmp_path: Path) -> None:
     assert main([*ENGLISH, "--out", str(tmp_path / "run")]) == 0
     entries = lines(tmp_path / "run")
-    assert entries[0]["val_loss"] > entries[1]["val_loss"] > entries[2]["val_loss"]
-    assert entries[-1]["val_loss"] < 2.8  # guessing by frequency alone gives 3.3
+    assert entries[0]["val_loss"] > entries[9]["val_loss"] > entries[19]["val_loss"]
+    assert entries[-1]["val_loss"] < 2.6  # guessing by frequency alone gives 3.3
 
 
 def start(text: Path, folder: Path) -> subprocess.Popen[str]:
@@ -266,10 +265,9 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    factors = [learning_rate_factor(done / 1000) for done in range(1001)]
-    peak = factors.index(max(factors))
-    assert 0 < factors[0] < 0.1
-    assert 15 <= peak <= 20
-    assert factors[peak] == pytest.approx(1.0, abs=0.01)
-    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    factors = [learning_rate_factor(step, step / 1000) for step in range(1001)]
+    assert factors[0] == pytest.approx(0.01)
+    assert factors[:100] == sorted(factors[:100])
+    assert factors[99] > 0.95
+    assert factors[99:] == sorted(factors[99:], reverse=True)
     assert factors[-1] == pytest.approx(0.01)

@@ -29,7 +29,7 @@ from train.vocab import UnknownCharacterError, Vocabulary
 
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
-MACHINE = ("device", "threads")  # what a resumed run may change: it does not change what is computed
+RESUME_MAY_CHANGE = ("device", "threads", "corpus")  # the text itself is compared by its digest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def _configure(folder: Path, stored: RunConfig | None, options: dict[str, Any]) 
     for section, given in ((stored.model, model_options), (stored.training, training_options)):
         for name, value in given.items():
             before = getattr(section, name)
-            if value != before and name not in MACHINE:
+            if value != before and name not in RESUME_MAY_CHANGE:
                 raise RunError(
                     f"{folder} was started with {name} {before!r}, not {value!r}; leave the option out to continue it,"
                     " or choose another --out"

@@ -40,7 +40,7 @@ class Vocabulary:
 
     @classmethod
     def of_text(cls, text: str, min_count: int = 1) -> "Vocabulary":
-        """The sorted characters of `text`; those seen fewer than `min_count` times become `<unk>`, which comes first."""
+        """The sorted characters of `text`; those seen fewer than `min_count` times become `<unk>`, the first symbol."""
         counts = Counter(text)
         kept = sorted(character for character, count in counts.items() if count >= min_count)
         return cls((UNKNOWN, *kept) if min_count > 1 else tuple(kept))
@@ -67,7 +67,7 @@ class Vocabulary:
         return self._ids.get("\n", 0)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, one per character. Raises UnknownCharacterError unless there is `<unk>` to fall back on."""
+        """The ids of `text`, one per character. Raises UnknownCharacterError, unless there is `<unk>` to stand in."""
         ids, unknown = self._ids, self.unknown_id
         if unknown is not None:
             return [ids.get(character, unknown) for character in text]
