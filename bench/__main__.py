@@ -7,8 +7,9 @@
 
 In process, for a batch as large as each number of streams, on one thread: the bundle's decode graph, and an eager
 PyTorch loop for a model of the same shape (with random weights: speed does not depend on their values). Over gRPC: a
-server of its own, or the one at --target, read by so many streams at once. The floors are measured again between the
-loads and their medians taken, so that noise hits both. The server is ended with the benchmark, however that ends.
+server of its own, or the one at --target, read by so many streams at once. The floors are measured before, between and
+after the loads, and each at its best is what the loads, which are means, are compared with: noise on the machine can
+only lower a ratio. The server is ended with the benchmark, however that ends.
 """
 
 import argparse
@@ -35,7 +36,8 @@ from train.errors import ConfigError
 
 MOST_STREAMS = 4096  # what a server runs at once unless told otherwise
 MOST_SECONDS = 600.0  # of one load
-FLOOR_SHARE = 0.1  # a floor's sample lasts this share of a load
+FLOOR_ROUNDS = 5  # of samples of each floor, before, between and after the loads
+FLOOR_SHARE = 0.02  # a floor's sample lasts this share of a load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,9 +75,10 @@ async def _run(options: argparse.Namespace, bundle: Bundle) -> tuple[Server, lis
 
             async def sample_floors() -> None:
                 progress.update(stage, description="floors, in process", refresh=True)
-                for floor in floors:
-                    floor.sample(FLOOR_SHARE * options.seconds)
-                    await asyncio.sleep(0)  # lets Ctrl-C through
+                for _ in range(FLOOR_ROUNDS):
+                    for floor in floors:
+                        floor.sample(FLOOR_SHARE * options.seconds)
+                        await asyncio.sleep(0)  # lets Ctrl-C through
                 progress.advance(stage)
 
             for streams in options.streams:

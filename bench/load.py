@@ -30,7 +30,8 @@ class Load:
     """What `streams` readers saw within `seconds`, and what it cost the server.
 
     `first_character_ms` is from the call to its first character; `inter_character_us` is the time between two
-    messages of a text divided by the characters of the second. Server figures are None for a server not started here.
+    messages of a text divided by the characters of the second. `other_cores` is how many cores were busy with programs
+    that are not part of the benchmark. The last three are None for a server that was not started here.
     """
 
     streams: int
@@ -43,6 +44,7 @@ class Load:
     inter_character_us: Percentiles
     server_cpu_us_per_character: float | None
     server_megabytes: float | None
+    other_cores: float | None
 
 
 @dataclass
@@ -100,10 +102,10 @@ async def measure(server: Server, model: str, streams: int, max_chars: int, seco
                 tasks = [group.create_task(readers.read(stream)) for stream in range(streams)]
                 await asyncio.sleep(WARM_UP * seconds)
                 readers.tally = tally = Tally()
-                started, cpu_before = time.perf_counter(), server.cpu_seconds()
+                started, before = time.perf_counter(), server.spent()
                 await asyncio.sleep(seconds)
                 readers.tally = Tally()
-                elapsed, cpu_after = time.perf_counter() - started, server.cpu_seconds()
+                elapsed, after = time.perf_counter() - started, server.spent()
                 megabytes = server.megabytes()
                 for task in tasks:
                     task.cancel()
@@ -111,7 +113,9 @@ async def measure(server: Server, model: str, streams: int, max_chars: int, seco
             raise failures.exceptions[0] from None
     if not tally.characters:
         raise BenchError(f"{streams} streams: no character came within {seconds:g} s; give more --seconds")
-    cpu = None if cpu_before is None or cpu_after is None else cpu_after - cpu_before
+    cpu = others = None
+    if before and after:
+        cpu, others = after.server - before.server, max(after.others - before.others, 0.0)
     return Load(
         streams=streams,
         seconds=elapsed,
@@ -123,6 +127,7 @@ async def measure(server: Server, model: str, streams: int, max_chars: int, seco
         inter_character_us=_percentiles(tally.inter, 1e6),
         server_cpu_us_per_character=None if cpu is None else 1e6 * cpu / tally.characters,
         server_megabytes=megabytes,
+        other_cores=None if others is None else others / elapsed,
     )
 
 

@@ -96,9 +96,9 @@ def table(server: Server, floors: Sequence[Floor], loads: Sequence[Load]) -> Tab
 
     ratios = [_ratios(load, floors) for load in loads]
     whole, tenths, hundredths = "{:,.0f}".format, "{:,.1f}".format, "{:,.2f}".format
-    made.add_row("[bold]in process, characters/s")
-    row("decode graph", [floor.speed for floor in floors if floor.name == "decode"], whole)
-    row("PyTorch eager", [floor.speed for floor in floors if floor.name == "eager"], whole)
+    made.add_row("[bold]in process, at best")
+    row("decode graph, characters/s", [floor.speed for floor in floors if floor.name == "decode"], whole)
+    row("PyTorch eager, characters/s", [floor.speed for floor in floors if floor.name == "eager"], whole)
     made.add_section()
     made.add_row("[bold]over gRPC")
     row("characters/s", [load.characters_per_second for load in loads], whole)
@@ -110,6 +110,7 @@ def table(server: Server, floors: Sequence[Floor], loads: Sequence[Load]) -> Tab
     row("inter-character p50 / p99, µs", [load.inter_character_us for load in loads], whole)
     row("server CPU, µs a character", [load.server_cpu_us_per_character for load in loads], tenths)
     row("server memory, MB", [load.server_megabytes for load in loads], whole)
+    row("cores busy with other programs", [load.other_cores for load in loads], tenths)
     return made
 
 

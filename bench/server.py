@@ -25,6 +25,14 @@ ANSWER_SECONDS = 10.0  # at most, for a running server's list of models
 
 
 @dataclass(frozen=True)
+class Spent:
+    """CPU seconds so far: of the server, and of everything that is neither the server nor this process."""
+
+    server: float
+    others: float
+
+
+@dataclass(frozen=True)
 class Server:
     """`target` is HOST:PORT; the rest is known only of a server that was started here.
 
@@ -37,12 +45,14 @@ class Server:
     start_seconds: float | None = None
     rest_megabytes: float | None = None
 
-    def cpu_seconds(self) -> float | None:
-        """What the server has used so far, in user and system mode."""
+    def spent(self) -> Spent | None:
+        """What has been spent on this machine so far, the host's share of it (steal) included in `others`."""
         if self.process is None:
             return None
-        times = self.process.cpu_times()
-        return times.user + times.system
+        times, machine = self.process.cpu_times(), psutil.cpu_times()
+        server = times.user + times.system
+        busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
+        return Spent(server, busy - server - time.process_time())
 
     def megabytes(self) -> float | None:
         """Resident memory, in 10^6 bytes."""

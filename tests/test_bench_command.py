@@ -65,6 +65,7 @@ def test_a_short_run_reports_floors_and_loads_that_hang_together(bundle: Path, t
             assert 0 < load[kind]["p50"] <= load[kind]["p99"]
         assert load["server_cpu_us_per_character"] > 0
         assert load["server_megabytes"] > 10
+        assert 0 <= load["other_cores"] <= found["machine"]["cores"]
         for floor in ("decode", "eager"):
             assert load[f"ratio_to_{floor}"] == pytest.approx(speed / speeds[floor, streams])
 
