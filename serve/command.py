@@ -109,7 +109,7 @@ def _generate(client: Client, options: argparse.Namespace) -> None:
 def _line(message: pb.GenerateResponse) -> str:
     """A message as one line of JSON, with the field names of rill.proto; numbers stay numbers."""
     line: dict[str, Any] = {"text": message.text, "position": message.position}
-    if message.seed:
+    if message.position == 0:
         line["seed"] = message.seed
     if message.finish_reason:
         line["finish_reason"] = pb.FinishReason.Name(message.finish_reason).removeprefix("FINISH_REASON_")

