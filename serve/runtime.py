@@ -76,7 +76,7 @@ def choose_device(device: str) -> tuple[str, int]:
         raise StartError(f"--device {device!r} is none of auto, cpu, cuda and cuda:N")
     if kind == "cpu":
         return CPU, 0
-    count = _gpu_count()
+    count = gpu_count()
     built = CUDA in ort.get_available_providers()
     if kind == "auto" and not (count and built):
         return CPU, 0
@@ -90,7 +90,7 @@ def choose_device(device: str) -> tuple[str, int]:
     return CUDA, int(index or 0)
 
 
-def _gpu_count() -> int:
+def gpu_count() -> int:
     """NVIDIA GPUs that the driver shows; 0 without a driver."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

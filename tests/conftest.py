@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_run(symbols: tuple[str, ...] = LETTERS, seed: int = 0, **config: object) -> Run:
-    """A run in memory: a model with random weights, its output layer scaled so that its texts are varied but not noise."""
+    """A run in memory: a model with random weights, its output layer scaled so that texts are varied but no noise."""
     torch.manual_seed(seed)
     model_config = ModelConfig(**{"hidden": 32, **config})  # type: ignore[arg-type]
     model = CharacterModel(model_config, len(symbols))

@@ -19,7 +19,7 @@ def graphs():
     return {filters: session(bundle.graphs["decode_filters" if filters else "decode"]) for filters in (False, True)}
 
 
-def generate(graph, rows, cuts, sampling=Sampling()):
+def generate(graph, rows, cuts):
     """Characters of `rows` (seed, prompt) over calls of `cuts` steps each, the rows in one batch."""
     time = sum(cuts)
     token = np.array([prompt[0] for _, prompt in rows])
@@ -31,7 +31,7 @@ def generate(graph, rows, cuts, sampling=Sampling()):
         u[len(prompt) - 1 :, column] = uniforms(seed, 0, time - len(prompt) + 1)
     pieces, at = [], 0
     for cut in cuts:
-        feeds = decode_feeds(graph, token, state, u[at : at + cut], sampling)
+        feeds = decode_feeds(graph, token, state, u[at : at + cut], Sampling())
         feeds["forced"] = forced[at : at + cut]
         tokens, state = graph.run(["tokens", "next_state_h"], feeds)
         token, at = tokens[-1], at + cut

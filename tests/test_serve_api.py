@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
-from serve.client import ServerError
+from serve.client import Client, ServerError
 
 
 @pytest.fixture
@@ -227,8 +227,6 @@ def test_reflection(server):
 
 
 def test_the_next_address_is_tried(server):
-    from serve.client import Client
-
     with Client(f"127.0.0.1:1, {server.target}") as client:
         assert len("".join(client.generate("a", max_chars=10))) == 10
         assert client.models().models

@@ -1,4 +1,4 @@
-"""The server as a process: how it starts, what it refuses to start with, how it stops; and the `rill` command beside it."""
+"""The server as a process: how it starts, what it refuses to start with, how it stops; and the `rill` command."""
 
 import json
 import re
@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import rill_pb2 as pb
 from serve.client import ServerError
+from serve.runtime import gpu_count
 
 
 def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_command):
@@ -49,9 +50,7 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_c
 
 
 def test_cuda_without_a_gpu_is_one_clear_error(tiny_folder, run_command):
-    from serve.runtime import _gpu_count
-
-    if _gpu_count():
+    if gpu_count():
         pytest.skip("there is a GPU")
     done = run_command("serve", tiny_folder, "--device", "cuda")
     assert done.returncode == 2
@@ -104,8 +103,7 @@ def test_streams_that_do_not_finish_in_time_are_told(tiny_folder):
         started = time.monotonic()
         running.process.send_signal(signal.SIGINT)
         with pytest.raises(ServerError) as caught:
-            for message in pieces:
-                messages.append(message)
+            messages.extend(pieces)
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert messages[-1].finish_reason == pb.FINISH_REASON_DRAINING
         assert messages[-1].usage.generated_chars == sum(len(m.text) for m in messages)
@@ -207,7 +205,8 @@ def test_rill_says_what_went_wrong(server, run_command):
 
 
 def test_rill_in_a_pipe_that_closes(server):
-    command = f"{sys.executable} -W error -m serve.client generate --target {server.target} --max-chars 0 --seed 1 | head -c 2000"
+    rill = f"{sys.executable} -W error -m serve.client"
+    command = f"{rill} generate --target {server.target} --max-chars 0 --seed 1 | head -c 2000"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert len(done.stdout.encode()) == 2000
     assert done.stderr == ""

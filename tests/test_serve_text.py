@@ -1,4 +1,4 @@
-"""A stream's text depends on the bundle, the prompt, the parameters and the seed: not on company, chunks, readers or servers."""
+"""A text depends on the bundle, the prompt, the parameters and the seed: not on company, chunks or readers."""
 
 import asyncio
 import time
