@@ -204,7 +204,12 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--seed", type=int, metavar="N", help="of weights, dropout and random windows (default 0)")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads, 0 = PyTorch's choice (default 0)")
+    group.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads, 0 = one a core; on a busy machine fewer are faster (default 0)",
+    )
 
 
 def _add_report_options(group: argparse._ArgumentGroup) -> None:

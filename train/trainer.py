@@ -28,6 +28,7 @@ CURVES = "curves.png"
 
 AUTOMATIC_EVALUATIONS = 20
 EVALUATED_CHARACTERS = 512  # of each of the 64 held-out tracks, during the run; the whole of them at the end
+LARGEST_RESERVE = 0.1  # of --max-minutes, kept for the end
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
 SAMPLE_LENGTH = 200
 # With a tenth of this warm-up, a GRU at 5e-3 can end with a state that drifts over long texts, and never recovers.
@@ -84,10 +85,11 @@ class Trainer:
 
         Raises DivergedError when the loss or the gradient is no longer finite; the last checkpoint stays as it was.
         """
-        self._reserve_time_for_the_end()
+        if self.training.max_minutes is not None:
+            self._validate()
         while (done := self.done()) < 1 and not interrupt.requested:
             self._step(done)
-            if self._evaluation_is_due(done):
+            if self._evaluation_is_due():
                 self._evaluate()
                 self._checkpoint()
             elif time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
@@ -150,17 +152,17 @@ class Trainer:
         """Characters per second since the last line of metrics.jsonl."""
         return self.position.loss_chars / max(self.position.seconds - self.position.seconds_of_last_line, 1e-9)
 
-    def _evaluation_is_due(self, done_before: float) -> bool:
+    def _evaluation_is_due(self) -> bool:
         if self.training.evaluate_every:
             return self.position.step % self.training.evaluate_every == 0
-        return int(self.done() * AUTOMATIC_EVALUATIONS) > int(done_before * AUTOMATIC_EVALUATIONS)
+        return self.done() * AUTOMATIC_EVALUATIONS >= self.position.evaluations + 1
 
     def _evaluate(self) -> None:
         """Close a line of metrics.jsonl; keep the weights if they are the best so far; sample if it is time to."""
         position = self.position
         position.train_loss = position.loss_sum / position.loss_chars
         speed = self._speed()
-        val_loss = None if self.held_out is None else self.held_out.loss(self.model, EVALUATED_CHARACTERS)
+        val_loss = self._validate()
         if val_loss is not None and not math.isfinite(val_loss):
             raise DivergedError(
                 f"the validation loss became {val_loss} at step {position.step}; use a smaller --learning-rate"
@@ -206,14 +208,18 @@ class Trainer:
         save_checkpoint(self.folder, self.position, self.model, self.optimizer, self.device)
         self._last_checkpoint = time.monotonic()
 
-    def _reserve_time_for_the_end(self) -> None:
-        """Under --max-minutes the last pass over the held-out text counts as well: time a piece of it."""
-        if self.training.max_minutes is None or self.held_out is None:
-            return
+    def _validate(self) -> float | None:
+        """The loss on part of the held-out text; timed, because under --max-minutes the last pass counts too."""
+        if self.held_out is None:
+            return None
         started = time.monotonic()
-        self.held_out.loss(self.model, EVALUATED_CHARACTERS)
-        piece = min(self.held_out.inputs.shape[1], EVALUATED_CHARACTERS) / self.held_out.inputs.shape[1]
-        self._reserved_seconds = 1.0 + (time.monotonic() - started) / piece
+        loss = self.held_out.loss(self.model, EVALUATED_CHARACTERS)
+        if self.training.max_minutes is not None:
+            length = self.held_out.inputs.shape[1]
+            whole = (time.monotonic() - started) * length / min(length, EVALUATED_CHARACTERS)
+            # A machine that was busy for a moment must not end the run early.
+            self._reserved_seconds = min(whole + 1, LARGEST_RESERVE * self.training.max_minutes * 60)
+        return loss
 
     def _finish(self) -> None:
         """Measure the weights that were kept on the whole held-out text; write curves, last samples and the summary."""
