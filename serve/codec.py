@@ -32,9 +32,8 @@ class Codec:
         return ids
 
     def decode(self, ids: Ids, starts: Ids, ends: Ids) -> list[str]:
-        """The texts of rows: characters `starts[i]` to `ends[i]` of `ids`, int64 [rows, time]."""
-        code_points = self._code_points[ids]
-        return [
-            row[start:end].tobytes().decode("utf-32-le")
-            for row, start, end in zip(code_points, starts.tolist(), ends.tolist(), strict=True)
-        ]
+        """The texts in the columns of `ids`, int64 [time, rows]: characters `starts[i]` to `ends[i]` of column i."""
+        time = len(ids)
+        text = self._code_points[ids.T].tobytes("C").decode("utf-32-le")  # of all columns, one after another
+        spans = zip(range(0, len(text), time), starts.tolist(), ends.tolist(), strict=True)
+        return [text[at + start : at + end] for at, start, end in spans]

@@ -11,17 +11,19 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.codec import Codec, Ids
 from serve.errors import EngineError
 from serve.rows import UNIFORMS, Round, Rows
 from serve.runtime import Decoder
-from serve.stream import End, Stream
+from serve.stream import Stream
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
 FIRST_SECONDS = 0.002  # of a round for those who wait for their first character
@@ -35,13 +37,16 @@ log = logging.getLogger("rill")
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a round made for one stream. `gone`: the stream has left the engine, and its slot is free."""
+    """What has happened since the last one: a round's characters, and the streams that are gone.
 
-    stream: Stream
-    text: str = ""
-    end: End | None = None
+    `streams` had a part in the round, `texts` are theirs in the same order; the streams in `gone` have left the engine,
+    and their slots are free: those in `streams` because they are complete, or because of `error`.
+    """
+
+    streams: Sequence[Stream]
+    texts: Callable[[], list[str]]  # decoded by the event loop, while the engine runs the next round
+    gone: set[Stream]
     error: EngineError | None = None
-    gone: bool = False
 
 
 class Engine:
@@ -56,13 +61,14 @@ class Engine:
         decoder: Decoder,
         codec: Codec,
         rows: Rows,
-        deliver: Callable[[list[Delivery]], None],
+        deliver: Callable[[Delivery], None],
         round_seconds: float = 0.010,
     ) -> None:
         self._decoder, self._codec, self._rows, self._deliver = decoder, codec, rows, deliver
         self._round_seconds = round_seconds
         self._pace = StepTimes()
         self._inbox: deque[tuple[bool, Stream]] = deque()  # (joins, stream)
+        self._outbox: list[Delivery] = []
         self._streams: dict[int, Stream] = {}
         self._newcomers_last = self._filters_last = False
         self._wake = threading.Event()
@@ -93,8 +99,7 @@ class Engine:
 
     def parked(self) -> int:
         """Streams that wait for their reader or their pace."""
-        _, room = self._rows.room(time.monotonic(), BUFFER)
-        return int((room <= 0).sum())
+        return int((self._rows.room(time.monotonic(), BUFFER) <= 0).sum())
 
     def stop(self) -> None:
         """End the thread after the round in progress, and wait for it."""
@@ -120,22 +125,25 @@ class Engine:
             self._admit()
             planned = self._schedule(time.monotonic())
             if planned is None:
+                self._hand_over()
                 self._sleep()
                 continue
             try:
+                feeds = self._rows.feeds(planned)
+                # The event loop sends the last round's texts while the graph makes the next: both have the GIL when
+                # they need it.
+                self._hand_over()
                 started = time.perf_counter()
-                tokens, state = self._decoder.run(planned.filters, self._rows.feeds(planned))
+                tokens, state = self._decoder.run(planned.filters, feeds)
                 self._pace.learn(planned, time.perf_counter() - started)
+                self._update(planned, tokens, state)
             except Exception as error:  # whatever it is: these streams cannot go on, the others can
                 log.exception("an engine round failed")
                 self._fail(planned, error)
-                continue
-            self._rows.advance(planned, tokens, state)
-            self._update(planned, tokens)
 
     def _admit(self) -> None:
         """Let streams join and leave, in the order they asked."""
-        now, gone = time.monotonic(), []
+        now, gone = time.monotonic(), set()
         while self._inbox:
             joins, stream = self._inbox.popleft()
             if joins:
@@ -143,8 +151,9 @@ class Engine:
                 self._streams[stream.slot] = stream
             elif self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
                 self._release(stream.slot)
-                gone.append(Delivery(stream, gone=True))
-        self._send(gone)
+                gone.add(stream)
+        if gone:
+            self._outbox.append(Delivery((), list, gone))
 
     def _schedule(self, now: float) -> Round | None:
         """The next round, or None if no stream can go on.
@@ -154,83 +163,97 @@ class Engine:
         with filters or without, so that no stream pays for what its neighbours asked.
         """
         rows = self._rows
-        slots, room = rows.room(now, BUFFER)
-        slots, room = slots[room > 0], room[room > 0]
+        room = rows.room(now, BUFFER)
+        ready = room > 0
+        slots, room = rows.in_use[ready], room[ready]
         if not slots.size:
             return None
-        prompt = rows.prompt_left[slots]
-        newcomers = (rows.made[slots] == 0) & (prompt < self._pace.steps(1, FIRST_SECONDS))
-        self._newcomers_last = bool(newcomers.any()) and not self._newcomers_last
-        chosen = np.flatnonzero(newcomers) if self._newcomers_last else np.arange(len(slots))
+        prompt = rows.table["prompt_left"][slots] if rows.starting else np.zeros(len(slots), np.int64)
 
-        filtered = rows.filtered[slots[chosen]]
-        self._filters_last = not self._filters_last if filtered.any() and not filtered.all() else bool(filtered[0])
-        chosen = chosen[filtered == self._filters_last]
+        chosen = np.arange(len(slots))
+        newcomers = self._newcomers(slots, prompt)
+        self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
+        if self._newcomers_last:
+            chosen = newcomers
+        if rows.filtered:
+            filtered = rows.table["filtered"][slots[chosen]]
+            self._filters_last = bool(filtered[0]) if filtered.all() or not filtered.any() else not self._filters_last
+            chosen = chosen[filtered == self._filters_last]
+        else:
+            self._filters_last = False
         if len(chosen) > COHORT and not self._newcomers_last:
-            chosen = chosen[np.argsort(rows.served[slots[chosen]], kind="stable")[:COHORT]]
+            chosen = chosen[np.argsort(rows.table["served"][slots[chosen]], kind="stable")[:COHORT]]
         slots, room, prompt = slots[chosen], room[chosen], prompt[chosen]
 
-        seconds = FIRST_SECONDS if self._newcomers_last else self._round_seconds
-        most = self._pace.steps(len(slots), seconds, self._filters_last)
         if self._newcomers_last:
+            most = self._pace.steps(len(slots), FIRST_SECONDS, self._filters_last)
             most = min(most, int(prompt.max()) + 1)
+        else:
+            most = self._pace.steps(len(slots), self._round_seconds, self._filters_last)
         steps = np.minimum(prompt + room, most)
         return Round(slots, steps, np.minimum(prompt, steps), self._filters_last)
 
-    def _update(self, r: Round, tokens: Ids) -> None:
-        """Hand the round's texts to the event loop, and let go of the streams that are complete."""
-        now = time.monotonic()
-        deliveries = []
-        complete = self._rows.left[r.slots] == 0
-        texts = self._codec.decode(tokens.T, r.prompted, r.steps)
-        for slot, text, done in zip(r.slots.tolist(), texts, complete.tolist(), strict=True):
-            stream = self._streams[slot]
-            stream.entered = stream.entered or now
-            if done:
-                self._release(slot)
-            if text:
-                deliveries.append(Delivery(stream, text, End.LENGTH if done else None, gone=done))
-        self._send(deliveries)
+    def _newcomers(self, slots: Ids, prompt: Ids) -> Ids:
+        """Which of `slots` have no character yet and can have one within a short round."""
+        if not self._rows.starting:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero((self._rows.table["made"][slots] == 0) & (prompt < self._pace.steps(1, FIRST_SECONDS)))
+
+    def _update(self, r: Round, tokens: Ids, state: NDArray[np.float32]) -> None:
+        """Take over what the round made and let go of the streams that are complete."""
+        streams = [self._streams[slot] for slot in r.slots.tolist()]
+        if self._rows.starting:
+            now = time.monotonic()
+            for stream in streams:
+                stream.entered = stream.entered or now
+        complete = self._rows.advance(r, tokens, state).tolist()
+        gone = {self._streams[slot] for slot in complete}
+        for slot in complete:
+            self._release(slot)
+        self._outbox.append(Delivery(streams, partial(self._codec.decode, tokens, r.prompted, r.steps), gone))
 
     def _fail(self, r: Round, error: Exception) -> None:
-        failure = EngineError(f"an engine round failed: {error}")
-        deliveries = [Delivery(self._streams[slot], error=failure, gone=True) for slot in r.slots.tolist()]
-        for slot in r.slots.tolist():
-            self._release(slot)
-        self._send(deliveries)
+        streams = [self._streams[slot] for slot in r.slots.tolist() if slot in self._streams]
+        for stream in streams:
+            self._release(stream.slot)
+        self._outbox.append(Delivery(streams, list, set(streams), EngineError(f"an engine round failed: {error}")))
 
     def _release(self, slot: int) -> None:
         del self._streams[slot]
         self._rows.leave(slot)
 
-    def _send(self, deliveries: list[Delivery]) -> None:
-        if deliveries:
-            self._loop.call_soon_threadsafe(self._deliver, deliveries)
+    def _hand_over(self) -> None:
+        for delivery in self._outbox:
+            self._loop.call_soon_threadsafe(self._deliver, delivery)
+        self._outbox.clear()
 
     def _sleep(self) -> None:
         """Wait for the event loop, or for the next paced stream's turn."""
         self._idle = True
         # What the event loop did before it could see `_idle` is seen here.
         now = time.monotonic()
-        _, room = self._rows.room(now, BUFFER)
-        if not (room > 0).any():
+        if not (self._rows.room(now, BUFFER) > 0).any():
             self._wake.wait(min(self._rows.next_due(now, BUFFER), IDLE_SECONDS))
         self._idle = False
 
 
 class StepTimes:
-    """How long a step takes at each batch size (in powers of two), learned from the rounds."""
+    """How long a step takes at each batch size (in powers of two), learned from the rounds.
+
+    A round's time includes waiting for the GIL and for a core, which a shorter round would not shorten: what is wanted
+    is the step itself. So a faster round is believed more than a slower one.
+    """
 
     def __init__(self) -> None:
-        self._seconds = np.full((2, 32), np.nan)
+        self._seconds: dict[tuple[bool, int], float] = {}
 
     def learn(self, r: Round, seconds: float) -> None:
         """A round took so long."""
-        index = int(r.filters), len(r.slots).bit_length()
-        known, seen = self._seconds[index], seconds / r.time
-        self._seconds[index] = seen if np.isnan(known) else 0.8 * known + 0.2 * seen
+        key, seen = (r.filters, len(r.slots).bit_length()), seconds / r.time
+        known = self._seconds.get(key, seen)
+        self._seconds[key] = known + (0.5 if seen < known else 0.02) * (seen - known)
 
     def steps(self, batch: int, seconds: float, filters: bool = False) -> int:
         """How many steps of `batch` rows fit in so many seconds: at least 1, at most MAX_STEPS."""
-        known = self._seconds[int(filters), batch.bit_length()]
-        return 16 if np.isnan(known) else int(min(max(seconds / known, 1), MAX_STEPS))
+        known = self._seconds.get((filters, batch.bit_length()), seconds / 16)  # as good a guess as any
+        return int(min(max(seconds / known, 1), MAX_STEPS))

@@ -55,16 +55,17 @@ class Model:
         for stream in self._live:
             stream.finish(End.DRAINING)
 
-    def _deliver(self, deliveries: list[Delivery]) -> None:
+    def _deliver(self, delivery: Delivery) -> None:
         now = time.monotonic()
-        for delivery in deliveries:
-            stream = delivery.stream
-            if delivery.gone:
-                self._live.discard(stream)
-                self.admission.release(stream.slot)
-            if delivery.error:
+        self._live -= delivery.gone
+        for stream in delivery.gone:
+            self.admission.release(stream.slot)
+        if delivery.error:
+            for stream in delivery.streams:
                 stream.fail(delivery.error)
-            elif delivery.text:
-                stream.deliver(delivery.text, now)
-            if delivery.end:
-                stream.finish(delivery.end)
+            return
+        for stream, text in zip(delivery.streams, delivery.texts(), strict=True):
+            if text:
+                stream.deliver(text, now)
+            if stream in delivery.gone:
+                stream.finish(End.LENGTH)

@@ -25,6 +25,9 @@ from serve.runtime import Decoder, choose_device, warn_of_two_runtimes
 from serve.service import MAX_PROMPT, TextGeneration
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
+# After each round the engine wants the GIL back from the event loop at once: at Python's own 5 ms, rounds and messages
+# take turns instead of overlapping, and 64 streams are 0.6 times as fast.
+GIL_SECONDS = 5e-5
 STOP_SECONDS = 1.0  # of the drain: for the last messages
 
 log = logging.getLogger("rill")
@@ -48,6 +51,7 @@ class Settings:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
+    sys.setswitchinterval(GIL_SECONDS)
     stop = _stop_signals()
     models = _load(settings)
     try:

@@ -51,7 +51,8 @@ def test_verification_passes_and_counts(shape):
     parity = verify(build_bundle(run, "tiny"), run.build())
     assert parity.worst_difference < 1e-5
     assert (parity.greedy_characters, parity.sampled_characters) == (2000, 2000)
-    assert parity.excused <= 3
+    assert parity.excused_characters <= 3
+    assert parity.excused_rows == 0
 
 
 def _with_changed_constant(graph: bytes, pick, change) -> bytes:
