@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import numpy_helper
 
 from export.graph import FLOAT, INT64, Graph, model_bytes, tensor
 from export.sampling import GREEDY_TEMPERATURE
@@ -123,8 +124,10 @@ def _per_call(main: Graph, vocabulary: int, filters: bool) -> _PerCall:
     def column(value: str) -> str:
         return main.op("Unsqueeze", value, last_axis)
 
-    time = main.op("Squeeze", main.op("Shape", "uniforms", start=0, end=1))
-    steps_done = column(main.op("Range", main.constant(0), time, main.constant(1)))
+    one = numpy_helper.from_array(np.array([1], np.int64))
+    ones = main.op("ConstantOfShape", main.op("Shape", "uniforms", start=0, end=1), value=one)
+    # 0, 1, 2, ...: a Range would want the time as a scalar, and CUDA has no kernel for making it one.
+    steps_done = column(main.op("CumSum", ones, main.constant(0), exclusive=1))
     active = main.op("Cast", main.op("Less", steps_done, "steps"), to=FLOAT)
     # Greedy is u = 0 at a temperature so small that only the largest logits keep any mass: the first of them is chosen.
     samples = main.op("Cast", main.op("Greater", "temperature", main.constant(0.0)), to=FLOAT)
