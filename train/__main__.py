@@ -208,7 +208,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads, 0 = one a core; on a busy machine fewer are faster (default 0)",
+        help="CPU threads, 0 = one a core, or under --max-minutes one in all where that is faster (default 0)",
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from train.checkpoint import CHECKPOINT, Position, load_checkpoint, save_checkpoint
+from train.cpu import FasterThreads
 from train.curves import draw_curves
 from train.display import Display, perplexity
 from train.errors import DivergedError
@@ -87,8 +89,10 @@ class Trainer:
         """
         if self.training.max_minutes is not None:
             self._validate()
+        threads = FasterThreads() if self.training.max_minutes is not None and not self.training.threads else None
         while (done := self.done()) < 1 and not interrupt.requested:
-            self._step(done)
+            with threads.step() if threads else nullcontext():
+                self._step(done)
             if self._evaluation_is_due():
                 self._evaluate()
                 self._checkpoint()
