@@ -7,9 +7,9 @@
 
 In process, for a batch as large as each number of streams, on one thread: the bundle's decode graph, and an eager
 PyTorch loop for a model of the same shape (with random weights: speed does not depend on their values). Over gRPC: a
-server of its own, or the one at --target, read by so many streams at once. The floors are measured before, between and
-after the loads, and each at its best is what the loads, which are means, are compared with: noise on the machine can
-only lower a ratio. The server is ended with the benchmark, however that ends.
+server of its own, or the one at --target, read by so many streams at once. Machines change their speed from second to
+second, so a load is cut into windows with the floors measured between them, and a ratio is the median over the windows
+of a window's speed to that of the floor around it. The server is ended with the benchmark, however that ends.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.errors import BenchError
 from bench.floors import Floor, floors_of
-from bench.load import Load, measure
+from bench.load import Load, load_of, window
 from bench.report import document, table
 from bench.server import Server, on_core, own_server, served_name
 from export.bundle import Bundle, BundleError, read_bundle
@@ -36,8 +36,8 @@ from train.errors import ConfigError
 
 MOST_STREAMS = 4096  # what a server runs at once unless told otherwise
 MOST_SECONDS = 600.0  # of one load
-FLOOR_ROUNDS = 5  # of samples of each floor, before, between and after the loads
-FLOOR_SHARE = 0.02  # a floor's sample lasts this share of a load
+WINDOWS = 8  # of a load, with the floors measured before, between and after them
+FLOOR_SHARE = 0.04  # a floor's sample lasts this share of a load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,32 +61,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _run(options: argparse.Namespace, bundle: Bundle) -> tuple[Server, list[Floor], list[Load]]:
-    """Floors and loads in turn, floors at both ends."""
+    """For each number of streams: floors and windows of the load in turn, floors at both ends."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     server_core, client_core = sorted(os.sched_getaffinity(0))[:2] if options.pin else (None, None)
-    loads = []
+    loads: list[Load] = []
     with on_core(client_core), _progress() as progress:
-        stage = progress.add_task("", total=2 * len(options.streams) + 1)
+        stage = progress.add_task("", total=len(options.streams) * WINDOWS)
         async with _server(options, server_core) as server:
             model = await served_name(server.target, bundle.model_id)
             floors = floors_of(bundle, options.streams)
 
-            async def sample_floors() -> None:
-                progress.update(stage, description="floors, in process", refresh=True)
-                for _ in range(FLOOR_ROUNDS):
-                    for floor in floors:
+            async def sample_floors(batch: int) -> None:
+                for floor in floors:
+                    if floor.batch == batch:
                         floor.sample(FLOOR_SHARE * options.seconds)
                         await asyncio.sleep(0)  # lets Ctrl-C through
-                progress.advance(stage)
 
             for streams in options.streams:
-                await sample_floors()
-                progress.update(stage, description=f"{streams:,} streams over gRPC", refresh=True)
-                loads.append(await measure(server, model, streams, options.max_chars, options.seconds))
-                progress.advance(stage)
-            await sample_floors()
+                windows = []
+                for _ in range(WINDOWS):
+                    progress.update(stage, description=f"{streams:,} streams over gRPC", refresh=True)
+                    await sample_floors(streams)
+                    windows.append(await window(server, model, streams, options.max_chars, options.seconds / WINDOWS))
+                    progress.advance(stage)
+                await sample_floors(streams)
+                loads.append(load_of(streams, windows, server))
     return server, floors, loads
 
 

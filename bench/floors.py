@@ -10,6 +10,7 @@ Both run on one thread.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 import torch
@@ -44,8 +45,8 @@ class Floor:
 
     @property
     def speed(self) -> float:
-        """Characters a second: the best of the samples. What noise takes away can then never flatter a ratio to it."""
-        return max(self.samples)
+        """Characters a second: the median of the samples."""
+        return median(self.samples)
 
 
 def floors_of(bundle: Bundle, batches: Sequence[int]) -> list[Floor]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -10,11 +11,11 @@ import grpc.aio
 import numpy as np
 
 from bench.errors import BenchError
-from bench.server import Server
+from bench.server import Server, Spent
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 
-WARM_UP = 0.2  # of the measured time, before it
+WARM_UP = 0.4  # of a window's time, before it
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Load:
 
     `first_character_ms` is from the call to its first character; `inter_character_us` is the time between two
     messages of a text divided by the characters of the second. `other_cores` is how many cores were busy with programs
-    that are not part of the benchmark. The last three are None for a server that was not started here.
+    that are not part of the benchmark. It and the two before it are None for a server that was not started here.
+    `windows` are the speeds of the parts that the load was measured in, in characters a second.
     """
 
     streams: int
@@ -45,17 +47,20 @@ class Load:
     server_cpu_us_per_character: float | None
     server_megabytes: float | None
     other_cores: float | None
+    windows: list[float]
 
 
 @dataclass
 class Tally:
-    """What all streams together have received since it was made; times in seconds."""
+    """What all streams together have received in one window of a load; times in seconds."""
 
     characters: int = 0
     messages: int = 0
     texts: int = 0
     first: list[float] = field(default_factory=list)
     inter: list[float] = field(default_factory=list)
+    seconds: float = 0.0  # of the window
+    spent: Spent | None = None  # within it
 
 
 class Readers:
@@ -93,7 +98,7 @@ class Readers:
         self.tally.texts += 1
 
 
-async def measure(server: Server, model: str, streams: int, max_chars: int, seconds: float) -> Load:
+async def window(server: Server, model: str, streams: int, max_chars: int, seconds: float) -> Tally:
     """Load `server` with texts of `max_chars` characters, on one connection. Raises BenchError if a stream fails."""
     async with grpc.aio.insecure_channel(server.target) as channel:
         readers = Readers(TextGenerationStub(channel), model, streams, max_chars)
@@ -105,29 +110,36 @@ async def measure(server: Server, model: str, streams: int, max_chars: int, seco
                 started, before = time.perf_counter(), server.spent()
                 await asyncio.sleep(seconds)
                 readers.tally = Tally()
-                elapsed, after = time.perf_counter() - started, server.spent()
-                megabytes = server.megabytes()
+                tally.seconds, after = time.perf_counter() - started, server.spent()
                 for task in tasks:
                     task.cancel()
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-    if not tally.characters:
-        raise BenchError(f"{streams} streams: no character came within {seconds:g} s; give more --seconds")
-    cpu = others = None
     if before and after:
-        cpu, others = after.server - before.server, max(after.others - before.others, 0.0)
+        tally.spent = Spent(after.server - before.server, max(after.others - before.others, 0.0))
+    return tally
+
+
+def load_of(streams: int, windows: Sequence[Tally], server: Server) -> Load:
+    """The windows of a load taken together. Raises BenchError if nothing came."""
+    seconds = sum(tally.seconds for tally in windows)
+    characters, messages = (sum(getattr(tally, name) for tally in windows) for name in ("characters", "messages"))
+    if not characters:
+        raise BenchError(f"{streams} streams: no character came within {seconds:g} s; give more --seconds")
+    spent = [tally.spent for tally in windows if tally.spent]
     return Load(
         streams=streams,
-        seconds=elapsed,
-        texts=tally.texts,
-        characters_per_second=tally.characters / elapsed,
-        messages_per_second=tally.messages / elapsed,
-        characters_per_message=tally.characters / tally.messages,
-        first_character_ms=_percentiles(tally.first, 1e3),
-        inter_character_us=_percentiles(tally.inter, 1e6),
-        server_cpu_us_per_character=None if cpu is None else 1e6 * cpu / tally.characters,
-        server_megabytes=megabytes,
-        other_cores=None if others is None else others / elapsed,
+        seconds=seconds,
+        texts=sum(tally.texts for tally in windows),
+        characters_per_second=characters / seconds,
+        messages_per_second=messages / seconds,
+        characters_per_message=characters / messages,
+        first_character_ms=_percentiles([value for tally in windows for value in tally.first], 1e3),
+        inter_character_us=_percentiles([value for tally in windows for value in tally.inter], 1e6),
+        server_cpu_us_per_character=1e6 * sum(part.server for part in spent) / characters if spent else None,
+        server_megabytes=server.megabytes(),
+        other_cores=sum(part.others for part in spent) / seconds if spent else None,
+        windows=[tally.characters / tally.seconds for tally in windows],
     )
 
 

@@ -5,7 +5,9 @@ import platform
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import grpc
@@ -76,9 +78,11 @@ def _processor() -> str:
 
 
 def _ratios(load: Load, floors: Sequence[Floor]) -> dict[str, float]:
-    """How fast a load went relative to the floors at the same batch size."""
+    """How fast a load went relative to the floors at the same batch size: the median over its windows."""
     return {
-        f"ratio_to_{floor.name}": load.characters_per_second / floor.speed
+        f"ratio_to_{floor.name}": median(
+            speed / mean(around) for speed, around in zip(load.windows, pairwise(floor.samples), strict=True)
+        )
         for floor in floors
         if floor.batch == load.streams
     }
@@ -96,7 +100,7 @@ def table(server: Server, floors: Sequence[Floor], loads: Sequence[Load]) -> Tab
 
     ratios = [_ratios(load, floors) for load in loads]
     whole, tenths, hundredths = "{:,.0f}".format, "{:,.1f}".format, "{:,.2f}".format
-    made.add_row("[bold]in process, at best")
+    made.add_row("[bold]in process, median")
     row("decode graph, characters/s", [floor.speed for floor in floors if floor.name == "decode"], whole)
     row("PyTorch eager, characters/s", [floor.speed for floor in floors if floor.name == "eager"], whole)
     made.add_section()

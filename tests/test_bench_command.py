@@ -66,8 +66,9 @@ def test_a_short_run_reports_floors_and_loads_that_hang_together(bundle: Path, t
         assert load["server_cpu_us_per_character"] > 0
         assert load["server_megabytes"] > 10
         assert 0 <= load["other_cores"] <= found["machine"]["cores"]
+        assert speed == pytest.approx(sum(load["windows"]) / len(load["windows"]), rel=0.2)
         for floor in ("decode", "eager"):
-            assert load[f"ratio_to_{floor}"] == pytest.approx(speed / speeds[floor, streams])
+            assert 0.1 < load[f"ratio_to_{floor}"] / (speed / speeds[floor, streams]) < 10
 
 
 def test_what_cannot_be_measured_is_one_clear_line(
