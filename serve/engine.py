@@ -122,13 +122,14 @@ class Engine:
     def _main(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            self._admit()
-            planned = self._schedule(time.monotonic())
-            if planned is None:
-                self._hand_over()
-                self._sleep()
-                continue
+            planned, now = None, time.monotonic()
             try:
+                self._admit(now)
+                planned = self._schedule(now)
+                if planned is None:
+                    self._hand_over()
+                    self._sleep()
+                    continue
                 feeds = self._rows.feeds(planned)
                 # The event loop sends the last round's texts while the graph makes the next: both have the GIL when
                 # they need it.
@@ -136,19 +137,19 @@ class Engine:
                 started = time.perf_counter()
                 tokens, state = self._decoder.run(planned.filters, feeds)
                 self._pace.learn(planned, time.perf_counter() - started)
-                self._update(planned, tokens, state)
-            except Exception as error:  # whatever it is: these streams cannot go on, the others can
+                self._update(planned, tokens, state, now)
+            except Exception as error:  # whatever it is: its streams cannot go on, the others can
                 log.exception("an engine round failed")
                 self._fail(planned, error)
 
-    def _admit(self) -> None:
+    def _admit(self, now: float) -> None:
         """Let streams join and leave, in the order they asked."""
-        now, gone = time.monotonic(), set()
+        gone = set()
         while self._inbox:
             joins, stream = self._inbox.popleft()
             if joins:
-                self._rows.enter(stream.slot, stream.order, now)
                 self._streams[stream.slot] = stream
+                self._rows.enter(stream.slot, stream.order, now)
             elif self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
                 self._release(stream.slot)
                 gone.add(stream)
@@ -199,21 +200,22 @@ class Engine:
             return np.zeros(0, np.int64)
         return np.flatnonzero((self._rows.table["made"][slots] == 0) & (prompt < self._pace.steps(1, FIRST_SECONDS)))
 
-    def _update(self, r: Round, tokens: Ids, state: NDArray[np.float32]) -> None:
+    def _update(self, r: Round, tokens: Ids, state: NDArray[np.float32], began: float) -> None:
         """Take over what the round made and let go of the streams that are complete."""
         streams = [self._streams[slot] for slot in r.slots.tolist()]
         if self._rows.starting:
-            now = time.monotonic()
             for stream in streams:
-                stream.entered = stream.entered or now
+                stream.entered = stream.entered or began
         complete = self._rows.advance(r, tokens, state).tolist()
         gone = {self._streams[slot] for slot in complete}
         for slot in complete:
             self._release(slot)
         self._outbox.append(Delivery(streams, partial(self._codec.decode, tokens, r.prompted, r.steps), gone))
 
-    def _fail(self, r: Round, error: Exception) -> None:
-        streams = [self._streams[slot] for slot in r.slots.tolist() if slot in self._streams]
+    def _fail(self, planned: Round | None, error: Exception) -> None:
+        """End the streams of a round, or all if it was not even planned."""
+        slots = list(self._streams) if planned is None else planned.slots.tolist()
+        streams = [self._streams[slot] for slot in slots if slot in self._streams]
         for stream in streams:
             self._release(stream.slot)
         self._outbox.append(Delivery(streams, list, set(streams), EngineError(f"an engine round failed: {error}")))

@@ -74,10 +74,12 @@ class Rows:
 
     def enter(self, slot: int, order: Order, now: float) -> None:
         """Begin a stream in a free slot. (`read` is zeroed by the event loop, before.)"""
+        self._orders[slot] = order
+        self._count(order, +1)
         sampling, row = order.sampling, self.table[slot]
         row["token"] = order.prompt[0]
         row["prompt_left"] = len(order.prompt) - 1
-        row["made"] = row["served"] = 0
+        row["made"], row["served"] = 0, self._rounds
         row["limit"] = order.max_chars or ENDLESS
         row["pace"], row["since"] = order.chars_per_second or np.inf, now
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
@@ -88,10 +90,8 @@ class Rows:
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
         self.state[:, slot] = 0
-        self._orders[slot] = order
         self._draw(slot)
         self.starting.add(slot)
-        self._count(order, +1)
 
     def leave(self, slot: int) -> None:
         """End the stream in `slot`."""

@@ -1,0 +1,202 @@
+"""The engine by itself, on a real graph: what a failing round does, and what rounds are made of."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from export.sampling import Sampling
+from serve import engine as engine_module
+from serve.admission import Admission
+from serve.errors import DrainingError, EngineError, WaitingLineFullError
+from serve.model import Model
+from serve.rows import Rows
+from serve.runtime import CPU, Decoder
+from serve.stream import End, Order
+
+
+class Watched(Decoder):
+    """A decoder that remembers its rounds, and fails when told to."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.rounds, self.fail = [], False
+
+    def run(self, filters, feeds):
+        if self.fail:
+            self.fail = False
+            raise RuntimeError("out of memory")
+        self.rounds.append(
+            (filters, feeds["token"].size, feeds["uniforms"].shape[0], bool((feeds["forced"] >= 0).any()))
+        )
+        return super().run(filters, feeds)
+
+
+@pytest.fixture
+async def model(tiny):
+    made = Model(tiny, Watched(tiny, CPU), 300, 2000, 0.010)
+    made.decoder = made.engine._decoder
+    made.decoder.rounds.clear()  # those of the warm-up
+    yield made
+    made.engine.stop()
+    assert made.admission.running == 0
+
+
+def order(count, prompt=1, seed=0, **sampling):
+    return Order(np.ones(prompt, np.int64), prompt, Sampling(**sampling), seed, count, 0.0)
+
+
+async def text_of(model, wanted):
+    async with model.stream(wanted) as stream:
+        return await read_on(model, stream)
+
+
+async def read_on(model, stream):
+    text, end = "", None
+    while end is None:
+        piece, end = await stream.take()
+        model.sent(stream, piece)
+        text += piece
+    assert end is End.LENGTH
+    return text
+
+
+async def until_free(model):
+    while model.live:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_failing_round_fails_its_streams_and_no_others(model):
+    expected = await text_of(model, order(50))
+    async with model.stream(order(0)) as doomed:
+        await doomed.take()
+        model.decoder.fail = True
+        with pytest.raises(EngineError, match="out of memory"):
+            await read_on(model, doomed)
+    assert await text_of(model, order(50)) == expected
+    await until_free(model)
+
+
+@pytest.mark.parametrize("broken", ["_schedule", "_admit"])
+async def test_a_failure_outside_a_round_hangs_nobody(model, monkeypatch, broken):
+    """Whatever breaks, a waiting call gets an answer, and the engine goes on."""
+    right = getattr(engine_module.Engine, broken)
+    failures = [RuntimeError("broken")]
+
+    def fail_once(self, *arguments):
+        if failures and self._streams:
+            raise failures.pop()
+        return right(self, *arguments)
+
+    async with model.stream(order(0)) as doomed:
+        await doomed.take()
+        monkeypatch.setattr(engine_module.Engine, broken, fail_once)
+        with pytest.raises(EngineError, match="broken"):
+            await read_on(model, doomed)
+    assert len(await text_of(model, order(20))) == 20
+    await until_free(model)
+
+
+async def test_who_has_no_character_yet_goes_first_in_a_short_round(model):
+    async with model.stream(order(0)) as busy:
+        await busy.take()
+        await asyncio.gather(*(text_of(model, order(1, prompt=5, seed=seed)) for seed in range(20)))
+    await until_free(model)
+    firsts = [r for r in model.decoder.rounds if r[3]]
+    assert firsts
+    assert all(time <= 5 for _, _, time, _ in firsts if time > 1)
+    assert max(rows for _, rows, _, _ in firsts) > 1
+
+
+async def test_rounds_are_of_one_kind_and_of_bounded_size(model):
+    plain = [text_of(model, order(400, seed=seed)) for seed in range(150)]
+    filtered = [text_of(model, order(400, seed=seed, top_k=5)) for seed in range(100)]
+    await asyncio.gather(*plain, *filtered)
+    kinds = {filters for filters, *_ in model.decoder.rounds}
+    assert kinds == {False, True}
+    generating = [rows for _, rows, time, prompted in model.decoder.rounds if time > 1 and not prompted]
+    assert max(generating) <= engine_module.COHORT
+    await until_free(model)
+
+
+async def test_a_parked_stream_is_in_no_round(model):
+    async with model.stream(order(0)) as unread:
+        await unread.take()
+        while model.engine.parked() == 0:
+            await asyncio.sleep(0.01)
+        model.decoder.rounds.clear()
+        await text_of(model, order(2000))
+        assert max(rows for _, rows, _, _ in model.decoder.rounds) == 1
+    await until_free(model)
+
+
+async def test_an_idle_engine_sleeps(model):
+    await text_of(model, order(10))
+    await until_free(model)
+    model.decoder.rounds.clear()
+    before = threading.active_count()
+    await asyncio.sleep(0.2)
+    assert model.decoder.rounds == []
+    assert threading.active_count() == before
+
+
+async def test_leaving_in_any_state_frees_the_slot(model):
+    """Before the first round, in the middle, when complete and unread: 300 slots, 1,500 streams."""
+    for _ in range(5):
+        for wait in (False, True):
+            async with asyncio.TaskGroup() as group:
+                for seed in range(150):
+                    group.create_task(_leave(model, seed, wait))
+    await until_free(model)
+
+
+async def _leave(model, seed, wait):
+    async with model.stream(order(seed % 3 * 10, seed=seed)) as stream:
+        if wait:
+            await stream.take()
+
+
+async def test_a_slot_given_in_the_moment_of_cancellation_is_not_lost():
+    admission = Admission(1, 2)
+    slot = await admission.acquire()
+    waiting = asyncio.create_task(admission.acquire())
+    await asyncio.sleep(0)
+    admission.release(slot)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert admission.running == 0
+    assert await admission.acquire() == slot
+
+
+async def test_the_line_is_first_come_first_served_and_bounded():
+    admission = Admission(1, 2)
+    slot = await admission.acquire()
+    waiting = [asyncio.create_task(admission.acquire()) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(WaitingLineFullError):
+        await admission.acquire()
+    admission.release(slot)
+    assert await waiting[0] == slot
+    assert not waiting[1].done()
+    admission.refuse(DrainingError("going away"))
+    with pytest.raises(DrainingError):
+        await waiting[1]
+
+
+def test_paces_limits_and_readers_bound_what_is_made():
+    rows = Rows(4, 1, 2, 3)
+    rows.enter(0, Order(np.array([0]), 1, Sampling(), 0, 100, 0.0), now=10.0)
+    rows.enter(1, Order(np.array([0]), 1, Sampling(), 0, 0, 5.0), now=10.0)
+    rows.enter(2, Order(np.array([0]), 1, Sampling(), 0, 0, 0.0), now=10.0)
+    assert rows.room(now=10.0, buffer=1000).tolist() == [100, 1, 1000]
+    rows.table["made"][:3] = 100, 1, 990
+    assert rows.room(now=10.0, buffer=1000).tolist() == [0, 0, 10]
+    assert rows.next_due(now=10.0, buffer=1000) == pytest.approx(0.2)
+    assert rows.room(now=11.0, buffer=1000).tolist() == [0, 5, 10]
+    rows.read[2] = 500
+    assert rows.room(now=10.0, buffer=1000).tolist() == [0, 0, 510]
+    rows.leave(1)
+    assert rows.room(now=10.0, buffer=1000).tolist() == [0, 510]
+    assert rows.next_due(now=10.0, buffer=1000) == np.inf
