@@ -25,7 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 if any run failed."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)  # verification takes steps of one character: threads only wait for one another
-    rows = [_export(run, options.out, options.force) for run in options.run]
+    if options.json and not options.json.parent.is_dir():
+        print(f"error: --json {options.json}: there is no folder {options.json.parent}", file=sys.stderr)
+        return 2
+    seen: dict[str, Path] = {}
+    rows = []
+    for run in options.run:
+        folder = Path(run).resolve()
+        first = seen.setdefault(folder.name, folder)
+        rows.append(_export(run, options.out, options.force, None if first == folder else first))
     _print_table(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -45,11 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(run: str, out: Path, force: bool) -> dict[str, Any]:
+def _export(run: str, out: Path, force: bool, namesake: Path | None) -> dict[str, Any]:
     """Export one run; whatever goes wrong with it is told and does not stop the others."""
     started = time.monotonic()
     row: dict[str, Any] = {"run": run, "bundle": None, "bytes": None, "difference": None, "parity": None}
     try:
+        if namesake:
+            raise ValueError(
+                f"{namesake} has the same name, and so would its bundle; give them different --out folders"
+            )
         exported = export_run(run, out, force)
         print(f"{run}: {_in_words(exported.parity)}", flush=True)
         row |= {
@@ -62,11 +74,14 @@ def _export(run: str, out: Path, force: bool) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         print(f"error: {run}: {error}", file=sys.stderr)
         row["status"] = "failed"
+    except Exception as error:  # not foreseen: ONNX Runtime's, PyTorch's, ours
+        print(f"error: {run}: {type(error).__name__}: {error}", file=sys.stderr)
+        row["status"] = "failed"
     return row | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _in_words(parity: Parity) -> str:
-    characters = parity.greedy_characters + parity.sampled_characters + parity.filtered_characters
+    characters = parity.greedy_characters + parity.sampled_characters + parity.filtered_characters + parity.choices
     return (
         f"as PyTorch: logits and states within {parity.worst_difference:.1e} over {parity.rows} rows "
         f"({parity.excused_rows} excused), {characters:,} characters equal ({parity.excused_characters} excused)"

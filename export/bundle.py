@@ -88,7 +88,11 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
 
 
 def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> None:
-    """Write the bundle's folder aside, then rename it: `folder` is the old one or the new one. Raises OSError."""
+    """Write the bundle's folder aside, then rename it into place. Raises OSError; `folder` is then as it was.
+
+    Killed just between its two renames it leaves no `folder`, and the old bundle as `.NAME.old` until the next export.
+    """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (aside, old):  # of an export that was killed
@@ -101,6 +105,10 @@ def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> N
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
     finally:
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -137,6 +145,18 @@ def read_bundle(folder: str | Path) -> Bundle:
     if bundle.model_id != model_id(bundle.graphs, vocabulary):
         raise BundleError(f"{folder}: model_id does not match the graphs and the vocabulary; export the run again")
     return bundle
+
+
+def is_replaceable(folder: Path) -> bool:
+    """Whether `folder` is a bundle, whole or damaged, and nothing else is in it."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file() or {path.name for path in folder.iterdir()} - {MANIFEST, *FILES.values()}:
+        return False
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return True  # damaged
+    return isinstance(content, dict) and "format_version" in content
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

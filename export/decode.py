@@ -139,7 +139,9 @@ def _per_call(main: Graph, vocabulary: int, filters: bool) -> _PerCall:
 
 def _per_call_filters(main: Graph, vocabulary: int, column: Callable[[str], str]) -> tuple[str, str, str, str]:
     size = main.constant(vocabulary)
-    k = main.op("Where", main.op("Equal", "top_k", main.constant(0)), size, main.op("Min", "top_k", size))
+    # Not with Min: ONNX Runtime's for int64 is wrong from 2^31 on (seen in 1.31.1).
+    keeps_all = main.op("Or", main.op("Equal", "top_k", main.constant(0)), main.op("Greater", "top_k", size))
+    k = main.op("Where", keeps_all, size, "top_k")
     k_index = main.op("Sub", k, main.constant(1))
     uses_top_p = main.op("Less", "top_p", main.constant(1.0))
     return column(k_index), column("top_p"), column(uses_top_p), column("min_p")

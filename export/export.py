@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bundle import MANIFEST, Bundle, BundleError, manifest_of, model_id, read_bundle, write_bundle
+from export.bundle import Bundle, BundleError, is_replaceable, manifest_of, model_id, read_bundle, write_bundle
 from export.decode import decode_graph
 from export.model import model_graph
 from export.verify import Parity, verify
 from export.weights import weights_of
-from train.run import Run, load_run
+from train.run import Run, RunError, load_run
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ def export_run(run_folder: str | Path, out: str | Path, force: bool = False) -> 
     run = load_run(run_folder)
     name = Path(run_folder).resolve().name
     folder = Path(out) / name
+    summary = _training_summary(run)
     bundle = build_bundle(run, name)
     unchanged = _is_there(folder, bundle, force)
     parity = verify(bundle, run.build())
     if not unchanged:
-        write_bundle(bundle, manifest_of(bundle, _training_summary(run), parity.report()), folder)
+        write_bundle(bundle, manifest_of(bundle, summary, parity.report()), folder)
     return Exported(folder, sum(map(len, bundle.graphs.values())), parity, unchanged)
 
 
@@ -67,9 +68,9 @@ def build_bundle(run: Run, name: str) -> Bundle:
 
 def _is_there(folder: Path, bundle: Bundle, force: bool) -> bool:
     """Whether `folder` already holds `bundle`. Raises BundleError for something else, unless `force` may replace it."""
-    if not folder.exists():
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    if not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
+    if not is_replaceable(folder):
         raise BundleError(f"{folder} exists and is not a bundle; give another --out")  # never deleted, --force or not
     try:
         if read_bundle(folder).model_id == bundle.model_id:
@@ -85,5 +86,10 @@ def _is_there(folder: Path, bundle: Bundle, force: bool) -> bool:
 def _training_summary(run: Run) -> dict[str, Any]:
     """What summary.json says of the training, or nothing if the run was never finished."""
     path = run.folder / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON ({error}); mend it or remove it") from None
+    if not isinstance(summary, dict):
+        raise RunError(f"{path} is not a JSON object; mend it or remove it")
     return summary

@@ -1,15 +1,16 @@
 """Whether the exported graphs do what the PyTorch model does: run at every export, on the bytes to be written.
 
-Two things are shown with ONNX Runtime on the CPU against plain PyTorch, both in float32:
+Three things are shown with ONNX Runtime on the CPU against plain PyTorch, both in float32:
 
 - teacher-forced: logits and states from random non-zero states, over chained calls of random lengths and batch sizes,
   differ by at most 1e-5 + 1e-5 |x|;
+- choices: in one batch, rows with parameters, prompts and step limits of their own choose the same characters;
 - free-running: thousands of characters in a row are the same, greedy, sampled, and sampled with filters.
 
 A trained network can be locally unstable: from some states it multiplies a rounding error a thousandfold within a few
-steps, whoever computes it (PyTorch's float32 strays as far from its own float64 there). So a row that differs by more
-is walked through again one step at a time, both starting every step from the same state. If each step agrees, the row
-is excused, and counted; a wrong graph agrees at no step.
+steps, whoever computes it (PyTorch's float32 strays as far from its own float64 there). So where a row differs by more,
+the call is walked through: the graph's state after each number of steps must be one step of PyTorch's from the graph's
+state before. Then the row is excused, and counted: it follows the network, along another rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from train.sample import choose
 TOLERANCE = 1e-5
 NEAR = 1e-4  # a choice this close to its boundary may fall to either side
 CHARACTERS = 2000
+CHOICES = 600
 FILTERED = Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01)
 
 Array = NDArray[Any]
@@ -46,7 +48,8 @@ class ParityError(ValueError):
 class Parity:
     """What was compared. Differences are the largest absolute ones, of rows that were not excused.
 
-    `excused_rows`, of `rows`, are locally unstable; `excused_characters` are choices within 1e-4 of their boundary.
+    `excused_rows`, of `rows`, are locally unstable; `excused_characters`, of all characters and choices, were within
+    1e-4 of their boundary.
     """
 
     logits_difference: float
@@ -57,6 +60,7 @@ class Parity:
     greedy_characters: int
     sampled_characters: int
     filtered_characters: int
+    choices: int
     excused_characters: int
 
     @property
@@ -80,7 +84,8 @@ def verify(bundle: Bundle, model: CharacterModel, seed: int = 0) -> Parity:
             _teacher_forced("decode.onnx", _serving_call(graphs["decode"]), plain, model, rng),
             _teacher_forced("decode-filters.onnx", _serving_call(graphs["decode_filters"]), plain, model, rng),
         ]
-        excused = [
+        excused = [_choices(graphs[key], model, bundle, rng) for key in ("decode", "decode_filters")]
+        excused += [
             _free_running(graphs[key], model, sampling, bundle, rng)
             for key, sampling in [
                 ("decode", Sampling(temperature=0)),
@@ -97,6 +102,7 @@ def verify(bundle: Bundle, model: CharacterModel, seed: int = 0) -> Parity:
         greedy_characters=CHARACTERS,
         sampled_characters=CHARACTERS,
         filtered_characters=CHARACTERS,
+        choices=2 * CHOICES,
         excused_characters=sum(excused),
     )
 
@@ -118,7 +124,7 @@ class _Compared(NamedTuple):
 
 
 def _teacher_forced(name: str, graph: Call, plain: Call, model: CharacterModel, rng: np.random.Generator) -> _Compared:
-    """Compare the two over chained calls. Raises ParityError for a row that is beyond the tolerance and stable."""
+    """Compare the two over chained calls. Raises ParityError for a row beyond the tolerance that has no excuse."""
     worst: dict[str, float] = {}
     rows = excused = 0
     for entry, texts in _chains(model, rng):
@@ -128,8 +134,8 @@ def _teacher_forced(name: str, graph: Call, plain: Call, model: CharacterModel, 
             beyond = np.zeros(len(tokens), bool)
             for output, values in got.items():
                 beyond |= _rows_beyond(output, values, expected[output])
-            for row in np.flatnonzero(beyond):
-                _step_by_step(name, graph, plain, tokens[[row]], state[:, [row]])
+            if beyond.any():
+                _walk(name, graph, plain, tokens, state)
             for output, values in got.items():
                 distances = np.abs(values - expected[output])[_of_rows(output, ~beyond)]
                 worst[output] = max(worst.get(output, 0.0), float(distances.max(initial=0)))
@@ -161,18 +167,22 @@ def _rows_beyond(output: str, got: Array, expected: Array) -> Array:
     return rows
 
 
-def _step_by_step(name: str, graph: Call, plain: Call, tokens: Array, state: Array) -> None:
-    """Compare step after step for one row, each from the graph's state. Raises ParityError where they differ."""
-    for time in range(tokens.shape[1]):
-        step = tokens[:, time : time + 1]
-        got, expected = graph(step, state), plain(step, state)
+def _walk(name: str, graph: Call, plain: Call, tokens: Array, entry: Array) -> None:
+    """Show that a call is a chain of PyTorch's steps, for all its rows. Raises ParityError at a step that is not.
+
+    The graph is called for 1, 2, 3, ... steps, in the same batch: what it does wrong over time or between rows shows.
+    """
+    before = entry
+    for time in range(1, tokens.shape[1] + 1):
+        got, expected = graph(tokens[:, :time], entry), plain(tokens[:, time - 1 : time], before)
         for output, values in got.items():
-            if _rows_beyond(output, values, expected[output]).any():
-                distance = np.abs(values - expected[output]).max()
+            last = values if output == "next_state_h" else values[:, -1:]
+            if _rows_beyond(output, last, expected[output]).any():
+                distance = np.abs(last - expected[output]).max()
                 raise ParityError(
                     f"{name}: {output} differs from PyTorch's by {distance:.2e} in one step, more than 1e-5 + 1e-5 |x|"
                 )
-        state = got["next_state_h"]
+        before = got["next_state_h"]
 
 
 def _pytorch_call(model: CharacterModel) -> Call:
@@ -228,6 +238,93 @@ def decode_feeds(graph: ort.InferenceSession, token: Array, state: Array, u: Arr
             bias[:, symbol] = value
         feeds["logit_bias"] = bias
     return feeds
+
+
+# ---- choices
+
+
+def _choices(graph: ort.InferenceSession, model: CharacterModel, bundle: Bundle, rng: np.random.Generator) -> int:
+    """Compare one choice of each of CHOICES rows, in one call; the number of excused differences.
+
+    Every row has a state, a text to read, a step limit and parameters of its own, and half of the rows a uniform close
+    to a boundary. Raises ParityError.
+    """
+    config, symbols, unknown_id = model.config, len(bundle.vocabulary), bundle.vocabulary.unknown_id
+    filters = "top_k" in {value.name for value in graph.get_inputs()}
+    longest = 4
+    state = rng.uniform(-1, 1, (config.layers, CHOICES, config.hidden)).astype(np.float32)
+    tokens = rng.integers(symbols, size=(CHOICES, longest))
+    steps = np.sort(rng.integers(longest + 1, size=CHOICES))
+    rows = [_random_sampling(symbols, unknown_id, filters, rng) for _ in range(CHOICES)]
+    bias = np.zeros((CHOICES, symbols), np.float32)
+    for row, sampling in enumerate(rows):
+        for symbol, value in sampling.logit_bias.items():
+            bias[row, symbol] = value
+
+    expected_state, logits = state.copy(), np.zeros((CHOICES, symbols), np.float32)
+    for count in range(1, longest + 1):
+        these = np.flatnonzero(steps == count)
+        read, (after,) = model(torch.from_numpy(tokens[these, :count]), (torch.from_numpy(state[:, these]),))
+        logits[these], expected_state[:, these] = read[:, -1].numpy(), after.numpy()
+    biased = torch.from_numpy(logits + bias)
+    u = rng.random(CHOICES, np.float32)
+    u[::2] = _near_boundaries(biased, [sampling.temperature for sampling in rows], rng)[::2]
+
+    feeds = decode_feeds(graph, tokens[:, 0], state, np.repeat(u[None], longest, axis=0), Sampling())
+    for step in range(longest - 1):
+        feeds["forced"][step] = np.where(step + 1 < steps, tokens[:, step + 1], -1)
+    feeds["steps"] = steps
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        if name in feeds:
+            feeds[name] = np.array([getattr(sampling, name) for sampling in rows], feeds[name].dtype)
+    if filters:
+        feeds["logit_bias"] = bias
+    got, got_state = graph.run(["tokens", "next_state_h"], feeds)
+
+    if (
+        _rows_beyond("next_state_h", got_state, expected_state).any()
+        or (got_state[:, steps == 0] != state[:, steps == 0]).any()
+    ):
+        raise ParityError("decode: rows with step limits of their own do not end in PyTorch's states")
+    pick = _picker(unknown_id)
+    excused = 0
+    for row in np.flatnonzero(steps).tolist():
+        chosen, choice = int(got[steps[row] - 1, row]), (float(u[row]), rows[row], pick)
+        if pick(biased[row], float(u[row]), rows[row]) != chosen:
+            if not _is_near(biased[row], chosen, *choice):
+                raise ParityError(f"decode: a row with {rows[row]} chose {chosen}, and no boundary is within {NEAR}")
+            excused += 1
+    return excused
+
+
+def _random_sampling(symbols: int, unknown_id: int | None, filters: bool, rng: np.random.Generator) -> Sampling:
+    """Parameters that bite; biases that ban some symbols and leave others."""
+    temperature = float(rng.choice([0.0, 1.0, rng.uniform(0.2, 3.0)]))
+    if not filters:
+        return Sampling(temperature)
+    bias = dict(enumerate(rng.normal(0, 2, symbols).astype(np.float32).tolist())) if rng.random() < 0.5 else {}
+    for symbol in rng.integers(symbols, size=symbols // 4):
+        if bias and symbol not in (symbols - 1, unknown_id):  # the last one stays
+            bias[int(symbol)] = -np.inf
+    return Sampling(
+        temperature,
+        top_k=int(rng.choice([0, 0, int(rng.integers(1, 6)), symbols, 2**32 - 1])),
+        top_p=float(rng.choice([1.0, rng.uniform(0.05, 0.99)])),
+        min_p=float(rng.choice([0.0, rng.uniform(0.001, 0.5)])),
+        logit_bias=bias,
+    )
+
+
+def _near_boundaries(logits: torch.Tensor, temperatures: list[float], rng: np.random.Generator) -> Array:
+    """Uniforms just beyond NEAR from a boundary between two characters, as it is without filters: float32 [batch]."""
+    temperature = torch.tensor(temperatures)[:, None]
+    bounds = (
+        torch.softmax(logits / torch.where(temperature == 0, 1.0, temperature), dim=1).double().cumsum(dim=1).numpy()
+    )
+    chosen = bounds[np.arange(len(bounds)), rng.integers(bounds.shape[1], size=len(bounds))]
+    moved = chosen + rng.choice([-2 * NEAR, 2 * NEAR], size=len(bounds))
+    within: Array = np.clip(moved, 0, 1 - 2**-24).astype(np.float32)
+    return within
 
 
 # ---- free-running

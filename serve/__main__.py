@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while loading; later it drains
+        return 130
     return 0
 
 
@@ -52,9 +54,15 @@ def _settings(arguments: list[str] | None) -> Settings:
     flag("round-milliseconds", float, 1000 * defaults.round_seconds, "how long an engine round lasts at most, about")
     flag("drain-seconds", float, defaults.drain_seconds, "how long live streams may finish when the server is to stop")
     options = vars(parser.parse_args(arguments))
-    for name, least in [("port", 0), ("threads", 1), ("max_streams", 1), ("max_waiting", 0), ("max_prompt", 1)]:
-        if options[name] < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {options[name]}")
+    for name, least, most in [
+        ("port", 0, 65_535),
+        ("threads", 1, 1024),
+        ("max_streams", 1, 1_000_000),
+        ("max_waiting", 0, 1_000_000),
+        ("max_prompt", 1, 100_000_000),
+    ]:
+        if not least <= options[name] <= most:
+            parser.error(f"--{name.replace('_', '-')} must be from {least} to {most}, not {options[name]}")
     for name in ("round_milliseconds", "drain_seconds"):
         if not 0 <= options[name] < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")

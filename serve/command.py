@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with Client(options.target) as client:
             run(client, options)
+            sys.stdout.flush()
     except ServerError as error:
         print(f"error: {error} ({error.code.name})", file=sys.stderr)
         return 1
@@ -36,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader has had enough; nothing more can be written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: cannot write: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -46,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT[,HOST:PORT…]", help="the server")
-    shared.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    shared.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after so long")
     shared.add_argument("--json", action="store_true", help="print JSON: a line for each message")
 
     generate = commands.add_parser("generate", parents=[shared], help="print a text as it is made")
@@ -76,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", parents=[shared], help="list what is served")
     models.set_defaults(run=_models)
     return parser
+
+
+def _seconds(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text!r}")
+    return float(text)
 
 
 def _bias(text: str) -> tuple[str, float]:

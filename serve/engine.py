@@ -70,7 +70,7 @@ class Engine:
         self._inbox: deque[tuple[bool, Stream]] = deque()  # (joins, stream)
         self._outbox: list[Delivery] = []
         self._streams: dict[int, Stream] = {}
-        self._newcomers_last = self._filters_last = False
+        self._newcomers_last = False
         self._wake = threading.Event()
         self._idle = self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -120,8 +120,10 @@ class Engine:
     # ---- the engine thread
 
     def _main(self) -> None:
-        while not self._stopping:
+        while True:
             self._wake.clear()
+            if self._stopping:  # looked at after clearing: a stop that comes later wakes us again
+                return
             planned, now = None, time.monotonic()
             try:
                 self._admit(now)
@@ -144,7 +146,6 @@ class Engine:
 
     def _admit(self, now: float) -> None:
         """Let streams join and leave, in the order they asked."""
-        gone = set()
         while self._inbox:
             joins, stream = self._inbox.popleft()
             if joins:
@@ -152,16 +153,14 @@ class Engine:
                 self._rows.enter(stream.slot, stream.order, now)
             elif self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
                 self._release(stream.slot)
-                gone.add(stream)
-        if gone:
-            self._outbox.append(Delivery((), list, gone))
+                self._outbox.append(Delivery((), list, {stream}))
 
     def _schedule(self, now: float) -> Round | None:
         """The next round, or None if no stream can go on.
 
         Whoever can have the first character within a short round goes first, in a round of their own; after that
         everybody has a turn, the longest unserved first where there are too many for one round. A round is of one kind,
-        with filters or without, so that no stream pays for what its neighbours asked.
+        with filters or without, so that no stream pays for what its neighbours asked: the longest unserved one's.
         """
         rows = self._rows
         room = rows.room(now, BUFFER)
@@ -176,23 +175,22 @@ class Engine:
         self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
         if self._newcomers_last:
             chosen = newcomers
+        filters = False
         if rows.filtered:
-            filtered = rows.table["filtered"][slots[chosen]]
-            self._filters_last = bool(filtered[0]) if filtered.all() or not filtered.any() else not self._filters_last
-            chosen = chosen[filtered == self._filters_last]
-        else:
-            self._filters_last = False
+            table = rows.table[slots[chosen]]
+            filters = bool(table["filtered"][table["served"].argmin()])
+            chosen = chosen[table["filtered"] == filters]
         if len(chosen) > COHORT and not self._newcomers_last:
             chosen = chosen[np.argsort(rows.table["served"][slots[chosen]], kind="stable")[:COHORT]]
         slots, room, prompt = slots[chosen], room[chosen], prompt[chosen]
 
         if self._newcomers_last:
-            most = self._pace.steps(len(slots), FIRST_SECONDS, self._filters_last)
+            most = self._pace.steps(len(slots), FIRST_SECONDS, filters)
             most = min(most, int(prompt.max()) + 1)
         else:
-            most = self._pace.steps(len(slots), self._round_seconds, self._filters_last)
+            most = self._pace.steps(len(slots), self._round_seconds, filters)
         steps = np.minimum(prompt + room, most)
-        return Round(slots, steps, np.minimum(prompt, steps), self._filters_last)
+        return Round(slots, steps, np.minimum(prompt, steps), filters)
 
     def _newcomers(self, slots: Ids, prompt: Ids) -> Ids:
         """Which of `slots` have no character yet and can have one within a short round."""
@@ -257,5 +255,5 @@ class StepTimes:
 
     def steps(self, batch: int, seconds: float, filters: bool = False) -> int:
         """How many steps of `batch` rows fit in so many seconds: at least 1, at most MAX_STEPS."""
-        known = self._seconds.get((filters, batch.bit_length()), seconds / 16)  # as good a guess as any
+        known = self._seconds.get((filters, batch.bit_length()), 1e-3)  # as good a guess as any
         return int(min(max(seconds / known, 1), MAX_STEPS))

@@ -22,7 +22,10 @@ class Model:
         self.admission = Admission(slots, waiting)
         rows = Rows(slots, bundle.layers, bundle.hidden, len(bundle.vocabulary))
         self.engine = Engine(decoder, self.codec, rows, self._deliver, round_seconds)
-        self._live: set[Stream] = set()
+        self._live: set[Stream] = set()  # in the engine
+        self._open: set[Stream] = set()  # until the call has sent all of it
+        self._calls = 0  # those that wait for a slot included
+        self._draining = False
 
     @asynccontextmanager
     async def stream(self, order: Order) -> AsyncIterator[Stream]:
@@ -30,14 +33,22 @@ class Model:
 
         Raises WaitingLineFullError.
         """
-        stream = Stream(order, await self.admission.acquire())
-        self._live.add(stream)
-        self.engine.join(stream)
+        self._calls += 1
         try:
-            yield stream
+            stream = Stream(order, await self.admission.acquire())
+            self._live.add(stream)
+            self._open.add(stream)
+            self.engine.join(stream)
+            if self._draining:
+                stream.finish(End.DRAINING)
+            try:
+                yield stream
+            finally:
+                self._open.discard(stream)
+                if stream in self._live:
+                    self.engine.leave(stream)
         finally:
-            if stream in self._live:
-                self.engine.leave(stream)
+            self._calls -= 1
 
     def sent(self, stream: Stream, text: str) -> None:
         """`text` has been written to the reader of `stream`: the engine may make as much again."""
@@ -46,13 +57,14 @@ class Model:
             self.engine.read(stream, len(text))
 
     @property
-    def live(self) -> int:
-        """Streams with a slot."""
-        return len(self._live)
+    def calls(self) -> int:
+        """Calls that are not over: they wait for a slot, generate, or have text left to send."""
+        return self._calls
 
     def drain(self) -> None:
-        """End all live streams as DRAINING, after what has been made for them."""
-        for stream in self._live:
+        """End all streams as DRAINING, after what has been made for them."""
+        self._draining = True
+        for stream in self._open:
             stream.finish(End.DRAINING)
 
     def _deliver(self, delivery: Delivery) -> None:

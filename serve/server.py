@@ -52,8 +52,8 @@ class Settings:
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
     sys.setswitchinterval(GIL_SECONDS)
-    stop = _stop_signals()
     models = _load(settings)
+    stop = _stop_signals()  # not before: loading holds up the event loop, and must not hold up Ctrl-C
     try:
         service = TextGeneration(models, settings.max_prompt)
         async with _listening(service, settings) as (port, healths):
@@ -63,7 +63,7 @@ async def serve(settings: Settings) -> None:
                 flush=True,
             )
             await stop.get()
-            log.info("draining: %d live streams", sum(model.live for model in models.values()))
+            log.info("draining: %d calls", sum(model.calls for model in models.values()))
             await healths.enter_graceful_shutdown()
             drained = asyncio.create_task(_drain(service, models, settings.drain_seconds))
             again = asyncio.create_task(stop.get())
@@ -121,7 +121,8 @@ async def _listening(
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        host = f"[{settings.host}]" if ":" in settings.host.strip("[]") and settings.host[0] != "[" else settings.host
+        port = server.add_insecure_port(f"{host}:{settings.port}")
     except RuntimeError:
         port = 0
     if not port:
@@ -132,7 +133,7 @@ async def _listening(
     try:
         yield port, healths
     finally:
-        await server.stop(STOP_SECONDS)
+        await server.stop(min(STOP_SECONDS, settings.drain_seconds))
 
 
 async def _drain(service: TextGeneration, models: dict[str, Model], seconds: float) -> None:
@@ -142,7 +143,7 @@ async def _drain(service: TextGeneration, models: dict[str, Model], seconds: flo
         model.admission.refuse(DrainingError("the server is going away and takes no new streams"))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + max(seconds - STOP_SECONDS, 0)
-    while any(model.live for model in models.values()) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds
+    while any(model.calls for model in models.values()) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds
         await asyncio.sleep(0.01)
     for model in models.values():
         model.drain()

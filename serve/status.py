@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # the class takes its parameters in the stubs only
 else:
     Context = grpc.aio.ServicerContext
 
+LONGEST = 500  # characters of a message
+
 _CODES: dict[type[RillError], grpc.StatusCode] = {
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -39,18 +41,26 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
 
 async def abort(context: Context, error: RillError) -> NoReturn:
     """End the call with the status of `error`; its details go where `grpc_status.rpc_status` reads them."""
-    code = _CODES[type(error)]
+    code, message = _CODES[type(error)], _said(error)
     metadata: tuple[tuple[str, bytes], ...] = ()
     if details := _details(error):
-        status = Status(code=code.value[0], message=str(error), details=[_packed(detail) for detail in details])
+        status = Status(code=code.value[0], message=message, details=[_packed(detail) for detail in details])
         metadata = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(code, str(error), metadata)
+    await context.abort(code, message, metadata)
+
+
+def _said(error: RillError) -> str:
+    """The message, short enough for trailing metadata: it may quote a request."""
+    message = str(error)
+    return message if len(message) <= LONGEST else message[:LONGEST] + "…"
 
 
 def _details(error: RillError) -> list[Message]:
     match error:
         case RequestError():
-            return [BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=str(error))])]
+            return [
+                BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=_said(error))])
+            ]
         case WaitingLineFullError():
             delay = Duration()
             delay.FromMilliseconds(int(error.retry_seconds * 1000))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_run, save_bundle, save_run
@@ -65,6 +66,43 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path, run_folder):
     with pytest.raises(BundleError, match="not a bundle"):
         exporting.export_run(run_folder, tmp_path / "out", force=True)
     assert precious.exists()
+
+
+@pytest.mark.parametrize("content", ['{"manifest_version": 3}', "{}"])
+def test_a_folder_with_another_programs_manifest_is_never_replaced(tmp_path, run_folder, content):
+    (tmp_path / "out" / "tiny").mkdir(parents=True)
+    (tmp_path / "out" / "tiny" / MANIFEST).write_text(content)
+    with pytest.raises(BundleError, match="not a bundle"):
+        exporting.export_run(run_folder, tmp_path / "out", force=True)
+
+
+def test_an_empty_folder_and_a_link_are_fine(tmp_path, run_folder):
+    (tmp_path / "out" / "tiny").mkdir(parents=True)
+    exporting.export_run(run_folder, tmp_path / "out")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "tiny").symlink_to(tmp_path / "out" / "tiny")
+    save_run(make_run(seed=9), tmp_path / "changed" / "tiny")
+    for source in (tmp_path / "changed" / "tiny", run_folder):
+        exporting.export_run(source, tmp_path / "linked", force=True)
+    assert (tmp_path / "linked" / "tiny").is_symlink()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
+
+
+def test_a_rename_that_fails_leaves_the_old_bundle(tmp_path, tiny, tiny_run, monkeypatch):
+    folder = tmp_path / "tiny"
+    save_bundle(tiny_run, folder)
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == ".tiny.new":
+            raise OSError("disk trouble")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk trouble"):
+        save_bundle(make_run(seed=9), folder)
+    assert read_bundle(folder).model_id == tiny.model_id
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_a_failed_verification_leaves_nothing(tmp_path, run_folder, monkeypatch):
@@ -128,3 +166,17 @@ def test_a_damaged_bundle_is_refused_in_one_sentence(tmp_path, tiny_run, damage,
 def test_no_such_folder_is_said_so(tmp_path):
     with pytest.raises(BundleError, match="no such folder"):
         read_bundle(tmp_path / "nothing")
+
+
+def test_one_call_keeps_namesakes_apart_and_survives_any_run(tmp_path, run_folder, tiny_run, run_command):
+    other = save_run(make_run(seed=9), tmp_path / "elsewhere" / "tiny")
+    odd = save_run(tiny_run, tmp_path / "odd")
+    (odd / "summary.json").write_text("5")
+    last = save_run(tiny_run, tmp_path / "last")
+    done = run_command("export", odd, run_folder, other, last, "--out", tmp_path / "out", "--force")
+    assert done.returncode == 1
+    assert "summary.json is not a JSON object" in done.stderr
+    assert "has the same name" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["last", "tiny"]
+    assert run_command("export", last, "--out", tmp_path / "out", "--json", "/nowhere/x.json").returncode == 2

@@ -81,8 +81,74 @@ def test_verification_catches_wrong_output_weights_of_the_serving_graph(tiny, ti
     changed = _with_changed_constant(
         tiny.graphs["decode"], lambda t: list(t.dims) == shape and t.name.startswith("step."), lambda a: a * 1.01
     )
-    with pytest.raises(ParityError, match="character"):
+    with pytest.raises(ParityError, match="chose"):
         verify(replace(tiny, graphs={**tiny.graphs, "decode": changed}), tiny_run.build())
+
+
+def _reverse(model):
+    gru = next(node for node in model.graph.node if node.op_type == "GRU")
+    gru.attribute.append(onnx.helper.make_attribute("direction", "reverse"))
+
+
+def _next_rows_state(model):
+    """Every row ends in its neighbour's state."""
+    for node in model.graph.node:
+        node.output[:] = ["right" if name == "next_state_h" else name for name in node.output]
+    for name, value in {"zero": 0, "one": 1, "end": 2**31}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Slice", ["right", "one", "end", "one"], ["rest"]),
+            onnx.helper.make_node("Slice", ["right", "zero", "one", "one"], ["first"]),
+            onnx.helper.make_node("Concat", ["rest", "first"], ["next_state_h"], axis=1),
+        ]
+    )
+
+
+def _body(model):
+    scan = next(node for node in model.graph.node if node.op_type == "Scan")
+    return next(attribute.g for attribute in scan.attribute if attribute.name == "body")
+
+
+def _without_filter(index):
+    def change(model):
+        threshold = next(node for node in _body(model).node if node.op_type == "Max")
+        del threshold.input[index]
+
+    return change
+
+
+def _subtracted_bias(model):
+    next(node for node in _body(model).node if "logit_bias" in node.input).op_type = "Sub"
+
+
+def _one_step_more(model):
+    next(node for node in model.graph.node if "steps" in node.input).op_type = "LessOrEqual"
+
+
+def _greater_or_equal(model):
+    next(node for node in _body(model).node if node.op_type == "Greater").op_type = "GreaterOrEqual"
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("model", _reverse),
+        ("model", _next_rows_state),
+        ("decode", _next_rows_state),
+        ("decode", _one_step_more),
+        ("decode", _greater_or_equal),
+        ("decode_filters", _without_filter(0)),
+        ("decode_filters", _without_filter(1)),
+        ("decode_filters", _without_filter(2)),
+        ("decode_filters", _subtracted_bias),
+    ],
+)
+def test_verification_catches_a_wrong_graph(tiny, tiny_run, key, change):
+    model = onnx.load_from_string(tiny.graphs[key])
+    change(model)
+    with pytest.raises(ParityError):
+        verify(replace(tiny, graphs={**tiny.graphs, key: model.SerializeToString()}), tiny_run.build())
 
 
 def test_portable_graph_describes_itself(tiny):

@@ -85,6 +85,22 @@ def limited_server(tiny_folder):
         yield running
 
 
+def test_a_long_name_is_not_quoted_whole(stub):
+    error, _ = refusal(stub.Generate(pb.GenerateRequest(model="x" * 20_000)))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    error, details = refusal(stub.Generate(pb.GenerateRequest(sampling=pb.Sampling(logit_bias={"漢" * 20_000: 1}))))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details[BadRequest].field_violations
+
+
+def test_any_top_k_is_harmless_in_company(server):
+    with server.client() as client:
+        texts = [client.generate("a", max_chars=300, seed=1, top_k=k) for k in (57, 2**31 - 1, 2**31, 2**32 - 1, 3)]
+        firsts = [next(pieces) for pieces in texts]
+        whole = [first + "".join(pieces) for first, pieces in zip(firsts, texts, strict=True)]
+    assert whole[0] == whole[1] == whole[2] == whole[3] != whole[4]
+
+
 def test_unknown_model(stub):
     error, _ = refusal(stub.Generate(pb.GenerateRequest(model="nope")))
     assert error.code() is grpc.StatusCode.NOT_FOUND

@@ -16,7 +16,8 @@ from conftest import ROOT, run_server, save_bundle, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import rill_pb2 as pb
-from serve.client import ServerError
+from protos.rill_pb2_grpc import TextGenerationStub
+from serve.client import Client, ServerError
 from serve.runtime import gpu_count
 
 
@@ -38,7 +39,9 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_c
             ([tiny_folder, "--device", "cuda:x"], "is none of"),
             ([tiny_folder, "--port", taken.getsockname()[1]], "cannot listen on 127.0.0.1"),
             ([tiny_folder, "--host", "203.0.113.7", "--port", "0"], "cannot listen on 203.0.113.7"),
-            ([tiny_folder, "--max-streams", "0"], "--max-streams must be at least 1"),
+            ([tiny_folder, "--max-streams", "0"], "--max-streams must be from 1"),
+            ([tiny_folder, "--port", "70000"], "--port must be from 0 to 65535"),
+            ([tiny_folder, "--max-prompt", "300000000"], "--max-prompt must be from 1"),
             ([tiny_folder, "--drain-seconds", "nan"], "--drain-seconds must be a finite number"),
         ]
         for arguments, message in cases:
@@ -109,6 +112,36 @@ def test_streams_that_do_not_finish_in_time_are_told(tiny_folder):
         assert messages[-1].usage.generated_chars == sum(len(m.text) for m in messages)
         assert running.process.wait(timeout=20) == 0
         assert time.monotonic() - started < 10
+
+
+def test_text_that_was_made_is_sent_before_the_end(tiny_folder):
+    """Complete in the engine, not yet sent: a reader that comes back in time has it all."""
+    count = 16_000 * 8
+    with run_server(tiny_folder, "--drain-seconds", 20) as running:
+        # Left to itself, gRPC's client reads megabytes ahead of its application.
+        with grpc.insecure_channel(running.target, [("grpc.http2.bdp_probe", 0)]) as channel:
+            stub = TextGenerationStub(channel)
+            calls = [
+                stub.Generate(pb.GenerateRequest(max_chars=count // 8, sampling=pb.Sampling(seed=s))) for s in range(8)
+            ]
+            got = [len(next(call).text) for call in calls]
+            with running.client() as client:
+                wait_until(lambda: client.models().streams_running == 0)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(2.5)
+            got += [len(message.text) for call in calls for message in call]
+        assert sum(got) == count
+        assert running.process.wait(timeout=20) == 0
+
+
+def test_ipv6(tiny_folder):
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    with run_server(tiny_folder, "--host", "::1") as running, Client(running.target.replace("::1", "[::1]")) as client:
+        assert len("".join(client.generate("a", max_chars=5))) == 5
 
 
 def test_those_who_wait_are_told_too(tiny_folder):
@@ -202,6 +235,13 @@ def test_rill_says_what_went_wrong(server, run_command):
     done = run_command("serve.client", "generate", "--logit-bias", "xy", "--target", server.target)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_rill_says_when_it_cannot_write(server):
+    for rill in (f"generate --max-chars 9 --target {server.target}", f"models --target {server.target}"):
+        command = f"{sys.executable} -W error -m serve.client {rill} > /dev/full"
+        done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (1, "error: cannot write: No space left on device\n")
 
 
 def test_rill_in_a_pipe_that_closes(server):

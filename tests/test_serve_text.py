@@ -86,7 +86,12 @@ async def test_text_is_the_same_among_200_others(server, tiny):
 @pytest.mark.parametrize("milliseconds", [0, 0.3, 40])
 def test_text_is_the_same_in_rounds_of_any_length(tiny_folder, tiny, milliseconds):
     with run_server(tiny_folder, "--round-milliseconds", milliseconds) as other, other.client() as client:
+        company = [client.generate("a", seed=seed) for seed in range(5)]
+        for pieces in company:
+            next(pieces)
         messages = list(client.stream(pb.GenerateRequest(prompt="To be", max_chars=2500, sampling=pb.Sampling(seed=1))))
+        for pieces in company:
+            pieces.close()
     assert "".join(m.text for m in messages) == reference(tiny, "To be", 1, 2500)
     if milliseconds == 0:  # rounds of one step: more messages, though they may pile up
         assert len(messages) > 25
