@@ -1,7 +1,9 @@
 """`python -m train` as a person meets it: a run from text to folder, stopped, killed, resumed, mistyped."""
 
+import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -262,6 +264,94 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(
     checkpoint = torch.load(stopped / "trainer.pt", weights_only=True)
     assert Position(**checkpoint["position"]).step == 20
     load_run(stopped)
+
+
+TINY = ["--hidden", "8", "--batch", "4", "--window", "12", "--threads", "1", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("where", ["evaluation", "checkpoint", "interrupt"])
+def test_diverged_weights_are_never_saved(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    steps = "1"
+    if where == "checkpoint":
+        steps = "2"
+        monkeypatch.setattr("train.trainer.CHECKPOINT_SECONDS", -1.0)
+    if where == "interrupt":
+        monkeypatch.setattr("train.__main__.Interrupt", lambda: After(1))
+    folder = tmp_path / "run"
+    options = ["--validation", "0", "--steps", steps, "--evaluate-every", "5", "--learning-rate", "1e40"]
+    assert main(["--corpus", str(text), "--out", str(folder), *TINY, *options]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: the weights diverged at step 1; start again in another --out with a smaller")
+    assert errors.count("\n") == 1
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_however_short_the_time_there_is_a_step_and_a_model(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--corpus", str(text), "--out", str(folder), "--max-minutes", "1e-9", *TINY]
+    if resumed:  # what is resumed has spent its time
+        with monkeypatch.context() as patch:
+            patch.setattr("train.__main__.Interrupt", lambda: After(0))
+            assert main(arguments) == 130
+    assert main([*arguments, "--resume"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 1
+    load_run(folder)
+
+
+def test_output_that_cannot_be_encoded_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = tmp_path / "greek.txt"
+    corpus.write_text("μῆνιν ἄειδε θεὰ\n" * 50)
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii", write_through=True))
+    options = ["--steps", "4", "--evaluate-every", "1", "--sample-every", "1", "--prefix", "θεὰ"]
+    assert main(["--corpus", str(corpus), "--out", str(tmp_path / "run"), *TINY, *options]) == 0
+    assert b"\n???" in output.getvalue()
+    assert "\nθεὰ" in (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
+
+
+def test_training_goes_on_when_the_reader_of_its_output_leaves(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", encoding="utf-8") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        options = ["--steps", "4", "--evaluate-every", "1", "--sample-every", "1"]
+        assert main(["--corpus", str(text), "--out", str(tmp_path / "run"), *TINY, *options]) == 0
+    assert len(lines(tmp_path / "run")) == 4
+    assert capsys.readouterr().err == ""
+
+
+def test_an_evaluation_is_in_the_checkpoint_before_it_is_printed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    saved = []
+
+    def printed(display: object, metrics: dict[str, float]) -> None:
+        position = torch.load(folder / "trainer.pt", weights_only=True)["position"]
+        sizes = [(folder / name).stat().st_size for name in ("metrics.jsonl", "samples.txt")]
+        assert [position["metrics_bytes"], position["samples_bytes"]] == sizes
+        saved.append(position["step"])
+
+    monkeypatch.setattr("train.display.Display.evaluation", printed)
+    options = ["--steps", "4", "--evaluate-every", "2", "--sample-every", "1"]
+    assert main(["--corpus", str(text), "--out", str(folder), *TINY, *options]) == 0
+    assert saved == [2, 4]
+
+
+def test_an_interrupt_that_comes_too_late_says_that_the_run_is_complete(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.trainer.draw_curves", lambda *paths: signal.raise_signal(signal.SIGINT))
+    assert main(["--corpus", str(text), "--out", str(tmp_path / "run"), "--steps", "2", *TINY]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"interrupted too late: {tmp_path / 'run'} is complete"
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:

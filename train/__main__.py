@@ -11,6 +11,7 @@ metrics.jsonl, samples.txt and, at the end, summary.json and curves.png. Losses 
 
 import argparse
 import hashlib
+import io
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ RESUME_MAY_CHANGE = ("device", "threads", "corpus")  # the text itself is compar
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 done, 2 an error the user can mend, 128 + N stopped by signal N."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sample that a terminal cannot show is no reason to stop
     options = vars(_parser().parse_args(arguments))
     try:
         return _train(Path(options.pop("out")), options.pop("resume"), options)
@@ -47,15 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(folder: Path, resume: bool, options: dict[str, Any]) -> int:
     stored = _stored(folder, resume)
+    display = Display()
     if stored is not None and (folder / SUMMARY).exists():
-        print(f"{folder} is complete")
+        display.line(f"{folder} is complete")
         return 0
     model, training = _configure(folder, stored, options)
     device = resolve_device(training.device)
     prepare_cpu(training.threads)
 
     config, text = _read_corpus(folder, stored, model, training)
-    display = Display()
     trainer = Trainer(folder, config, text, device, display)
     if stored is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,11 +67,14 @@ def _train(folder: Path, resume: bool, options: dict[str, Any]) -> int:
         trainer.resume()
     _describe(trainer, text)
     with Interrupt() as interrupt, display:
-        trainer.run(interrupt)
+        completed = trainer.run(interrupt)
     if interrupt.requested:
-        print(f"stopped at step {trainer.position.step}; continue with --resume")
-        return 128 + interrupt.requested
-    return 0
+        display.line(
+            f"interrupted too late: {folder} is complete"
+            if completed
+            else f"stopped at step {trainer.position.step}; continue with --resume"
+        )
+    return 0 if completed else 128 + interrupt.requested
 
 
 def _stored(folder: Path, resume: bool) -> RunConfig | None:

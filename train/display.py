@@ -1,6 +1,8 @@
 """What a person watching a run sees: a bar on a terminal, plain lines elsewhere."""
 
 import math
+import os
+import sys
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,8 +37,12 @@ class Display:
         self._bar.stop()
 
     def line(self, text: str) -> None:
-        """Print `text` above the bar, as it is."""
-        self.console.print(text, markup=False, emoji=False)
+        """Print `text` above the bar, as it is; where the reader has left (`| head -1`), it goes nowhere."""
+        try:
+            self.console.print(text, markup=False, emoji=False)
+        except (BrokenPipeError, SystemExit):  # SystemExit is what newer versions of Rich make of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.console.quiet = True
 
     def progress(self, done: float, step: int, loss: float, speed: float) -> None:
         """Move the bar to `done` (0 to 1)."""
@@ -53,6 +59,11 @@ class Display:
             f"  perplexity {metrics['perplexity']:.2f}  {metrics['chars_per_second']:,.0f} characters/s"
             f"  {metrics['seconds']:.0f} s"
         )
+
+    def samples(self, texts: list[str]) -> None:
+        """Print what was appended to samples.txt."""
+        for text in texts:
+            self.line(text.rstrip("\n"))
 
 
 def perplexity(loss: float) -> float:

@@ -4,7 +4,7 @@ TrainError(ValueError)
 ├── ConfigError    an option or config.json asks for something impossible
 ├── CorpusError    the text cannot be read or is too small
 ├── RunError       a run folder is missing, damaged or in the way (defined in train.run)
-└── DivergedError  the loss or its gradient stopped being a finite number
+└── DivergedError  the loss, its gradient or a weight stopped being a finite number
 """
 
 
@@ -21,4 +21,4 @@ class CorpusError(TrainError):
 
 
 class DivergedError(TrainError):
-    """The loss or its gradient stopped being a finite number."""
+    """The loss, its gradient or a weight stopped being a finite number."""

@@ -82,31 +82,31 @@ class Trainer:
         truncate_file(self.folder / METRICS, self.position.metrics_bytes)
         truncate_file(self.folder / SAMPLES, self.position.samples_bytes)
 
-    def run(self, interrupt: Interrupt) -> None:
+    def run(self, interrupt: Interrupt) -> bool:
         """Train to the end and write the summary, or save a checkpoint and return as soon as `interrupt` is set.
 
-        Raises DivergedError when the loss or the gradient is no longer finite; the last checkpoint stays as it was.
+        True if it came to the end. At least one step is taken, however short --max-minutes. Raises DivergedError when
+        the loss, the gradient or a weight is no longer finite; the last checkpoint stays as it was.
         """
         if self.training.max_minutes is not None:
             self._validate()
         threads = FasterThreads() if self.training.max_minutes is not None and not self.training.threads else None
-        while (done := self.done()) < 1 and not interrupt.requested:
+        while ((done := self.done()) < 1 or self.position.step == 0) and not interrupt.requested:
             with threads.step() if threads else nullcontext():
                 self._step(done)
             if self._evaluation_is_due():
                 self._evaluate()
-                self._checkpoint()
             elif time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
                 self._checkpoint()
         if interrupt.requested:
             self._checkpoint()
             if self.position.evaluations == 0:  # nothing to call best yet, but a usable folder
                 save_weights(self.folder, self.model)
-            return
+            return False
         if self.position.loss_chars:
             self._evaluate()
-            self._checkpoint()
         self._finish()
+        return True
 
     def done(self) -> float:
         """How much of the run is behind us, from 0 to 1."""
@@ -138,9 +138,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         nats = loss.item()
         if not math.isfinite(nats + norm.item()):
-            raise DivergedError(
-                f"the loss diverged at step {position.step + 1} (loss {nats:g}, gradient norm {norm.item():g});"
-                " the last good checkpoint is kept; start again with a smaller --learning-rate or --clip"
+            raise self._diverged(
+                f"the loss diverged at step {position.step + 1} (loss {nats:g}, gradient norm {norm.item():g})"
             )
         self.optimizer.step()
 
@@ -152,6 +151,14 @@ class Trainer:
         position.seconds = time.monotonic() - self._started
         self.display.progress(done, position.step, position.loss_sum / position.loss_chars, self._speed())
 
+    def _diverged(self, what: str) -> DivergedError:
+        kept = "the last good checkpoint is kept; " if (self.folder / CHECKPOINT).exists() else ""
+        return DivergedError(f"{what}; {kept}start again in another --out with a smaller --learning-rate or --clip")
+
+    def _require_finite_weights(self) -> None:
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise self._diverged(f"the weights diverged at step {self.position.step}")
+
     def _speed(self) -> float:
         """Characters per second since the last line of metrics.jsonl."""
         return self.position.loss_chars / max(self.position.seconds - self.position.seconds_of_last_line, 1e-9)
@@ -162,15 +169,17 @@ class Trainer:
         return self.done() * AUTOMATIC_EVALUATIONS >= self.position.evaluations + 1
 
     def _evaluate(self) -> None:
-        """Close a line of metrics.jsonl; keep the weights if they are the best so far; sample if it is time to."""
+        """Close a line of metrics.jsonl; keep the weights if they are the best so far; sample if it is time to.
+
+        Nothing is printed before the checkpoint is saved: where output goes may be gone.
+        """
+        self._require_finite_weights()
         position = self.position
         position.train_loss = position.loss_sum / position.loss_chars
         speed = self._speed()
         val_loss = self._validate()
         if val_loss is not None and not math.isfinite(val_loss):
-            raise DivergedError(
-                f"the validation loss became {val_loss} at step {position.step}; use a smaller --learning-rate"
-            )
+            raise self._diverged(f"the validation loss became {val_loss} at step {position.step}")
         if val_loss is None or position.best_val_loss is None or val_loss < position.best_val_loss:
             save_weights(self.folder, self.model)
             position.best_val_loss, position.best_step = val_loss, position.step
@@ -188,14 +197,17 @@ class Trainer:
             "seconds": round(position.seconds, 3),
         }
         position.metrics_bytes += _append(self.folder / METRICS, json.dumps(metrics) + "\n")
-        self.display.evaluation(metrics)
-        if self.training.sample_every and position.evaluations % self.training.sample_every == 0 and self.done() < 1:
-            self._sample(self.model)
+        every = self.training.sample_every
+        samples = self._sample(self.model) if every and position.evaluations % every == 0 and self.done() < 1 else []
         position.loss_sum, position.loss_chars = 0.0, 0
         position.seconds_of_last_line = time.monotonic() - self._started
+        self._checkpoint()
+        self.display.evaluation(metrics)
+        self.display.samples(samples)
 
-    def _sample(self, model: CharacterModel) -> None:
-        training = model.training
+    def _sample(self, model: CharacterModel) -> list[str]:
+        """A sample for every prefix, appended to samples.txt."""
+        training, samples = model.training, []
         model.eval()
         for prefix in self.training.prefix:
             text = generate(
@@ -204,10 +216,12 @@ class Trainer:
             header = f"--- step {self.position.step}, prefix {prefix!r}, temperature {self.training.temperature:g}"
             sample = f"{header}\n{prefix}{text}\n\n"
             self.position.samples_bytes += _append(self.folder / SAMPLES, sample)
-            self.display.line(sample.rstrip("\n"))
+            samples.append(sample)
         model.train(training)
+        return samples
 
     def _checkpoint(self) -> None:
+        self._require_finite_weights()
         self.position.seconds = time.monotonic() - self._started
         save_checkpoint(self.folder, self.position, self.model, self.optimizer, self.device)
         self._last_checkpoint = time.monotonic()
@@ -229,7 +243,7 @@ class Trainer:
         """Measure the weights that were kept on the whole held-out text; write curves, last samples and the summary."""
         best = load_run(self.folder).build().to(self.device)
         val_loss = None if self.held_out is None else self.held_out.loss(best)
-        self._sample(best)
+        samples = self._sample(best)
         draw_curves(self.folder / METRICS, self.folder / CURVES)
         position = self.position
         seconds = time.monotonic() - self._started
@@ -246,6 +260,7 @@ class Trainer:
             "val_chars": 0 if self.held_out is None else self.held_out.characters,
         }
         replace_file(self.folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        self.display.samples(samples)
 
 
 def _append(path: Path, text: str) -> int:
