@@ -185,6 +185,15 @@ def test_max_minutes_ends_in_time(text: Path, tmp_path: Path) -> None:
         (["--corpus", "TEXT", "--device", "cuda:99"], "error: device cuda:99 asked for, but PyTorch sees"),
         (["--corpus", "ONE"], "error: the corpus has one distinct symbol, 'a'; there is nothing to predict"),
         (["--corpus", "TEXT", "--learning-rate", "nan"], "error: learning_rate must be a finite number"),
+        (
+            ["--corpus", "TEXT", "--seed", str(2**64)],
+            "error: seed must be a whole number of at least 0 and at most 184",
+        ),
+        (["--corpus", "TEXT", "--threads", "1025"], "error: threads must be a whole number of at least 0 and at most"),
+        (["--corpus", "TEXT", "--hidden", "10000000"], "error: a model with layers 1, hidden 10000000 and embedding 0"),
+        (["--corpus", "TEXT", "--embedding", "9" * 30], "error: a model with layers 1, hidden 256 and embedding 999"),
+        (["--corpus", "caf\udce9.txt"], "error: corpus 'caf\\udce9.txt' is not UTF-8"),
+        (["--corpus", "TEXT", "--min-count", "2", "--prefix", "\udcff"], "error: prefix '\\udcff' is not UTF-8"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -199,6 +208,16 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert errors.startswith(complaint)
     assert errors.count("\n") == 1
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_of_other_things_is_left_alone(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], resume: list[str]
+) -> None:
+    (tmp_path / "letter.odt").write_text("dear")
+    assert main(["--corpus", str(text), "--out", str(tmp_path), *resume]) == 2
+    assert "is not empty and is no run folder: it has no config.json; give another --out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.odt"]
 
 
 def test_lengths_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,20 @@ def test_empty_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         load_corpus(["-"])
 
 
+def test_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(CorpusError, match="standard input is closed"):
+        load_corpus(["-"])
+
+
+def test_empty_files_in_a_folder_are_skipped_unless_all_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(CorpusError, match=r"all \.txt and \.md files in .* are empty"):
+        load_corpus([str(tmp_path)])
+    (tmp_path / "b.txt").write_text("b\n")
+    assert load_corpus([str(tmp_path)]) == "b\n"
+
+
 def test_a_name_wins_over_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pydoc").write_text("mine")

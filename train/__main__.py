@@ -24,7 +24,7 @@ from train.device import resolve_device
 from train.display import Display
 from train.errors import ConfigError, CorpusError, TrainError
 from train.interrupt import Interrupt
-from train.run import RunConfig, RunError, load_config, save_config
+from train.run import CONFIG, RunConfig, RunError, load_config, save_config
 from train.trainer import SUMMARY, Trainer
 from train.vocab import UnknownCharacterError, Vocabulary
 
@@ -83,6 +83,8 @@ def _stored(folder: Path, resume: bool) -> RunConfig | None:
         raise RunError(f"{folder} is a file; give a folder")
     if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
         return None
+    if not (folder / CONFIG).exists():
+        raise RunError(f"{folder} is not empty and is no run folder: it has no {CONFIG}; give another --out")
     if not resume:
         raise RunError(f"{folder} already holds a run; continue it with --resume or choose another --out")
     return load_config(folder)

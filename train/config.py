@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from train.errors import ConfigError
 
+MOST_THREADS = 1024
+
 
 class _Section:
     """One section of config.json: a dataclass whose fields are the keys."""
@@ -103,10 +105,12 @@ class TrainingConfig(_Section):
                 _require_whole(self, name, 1)
         if self.max_minutes is not None:
             _require_number(self, "max_minutes", 0.0, low_included=False)
-        for name, least in [("min_count", 1), ("batch", 1), ("window", 1)]:
+        for name, least in [("min_count", 1), ("batch", 1), ("window", 1), ("evaluate_every", 0), ("sample_every", 0)]:
             _require_whole(self, name, least)
-        for name in ("seed", "threads", "evaluate_every", "sample_every"):
-            _require_whole(self, name, 0)
+        _require_whole(self, "seed", 0, 2**64 - 1)
+        _require_whole(self, "threads", 0, MOST_THREADS)
+        for name in ("corpus", "prefix"):
+            _require_texts(self, name)
         if self.sampling not in ("sequential", "random"):
             raise ConfigError(f"sampling must be 'sequential' or 'random', not {self.sampling!r}")
         _require_number(self, "validation", 0.0, 1.0)
@@ -116,10 +120,22 @@ class TrainingConfig(_Section):
         _require_number(self, "temperature", 0.0)
 
 
-def _require_whole(section: _Section, name: str, least: int) -> None:
+def _require_whole(section: _Section, name: str, least: int, most: int | None = None) -> None:
     value = getattr(section, name)
-    if type(value) is not int or value < least:  # bool is an int; it is no count
-        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if type(value) is not int or value < least or (most is not None and value > most):  # bool is an int; it is no count
+        limit = "" if most is None else f" and at most {most}"
+        raise ConfigError(f"{name} must be a whole number of at least {least}{limit}, not {value!r}")
+
+
+def _require_texts(section: _Section, name: str) -> None:
+    value = getattr(section, name)
+    if not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
+        raise ConfigError(f"{name} must be a list of strings, not {value!r}")
+    for text in value:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of the command line that were no UTF-8 come as lone surrogates
+            raise ConfigError(f"{name} {text!r} is not UTF-8; a file can be renamed, or read with --corpus -") from None
 
 
 def _require_number(

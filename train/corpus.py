@@ -14,8 +14,8 @@ def load_corpus(specs: Sequence[str]) -> str:
     """The text that `specs` name, in their order, one document after another.
 
     A spec is a named corpus, `-` for standard input, a file, or a folder: all its .txt and .md files at any depth, in
-    the order of their paths. A name wins over a path (`./pydoc` is the path). Documents that do not end with a newline
-    get one before the next begins. Raises CorpusError.
+    the order of their paths; empty ones count for nothing. A name wins over a path (`./pydoc` is the path). Documents
+    that do not end with a newline get one before the next begins. Raises CorpusError.
     """
     documents = [document for spec in specs for document in _documents(spec)]
     if not any(documents):
@@ -28,23 +28,24 @@ def _documents(spec: str) -> list[str]:
     if spec in NAMED:
         return [NAMED[spec]()]
     if spec == "-":
+        if sys.stdin is None:
+            raise CorpusError("standard input is closed; pipe a text into it, or name a file")
         return [decode(sys.stdin.buffer.read(), "standard input")]
     path = Path(spec)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
         if not files:
             raise CorpusError(f"{path} holds no {' or '.join(TEXT_SUFFIXES)} files; name other files one by one")
-        return [_read(file) for file in files]
+        texts = [text for file in files if (text := decode(file.read_bytes(), str(file)))]
+        if not texts:
+            raise CorpusError(f"all {' and '.join(TEXT_SUFFIXES)} files in {path} are empty")
+        return texts
     if not path.exists():
         raise CorpusError(f"{spec!r} is neither a file, a folder, '-' nor a named corpus ({', '.join(NAMED)})")
-    return [_read(path)]
-
-
-def _read(path: Path) -> str:
     text = decode(path.read_bytes(), str(path))
     if not text:
         raise CorpusError(f"{path} is empty")
-    return text
+    return [text]
 
 
 def decode(data: bytes, source: str) -> str:

@@ -14,7 +14,7 @@ from train.checkpoint import CHECKPOINT, Position, load_checkpoint, save_checkpo
 from train.cpu import FasterThreads
 from train.curves import draw_curves
 from train.display import Display, perplexity
-from train.errors import DivergedError
+from train.errors import ConfigError, DivergedError
 from train.files import replace_file, truncate_file
 from train.held_out import HeldOut
 from train.interrupt import Interrupt
@@ -56,7 +56,7 @@ class Trainer:
         self.held_out = HeldOut(held_out_ids, self.training.window) if self.training.validation else None
 
         torch.manual_seed(self.training.seed)
-        self.model = CharacterModel(config.model, len(config.vocabulary)).to(device)
+        self.model = _build(config, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=self.training.learning_rate,
@@ -261,6 +261,17 @@ class Trainer:
         }
         replace_file(self.folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         self.display.samples(samples)
+
+
+def _build(config: RunConfig, device: torch.device) -> CharacterModel:
+    try:
+        return CharacterModel(config.model, len(config.vocabulary)).to(device)
+    except (RuntimeError, TypeError):  # PyTorch raises the one for too much memory, the other beyond 64 bits
+        model = config.model
+        raise ConfigError(
+            f"a model with layers {model.layers}, hidden {model.hidden} and embedding {model.embedding} does not fit in"
+            f" the memory of {device}; make it smaller"
+        ) from None
 
 
 def _append(path: Path, text: str) -> int:
