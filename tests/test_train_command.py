@@ -4,11 +4,14 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -234,13 +237,19 @@ def test_an_existing_run_is_not_overwritten(text: Path, finished: Path, capsys: 
     assert (finished / "model.safetensors").read_bytes() == before
 
 
-@pytest.fixture
-def stopped(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped_once(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted at step 5; what a test changes in it, it changes back."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.__main__.Interrupt", lambda: After(5))
         assert main(["--corpus", str(text), "--out", str(folder), *SMALL]) == 130
     return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped_once, tmp_path / "stopped"))
 
 
 def test_resume_refuses_another_model_or_text(
@@ -264,6 +273,74 @@ def test_resume_names_a_damaged_checkpoint(stopped: Path, capsys: pytest.Capture
     (stopped / "trainer.pt").write_bytes((stopped / "trainer.pt").read_bytes()[:-100])
     assert main(["--out", str(stopped), "--resume"]) == 2
     assert "trainer.pt is damaged" in capsys.readouterr().err
+
+
+def position(**values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["position"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (position(state=(torch.zeros(2, 3, 24),)), "is damaged: the state of its position is not a float32 tensor of"),
+        (position(state=3), "is damaged: the state of its position is not 1 tensors"),
+        (position(state=(torch.zeros(2, 4, 24),) * 2), "is damaged: the state of its position is not 1 tensors"),
+        (position(state=(torch.full((2, 4, 24), torch.nan),)), "is damaged: the state of its position holds NaN"),
+        (position(state=None), "is damaged: the state of its position is not 1 tensors"),
+        (position(step="x"), "is damaged: its position has step 'x'"),
+        (position(step=-5), "is damaged: its position has step -5"),
+        (position(step=0), "is damaged: its position has a state where none is carried"),
+        (position(step=1, state=None, best_step=9), "is damaged: its position contradicts itself"),
+        (position(metrics_bytes=2.5), "is damaged: its position has metrics_bytes 2.5"),
+        (position(seconds=math.nan), "is damaged: its position has seconds nan"),
+        (position(more=1), "is damaged: its position lacks a value, or has one too many"),
+        (lambda c: c["position"].pop("step"), "is damaged: its position lacks a value, or has one too many"),
+        (lambda c: c.update(position=None), "is damaged (TypeError)"),
+        (lambda c: c["model"]["linear.bias"].fill_(torch.nan), "linear.bias holds NaN or infinite values"),
+        (lambda c: c["model"].pop("linear.bias"), "lacks linear.bias"),
+        (lambda c: c.update(model=[]), "is damaged (AttributeError)"),
+        (lambda c: c["optimizer"]["state"].pop(0), "is damaged: its optimizer state is not that of the model's"),
+        (lambda c: c["optimizer"]["state"][0].pop("step"), "is damaged: its optimizer state is not AdamW's"),
+        (lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.ones(2)), "is damaged: its optimizer's exp_avg is"),
+        (lambda c: c["optimizer"]["state"][0]["exp_avg_sq"].neg_(), "is damaged: its optimizer state has negative"),
+        (lambda c: c["optimizer"]["state"][0]["exp_avg"].fill_(torch.inf), "is damaged: its optimizer's exp_avg holds"),
+        (lambda c: c.update(random=torch.zeros(3)), "is damaged (TypeError)"),
+        (lambda c: c.update(format=1), "has format 1; this version of Rill reads 2"),
+        (lambda c: c.update(config="0" * 64), "belongs to another run than"),
+    ],
+)
+def test_resume_names_wrong_contents_of_a_checkpoint(
+    stopped_once: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[dict[str, Any]], object], complaint: str
+) -> None:
+    path = stopped_once / "trainer.pt"
+    before = path.read_bytes()
+    content = torch.load(path, weights_only=True)
+    damage(content)
+    torch.save(content, path)
+    try:
+        assert main(["--out", str(stopped_once), "--resume"]) == 2
+    finally:
+        path.write_bytes(before)
+    errors = capsys.readouterr().err
+    assert f"trainer.pt{': ' if complaint.startswith('linear') else ' '}{complaint}" in errors
+    assert errors.count("\n") == 1
+
+
+def test_resume_refuses_the_checkpoint_of_another_run(
+    stopped: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    monkeypatch.setattr("train.__main__.Interrupt", lambda: After(5))
+    assert main(["--corpus", str(text), "--out", str(other), *SMALL, "--seed", "1"]) == 130
+    (stopped / "trainer.pt").write_bytes((other / "trainer.pt").read_bytes())
+    assert main(["--out", str(stopped), "--resume"]) == 2
+    assert "trainer.pt belongs to another run than" in capsys.readouterr().err
+
+
+def test_device_threads_and_the_corpus_name_may_change_on_resume(stopped: Path, text: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.txt"
+    copy.write_text(text.read_text())
+    assert main(["--out", str(stopped), "--resume", "--device", "auto", "--threads", "0", "--corpus", str(copy)]) == 0
 
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(

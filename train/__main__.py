@@ -24,13 +24,12 @@ from train.device import resolve_device
 from train.display import Display
 from train.errors import ConfigError, CorpusError, TrainError
 from train.interrupt import Interrupt
-from train.run import CONFIG, RunConfig, RunError, load_config, save_config
+from train.run import CONFIG, RESUME_MAY_CHANGE, RunConfig, RunError, load_config, save_config
 from train.trainer import SUMMARY, Trainer
 from train.vocab import UnknownCharacterError, Vocabulary
 
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
-RESUME_MAY_CHANGE = ("device", "threads", "corpus")  # the text itself is compared by its digest
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """The run folder's lasting half: config.json and model.safetensors, from which a trained model is rebuilt."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from train.vocab import Vocabulary
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+RESUME_MAY_CHANGE = ("device", "threads", "corpus")  # the text itself is compared by its digest
 
 
 class RunError(TrainError):
@@ -51,6 +53,12 @@ class RunConfig:
     vocabulary: Vocabulary
     labels: tuple[str, ...] = ()
 
+    def digest(self) -> str:
+        """The SHA-256 of all that a resumed run must have in common with what it continues."""
+        training = {name: value for name, value in self.training.to_json().items() if name not in RESUME_MAY_CHANGE}
+        document = json.dumps([self.model.to_json(), training, self.vocabulary.symbols])
+        return hashlib.sha256(document.encode()).hexdigest()
+
 
 def load_run(folder: str | Path) -> Run:
     """Read a run folder. Raises RunError for each way it can be wrong, before anything is built from it."""
@@ -59,7 +67,7 @@ def load_run(folder: str | Path) -> Run:
         raise RunError(f"{folder} is not a run folder: no such folder; train one with python -m train --out {folder}")
     config = load_config(folder)
     weights = _load_weights(folder / WEIGHTS)
-    _check_weights(weights, config, folder / WEIGHTS)
+    check_weights(weights, config, folder / WEIGHTS)
     return Run(folder, config.model, config.training, config.vocabulary, config.labels, weights)
 
 
@@ -124,7 +132,8 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path} is damaged: {error}") from None
 
 
-def _check_weights(weights: dict[str, Tensor], config: RunConfig, path: Path) -> None:
+def check_weights(weights: dict[str, Tensor], config: RunConfig, path: Path) -> None:
+    """Raise RunError, which names `path`, unless `weights` are finite f32 of the shapes that `config` asks for."""
     with torch.device("meta"):  # shapes without storage
         expected = CharacterModel(config.model, len(config.vocabulary)).state_dict()
     for name in sorted(expected.keys() | weights.keys()):

@@ -77,7 +77,8 @@ class Trainer:
     def resume(self) -> None:
         """Go back to where trainer.pt stands, or to the beginning if there is none yet. Raises RunError."""
         if (self.folder / CHECKPOINT).exists():
-            self.position = load_checkpoint(self.folder, self.model, self.optimizer, self.device)
+            zero = self.model.initial_state(self.training.batch) if self.windows.carried else None
+            self.position = load_checkpoint(self.folder, self.config, self.model, self.optimizer, zero)
         self._started = time.monotonic() - self.position.seconds
         truncate_file(self.folder / METRICS, self.position.metrics_bytes)
         truncate_file(self.folder / SAMPLES, self.position.samples_bytes)
@@ -223,7 +224,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         self._require_finite_weights()
         self.position.seconds = time.monotonic() - self._started
-        save_checkpoint(self.folder, self.position, self.model, self.optimizer, self.device)
+        save_checkpoint(self.folder, self.config, self.position, self.model, self.optimizer)
         self._last_checkpoint = time.monotonic()
 
     def _validate(self) -> float | None:
