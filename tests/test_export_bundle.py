@@ -13,7 +13,7 @@ from conftest import ROOT, make_run, save_bundle, save_run
 
 from export import export as exporting
 from export.bundle import MANIFEST, BundleError, read_bundle
-from export.verify import ParityError
+from export.compare import ParityError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from conftest import LETTERS, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.compare import decode_feeds, session
 from export.export import build_bundle
 from export.sampling import Sampling, uniforms
-from export.verify import decode_feeds, session
 
 LAYERS, HIDDEN = 2, 32
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import LETTERS, make_run
 
+from export.compare import ParityError, decode_feeds, session
 from export.export import build_bundle
 from export.sampling import Sampling
-from export.verify import ParityError, decode_feeds, session, verify
+from export.verify import verify
 
 SHAPES = [
     {"layers": 1, "hidden": 32},

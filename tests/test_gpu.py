@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import make_run, run_server
 
+from export.compare import decode_feeds, session
 from export.export import build_bundle
 from export.sampling import Sampling
-from export.verify import decode_feeds, session
 from serve.runtime import CUDA, Decoder
 
 pytestmark = pytest.mark.gpu

@@ -6,9 +6,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from export.compare import session
 from export.decode import decode_graph
 from export.sampling import Sampling, SamplingError, choose, uniforms
-from export.verify import session
 from export.weights import GRULayer, Weights
 from train.sample import choose as torch_choose
 

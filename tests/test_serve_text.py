@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import LETTERS, make_run, run_server, save_bundle, wait_until
 
+from export.compare import decode_feeds, session
 from export.sampling import Sampling, uniforms
-from export.verify import decode_feeds, session
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 from serve.client import AsyncClient, Client

@@ -1,0 +1,60 @@
+"""What the comparisons of `export.verify` share: running a graph, and when two results agree."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from export.sampling import Sampling
+
+TOLERANCE = 1e-5
+
+Array = NDArray[Any]
+Feeds = dict[str, Array]
+
+
+class ParityError(ValueError):
+    """An exported graph does not do what the PyTorch model does."""
+
+
+def session(graph: bytes) -> ort.InferenceSession:
+    """An ONNX Runtime session on one CPU thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def decode_feeds(graph: ort.InferenceSession, token: Array, state: Array, u: Array, sampling: Sampling) -> Feeds:
+    """Inputs of a serving graph for rows that sample alike.
+
+    `token` [batch], `state` [layers, batch, hidden], `u` [time, batch].
+    """
+    time, batch = u.shape
+    feeds: Feeds = {
+        "token": token,
+        "state_h": state,
+        "uniforms": u,
+        "forced": np.full((time, batch), -1, np.int64),
+        "steps": np.full(batch, time, np.int64),
+        "temperature": np.full(batch, sampling.temperature, np.float32),
+    }
+    inputs = {value.name: value.shape for value in graph.get_inputs()}
+    if "top_k" in inputs:
+        feeds["top_k"] = np.full(batch, sampling.top_k, np.int64)
+        feeds["top_p"] = np.full(batch, sampling.top_p, np.float32)
+        feeds["min_p"] = np.full(batch, sampling.min_p, np.float32)
+        bias = np.zeros((batch, inputs["logit_bias"][1]), np.float32)
+        for symbol, value in sampling.logit_bias.items():
+            bias[:, symbol] = value
+        feeds["logit_bias"] = bias
+    return feeds
+
+
+def rows_beyond(output: str, got: Array, expected: Array) -> Array:
+    """Which rows differ by more than the tolerance anywhere, or are no numbers: bool [batch]."""
+    if got.shape != expected.shape:
+        raise ParityError(f"{output}: shape {got.shape}, expected {expected.shape}")
+    beyond = ~(np.abs(got - expected) <= TOLERANCE + TOLERANCE * np.abs(expected))
+    rows: Array = beyond.any(axis=(0, 2) if output == "next_state_h" else (1, 2))
+    return rows
