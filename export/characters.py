@@ -67,7 +67,7 @@ def choices(graph: ort.InferenceSession, model: CharacterModel, bundle: Bundle, 
     pick = _picker(unknown_id)
     excused = 0
     for row in np.flatnonzero(steps).tolist():
-        chosen, choice = int(got[steps[row] - 1, row]), (float(u[row]), rows[row], pick)
+        chosen, choice = int(got[steps[row] - 1, row]), (float(u[row]), rows[row], pick, unknown_id)
         if pick(biased[row], float(u[row]), rows[row]) != chosen:
             if not _is_near(biased[row], chosen, *choice):
                 raise ParityError(f"decode: a row with {rows[row]} chose {chosen}, and no boundary is within {NEAR}")
@@ -140,7 +140,7 @@ def free_running(
         got, next_state = serve(token, state, chances, [])
         if (differs := np.flatnonzero(got != expected)).size:
             first = int(differs[0])
-            choice = int(got[first]), float(chances[first]), sampling, pick
+            choice = int(got[first]), float(chances[first]), sampling, pick, bundle.vocabulary.unknown_id
             before, last = state, token
             if first:
                 before, last = serve(token, state, chances[:first], expected[:first])[1], expected[first - 1]
@@ -178,12 +178,20 @@ def _picker(unknown_id: int | None) -> Picker:
     return pick
 
 
-def _is_near(logits: torch.Tensor, got: int, u: float, sampling: Sampling, pick: Picker) -> bool:
+def _is_near(
+    logits: torch.Tensor, got: int, u: float, sampling: Sampling, pick: Picker, unknown_id: int | None
+) -> bool:
     """Whether moving the uniform or a filter by at most NEAR, or not at all, would have chosen `got`."""
+    if unknown_id is not None:
+        logits = logits.index_fill(0, torch.tensor([unknown_id]), -torch.inf)
     if sampling.temperature == 0:
         return float(logits.max() - logits[got]) < NEAR
-    moves = [0.0, *(sign * NEAR * 10.0**-power for sign in (-1, 1) for power in range(4))]
-    choices = (
+    if not sampling.filtered:
+        mass = torch.softmax((logits - logits.max()).double() / sampling.temperature, dim=0)
+        after = float(mass[: got + 1].sum())
+        return float(mass[got]) > 0 and after - float(mass[got]) - NEAR <= u <= after + NEAR
+    moves = [0.0, *(sign * NEAR * 2.0**-power for sign in (-1, 1) for power in range(20))]
+    reachable = (
         pick(
             logits,
             min(max(u + du, 0.0), 1 - 2**-24),
@@ -201,4 +209,4 @@ def _is_near(logits: torch.Tensor, got: int, u: float, sampling: Sampling, pick:
             (0.0, -NEAR, NEAR) if sampling.min_p > 0 else (0.0,),
         )
     )
-    return got in choices
+    return got in reachable
