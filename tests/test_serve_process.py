@@ -255,15 +255,20 @@ def test_rill_in_a_pipe_that_closes(server):
 
 
 def test_rill_ends_on_ctrl_c(server):
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "serve.client", "generate", "--target", server.target, "--max-chars", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    assert process.stdout
-    process.stdout.read(100)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
+        # As on a terminal: where the tests run in the background, a shell has SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert process.stdout
+            process.stdout.read(100)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        assert process.returncode == 130
+        assert b"Traceback" not in errors
