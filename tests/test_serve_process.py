@@ -261,7 +261,7 @@ def test_rill_ends_on_ctrl_c(server):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # As on a terminal: where the tests run in the background, a shell has SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # it takes no lock
     ) as process:
         try:
             assert process.stdout
