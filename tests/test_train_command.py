@@ -18,8 +18,10 @@ import torch
 
 from train.__main__ import main
 from train.checkpoint import Position
+from train.config import TrainingConfig
+from train.optimizer import learning_rate
 from train.run import load_run
-from train.trainer import Trainer, learning_rate_factor
+from train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 # Dropout, two layers and an epoch that does not end where the run is cut: everything a resume can get wrong.
@@ -63,7 +65,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def test_the_run_folder_is_the_contracts(finished: Path) -> None:
     names = "config.json curves.png metrics.jsonl model.safetensors samples.txt summary.json trainer.pt"
-    assert sorted(path.name for path in finished.iterdir()) == names.split()
+    assert {path.name for path in finished.iterdir()} == {*names.split(), "trainer.previous.pt"}
     config = json.loads((finished / "config.json").read_text())
     assert set(config) == {"model", "training", "vocabulary"}
     assert config["model"]["task"] == "generate"
@@ -72,7 +74,7 @@ def test_the_run_folder_is_the_contracts(finished: Path) -> None:
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(20, 161, 20))
     for m in metrics:
-        fields = "step epoch chars train_loss val_loss perplexity bits_per_char chars_per_second seconds"
+        fields = "step epoch chars train_loss val_loss perplexity bits_per_char chars_per_second seconds learning_rate"
         assert list(m) == fields.split()
         assert m["perplexity"] == pytest.approx(math.exp(m["train_loss"]))
         assert m["bits_per_char"] == pytest.approx(m["val_loss"] / math.log(2))
@@ -179,7 +181,7 @@ def test_max_minutes_ends_in_time(text: Path, tmp_path: Path) -> None:
         (["--corpus", "nowhere.txt"], "error: 'nowhere.txt' is neither a file"),
         ([], "error: no text to train on; give --corpus"),
         (["--corpus", "TEXT", "--hidden", "0"], "error: hidden must be a whole number of at least 1, not 0"),
-        (["--corpus", "TEXT", "--cell", "lstm"], "error: cell 'lstm' is not supported yet; only 'gru' is"),
+        (["--corpus", "TEXT", "--cell", "elman"], "error: cell must be gru, lstm or rnn, not 'elman'"),
         (["--corpus", "TEXT", "--validation", "1"], "error: validation must be a finite number"),
         (["--corpus", "TEXT", "--validation", "0.001"], "error: the held-out text has"),
         (["--corpus", "TEXT", "--batch", "5000"], "error: 6"),
@@ -290,22 +292,22 @@ def position(**values: object) -> Callable[[dict[str, Any]], None]:
         (position(step="x"), "is damaged: its position has step 'x'"),
         (position(step=-5), "is damaged: its position has step -5"),
         (position(step=0), "is damaged: its position has a state where none is carried"),
-        (position(step=1, state=None, best_step=9), "is damaged: its position contradicts itself"),
+        (position(step=1, state=None, kept_step=9), "is damaged: its position contradicts itself"),
         (position(metrics_bytes=2.5), "is damaged: its position has metrics_bytes 2.5"),
         (position(seconds=math.nan), "is damaged: its position has seconds nan"),
         (position(more=1), "is damaged: its position lacks a value, or has one too many"),
         (lambda c: c["position"].pop("step"), "is damaged: its position lacks a value, or has one too many"),
         (lambda c: c.update(position=None), "is damaged (TypeError)"),
-        (lambda c: c["model"]["linear.bias"].fill_(torch.nan), "linear.bias holds NaN or infinite values"),
-        (lambda c: c["model"].pop("linear.bias"), "lacks linear.bias"),
+        (lambda c: c["model"]["linear.bias"].fill_(torch.nan), "is damaged: linear.bias holds NaN or infinite values"),
+        (lambda c: c["model"].pop("linear.bias"), "is damaged: it lacks linear.bias"),
         (lambda c: c.update(model=[]), "is damaged (AttributeError)"),
         (lambda c: c["optimizer"]["state"].pop(0), "is damaged: its optimizer state is not that of the model's"),
-        (lambda c: c["optimizer"]["state"][0].pop("step"), "is damaged: its optimizer state is not AdamW's"),
+        (lambda c: c["optimizer"]["state"][0].pop("step"), "is damaged: its optimizer state is not that of adamw"),
         (lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.ones(2)), "is damaged: its optimizer's exp_avg is"),
         (lambda c: c["optimizer"]["state"][0]["exp_avg_sq"].neg_(), "is damaged: its optimizer state has negative"),
         (lambda c: c["optimizer"]["state"][0]["exp_avg"].fill_(torch.inf), "is damaged: its optimizer's exp_avg holds"),
         (lambda c: c.update(random=torch.zeros(3)), "is damaged (TypeError)"),
-        (lambda c: c.update(format=1), "has format 1; this version of Rill reads 2"),
+        (lambda c: c.update(format=1), "has format 1; this version of Rill reads 3"),
         (lambda c: c.update(config="0" * 64), "belongs to another run than"),
     ],
 )
@@ -322,7 +324,7 @@ def test_resume_names_wrong_contents_of_a_checkpoint(
     finally:
         path.write_bytes(before)
     errors = capsys.readouterr().err
-    assert f"trainer.pt{': ' if complaint.startswith('linear') else ' '}{complaint}" in errors
+    assert f"trainer.pt {complaint}" in errors
     assert errors.count("\n") == 1
 
 
@@ -451,9 +453,15 @@ def test_an_interrupt_that_comes_too_late_says_that_the_run_is_complete(
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    factors = [learning_rate_factor(step, step / 1000) for step in range(1001)]
-    assert factors[0] == pytest.approx(0.01)
-    assert factors[:100] == sorted(factors[:100])
-    assert factors[99] > 0.95
-    assert factors[99:] == sorted(factors[99:], reverse=True)
-    assert factors[-1] == pytest.approx(0.01)
+    config = TrainingConfig(steps=1000, learning_rate=0.2)
+    rates = [learning_rate(config, step, step / 1000) / 0.2 for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[:100] == sorted(rates[:100])
+    assert rates[99] > 0.95
+    assert rates[99:] == sorted(rates[99:], reverse=True)
+    assert rates[-1] == pytest.approx(0.01)
+
+
+def test_a_constant_learning_rate_warms_up_only_if_told_to() -> None:
+    config = TrainingConfig(steps=10, learning_rate=100.0, schedule="constant", warmup=0)
+    assert [learning_rate(config, step, step / 10) for step in range(10)] == [100.0] * 10

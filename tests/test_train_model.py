@@ -72,8 +72,12 @@ def test_parameters_carry_pytorchs_names() -> None:
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
-        ({"cell": "lstm"}, "cell 'lstm' is not supported yet; only 'gru' is"),
-        ({"residual": True}, "residual True is not supported yet"),
+        ({"cell": "elman"}, "cell must be gru, lstm or rnn, not 'elman'"),
+        ({"reset": "never"}, "reset must be after or before, not 'never'"),
+        ({"cell": "lstm", "reset": "before"}, "reset 'before' is about GRUs; lstm has no reset gate"),
+        ({"residual": 1}, "residual must be true or false, not 1"),
+        ({"bidirectional": True}, "a bidirectional model reads ahead, so it can tag but not generate"),
+        ({"task": "translate"}, "task must be generate or tag, not 'translate'"),
         ({"layers": 0}, "layers must be a whole number of at least 1, not 0"),
         ({"hidden": True}, "hidden must be a whole number of at least 1, not True"),
         ({"dropout": 1.0}, r"dropout must be a finite number, at least 0 and less than 1, not 1\.0"),

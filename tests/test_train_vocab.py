@@ -35,6 +35,29 @@ def test_generation_starts_from_newline_or_the_first_symbol(text: str, start: st
     assert vocabulary.symbols[vocabulary.start_id] == start
 
 
+def test_taggers_read_symbols_of_several_characters() -> None:
+    vocabulary = Vocabulary(("00", "01", "1"), characters=False)
+    assert vocabulary.encode(["01", "1", "00"]) == vocabulary.encode(iter(("01", "1", "00"))) == [1, 2, 0]
+    assert vocabulary.encode("11") == [2, 2]
+    with pytest.raises(UnknownCharacterError, match=r"^symbol 'ab' at position 3 is not in the model's vocabulary$"):
+        vocabulary.encode(iter(["00", "01", "1", "ab", "01"]))
+    with pytest.raises(UnknownCharacterError, match=r"^symbol '' at position 0 is not"):
+        vocabulary.encode([""])
+    with_unknown = Vocabulary((UNKNOWN, "00"), characters=False)
+    assert with_unknown.encode(["00", "ab"]) == [1, 0]
+
+
+def test_equal_vocabularies_agree_on_what_a_symbol_is() -> None:
+    assert Vocabulary(("a", "b")) == Vocabulary(("a", "b"), characters=True)
+    assert Vocabulary(("a", "b")) != Vocabulary(("a", "b"), characters=False)
+
+
+@pytest.mark.parametrize("symbols", [(), ("a", "a"), ("a", "")])
+def test_what_is_no_taggers_vocabulary_is_refused(symbols: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="vocabulary"):
+        Vocabulary(symbols, characters=False)
+
+
 @pytest.mark.parametrize("symbols", [(), ("a", "a"), ("ab",), ("",)])
 def test_what_is_no_vocabulary_is_refused(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="vocabulary"):

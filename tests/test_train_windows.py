@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from train.config import ModelConfig
 from train.errors import CorpusError
-from train.held_out import HeldOut
+from train.held_out import HeldOutText
 from train.model import CharacterModel
 from train.windows import RandomWindows, SequentialWindows, split
 
@@ -70,14 +70,14 @@ def test_too_little_text_is_refused() -> None:
     with pytest.raises(CorpusError, match="do not fill a batch of 8 random windows of 16"):
         RandomWindows(torch.arange(100), 8, 16, seed=0)
     with pytest.raises(CorpusError, match="held-out text has 10 characters, too few for one window of 16"):
-        HeldOut(torch.arange(10), 16)
+        HeldOutText(torch.arange(10), 16)
 
 
 def test_held_out_loss_of_one_track_is_the_loss_of_the_text_read_in_one_go() -> None:
     torch.manual_seed(0)
     model = CharacterModel(ModelConfig(hidden=8, dropout=0.5), 5)
     ids = torch.randint(5, (900,))
-    loss = HeldOut(ids, 10).loss(model)
+    loss = HeldOutText(ids, 10).measure(model).loss
     assert model.training  # given back as it was
     with torch.no_grad():
         logits, _ = model.eval()(ids[None, :-1])
@@ -88,6 +88,6 @@ def test_held_out_loss_predicts_all_but_a_few_characters() -> None:
     model = CharacterModel(ModelConfig(hidden=8), 5)
     torch.nn.init.zeros_(model.linear.weight)
     torch.nn.init.zeros_(model.linear.bias)
-    held_out = HeldOut(torch.randint(5, (100_000,)), 64)
+    held_out = HeldOutText(torch.randint(5, (100_000,)), 64)
     assert 100_000 - 65 <= held_out.characters < 100_000
-    assert held_out.loss(model, limit=3) == pytest.approx(math.log(5), rel=1e-5)
+    assert held_out.measure(model, limit=3).loss == pytest.approx(math.log(5), rel=1e-5)

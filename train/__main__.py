@@ -1,35 +1,45 @@
 """Train a character model.
 
     python -m train --corpus shakespeare --out runs/shakespeare --max-minutes 2
-    python -m train --corpus book.txt notes/ --out runs/mine --hidden 512 --layers 2 --dropout 0.2 --epochs 10
+    python -m train --corpus book.txt notes/ --out runs/mine --cell lstm --layers 2 --dropout 0.2 --epochs 10
     python -m train --out runs/mine --resume
+    python -m train --recipe timemachine-gru --corpus timemachine.txt
+    python -m train --from runs/mine --corpus letters/ --out runs/letters --extend-vocabulary --epochs 3
     cat *.txt | python -m train --corpus - --out runs/stdin --steps 2000
+    torchrun --nproc-per-node 2 -m train --corpus shakespeare --out runs/together --epochs 2
 
 The run folder holds config.json, model.safetensors (best validation weights), trainer.pt (for --resume),
 metrics.jsonl, samples.txt and, at the end, summary.json and curves.png. Losses are nats per character.
 """
 
 import argparse
-import hashlib
 import io
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from train.config import ModelConfig, TrainingConfig
-from train.corpus import load_corpus
+import torch
+
+from train.checkpoint import newest
+from train.config import INITIALIZATIONS, OPTIMIZERS, PREPARATIONS, ModelConfig, TrainingConfig
 from train.cpu import prepare_cpu
+from train.data import Data, tagged_data, text_data
 from train.device import resolve_device
 from train.display import Display
 from train.errors import ConfigError, CorpusError, TrainError
 from train.interrupt import Interrupt
-from train.run import CONFIG, RESUME_MAY_CHANGE, RunConfig, RunError, load_config, save_config
+from train.recipe import Recipe, load_recipe, recipe_names
+from train.run import CONFIG, RESUME_MAY_CHANGE, Run, RunConfig, RunError, load_config, load_run, save_config
+from train.start import vocabulary_for
+from train.team import Team
+from train.texts import Texts, read_sequences, read_texts
 from train.trainer import SUMMARY, Trainer
 from train.vocab import UnknownCharacterError, Vocabulary
 
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
+MAY_DIFFER_FROM_START = ("dropout",)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,34 +47,55 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sample that a terminal cannot show is no reason to stop
     options = vars(_parser().parse_args(arguments))
+    team = Team()
     try:
-        return _train(Path(options.pop("out")), options.pop("resume"), options)
+        with team:
+            return _train(options, team)
     except (TrainError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if team.first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        print("error: out of memory; use a smaller --batch, --window or --hidden", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began, or a second time
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _train(folder: Path, resume: bool, options: dict[str, Any]) -> int:
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _train(options: dict[str, Any], team: Team) -> int:
+    recipe = load_recipe(options.pop("recipe")) if "recipe" in options else None
+    folder = _folder(options.pop("out", None), recipe)
+    extend, resume = options.pop("extend_vocabulary"), options.pop("resume")
     stored = _stored(folder, resume)
-    display = Display()
+    team.wait()  # before the first process writes into the folder
+    display = Display(quiet=not team.first)
     if stored is not None and (folder / SUMMARY).exists():
         display.line(f"{folder} is complete")
         return 0
-    model, training = _configure(folder, stored, options)
-    device = resolve_device(training.device)
+    start = _start(folder, stored, extend, options)
+    model, training = _configure(folder, stored, recipe, start, options)
+    device = resolve_device(team.device(training.device))
     prepare_cpu(training.threads)
 
-    config, text = _read_corpus(folder, stored, model, training)
-    trainer = Trainer(folder, config, text, device, display)
-    if stored is None:
+    config, data = _read_data(folder, stored, start, extend, model, training, device)
+    trainer = Trainer(folder, config, data, device, display, team, start)
+    if stored is not None:
+        trainer.resume()
+    elif team.first:
         folder.mkdir(parents=True, exist_ok=True)
         save_config(folder, config)
-    else:
-        trainer.resume()
-    _describe(trainer, text)
+    parameters = sum(weight.numel() for weight in trainer.model.parameters())
+    display.line(
+        f"{' '.join(training.corpus)}: {data.description}; {parameters:,} parameters; {device}"
+        f"{f' × {team.size} processes' if team.size > 1 else ''}; from step {trainer.position.step}"
+    )
     with Interrupt() as interrupt, display:
         completed = trainer.run(interrupt)
     if interrupt.requested:
@@ -74,6 +105,12 @@ def _train(folder: Path, resume: bool, options: dict[str, Any]) -> int:
             else f"stopped at step {trainer.position.step}; continue with --resume"
         )
     return 0 if completed else 128 + interrupt.requested
+
+
+def _folder(out: str | None, recipe: Recipe | None) -> Path:
+    if out is None and recipe is None:
+        raise ConfigError("give --out, the run folder")
+    return Path("runs", Path(recipe.name).stem) if out is None and recipe else Path(str(out))
 
 
 def _stored(folder: Path, resume: bool) -> RunConfig | None:
@@ -89,17 +126,45 @@ def _stored(folder: Path, resume: bool) -> RunConfig | None:
     return load_config(folder)
 
 
-def _configure(folder: Path, stored: RunConfig | None, options: dict[str, Any]) -> tuple[ModelConfig, TrainingConfig]:
-    """The stored or default configuration with the given options put in. Raises ConfigError, RunError."""
+def _start(folder: Path, stored: RunConfig | None, extend: bool, options: dict[str, Any]) -> Run | None:
+    """The run whose weights this one begins with. A resumed run has them in its checkpoint, if it got that far."""
+    start = options.get("start", stored.training.start if stored else "")
+    if extend and not start:
+        raise ConfigError("--extend-vocabulary is about a run that is continued on other text; give --from RUN too")
+    return load_run(start) if start and not newest(folder) else None
+
+
+def _configure(
+    folder: Path, stored: RunConfig | None, recipe: Recipe | None, start: Run | None, options: dict[str, Any]
+) -> tuple[ModelConfig, TrainingConfig]:
+    """The stored, recipe's or default configuration with the given options put in. Raises ConfigError, RunError."""
     model_names = {field.name for field in fields(ModelConfig)}
     model_options = {name: value for name, value in options.items() if name in model_names}
     training_options = {name: value for name, value in options.items() if name not in model_names}
-    if not any(name in options for name in HORIZONS):
-        training_options |= {} if stored else {"epochs": DEFAULT_EPOCHS}
-    else:
+    if any(name in training_options for name in HORIZONS):
         training_options = dict.fromkeys(HORIZONS) | training_options
-    if stored is None:
-        return ModelConfig(**model_options), TrainingConfig(**training_options)
+    if recipe is not None:
+        model_options = recipe.model | model_options
+        training_options = recipe.training | training_options | {"recipe": recipe.name}
+    if stored is not None:
+        return _as_before(folder, stored, model_options, training_options)
+    if recipe is not None and "corpus" not in training_options:
+        raise ConfigError(f"recipe {recipe.name} needs --corpus: {recipe.wants}")
+    if not any(training_options.get(name) for name in HORIZONS):
+        training_options["epochs"] = training_options.get("epochs", DEFAULT_EPOCHS)
+    training = TrainingConfig(**training_options)
+    if start is None:
+        return ModelConfig(**model_options), training
+    for name, value in model_options.items():
+        if value != getattr(start.model, name) and name not in MAY_DIFFER_FROM_START:
+            raise ConfigError(f"{start.folder} has {name} {getattr(start.model, name)!r}, not {value!r}")
+    return replace(start.model, **model_options), training
+
+
+def _as_before(
+    folder: Path, stored: RunConfig, model_options: dict[str, Any], training_options: dict[str, Any]
+) -> tuple[ModelConfig, TrainingConfig]:
+    """The stored configuration, with what may change. Raises RunError for an option that may not."""
     for section, given in ((stored.model, model_options), (stored.training, training_options)):
         for name, value in given.items():
             before = getattr(section, name)
@@ -111,18 +176,40 @@ def _configure(folder: Path, stored: RunConfig | None, options: dict[str, Any]) 
     return stored.model, replace(stored.training, **training_options)
 
 
-def _read_corpus(
-    folder: Path, stored: RunConfig | None, model: ModelConfig, training: TrainingConfig
-) -> tuple[RunConfig, str]:
+def _read_data(
+    folder: Path,
+    stored: RunConfig | None,
+    start: Run | None,
+    extend: bool,
+    model: ModelConfig,
+    training: TrainingConfig,
+    device: torch.device,
+) -> tuple[RunConfig, Data]:
+    """Read the corpus, settle the vocabulary, cut the data. Raises ConfigError, CorpusError, RunError."""
     if not training.corpus:
         raise ConfigError("no text to train on; give --corpus")
-    text = load_corpus(training.corpus)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    source = read_sequences(training) if model.task == "tag" else read_texts(training)
+    digest = source.digest()
     if stored is not None:
         if digest != stored.training.corpus_sha256:
             raise RunError(f"the text of {' '.join(training.corpus)} is not the one that {folder} was started with")
-        return RunConfig(model, training, stored.vocabulary), text
-    vocabulary = Vocabulary.of_text(text, training.min_count)
+        config = RunConfig(model, training, stored.vocabulary, stored.labels)
+    else:
+        training = replace(training, corpus_sha256=digest)
+        if isinstance(source, Texts):
+            config = RunConfig(model, training, _vocabulary(source, training, start, extend))
+        else:
+            config = RunConfig(model, training, *source.vocabulary_and_labels())
+    if isinstance(source, Texts):
+        return config, text_data(config, source, device)
+    return config, tagged_data(config, source, device)
+
+
+def _vocabulary(texts: Texts, training: TrainingConfig, start: Run | None, extend: bool) -> Vocabulary:
+    if start is not None:
+        vocabulary = vocabulary_for(start, texts.alphabet, training.min_count, extend)
+    else:
+        vocabulary = Vocabulary.of_text(texts.alphabet, training.min_count)
     if len(vocabulary) < 2:
         raise CorpusError(f"the corpus has one distinct symbol, {vocabulary.symbols[0]!r}; there is nothing to predict")
     for prefix in training.prefix:
@@ -130,17 +217,7 @@ def _read_corpus(
             vocabulary.encode(prefix)
         except UnknownCharacterError as error:
             raise ConfigError(f"--prefix {prefix!r}: {error}") from None
-    return RunConfig(model, replace(training, corpus_sha256=digest), vocabulary), text
-
-
-def _describe(trainer: Trainer, text: str) -> None:
-    training, held_out = trainer.training, trainer.held_out
-    parameters = sum(weight.numel() for weight in trainer.model.parameters())
-    trainer.display.line(
-        f"{' '.join(training.corpus)}: {len(text):,} characters, {len(trainer.config.vocabulary):,} distinct,"
-        f" {held_out.characters if held_out else 0:,} held out; {parameters:,} parameters; {trainer.device};"
-        f" from step {trainer.position.step}"
-    )
+    return vocabulary
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,16 +229,26 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # only what was typed is in the result: defaults live in train.config
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="the run folder")
+    parser.add_argument("--out", metavar="FOLDER", help="the run folder (with a recipe: runs/RECIPE)")
     parser.add_argument(
         "--corpus",
         nargs="+",
         action=_Tuple,
         metavar="SPEC",
-        help="text files, folders (their .txt and .md files), - (standard input), shakespeare, sanguo or pydoc;"
-        " needed unless a run is resumed",
+        help="text files, folders (their .txt and .md files), - (standard input), shakespeare, sanguo or pydoc; to tag:"
+        " JSON lines, or subtraction:BITS; needed unless a run is resumed or the recipe names one",
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"values of a published result: {', '.join(recipe_names())}, or a .toml file"
     )
     parser.add_argument("--resume", action="store_true", default=False, help="continue the run, or start it")
+    parser.add_argument(
+        "--from", dest="start", metavar="RUN", help="begin with the weights and the vocabulary of another run"
+    )
+    parser.add_argument(
+        "--extend-vocabulary", action="store_true", default=False, help="add the characters that it never saw"
+    )
+    _add_data_options(parser.add_argument_group("data"))
     _add_model_options(parser.add_argument_group("model"))
     _add_length_options(parser.add_argument_group("length of the run, one of").add_mutually_exclusive_group())
     _add_training_options(parser.add_argument_group("training"))
@@ -178,37 +265,65 @@ class _Tuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
-def _add_model_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--cell", help="recurrent cell: gru (default gru)")
-    group.add_argument("--reset", help="where the GRU's reset gate acts: after (default after)")
-    group.add_argument("--layers", type=int, metavar="N", help="stacked layers (default 1)")
-    group.add_argument("--hidden", type=int, metavar="N", help="hidden units a layer (default 256)")
-    group.add_argument("--embedding", type=int, metavar="N", help="embedding size, 0 = one-hot input (default 0)")
-    group.add_argument("--no-bias", dest="bias", action="store_false", help="cells without bias (default with)")
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--dropout", type=float, metavar="P", help="between layers and before the output layer (default 0)"
+        "--prepare",
+        choices=PREPARATIONS,
+        help="letters: lower case and single spaces only; line: newlines become spaces (default none)",
+    )
+    group.add_argument("--characters", type=int, metavar="N", help="train on the first N (default 0: all)")
+    group.add_argument("--validation", type=float, metavar="FRACTION", help="held-out end of the text (default 0.1)")
+    group.add_argument(
+        "--validation-characters", type=int, metavar="N", help="hold out the N characters after the first --characters"
+    )
+    group.add_argument(
+        "--validation-corpus", nargs="+", action=_Tuple, metavar="SPEC", help="hold out another corpus instead"
+    )
+    group.add_argument(
+        "--min-count", type=int, metavar="N", help="rarer characters become <unk> (default 1: every one is kept)"
     )
 
 
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--task", metavar="TASK", help="generate, or tag: label each symbol (default generate)")
+    group.add_argument("--cell", metavar="CELL", help="gru, lstm or rnn, which is tanh (default gru)")
+    group.add_argument("--reset", metavar="WHERE", help="GRU's reset gate: after or before the product (default after)")
+    group.add_argument("--layers", type=int, metavar="N", help="recurrent layers (default 1)")
+    group.add_argument("--hidden", type=int, metavar="N", help="units per layer (default 256)")
+    group.add_argument("--embedding", type=int, metavar="N", help="embedding size, 0 = one-hot (default 0)")
+    group.add_argument("--no-bias", dest="bias", action="store_false", help="recurrent layers without biases")
+    group.add_argument("--residual", action="store_true", help="sums past the layers, from the second one on")
+    group.add_argument("--bidirectional", action="store_true", help="read both ways (only to tag)")
+    group.add_argument("--dropout", type=float, metavar="P", help="between layers and before the output (default 0)")
+
+
 def _add_length_options(group: argparse._MutuallyExclusiveGroup) -> None:
-    group.add_argument("--max-minutes", type=float, metavar="M", help="wall time, validation included")
+    group.add_argument("--max-minutes", type=float, metavar="M", help="wall time, evaluation included")
     group.add_argument("--epochs", type=int, metavar="N", help=f"passes over the text (default {DEFAULT_EPOCHS})")
     group.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
 
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--batch", type=int, metavar="N", help="windows a step (default 32)")
+    group.add_argument("--batch", type=int, metavar="N", help="windows a batch (default 32)")
     group.add_argument("--window", type=int, metavar="N", help="characters a window (default 64)")
     group.add_argument(
         "--sampling", metavar="HOW", help="sequential (state carried) or random windows (default sequential)"
     )
-    group.add_argument("--learning-rate", type=float, metavar="R", help="AdamW's peak rate (default 0.005)")
-    group.add_argument("--weight-decay", type=float, metavar="R", help="AdamW's weight decay (default 0.01)")
-    group.add_argument("--clip", type=float, metavar="N", help="largest gradient norm (default 1)")
-    group.add_argument("--validation", type=float, metavar="FRACTION", help="held-out end of the text (default 0.1)")
+    group.add_argument("--accumulate", type=int, metavar="N", help="batches a step (default 1)")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help="(default adamw)")
+    group.add_argument("--momentum", type=float, metavar="M", help="of sgd and rmsprop (default 0)")
+    group.add_argument("--learning-rate", type=float, metavar="R", help="the peak rate (default 0.005)")
+    group.add_argument("--warmup", type=int, metavar="N", help="steps of linear warm-up (default 100)")
+    group.add_argument("--schedule", metavar="HOW", help="after it: cosine, down to 1 %%, or constant (default cosine)")
+    group.add_argument("--weight-decay", type=float, metavar="R", help="(default 0.01)")
+    group.add_argument("--clip", type=float, metavar="N", help="largest gradient norm, 0 = any (default 1)")
+    group.add_argument("--initialization", choices=INITIALIZATIONS, help="of the weights (default: PyTorch's)")
+    group.add_argument("--scratch", action="store_true", help="compute cells by their written-out equations")
+    group.add_argument("--precision", metavar="P", help="fp32, or bf16 autocast, for GPUs (default fp32)")
     group.add_argument(
-        "--min-count", type=int, metavar="N", help="rarer characters become <unk> (default 1: every one is kept)"
+        "--patience", type=int, metavar="N", help="stop after N evaluations without improvement (default 0: never)"
     )
+    group.add_argument("--keep", metavar="WHICH", help="best (by validation) or last weights (default best)")
     group.add_argument("--seed", type=int, metavar="N", help="of weights, dropout and random windows (default 0)")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
     group.add_argument(
@@ -223,6 +338,7 @@ def _add_report_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--evaluate-every", type=int, metavar="N", help="steps, 0 = twenty times over the run (default 0)"
     )
+    group.add_argument("--evaluate-epochs", type=int, metavar="N", help="epochs instead of steps (default 0)")
     group.add_argument("--sample-every", type=int, metavar="N", help="evaluations, 0 = at the end only (default 4)")
     group.add_argument(
         "--prefix", nargs="+", action=_Tuple, metavar="TEXT", help="what samples begin with, several (default none)"

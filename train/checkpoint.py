@@ -7,21 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from train.cells import State
+from train.config import TrainingConfig
 from train.files import replace_file
-from train.model import CharacterModel, State
+from train.model import CharacterModel
+from train.optimizer import state_names
 from train.run import RunConfig, RunError, check_weights
 
 CHECKPOINT = "trainer.pt"
-FORMAT = 2
+PREVIOUS = "trainer.previous.pt"
+FORMAT = 3
 
 
 @dataclass
 class Position:
     """Where a run stands after `step` optimiser steps; everything that is not weights or optimiser state.
 
-    `loss_sum` is the loss, in nats, of the `loss_chars` characters read since the last line of metrics.jsonl;
-    `seconds` is the time spent so far, over all resumes. The two byte counts are the lengths of metrics.jsonl and
+    `loss_sum` is the loss, in nats, of the `loss_chars` characters read since the last line of metrics.jsonl, or since
+    the beginning of the epoch. `seconds` is the time spent so far, over all resumes; `stalled` counts evaluations since
+    the best one; `kept_step` is that of model.safetensors. The two byte counts are the lengths of metrics.jsonl and
     samples.txt, which are cut back to them on resume.
     """
 
@@ -32,10 +38,14 @@ class Position:
     loss_chars: int = 0
     seconds: float = 0.0
     seconds_of_last_line: float = 0.0
+    chars_of_last_line: int = 0
+    learning_rate: float = 0.0
     evaluations: int = 0
+    evaluated_step: int = 0
+    stalled: int = 0
     train_loss: float | None = None
     best_val_loss: float | None = None
-    best_step: int = 0
+    kept_step: int = 0
     metrics_bytes: int = 0
     samples_bytes: int = 0
 
@@ -43,7 +53,10 @@ class Position:
 def save_checkpoint(
     folder: Path, config: RunConfig, position: Position, model: CharacterModel, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write trainer.pt, which `torch.load(weights_only=True)` reads. Raises OSError."""
+    """Write trainer.pt, which `torch.load(weights_only=True)` reads; the one before it stays as trainer.previous.pt.
+
+    Raises OSError; at every moment one of the two is whole.
+    """
     device = model.linear.weight.device
     content = {
         "format": FORMAT,
@@ -56,19 +69,38 @@ def save_checkpoint(
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    replace_file(folder / CHECKPOINT, buffer.getvalue())
+    replace_file(folder / CHECKPOINT, buffer.getvalue(), previous=folder / PREVIOUS)
+
+
+def newest(folder: Path) -> list[Path]:
+    """The checkpoints that there are, the newest first."""
+    return [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()]
 
 
 def load_checkpoint(
     folder: Path, config: RunConfig, model: CharacterModel, optimizer: torch.optim.Optimizer, zero: State | None
-) -> Position:
-    """Put trainer.pt back into `model`, `optimizer` and the random generators.
+) -> tuple[Position, str]:
+    """Put the newest good checkpoint back into `model`, `optimizer` and the random generators.
 
-    `zero` is the state that the run began with if it carries one. Raises RunError if the file is damaged or belongs to
-    another run.
+    `zero` is the state that the run began with if it carries one. Where trainer.pt is damaged or missing, the one
+    before it is read, and the second value says so. Raises RunError if none can be read, or one is another run's.
     """
-    path = folder / CHECKPOINT
-    device = model.linear.weight.device
+    notices = [] if (folder / CHECKPOINT).exists() else [f"{folder / CHECKPOINT} is missing"]
+    for path in newest(folder):
+        try:
+            content = _read(path, config, model, zero)
+        except _Damage as damage:
+            notices.append(f"{path} is damaged{damage}")
+            continue
+        position = Position(**content["position"])
+        _restore(content, model, optimizer)
+        notice = f"{'; '.join(notices)}; going on from {path}, step {position.step}" if notices else ""
+        return position, notice
+    raise RunError(f"{'; '.join(notices)}; start again with another --out")
+
+
+def _read(path: Path, config: RunConfig, model: CharacterModel, zero: State | None) -> dict[str, Any]:
+    """The contents of a checkpoint, every value of it checked. Raises _Damage, and RunError if it is another run's."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
@@ -77,36 +109,42 @@ def load_checkpoint(
                 " --out"
             )
         if content["config"] != config.digest():
-            raise RunError(f"{path} belongs to another run than {folder}'s config.json; start again with another --out")
+            raise RunError(
+                f"{path} belongs to another run than {path.parent}'s config.json; start again with another --out"
+            )
         position = _position(content["position"], zero)
-        check_weights(content["model"], config, path)
-        _check_optimizer(content["optimizer"]["state"], model, position.step)
-        model.load_state_dict(content["model"])
-        own = optimizer.state_dict()["param_groups"]  # its options are config.json's
-        optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": own})
-        torch.set_rng_state(content["random"])
-        if device.type == "cuda" and content["cuda_random"] is not None:
-            torch.cuda.set_rng_state(content["cuda_random"], device)
-    except RunError:
+        _check_weights(content["model"], config, path)
+        _check_optimizer(content["optimizer"]["state"], model, config.training, position.step)
+        torch.Generator().set_state(content["random"])
+        return content
+    except (RunError, _Damage):
         raise
-    except _Damage as damage:
-        raise RunError(f"{path} is damaged: {damage}; start again with another --out") from None
     except Exception as error:  # torch.load raises many kinds, according to which byte is wrong
-        raise RunError(f"{path} is damaged ({type(error).__name__}); start again with another --out") from error
-    if position.state is not None:
-        position.state = tuple(part.to(device) for part in position.state)
-    return position
+        raise _Damage(f" ({type(error).__name__})") from error
+
+
+def _restore(content: dict[str, Any], model: CharacterModel, optimizer: torch.optim.Optimizer) -> None:
+    device = model.linear.weight.device
+    position = content["position"]
+    if position["state"] is not None:
+        position["state"] = tuple(part.to(device) for part in position["state"])
+    model.load_state_dict(content["model"])
+    own = optimizer.state_dict()["param_groups"]  # its options are config.json's
+    optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": own})
+    torch.set_rng_state(content["random"])
+    if device.type == "cuda" and content["cuda_random"] is not None:
+        torch.cuda.set_rng_state(content["cuda_random"], device)
 
 
 class _Damage(Exception):
-    """What is wrong with the contents of a trainer.pt that can be read."""
+    """What is wrong with a checkpoint."""
 
 
 def _position(values: dict[str, Any], zero: State | None) -> Position:
     """The position of a checkpoint, each value of it possible. Raises _Damage."""
     names = [field.name for field in fields(Position)]
     if sorted(values) != sorted(names):
-        raise _Damage("its position lacks a value, or has one too many")
+        raise _Damage(": its position lacks a value, or has one too many")
     position = Position(**values)
     for field in fields(Position):
         value = values[field.name]
@@ -114,9 +152,9 @@ def _position(values: dict[str, Any], zero: State | None) -> Position:
             continue
         kinds = (int,) if type(field.default) is int else (int, float)
         if type(value) not in kinds or not math.isfinite(value) or value < 0:
-            raise _Damage(f"its position has {field.name} {value!r}")
-    if position.best_step > position.step or position.loss_chars > position.chars:
-        raise _Damage("its position contradicts itself")
+            raise _Damage(f": its position has {field.name} {value!r}")
+    if max(position.kept_step, position.evaluated_step) > position.step or position.loss_chars > position.chars:
+        raise _Damage(": its position contradicts itself")
     _check_state(position.state, zero if position.step else None)
     return position
 
@@ -124,30 +162,41 @@ def _position(values: dict[str, Any], zero: State | None) -> Position:
 def _check_state(state: object, expected: State | None) -> None:
     if expected is None:
         if state is not None:
-            raise _Damage("its position has a state where none is carried")
+            raise _Damage(": its position has a state where none is carried")
         return
     if not isinstance(state, tuple) or len(state) != len(expected):
-        raise _Damage(f"the state of its position is not {len(expected)} tensors")
+        raise _Damage(f": the state of its position is not {len(expected)} tensors")
     for part, like in zip(state, expected, strict=True):
         _check_tensor(part, tuple(like.shape), "the state of its position")
 
 
-def _check_optimizer(state: dict[int, dict[str, Any]], model: CharacterModel, step: int) -> None:
-    """Raise _Damage unless `state` is AdamW's after `step` steps: empty, or three tensors for each parameter."""
+def _check_weights(weights: dict[str, Tensor], config: RunConfig, path: Path) -> None:
+    try:
+        check_weights(weights, config, path)
+    except RunError as error:
+        detail = str(error).removeprefix(str(path))
+        raise _Damage(detail if detail.startswith(":") else f": it{detail}") from None
+
+
+def _check_optimizer(
+    state: dict[int, dict[str, Any]], model: CharacterModel, training: TrainingConfig, step: int
+) -> None:
+    """Raise _Damage unless `state` is the optimiser's after `step` steps: the same tensors for each parameter."""
     parameters = list(model.parameters())
-    if set(state) != set(range(len(parameters) if step else 0)):
-        raise _Damage("its optimizer state is not that of the model's parameters")
+    names = state_names(training)
+    if set(state) != set(range(len(parameters) if step and names else 0)):
+        raise _Damage(": its optimizer state is not that of the model's parameters")
     for index, entry in state.items():
-        if set(entry) != {"step", "exp_avg", "exp_avg_sq"}:
-            raise _Damage("its optimizer state is not AdamW's")
+        if set(entry) != names:
+            raise _Damage(f": its optimizer state is not that of {training.optimizer}")
         for name, value in entry.items():
             _check_tensor(value, () if name == "step" else tuple(parameters[index].shape), f"its optimizer's {name}")
-        if entry["step"] <= 0 or (entry["exp_avg_sq"] < 0).any():
-            raise _Damage("its optimizer state has negative values")
+            if (name == "step" and value <= 0) or (name.endswith("_sq") and (value < 0).any()):
+                raise _Damage(": its optimizer state has negative values")
 
 
 def _check_tensor(value: object, shape: tuple[int, ...], what: str) -> None:
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or tuple(value.shape) != shape:
-        raise _Damage(f"{what} is not a float32 tensor of shape {shape}")
+        raise _Damage(f": {what} is not a float32 tensor of shape {shape}")
     if not value.isfinite().all():
-        raise _Damage(f"{what} holds NaN or infinite values")
+        raise _Damage(f": {what} holds NaN or infinite values")

@@ -7,6 +7,9 @@ from typing import Any, Self
 from train.errors import ConfigError
 
 MOST_THREADS = 1024
+PREPARATIONS = ("none", "letters", "line")
+OPTIMIZERS = ("adamw", "sgd", "rmsprop")
+INITIALIZATIONS = ("default", "normal", "orthogonal")
 
 
 class _Section:
@@ -28,11 +31,17 @@ class _Section:
         return asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
 
 
+CELLS = ("gru", "lstm", "rnn")
+
+
 @dataclass(frozen=True)
 class ModelConfig(_Section):
-    """A recurrent character model. Raises ConfigError for values that make no model or are not supported yet.
+    """A recurrent model over symbols. Raises ConfigError for values that make no model.
 
-    `embedding` 0 means one-hot input. `bias` is about the cell: the output layer always has one.
+    A `generate` model predicts the next symbol; a `tag` model labels every symbol, and may be bidirectional. `reset` is
+    where a GRU's reset gate acts: `after` the recurrent product (`nn.GRU`, cuDNN) or `before` it (Cho et al.).
+    `embedding` 0 means one-hot input. `bias` is about the cell: the output layer always has one. With `residual`, layer
+    l + 1 reads the sum of what layer l read and gave, from the second layer on, and the output layer the last sum.
     `dropout` acts between the layers and before the output layer, in training only.
     """
 
@@ -48,51 +57,89 @@ class ModelConfig(_Section):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, supported in [
-            ("task", "generate"),
-            ("cell", "gru"),
-            ("reset", "after"),
-            ("residual", False),
-            ("bidirectional", False),
-        ]:
-            value = getattr(self, name)
-            if value != supported:
-                raise ConfigError(f"{name} {value!r} is not supported yet; only {supported!r} is")
+        _require_one_of(self, "task", ("generate", "tag"))
+        _require_one_of(self, "cell", CELLS)
+        _require_one_of(self, "reset", ("after", "before"))
+        for name in ("bias", "residual", "bidirectional"):
+            _require_truth(self, name)
         _require_whole(self, "layers", 1)
         _require_whole(self, "hidden", 1)
         _require_whole(self, "embedding", 0)
         _require_number(self, "dropout", 0.0, 1.0)
-        if not isinstance(self.bias, bool):
-            raise ConfigError(f"bias must be true or false, not {self.bias!r}")
+        if self.reset == "before" and self.cell != "gru":
+            raise ConfigError(f"reset 'before' is about GRUs; {self.cell} has no reset gate")
+        if self.bidirectional and self.task != "tag":
+            raise ConfigError("a bidirectional model reads ahead, so it can tag but not generate; use --task tag")
+
+    @property
+    def directions(self) -> int:
+        """2 for a bidirectional model, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def features(self) -> int:
+        """The width of a layer's output, and of what the output layer reads."""
+        return self.hidden * self.directions
 
 
 @dataclass(frozen=True)
 class TrainingConfig(_Section):
     """How a model is trained. Raises ConfigError for impossible values.
 
-    Exactly one of `steps`, `epochs` and `max_minutes` says how long. `window` is the number of characters between
-    truncations of backpropagation, `evaluate_every` is in steps (0: twenty evaluations over the run), `sample_every`
-    is in evaluations (0: only at the end), `validation` is the held-out fraction at the end of the text.
-    `corpus_sha256` is the digest of the text itself, so that a resumed run knows it reads the same one.
+    Data: `prepare` cleans the text (`letters`: lower-case letters and spaces; `line`: newlines become spaces).
+    `characters` keeps the first so many of them (0: all), `validation_characters` holds out the next so many, otherwise
+    `validation` is the held-out fraction at the end, unless `validation_corpus` is read instead. `corpus_sha256` is the
+    digest of the data itself, so that a resumed run knows it reads the same.
+
+    Length: exactly one of `steps`, `epochs` and `max_minutes`. `patience` stops a run after so many evaluations that
+    did not improve the validation loss (0: never).
+
+    A step: `accumulate` batches of `batch` windows of `window` characters between truncations of backpropagation;
+    `learning_rate` rises over `warmup` steps and stays, or falls to 1 % along a cosine; `clip` is the largest norm of
+    the gradient (0: any). `scratch` computes the cell by its written-out equations. `precision` bf16 is autocast on a
+    GPU. `keep` says which weights the run folder ends with: the best by validation, or the last.
+
+    Evaluations: every `evaluate_epochs` epochs, or every `evaluate_every` steps, or (both 0) twenty times over the run;
+    samples every `sample_every` evaluations (0: only at the end).
+
+    `start` is the run folder that the weights came from, if they were not drawn; `recipe` names where these values come
+    from.
     """
 
+    recipe: str = ""
     corpus: tuple[str, ...] = ()
+    validation_corpus: tuple[str, ...] = ()
     corpus_sha256: str = ""
+    prepare: str = "none"
+    characters: int = 0
     min_count: int = 1
     validation: float = 0.1
+    validation_characters: int = 0
+    start: str = ""
     steps: int | None = None
     epochs: int | None = None
     max_minutes: float | None = None
+    patience: int = 0
     batch: int = 32
     window: int = 64
     sampling: str = "sequential"
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    momentum: float = 0.0
     learning_rate: float = 5e-3
+    warmup: int = 100
+    schedule: str = "cosine"
     weight_decay: float = 0.01
     clip: float = 1.0
+    initialization: str = "default"
+    scratch: bool = False
+    precision: str = "fp32"
+    keep: str = "best"
     seed: int = 0
     device: str = "auto"
     threads: int = 0
     evaluate_every: int = 0
+    evaluate_epochs: int = 0
     sample_every: int = 4
     prefix: tuple[str, ...] = ("",)
     temperature: float = 0.8
@@ -105,19 +152,51 @@ class TrainingConfig(_Section):
                 _require_whole(self, name, 1)
         if self.max_minutes is not None:
             _require_number(self, "max_minutes", 0.0, low_included=False)
-        for name, least in [("min_count", 1), ("batch", 1), ("window", 1), ("evaluate_every", 0), ("sample_every", 0)]:
-            _require_whole(self, name, least)
+        for name in ("min_count", "batch", "window", "accumulate"):
+            _require_whole(self, name, 1)
+        for name in (
+            *("characters", "validation_characters", "patience", "warmup"),
+            *("evaluate_every", "evaluate_epochs", "sample_every"),
+        ):
+            _require_whole(self, name, 0)
         _require_whole(self, "seed", 0, 2**64 - 1)
         _require_whole(self, "threads", 0, MOST_THREADS)
-        for name in ("corpus", "prefix"):
+        for name in ("corpus", "validation_corpus", "prefix"):
             _require_texts(self, name)
-        if self.sampling not in ("sequential", "random"):
-            raise ConfigError(f"sampling must be 'sequential' or 'random', not {self.sampling!r}")
+        _require_one_of(self, "prepare", PREPARATIONS)
+        _require_one_of(self, "sampling", ("sequential", "random"))
+        _require_one_of(self, "optimizer", OPTIMIZERS)
+        _require_one_of(self, "schedule", ("cosine", "constant"))
+        _require_one_of(self, "initialization", INITIALIZATIONS)
+        _require_one_of(self, "precision", ("fp32", "bf16"))
+        _require_one_of(self, "keep", ("best", "last"))
+        _require_truth(self, "scratch")
         _require_number(self, "validation", 0.0, 1.0)
+        _require_number(self, "momentum", 0.0, 1.0)
         _require_number(self, "learning_rate", 0.0, low_included=False)
         _require_number(self, "weight_decay", 0.0)
-        _require_number(self, "clip", 0.0, low_included=False)
+        _require_number(self, "clip", 0.0)
         _require_number(self, "temperature", 0.0)
+        if self.evaluate_every and self.evaluate_epochs:
+            raise ConfigError("give evaluate_every (steps) or evaluate_epochs, not both")
+        if self.momentum and self.optimizer == "adamw":
+            raise ConfigError("momentum is for sgd and rmsprop; AdamW has its own")
+        if self.validation_characters and not self.characters:
+            raise ConfigError("validation_characters are the ones after the first --characters; give that too")
+        if self.validation_characters and self.validation_corpus:
+            raise ConfigError("give validation_characters or validation_corpus, not both")
+
+
+def _require_one_of(section: _Section, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(section, name)
+    if value not in choices:
+        raise ConfigError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
+
+
+def _require_truth(section: _Section, name: str) -> None:
+    value = getattr(section, name)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
 def _require_whole(section: _Section, name: str, least: int, most: int | None = None) -> None:

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 class Display:
     """A context manager; the bar is there between enter and exit. Losses are nats per character."""
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("step {task.fields[step]}"),
             BarColumn(),
@@ -23,7 +23,7 @@ class Display:
             TextColumn("{task.fields[speed]:,.0f} characters/s"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self._task = self._bar.add_task("", total=1.0, step=0, loss=math.nan, perplexity=math.nan, speed=0.0)
 
@@ -54,6 +54,8 @@ class Display:
         """Print a line of metrics.jsonl for people."""
         validation = metrics["val_loss"]
         held_out = "" if validation is None else f"  validation {validation:.4f}"
+        if metrics.get("val_accuracy") is not None:
+            held_out += f"  accuracy {metrics['val_accuracy']:.1%}"
         self.line(
             f"step {metrics['step']:>6}  epoch {metrics['epoch']:.2f}  loss {metrics['train_loss']:.4f}{held_out}"
             f"  perplexity {metrics['perplexity']:.2f}  {metrics['chars_per_second']:,.0f} characters/s"

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, previous: Path | None = None) -> None:
     """Make `path` hold `data`: written aside in the same folder, synced to disk, then renamed over `path`.
 
+    What `path` held before is renamed to `previous` if that is given.
     Raises OSError, for example when the disk is full; `path` is then as it was and the aside file is removed.
     """
     aside = path.with_name(path.name + ".tmp")
@@ -15,6 +16,8 @@ def replace_file(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)

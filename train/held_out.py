@@ -1,17 +1,41 @@
 """The loss on text the model was not trained on."""
 
+from typing import NamedTuple, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.cells import State
 from train.errors import CorpusError
-from train.model import CharacterModel, State
+from train.model import CharacterModel
 
 TRACKS = 64
 WINDOW = 256
 
 
-class HeldOut:
+class Measured(NamedTuple):
+    """A loss in nats per character, over how many characters; a tagger's share of sequences right at every step."""
+
+    loss: float
+    characters: int
+    accuracy: float | None = None
+
+
+class HeldOut(Protocol):
+    """What a model is measured on and never trained on."""
+
+    @property
+    def characters(self) -> int:
+        """How many characters a whole pass predicts."""
+        ...
+
+    def measure(self, model: CharacterModel, limit: int | None = None) -> Measured:
+        """The loss of `model`; `limit` allows to look at a part only, the same one each time."""
+        ...
+
+
+class HeldOutText:
     """The held-out text as parallel tracks; the state is carried along each of them, from zero.
 
     Every character but the first is predicted once, except for fewer than 64 at the end. Raises CorpusError for a text
@@ -36,8 +60,8 @@ class HeldOut:
         return self.inputs.numel()
 
     @torch.inference_mode()
-    def loss(self, model: CharacterModel, limit: int | None = None) -> float:
-        """Mean cross-entropy in nats per character; with `limit`, over the first `limit` characters of each track."""
+    def measure(self, model: CharacterModel, limit: int | None = None) -> Measured:
+        """The mean cross-entropy; with `limit`, over the first `limit` characters of each track."""
         inputs, targets = self.inputs[:, :limit], self.targets[:, :limit]
         was_training = model.training
         model.eval()
@@ -47,4 +71,4 @@ class HeldOut:
             logits, state = model(part, state)
             total += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
         model.train(was_training)
-        return total / inputs.numel()
+        return Measured(total / inputs.numel(), inputs.numel())

@@ -1,55 +1,77 @@
-"""The recurrent character model. Its state is an argument and a return value, never hidden in the module."""
+"""The recurrent model. Its state is an argument and a return value, never hidden in the module."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.cells import State
 from train.config import ModelConfig
-from train.gru import gru_training
+from train.recurrent import run_layers, trains_by_hand
 
-State = tuple[Tensor, ...]
+KINDS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
 
 class CharacterModel(nn.Module):
-    """Characters in, logits of the next character out: one-hot or embedding, `nn.GRU`, one linear layer.
+    """Symbols in, logits out: one-hot or embedding, recurrent layers, one linear layer.
 
-    Parameters carry PyTorch's names: `embedding.weight` (V, E) unless the input is one-hot, `rnn.weight_ih_l0`
-    (3H, E or V), `rnn.weight_hh_l0` (3H, H), `rnn.bias_ih_l0`, …, `linear.weight` (V, H), `linear.bias` (V).
+    The logits are those of the next symbol, or, with `labels`, of each symbol's label. Parameters carry PyTorch's
+    names: `embedding.weight` (V, E) unless the input is one-hot, `rnn.weight_ih_l0` (G * H, E or V),
+    `rnn.weight_hh_l0` (G * H, H), `rnn.bias_ih_l0`, …, with `_reverse` for a second direction, `linear.weight`
+    (V or labels, D * H), `linear.bias`; G gates, D directions. A state is (h,), or (h, c) for an LSTM, each
+    (L * D, B, H) f32. `scratch` trains by the equations of train.cells rather than by fused kernels.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary_size: int, labels: int = 0, scratch: bool = False) -> None:
         super().__init__()
         self.config = config
         self.vocabulary_size = vocabulary_size
+        self.scratch = scratch
         self.embedding = nn.Embedding(vocabulary_size, config.embedding) if config.embedding else None
-        self.rnn = nn.GRU(
-            config.embedding or vocabulary_size,
+        self.rnn = KINDS[config.cell](
+            config.embedding or vocabulary_size,  # type: ignore[arg-type]  # RNNBase's first argument is the mode
             config.hidden,
             config.layers,
             bias=config.bias,
             batch_first=True,
             dropout=config.dropout if config.layers > 1 else 0.0,
+            bidirectional=config.bidirectional,
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.linear = nn.Linear(config.hidden, vocabulary_size)
+        self.linear = nn.Linear(config.features, labels or vocabulary_size)
 
     def initial_state(self, batch: int) -> State:
-        """The zero state of `batch` texts about to begin: (h,), h (L, B, H) f32."""
-        weight = self.linear.weight
-        return (weight.new_zeros(self.config.layers, batch, self.config.hidden),)
+        """The zero state of `batch` texts about to begin."""
+        shape = (self.config.layers * self.config.directions, batch, self.config.hidden)
+        return tuple(self.linear.weight.new_zeros(shape) for _ in range(2 if self.config.cell == "lstm" else 1))
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Read `tokens` (B, T) int64 from `state` (zeros if None): logits (B, T, V) f32 and the state after the last.
+        """Read `tokens` (B, T) int64 from `state` (zeros if None): logits (B, T, V) f32 and the state after them."""
+        state = self.initial_state(len(tokens)) if state is None else state
+        if len(state) != (2 if self.config.cell == "lstm" else 1):
+            raise ValueError(f"the state of a {self.config.cell} model cannot have {len(state)} parts")
+        outputs, state = self._layer_by_layer(tokens, state) if self._by_layer() else self._fused(tokens, state)
+        return self.linear(self.dropout(outputs)), state
 
-        `state` is (h,) with h (L, B, H) f32, and so is the one returned.
-        """
-        (h,) = self.initial_state(len(tokens)) if state is None else state
-        x = self.embedding(tokens) if self.embedding else None  # (B, T, E)
-        if torch.is_grad_enabled() and h.device.type == "cpu":
-            dropout = self.rnn.dropout if self.training else 0.0
-            outputs, h = gru_training(self.rnn, tokens if x is None else x, h, dropout)
+    def _by_layer(self) -> bool:
+        """Whether PyTorch's own module cannot compute this, or would do it slower."""
+        config = self.config
+        if config.residual or config.reset == "before" or self.scratch:
+            return True
+        symbols = 0 if config.embedding else self.vocabulary_size
+        return trains_by_hand(config.cell, self.linear.weight, config.hidden, symbols)
+
+    def _layer_by_layer(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        by_time = tokens.t()  # a step's rows lie together
+        inputs = by_time if self.embedding is None else self.embedding(by_time)
+        outputs, state = run_layers(self.rnn, self.config, inputs, state, self.training, self.scratch)
+        return outputs.transpose(0, 1), state
+
+    def _fused(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.embedding is None:
+            x = F.one_hot(tokens, self.vocabulary_size).to(self.linear.weight.dtype)  # (B, T, V)
         else:
-            if x is None:
-                x = F.one_hot(tokens, self.vocabulary_size).to(h.dtype)  # (B, T, V)
-            outputs, h = self.rnn(x, h)  # (B, T, H), (L, B, H)
-        return self.linear(self.dropout(outputs)), (h,)
+            x = self.embedding(tokens)  # (B, T, E)
+        if self.config.cell == "lstm":
+            outputs, state = self.rnn(x, state)
+            return outputs, tuple(state)
+        outputs, h = self.rnn(x, state[0])  # (B, T, D * H), (L * D, B, H)
+        return outputs, (h,)

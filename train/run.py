@@ -19,7 +19,8 @@ from train.vocab import Vocabulary
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-RESUME_MAY_CHANGE = ("device", "threads", "corpus")  # the text itself is compared by its digest
+# The text itself is compared by its digest; what a run started from is in its first checkpoint.
+RESUME_MAY_CHANGE = ("device", "threads", "corpus", "validation_corpus", "start", "recipe")
 
 
 class RunError(TrainError):
@@ -39,7 +40,7 @@ class Run:
 
     def build(self) -> CharacterModel:
         """The model on the CPU, in eval mode, with the run's weights."""
-        model = CharacterModel(self.model, len(self.vocabulary))
+        model = CharacterModel(self.model, len(self.vocabulary), len(self.labels))
         model.load_state_dict(self.weights)
         return model.eval()
 
@@ -56,7 +57,7 @@ class RunConfig:
     def digest(self) -> str:
         """The SHA-256 of all that a resumed run must have in common with what it continues."""
         training = {name: value for name, value in self.training.to_json().items() if name not in RESUME_MAY_CHANGE}
-        document = json.dumps([self.model.to_json(), training, self.vocabulary.symbols])
+        document = json.dumps([self.model.to_json(), training, self.vocabulary.symbols, self.labels])
         return hashlib.sha256(document.encode()).hexdigest()
 
 
@@ -98,10 +99,11 @@ def load_config(folder: Path) -> RunConfig:
         if section not in document:
             raise RunError(f"{path} lacks {section!r}")
     try:
+        model = ModelConfig.from_json(document["model"])
         return RunConfig(
-            ModelConfig.from_json(document["model"]),
+            model,
             TrainingConfig.from_json(document["training"]),
-            Vocabulary(_strings(document, "vocabulary")),
+            Vocabulary(_strings(document, "vocabulary"), characters=model.task == "generate"),
             _strings(document, "labels"),
         )
     except ValueError as error:
@@ -135,7 +137,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
 def check_weights(weights: dict[str, Tensor], config: RunConfig, path: Path) -> None:
     """Raise RunError, which names `path`, unless `weights` are finite f32 of the shapes that `config` asks for."""
     with torch.device("meta"):  # shapes without storage
-        expected = CharacterModel(config.model, len(config.vocabulary)).state_dict()
+        expected = CharacterModel(config.model, len(config.vocabulary), len(config.labels)).state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
             raise RunError(f"{path} lacks {name}, which {CONFIG} asks for")

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.model import CharacterModel, State
+from train.cells import State
+from train.model import CharacterModel
 from train.vocab import Vocabulary
 
 

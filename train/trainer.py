@@ -3,25 +3,34 @@
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from train.checkpoint import CHECKPOINT, Position, load_checkpoint, save_checkpoint
+from train.cells import State
+from train.checkpoint import CHECKPOINT, Position, load_checkpoint, newest, save_checkpoint
 from train.cpu import FasterThreads
 from train.curves import draw_curves
+from train.data import Data
 from train.display import Display, perplexity
 from train.errors import ConfigError, DivergedError
 from train.files import replace_file, truncate_file
-from train.held_out import HeldOut
+from train.held_out import Measured
+from train.initialization import initialize
 from train.interrupt import Interrupt
 from train.model import CharacterModel
-from train.run import RunConfig, load_run, save_weights
+from train.optimizer import learning_rate, make_optimizer
+from train.run import Run, RunConfig, load_run, save_weights
 from train.sample import generate
-from train.windows import RandomWindows, SequentialWindows, Windows, split
+from train.start import adopt_weights
+from train.team import Team
+from train.tensorboard import TensorBoard
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
@@ -33,55 +42,58 @@ EVALUATED_CHARACTERS = 512  # of each of the 64 held-out tracks, during the run;
 LARGEST_RESERVE = 0.1  # of --max-minutes, kept for the end
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
 SAMPLE_LENGTH = 200
-# With a tenth of this warm-up, a GRU at 5e-3 can end with a state that drifts over long texts, and never recovers.
-WARMUP_STEPS = 100
-FINAL_RATE = 0.01
-
-
-def learning_rate_factor(step: int, done: float) -> float:
-    """Linear warm-up over the first 100 steps, times a cosine down to 1 %; `done` is the run's share, 0 to 1."""
-    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return min(1.0, (step + 1) / WARMUP_STEPS) * cosine
 
 
 class Trainer:
-    """One run: `Trainer(...)` checks that it can be trained, `run` trains it to its end or to an interruption."""
+    """One run: `Trainer(...)` checks that it can be trained, `run` trains it to its end or to an interruption.
 
-    def __init__(self, folder: Path, config: RunConfig, text: str, device: torch.device, display: Display) -> None:
+    With a `team` of several processes, each trains on its rows of every batch, and the first one writes the run folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        data: Data,
+        device: torch.device,
+        display: Display,
+        team: Team,
+        start: Run | None = None,
+    ) -> None:
         self.folder, self.config, self.training = folder, config, config.training
-        self.device, self.display = device, display
-        ids = torch.tensor(config.vocabulary.encode(text), device=device)
-        training_ids, held_out_ids = split(ids, self.training.validation)
-        self.windows = self._windows(training_ids)
-        self.held_out = HeldOut(held_out_ids, self.training.window) if self.training.validation else None
+        self.device, self.display, self.team = device, display, team
+        self.windows, self.held_out = data.windows, data.held_out
+        self._rows = team.rows(self.training.batch)
+        if team.size > 1 and config.labels:
+            raise ConfigError("a tagger trains in one process")
 
         torch.manual_seed(self.training.seed)
         self.model = _build(config, device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.training.learning_rate,
-            weight_decay=self.training.weight_decay,
-            fused=True,
-        )
+        if start is not None:
+            adopt_weights(self.model, config.vocabulary, start)
+        self.network: nn.Module = DistributedDataParallel(self.model) if team.size > 1 else self.model
+        if team.rank:
+            torch.manual_seed(self.training.seed + team.rank)  # other rows, other dropout
+        self.optimizer = make_optimizer(self.model.parameters(), self.training)
+        self.steps_per_epoch = math.ceil(len(self.windows) / self.training.accumulate)
         self.position = Position()
         self._started = time.monotonic()
         self._last_checkpoint = self._started
         self._reserved_seconds = 0.0  # for the end of a run whose length is a time
 
-    def _windows(self, ids: torch.Tensor) -> Windows:
-        batch, window = self.training.batch, self.training.window
-        if self.training.sampling == "random":
-            return RandomWindows(ids, batch, window, self.training.seed)
-        return SequentialWindows(ids, batch, window)
-
     def resume(self) -> None:
-        """Go back to where trainer.pt stands, or to the beginning if there is none yet. Raises RunError."""
-        if (self.folder / CHECKPOINT).exists():
+        """Go back to where the newest good checkpoint stands, or to the beginning if there is none. Raises RunError."""
+        if newest(self.folder):
             zero = self.model.initial_state(self.training.batch) if self.windows.carried else None
-            self.position = load_checkpoint(self.folder, self.config, self.model, self.optimizer, zero)
+            self.position, notice = load_checkpoint(self.folder, self.config, self.model, self.optimizer, zero)
+            if notice:
+                self.display.line(notice)
+        if self.position.state is not None:
+            self.position.state = tuple(part[:, self._rows] for part in self.position.state)
         self._started = time.monotonic() - self.position.seconds
-        truncate_file(self.folder / METRICS, self.position.metrics_bytes)
-        truncate_file(self.folder / SAMPLES, self.position.samples_bytes)
+        if self.team.first:
+            truncate_file(self.folder / METRICS, self.position.metrics_bytes)
+            truncate_file(self.folder / SAMPLES, self.position.samples_bytes)
 
     def run(self, interrupt: Interrupt) -> bool:
         """Train to the end and write the summary, or save a checkpoint and return as soon as `interrupt` is set.
@@ -91,23 +103,31 @@ class Trainer:
         """
         if self.training.max_minutes is not None:
             self._validate()
-        threads = FasterThreads() if self.training.max_minutes is not None and not self.training.threads else None
-        while ((done := self.done()) < 1 or self.position.step == 0) and not interrupt.requested:
-            with threads.step() if threads else nullcontext():
-                self._step(done)
-            if self._evaluation_is_due():
-                self._evaluate()
-            elif time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
-                self._checkpoint()
-        if interrupt.requested:
-            self._checkpoint()
-            if self.position.evaluations == 0:  # nothing to call best yet, but a usable folder
-                save_weights(self.folder, self.model)
-            return False
-        if self.position.loss_chars:
-            self._evaluate()
+        timed = self.training.max_minutes is not None
+        threads = FasterThreads() if timed and not self.training.threads and self.team.size == 1 else None
+        board = TensorBoard(self.folder, self.position.step) if self.team.first else None
+        with closing(board) if board else nullcontext():
+            while True:
+                since = time.monotonic() - self._last_checkpoint
+                done, stop, overdue = self.team.most(self.done(), interrupt.requested, since > CHECKPOINT_SECONDS)
+                if stop:
+                    self._stop()
+                    return False
+                if self._evaluation_is_due(done):
+                    self._evaluate(done, board)
+                elif overdue and self.position.step:
+                    self._checkpoint()
+                if (done >= 1 and self.position.step) or self._has_stalled():
+                    break
+                with threads.step() if threads else nullcontext():
+                    self._step(done)
         self._finish()
         return True
+
+    def _stop(self) -> None:
+        self._checkpoint()
+        if self.position.evaluations == 0 and self.team.first:  # nothing to call best yet, but a usable folder
+            save_weights(self.folder, self.model)
 
     def done(self) -> float:
         """How much of the run is behind us, from 0 to 1."""
@@ -122,22 +142,32 @@ class Trainer:
         if self.training.steps is not None:
             return self.training.steps
         assert self.training.epochs is not None
-        return self.training.epochs * len(self.windows)
+        return self.training.epochs * self.steps_per_epoch
 
     def _step(self, done: float) -> None:
-        position = self.position
-        epoch, index = divmod(position.step, len(self.windows))
-        inputs, targets = self.windows.batch(epoch, index)
-        state = position.state if index and self.windows.carried else None
+        position, training = self.position, self.training
+        epoch, index = divmod(position.step, self.steps_per_epoch)
+        if index == 0 and training.evaluate_epochs:  # train_loss is then the mean over an epoch
+            position.loss_sum, position.loss_chars = 0.0, 0
+        position.learning_rate = learning_rate(training, position.step, done)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.training.learning_rate * learning_rate_factor(position.step, done)
+            group["lr"] = position.learning_rate
 
-        logits, state = self.model(inputs, state)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        first = index * training.accumulate
+        batches = range(first, min(first + training.accumulate, len(self.windows)))
+        windows = [self._window(epoch, batch) for batch in batches]
+        count = sum(targets.numel() for _, targets in windows)
+        state = position.state if index else None
+        nats = 0.0
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
-        nats = loss.item()
+        for inputs, targets in windows:
+            loss, state = self._loss(inputs, targets, state)
+            loss = loss / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            nats += loss.item()
+            state = tuple(part.detach() for part in state) if self.windows.carried else None
+        nats = self.team.mean(nats)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip or math.inf)
         if not math.isfinite(nats + norm.item()):
             raise self._diverged(
                 f"the loss diverged at step {position.step + 1} (loss {nats:g}, gradient norm {norm.item():g})"
@@ -145,12 +175,26 @@ class Trainer:
         self.optimizer.step()
 
         position.step += 1
-        position.state = tuple(part.detach() for part in state) if self.windows.carried else None
-        position.chars += targets.numel()
-        position.loss_sum += nats * targets.numel()
-        position.loss_chars += targets.numel()
+        position.state = state
+        position.chars += count * self.team.size
+        position.loss_sum += nats * count * self.team.size
+        position.loss_chars += count * self.team.size
         position.seconds = time.monotonic() - self._started
         self.display.progress(done, position.step, position.loss_sum / position.loss_chars, self._speed())
+
+    def _window(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """This process's rows of a batch, on the device: inputs and targets (B, T) int64."""
+        inputs, targets = (ids[self._rows] for ids in self.windows.batch(epoch, index))
+        if inputs.device != self.device:  # a text too large for the device comes over piece by piece
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def _loss(self, inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The summed loss of a window in nats, and the state after it, both f32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+            logits, state = self.network(inputs, state)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        return loss, tuple(part.float() for part in state)
 
     def _diverged(self, what: str) -> DivergedError:
         kept = "the last good checkpoint is kept; " if (self.folder / CHECKPOINT).exists() else ""
@@ -162,15 +206,28 @@ class Trainer:
 
     def _speed(self) -> float:
         """Characters per second since the last line of metrics.jsonl."""
-        return self.position.loss_chars / max(self.position.seconds - self.position.seconds_of_last_line, 1e-9)
+        position = self.position
+        seconds = max(position.seconds - position.seconds_of_last_line, 1e-9)
+        return (position.chars - position.chars_of_last_line) / seconds
 
-    def _evaluation_is_due(self) -> bool:
-        if self.training.evaluate_every:
-            return self.position.step % self.training.evaluate_every == 0
-        return self.done() * AUTOMATIC_EVALUATIONS >= self.position.evaluations + 1
+    def _evaluation_is_due(self, done: float) -> bool:
+        position, training = self.position, self.training
+        if position.step == position.evaluated_step:
+            return False
+        if done >= 1:
+            return True
+        if training.evaluate_epochs:
+            return position.step % (training.evaluate_epochs * self.steps_per_epoch) == 0
+        if training.evaluate_every:
+            return position.step % training.evaluate_every == 0
+        return done * AUTOMATIC_EVALUATIONS >= position.evaluations + 1
 
-    def _evaluate(self) -> None:
-        """Close a line of metrics.jsonl; keep the weights if they are the best so far; sample if it is time to.
+    def _has_stalled(self) -> bool:
+        """Whether --patience evaluations in a row have not improved the validation loss."""
+        return 0 < self.training.patience <= self.position.stalled
+
+    def _evaluate(self, done: float, board: TensorBoard | None) -> None:
+        """Close a line of metrics.jsonl; keep the weights if they are to be kept; sample if it is time to.
 
         Nothing is printed before the checkpoint is saved: where output goes may be gone.
         """
@@ -178,17 +235,24 @@ class Trainer:
         position = self.position
         position.train_loss = position.loss_sum / position.loss_chars
         speed = self._speed()
-        val_loss = self._validate()
+        measured = self._validate()
+        val_loss = measured.loss if measured else None
         if val_loss is not None and not math.isfinite(val_loss):
             raise self._diverged(f"the validation loss became {val_loss} at step {position.step}")
-        if val_loss is None or position.best_val_loss is None or val_loss < position.best_val_loss:
-            save_weights(self.folder, self.model)
-            position.best_val_loss, position.best_step = val_loss, position.step
+        improved = val_loss is None or position.best_val_loss is None or val_loss < position.best_val_loss
+        position.stalled = 0 if improved else position.stalled + 1
+        if improved:
+            position.best_val_loss = val_loss
+        if improved or self.training.keep == "last":
+            position.kept_step = position.step
+            if self.team.first:
+                save_weights(self.folder, self.model)
         position.evaluations += 1
+        position.evaluated_step = position.step
         position.seconds = time.monotonic() - self._started
         metrics = {
             "step": position.step,
-            "epoch": round(position.step / len(self.windows), 4),
+            "epoch": round(position.step / self.steps_per_epoch, 4),
             "chars": position.chars,
             "train_loss": position.train_loss,
             "val_loss": val_loss,
@@ -196,18 +260,29 @@ class Trainer:
             "bits_per_char": None if val_loss is None else val_loss / math.log(2),
             "chars_per_second": round(speed, 1),
             "seconds": round(position.seconds, 3),
+            "learning_rate": position.learning_rate,
         }
-        position.metrics_bytes += _append(self.folder / METRICS, json.dumps(metrics) + "\n")
-        every = self.training.sample_every
-        samples = self._sample(self.model) if every and position.evaluations % every == 0 and self.done() < 1 else []
+        if self.config.labels and measured:
+            metrics["val_accuracy"] = measured.accuracy
+        samples: list[str] = []
+        if self.team.first:
+            position.metrics_bytes += _append(self.folder / METRICS, json.dumps(metrics) + "\n")
+            every = self.training.sample_every
+            if every and position.evaluations % every == 0 and done < 1:
+                samples = self._sample(self.model)
         position.loss_sum, position.loss_chars = 0.0, 0
+        position.chars_of_last_line = position.chars
         position.seconds_of_last_line = time.monotonic() - self._started
         self._checkpoint()
         self.display.evaluation(metrics)
         self.display.samples(samples)
+        if board is not None:
+            board.evaluation(metrics)
 
     def _sample(self, model: CharacterModel) -> list[str]:
-        """A sample for every prefix, appended to samples.txt."""
+        """A sample for every prefix, appended to samples.txt; a tagger has none."""
+        if self.config.labels:
+            return []
         training, samples = model.training, []
         model.eval()
         for prefix in self.training.prefix:
@@ -224,53 +299,62 @@ class Trainer:
     def _checkpoint(self) -> None:
         self._require_finite_weights()
         self.position.seconds = time.monotonic() - self._started
-        save_checkpoint(self.folder, self.config, self.position, self.model, self.optimizer)
+        position = self.position
+        if position.state is not None:
+            position = replace(position, state=tuple(self.team.gather(part, dim=1) for part in position.state))
+        if self.team.first:
+            save_checkpoint(self.folder, self.config, position, self.model, self.optimizer)
         self._last_checkpoint = time.monotonic()
 
-    def _validate(self) -> float | None:
-        """The loss on part of the held-out text; timed, because under --max-minutes the last pass counts too."""
+    def _validate(self) -> Measured | None:
+        """The loss on part of what is held out; timed, because under --max-minutes the last pass counts too."""
         if self.held_out is None:
             return None
         started = time.monotonic()
-        loss = self.held_out.loss(self.model, EVALUATED_CHARACTERS)
+        measured = self.held_out.measure(self.model, EVALUATED_CHARACTERS)
         if self.training.max_minutes is not None:
-            length = self.held_out.inputs.shape[1]
-            whole = (time.monotonic() - started) * length / min(length, EVALUATED_CHARACTERS)
+            whole = (time.monotonic() - started) * self.held_out.characters / measured.characters
             # A machine that was busy for a moment must not end the run early.
             self._reserved_seconds = min(whole + 1, LARGEST_RESERVE * self.training.max_minutes * 60)
-        return loss
+        return measured
 
     def _finish(self) -> None:
-        """Measure the weights that were kept on the whole held-out text; write curves, last samples and the summary."""
-        best = load_run(self.folder).build().to(self.device)
-        val_loss = None if self.held_out is None else self.held_out.loss(best)
-        samples = self._sample(best)
+        """Measure the weights that were kept on all that is held out; write curves, last samples and the summary."""
+        if not self.team.first:
+            return
+        kept = load_run(self.folder).build().to(self.device)
+        measured = self.held_out.measure(kept) if self.held_out else None
+        samples = self._sample(kept)
         draw_curves(self.folder / METRICS, self.folder / CURVES)
         position = self.position
         seconds = time.monotonic() - self._started
         summary: dict[str, Any] = {
-            "val_loss": val_loss,
-            "step": position.best_step,
+            "val_loss": measured.loss if measured else None,
+            "step": position.kept_step,
             "steps": position.step,
             "train_loss": position.train_loss,
-            "bits_per_char": None if val_loss is None else val_loss / math.log(2),
+            "bits_per_char": measured.loss / math.log(2) if measured else None,
             "chars": position.chars,
             "chars_per_second": round(position.chars / seconds, 1),
             "seconds": round(seconds, 3),
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
-            "val_chars": 0 if self.held_out is None else self.held_out.characters,
+            "val_chars": measured.characters if measured else 0,
         }
+        if self.config.labels and measured:
+            summary["val_accuracy"] = measured.accuracy
         replace_file(self.folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         self.display.samples(samples)
 
 
 def _build(config: RunConfig, device: torch.device) -> CharacterModel:
     try:
-        return CharacterModel(config.model, len(config.vocabulary)).to(device)
+        model = CharacterModel(config.model, len(config.vocabulary), len(config.labels), config.training.scratch)
+        initialize(model, config.training.initialization)
+        return model.to(device)
     except (RuntimeError, TypeError):  # PyTorch raises the one for too much memory, the other beyond 64 bits
-        model = config.model
+        size = config.model
         raise ConfigError(
-            f"a model with layers {model.layers}, hidden {model.hidden} and embedding {model.embedding} does not fit in"
+            f"a model with layers {size.layers}, hidden {size.hidden} and embedding {size.embedding} does not fit in"
             f" the memory of {device}; make it smaller"
         ) from None
 

@@ -9,12 +9,12 @@ UNKNOWN = "<unk>"
 
 
 class UnknownCharacterError(ValueError):
-    """A text holds a character that the vocabulary lacks. `position` is its index in the text."""
+    """A text holds a character (a tagger's input: a symbol) that the vocabulary lacks; `position` is its index."""
 
     def __init__(self, character: str, position: int) -> None:
-        super().__init__(
-            f"character {character!r} (U+{ord(character):04X}) at position {position} is not in the model's vocabulary"
-        )
+        single = len(character) == 1
+        what = f"character {character!r} (U+{ord(character):04X})" if single else f"symbol {character!r}"
+        super().__init__(f"{what} at position {position} is not in the model's vocabulary")
         self.character = character
         self.position = position
 
@@ -23,11 +23,13 @@ class UnknownCharacterError(ValueError):
 class Vocabulary:
     """A bijection between symbols and ids 0..V-1.
 
-    Every symbol is one Unicode character, except `<unk>`, which stands for all characters without an id of their own;
-    it is read, never produced. Raises ValueError for a repeated or longer symbol.
+    `<unk>` stands for all symbols without an id of their own; it is read, never produced. With `characters` every other
+    symbol is one Unicode character; without, as in taggers, it may be longer. Raises ValueError for a repeated symbol,
+    an empty one, and with `characters` a longer one.
     """
 
     symbols: tuple[str, ...]
+    characters: bool = True
 
     def __post_init__(self) -> None:
         if not self.symbols:
@@ -35,7 +37,9 @@ class Vocabulary:
         if len(self._ids) != len(self.symbols):
             raise ValueError("the vocabulary repeats a symbol")
         for symbol in self.symbols:
-            if len(symbol) != 1 and symbol != UNKNOWN:
+            if not symbol:
+                raise ValueError("the vocabulary has an empty symbol")
+            if self.characters and len(symbol) != 1 and symbol != UNKNOWN:
                 raise ValueError(f"the vocabulary symbol {symbol!r} is not one character")
 
     @classmethod
@@ -66,15 +70,19 @@ class Vocabulary:
         """What a model reads when there is no prompt: "\\n", or id 0 if the vocabulary has none."""
         return self._ids.get("\n", 0)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, one per character. Raises UnknownCharacterError, unless there is `<unk>` to stand in."""
+    def encode(self, text: Iterable[str]) -> list[int]:
+        """The ids of `text`, one per symbol; a str is read character by character.
+
+        Raises UnknownCharacterError, unless there is `<unk>` to stand in.
+        """
         ids, unknown = self._ids, self.unknown_id
-        if unknown is not None:
-            return [ids.get(character, unknown) for character in text]
-        try:
-            return list(map(ids.__getitem__, text))
-        except KeyError as error:
-            raise UnknownCharacterError(error.args[0], text.index(error.args[0])) from None
+        encoded = []
+        for position, symbol in enumerate(text):
+            index = ids.get(symbol, unknown)
+            if index is None:
+                raise UnknownCharacterError(symbol, position)
+            encoded.append(index)
+        return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`."""
