@@ -82,10 +82,11 @@ def _export(run: str, out: Path, force: bool, namesake: Path | None) -> dict[str
 
 def _in_words(parity: Parity) -> str:
     characters = parity.greedy_characters + parity.sampled_characters + parity.filtered_characters + parity.choices
-    return (
+    words = (
         f"as PyTorch: logits and states within {parity.worst_difference:.1e} over {parity.rows} rows "
-        f"({parity.excused_rows} excused), {characters:,} characters equal ({parity.excused_characters} excused)"
+        f"({parity.excused_rows} excused)"
     )
+    return f"{words}, {characters:,} characters equal ({parity.excused_characters} excused)" if characters else words
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -1,11 +1,13 @@
 """A bundle: a folder with the graphs of one model and the manifest that describes them. Standard library only.
 
-    manifest.json         format_version, name, model_id, model, precision, vocabulary, states, graphs, training, parity
+    manifest.json         format_version, name, model_id, model, precision, states, graphs, training, parity,
+                          vocabulary, and of a tagger its labels
     model.onnx            the portable graph (`export.model`)
     decode.onnx           the serving graph (`export.decode`)
     decode-filters.onnx   its variant with top-k, top-p, min-p and logit bias
 
-Export writes bundles and the server reads them; a bundle is taken only if it is whole.
+A tagger's bundle has the portable graph alone. Export writes bundles and the server reads them; a bundle is taken only
+if it is whole.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 64 * 2**20  # far above any real vocabulary: a manifest is read whole
 
-# The graphs of a bundle that can stream, by their key in the manifest.
+# The graphs by their key in the manifest; a bundle that cannot stream has the first only.
 FILES = {"model": "model.onnx", "decode": "decode.onnx", "decode_filters": "decode-filters.onnx"}
 
 
@@ -33,7 +35,10 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that has been read and checked: `graphs` holds the serialised ONNX models by key."""
+    """A bundle that has been read and checked: `graphs` holds the serialised ONNX models by key.
+
+    `labels` are a tagger's, in the order of its logits; a generator has none.
+    """
 
     name: str
     model_id: str
@@ -42,6 +47,7 @@ class Bundle:
     vocabulary: Vocabulary
     states: tuple[tuple[str, tuple[int | str, ...]], ...]
     graphs: Mapping[str, bytes]
+    labels: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -59,18 +65,20 @@ class Bundle:
         return "decode" in self.graphs
 
 
-def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary) -> str:
-    """sha256 over the graphs, in the order of their keys, and the vocabulary: hex."""
+def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[str, ...] = ()) -> str:
+    """sha256 over the graphs, in the order of their keys, the vocabulary and a tagger's labels: hex."""
     digest = hashlib.sha256()
     for key in sorted(graphs):
         digest.update(f"{key}:{hashlib.sha256(graphs[key]).hexdigest()}\n".encode())
     digest.update(json.dumps(vocabulary.symbols, ensure_ascii=False).encode())
+    if labels:
+        digest.update(json.dumps(labels, ensure_ascii=False).encode())
     return digest.hexdigest()
 
 
 def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, Any]:
     """The content of manifest.json."""
-    return {
+    manifest = {
         "format_version": FORMAT_VERSION,
         "name": bundle.name,
         "model_id": bundle.model_id,
@@ -85,6 +93,9 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
         "parity": dict(parity),
         "vocabulary": list(bundle.vocabulary.symbols),
     }
+    if bundle.labels:
+        manifest["labels"] = list(bundle.labels)
+    return manifest
 
 
 def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> None:
@@ -126,15 +137,17 @@ def read_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
-        vocabulary = Vocabulary(tuple(manifest["vocabulary"]))
+        model = dict(manifest["model"])
+        tags = model["task"] == "tag"
         bundle = Bundle(
             name=str(manifest["name"]),
             model_id=str(manifest["model_id"]),
-            model=dict(manifest["model"]),
+            model=model,
             precision=str(manifest["precision"]),
-            vocabulary=vocabulary,
+            vocabulary=Vocabulary(_strings(manifest, "vocabulary"), characters=not tags),
             states=tuple((str(state["name"]), tuple(state["shape"])) for state in manifest["states"]),
             graphs={str(key): _read_graph(folder, graph) for key, graph in manifest["graphs"].items()},
+            labels=_strings(manifest, "labels") if tags else (),
         )
         bundle.layers, bundle.hidden  # noqa: B018  # a missing or crooked size must show here
     except BundleError:
@@ -142,8 +155,9 @@ def read_bundle(folder: str | Path) -> Bundle:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else f"is wrong: {error}"
         raise BundleError(f"{folder / MANIFEST} {reason}; export the run again") from None
-    if bundle.model_id != model_id(bundle.graphs, vocabulary):
-        raise BundleError(f"{folder}: model_id does not match the graphs and the vocabulary; export the run again")
+    if bundle.model_id != model_id(bundle.graphs, bundle.vocabulary, bundle.labels):
+        hashed = "graphs, the vocabulary and the labels" if tags else "graphs and the vocabulary"
+        raise BundleError(f"{folder}: model_id does not match the {hashed}; export the run again")
     return bundle
 
 
@@ -180,6 +194,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has {older} format ({version}; this program reads {FORMAT_VERSION}); export it again"
         )
     return manifest
+
+
+def _strings(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = manifest[key]
+    if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+        raise ValueError(f"{key!r} must be a list of strings")
+    return tuple(values)
 
 
 def _read_graph(folder: Path, entry: Mapping[str, str]) -> bytes:

@@ -7,10 +7,16 @@ from typing import Any
 
 from export.bundle import Bundle, BundleError, is_replaceable, manifest_of, model_id, read_bundle, write_bundle
 from export.decode import decode_graph
-from export.model import model_graph
+from export.model import model_graph, states_of
 from export.verify import Parity, verify
 from export.weights import weights_of
+from train.config import ModelConfig
+from train.errors import TrainError
 from train.run import Run, RunError, load_run
+
+
+class UnsupportedError(TrainError):
+    """A model that no bundle can be made of yet."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Exported:
 def export_run(run_folder: str | Path, out: str | Path, force: bool = False) -> Exported:
     """Export a run folder to the bundle `out`/NAME, NAME being the run folder's own; verified before it is written.
 
-    Raises RunError for a run that cannot be used, ParityError if the graphs do not do what the model does, and
-    BundleError if a different bundle is there and `force` is not given.
+    Raises RunError for a run that cannot be used, UnsupportedError for one that cannot be exported yet, ParityError if
+    the graphs do not do what the model does, and BundleError if a different bundle is there and `force` is not given.
     """
     run = load_run(run_folder)
     name = Path(run_folder).resolve().name
@@ -42,27 +48,50 @@ def export_run(run_folder: str | Path, out: str | Path, force: bool = False) -> 
 
 
 def build_bundle(run: Run, name: str) -> Bundle:
-    """The bundle of a run, in memory. Equal runs give equal bytes: no name, path or time is in the graphs."""
-    weights, vocabulary = weights_of(run), run.vocabulary
-    states = (("state_h", (run.model.layers, "batch", run.model.hidden)),)
+    """The bundle of a run, in memory: of a tagger the portable graph alone, for only a generator can stream.
+
+    Equal runs give equal bytes: no name, path or time is in the graphs. Raises UnsupportedError.
+    """
+    config, vocabulary = run.model, run.vocabulary
+    if config.task == "generate":
+        _require_serving_graph(config)
+    weights, states = weights_of(run), states_of(config)
     metadata = {  # what another program needs to run a graph alone
-        "rill.model": json.dumps(run.model.to_json()),
+        "rill.model": json.dumps(config.to_json()),
         "rill.states": json.dumps([{"name": name, "shape": shape} for name, shape in states]),
         "rill.vocabulary": json.dumps(vocabulary.symbols, ensure_ascii=False),
     }
-    graphs = {
-        "model": model_graph(weights, metadata),
-        "decode": decode_graph(weights, vocabulary.unknown_id, filters=False, metadata=metadata),
-        "decode_filters": decode_graph(weights, vocabulary.unknown_id, filters=True, metadata=metadata),
-    }
+    if run.labels:
+        metadata["rill.labels"] = json.dumps(run.labels, ensure_ascii=False)
+    graphs = {"model": model_graph(config, weights, metadata)}
+    if config.task == "generate":
+        for key, filters in [("decode", False), ("decode_filters", True)]:
+            graphs[key] = decode_graph(weights, vocabulary.unknown_id, filters, metadata)
     return Bundle(
         name=name,
-        model_id=model_id(graphs, vocabulary),
-        model=run.model.to_json(),
+        model_id=model_id(graphs, vocabulary, run.labels),
+        model=config.to_json(),
         precision="fp32",
         vocabulary=vocabulary,
         states=states,
         graphs=graphs,
+        labels=run.labels,
+    )
+
+
+def _require_serving_graph(config: ModelConfig) -> None:
+    """Raise UnsupportedError for a generator of which `export.decode` can make no serving graph."""
+    if config.cell != "gru":
+        feature = f"cell {config.cell!r}"
+    elif config.reset != "after":
+        feature = f"reset {config.reset!r}"
+    elif config.residual and config.layers > 1:
+        feature = "residual sums"
+    else:
+        return
+    raise UnsupportedError(
+        f"a generator with {feature} cannot be exported yet: there are serving graphs for GRUs with reset 'after' and "
+        "without residual sums only"
     )
 
 

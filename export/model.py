@@ -1,9 +1,14 @@
 """The portable graph: logits for whole texts, in standard ONNX operators, for any runtime.
 
 inputs    tokens        int64 [batch, time]
-          state_h       f32   [layers, batch, hidden]
-outputs   logits        f32   [batch, time, vocab]
-          next_state_h  f32   [layers, batch, hidden]   the state after the last step: the next call's `state_h`
+          state_h       f32   [layers * directions, batch, hidden]   by layer, then by direction, as in PyTorch
+          state_c       likewise                                     of LSTMs only
+outputs   logits        f32   [batch, time, vocab], of taggers [batch, time, labels]
+          next_state_h  as state_h   the state after the last step: the next call's `state_h`
+          next_state_c  as state_c   of LSTMs only
+
+A bidirectional model's second direction starts at the end of the text: its state goes in there, and comes out at the
+beginning.
 """
 
 from collections.abc import Mapping
@@ -11,40 +16,50 @@ from collections.abc import Mapping
 import numpy as np
 
 from export.graph import FLOAT, INT64, Graph, model_bytes, tensor
-from export.weights import Matrix, Weights
+from export.weights import Layer, Matrix, Weights
+from train.config import ModelConfig
+
+OPERATORS = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN"}  # RNN's activation is tanh unless told otherwise
+# Which of PyTorch's gates comes first, second, ... in ONNX: r, z, n become z, r, h (GRU); i, f, g, o become i, o, f, c.
+GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
 
 
-def model_graph(weights: Weights, metadata: Mapping[str, str]) -> bytes:
+def states_of(config: ModelConfig) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
+    """The names and shapes of the states that a model's graphs read; each `state_X` comes out as `next_state_X`."""
+    shape = (config.layers * config.directions, "batch", config.hidden)
+    return tuple((f"state_{part}", shape) for part in ("hc" if config.cell == "lstm" else "h"))
+
+
+def model_graph(config: ModelConfig, weights: Weights, metadata: Mapping[str, str]) -> bytes:
     """The serialised portable graph."""
-    layers, hidden, vocabulary = len(weights.layers), weights.hidden, weights.vocabulary_size
+    vocabulary, states = weights.vocabulary_size, states_of(config)
     g = Graph("model")
-    by_time = g.op("Transpose", "tokens", perm=[1, 0])  # ONNX's GRU wants time first
+    by_time = g.op("Transpose", "tokens", perm=[1, 0])  # ONNX's recurrent operators want time first
     if weights.embedding is None:
         # OneHot(indices, depth, [off, on]) -> (time, batch, vocab)
         x = g.op("OneHot", by_time, g.constant(vocabulary), g.constant(np.array([0, 1], np.float32)))
     else:
         x = g.op("Gather", g.constant(weights.embedding.astype(np.float32), "embedding.weight"), by_time)
 
-    axis_1 = g.constant([1])
-    entry = g.ops("Split", "state_h", out=layers, axis=0, num_outputs=layers)  # each (1, batch, hidden)
+    # Two directions are folded into one axis (0 keeps an axis); the axis of a single one goes.
+    fold = g.constant([0, 0, config.features] if config.bidirectional else [1])
+    # By part of the state and by layer, each (directions, batch, hidden).
+    entry = [g.ops("Split", name, out=config.layers, axis=0, num_outputs=config.layers) for name, _ in states]
     exit_ = []
-    for index, layer in enumerate(weights.layers):
-        bias = np.concatenate([_gates_zrh(layer.input_bias), _gates_zrh(layer.hidden_bias)])
-        outputs, final = g.ops(
-            "GRU",
-            x,
-            g.constant(_gates_zrh(layer.input)[None], f"rnn.weight_ih_l{index}"),
-            g.constant(_gates_zrh(layer.hidden)[None], f"rnn.weight_hh_l{index}"),
-            g.constant(bias[None], f"rnn.bias_l{index}"),
-            "",  # sequence_lens: all rows are as long as the batch
-            entry[index],
-            out=2,
-            hidden_size=hidden,
-            linear_before_reset=1,  # PyTorch's GRU: the reset gate scales the product, not the state
-        )
-        x = g.op("Squeeze", outputs, axis_1)  # (time, directions = 1, batch, hidden) -> (time, batch, hidden)
+    for index in range(config.layers):
+        directions = weights.layers[index * config.directions : (index + 1) * config.directions]
+        outputs, *final = _layer(g, config, index, directions, x, [part[index] for part in entry])
+        if config.bidirectional:  # (time, directions, batch, hidden) -> (time, batch, directions * hidden)
+            h = g.op("Reshape", g.op("Transpose", outputs, perm=[0, 2, 1, 3]), fold)
+        else:
+            h = g.op("Squeeze", outputs, fold)
+        x = g.op("Add", x, h) if config.residual and index else h
         exit_.append(final)
-    g.op("Concat", *exit_, axis=0, out="next_state_h") if layers > 1 else g.op("Identity", *exit_, out="next_state_h")
+    for (name, _), layers in zip(states, zip(*exit_, strict=True), strict=True):
+        if config.layers > 1:
+            g.op("Concat", *layers, axis=0, out=f"next_{name}")
+        else:
+            g.op("Identity", *layers, out=f"next_{name}")
 
     by_batch = g.op("Transpose", x, perm=[1, 0, 2])
     product = g.op("MatMul", by_batch, g.constant(weights.linear.T.astype(np.float32), "linear.weight"))
@@ -53,18 +68,45 @@ def model_graph(weights: Weights, metadata: Mapping[str, str]) -> bytes:
         g.finish(
             inputs=[
                 tensor("tokens", INT64, ["batch", "time"]),
-                tensor("state_h", FLOAT, [layers, "batch", hidden]),
+                *(tensor(name, FLOAT, shape) for name, shape in states),
             ],
             outputs=[
-                tensor("logits", FLOAT, ["batch", "time", vocabulary]),
-                tensor("next_state_h", FLOAT, [layers, "batch", hidden]),
+                tensor("logits", FLOAT, ["batch", "time", len(weights.linear)]),
+                *(tensor(f"next_{name}", FLOAT, shape) for name, shape in states),
             ],
         ),
         metadata,
     )
 
 
-def _gates_zrh(values: Matrix) -> np.ndarray:
-    """PyTorch stacks the gates r, z, n; ONNX z, r, h."""
-    r, z, n = np.split(values, 3, axis=0)
-    return np.concatenate([z, r, n], axis=0).astype(np.float32)
+def _layer(
+    g: Graph, config: ModelConfig, index: int, directions: tuple[Layer, ...], x: str, entry: list[str]
+) -> list[str]:
+    """One layer over time, in all its directions: outputs (time, directions, batch, hidden), then the final states."""
+
+    def stack(matrices: list[Matrix]) -> np.ndarray:
+        return np.stack([_gates(config.cell, matrix) for matrix in matrices])  # (directions, gates * hidden, ...)
+
+    biases = [stack([layer.input_bias for layer in directions]), stack([layer.hidden_bias for layer in directions])]
+    attributes: dict[str, int | str] = {"hidden_size": config.hidden}
+    if config.cell == "gru":  # whether the reset gate scales the product, as PyTorch has it, or the state before it
+        attributes["linear_before_reset"] = int(config.reset == "after")
+    if config.bidirectional:
+        attributes["direction"] = "bidirectional"
+    return g.ops(
+        OPERATORS[config.cell],
+        x,
+        g.constant(stack([layer.input for layer in directions]), f"rnn.weight_ih_l{index}"),
+        g.constant(stack([layer.hidden for layer in directions]), f"rnn.weight_hh_l{index}"),
+        g.constant(np.concatenate(biases, axis=1), f"rnn.bias_l{index}"),
+        "",  # sequence_lens: all rows are as long as the batch
+        *entry,
+        out=1 + len(entry),
+        **attributes,
+    )
+
+
+def _gates(cell: str, values: Matrix) -> np.ndarray:
+    """The gates, which lie along the first axis, in ONNX's order: f32."""
+    gates = np.split(values, len(GATES[cell]), axis=0)
+    return np.concatenate([gates[position] for position in GATES[cell]], axis=0).astype(np.float32)

@@ -1,6 +1,7 @@
 """Whether the exported graphs do what the PyTorch model does: run at every export, on the bytes to be written.
 
-Three things are shown with ONNX Runtime on the CPU against plain PyTorch, both in float32:
+Three things are shown with ONNX Runtime on the CPU against plain PyTorch, both in float32; of a tagger, which has no
+serving graphs, the first:
 
 - teacher-forced (`export.teacher_forced`): logits and states from random non-zero states, over chained calls of random
   lengths and batch sizes, differ by at most 1e-5 + 1e-5 |x|;
@@ -17,11 +18,11 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from export.bundle import Bundle
+from export.bundle import FILES, Bundle
 from export.characters import CHARACTERS, CHOICES, choices, free_running
 from export.compare import TOLERANCE, session
 from export.sampling import Sampling
-from export.teacher_forced import portable_call, pytorch_call, serving_call, teacher_forced
+from export.teacher_forced import portable_call, serving_call, teacher_forced
 from train.model import CharacterModel
 
 FILTERED = Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01)
@@ -32,24 +33,24 @@ class Parity:
     """What was compared. Differences are the largest absolute ones, of rows that were not excused.
 
     `excused_rows`, of `rows`, are locally unstable; `excused_characters`, of all characters and choices, were within
-    1e-4 of their boundary.
+    1e-4 of their boundary. A tagger has no serving graphs, hence no `decode_state_difference` and no characters.
     """
 
     logits_difference: float
     state_difference: float
-    decode_state_difference: float
+    decode_state_difference: float | None
     rows: int
     excused_rows: int
-    greedy_characters: int
-    sampled_characters: int
-    filtered_characters: int
-    choices: int
-    excused_characters: int
+    greedy_characters: int = 0
+    sampled_characters: int = 0
+    filtered_characters: int = 0
+    choices: int = 0
+    excused_characters: int = 0
 
     @property
     def worst_difference(self) -> float:
         """Of logits and states, in all graphs."""
-        return max(self.logits_difference, self.state_difference, self.decode_state_difference)
+        return max(self.logits_difference, self.state_difference, self.decode_state_difference or 0.0)
 
     def report(self) -> dict[str, Any]:
         """For the manifest."""
@@ -60,12 +61,13 @@ def verify(bundle: Bundle, model: CharacterModel, seed: int = 0) -> Parity:
     """Compare all graphs of `bundle` with `model`. Raises ParityError, with figures, where one does not hold."""
     graphs = {key: session(graph) for key, graph in bundle.graphs.items()}
     rng = np.random.default_rng(seed)
-    plain = pytorch_call(model)
     with torch.inference_mode():
-        forced = [
-            teacher_forced("model.onnx", portable_call(graphs["model"]), plain, model, rng),
-            teacher_forced("decode.onnx", serving_call(graphs["decode"]), plain, model, rng),
-            teacher_forced("decode-filters.onnx", serving_call(graphs["decode_filters"]), plain, model, rng),
+        portable = teacher_forced("model.onnx", portable_call(graphs["model"]), model, bundle, rng)
+        if not bundle.streamable:
+            return Parity(portable.worst["logits"], portable.worst_state, None, portable.rows, portable.excused)
+        serving = [
+            teacher_forced(FILES[key], serving_call(graphs[key]), model, bundle, rng)
+            for key in ("decode", "decode_filters")
         ]
         excused = [choices(graphs[key], model, bundle, rng) for key in ("decode", "decode_filters")]
         excused += [
@@ -77,11 +79,11 @@ def verify(bundle: Bundle, model: CharacterModel, seed: int = 0) -> Parity:
             ]
         ]
     return Parity(
-        logits_difference=forced[0].worst["logits"],
-        state_difference=forced[0].worst["next_state_h"],
-        decode_state_difference=max(serving.worst["next_state_h"] for serving in forced[1:]),
-        rows=sum(compared.rows for compared in forced),
-        excused_rows=sum(compared.excused for compared in forced),
+        logits_difference=portable.worst["logits"],
+        state_difference=portable.worst_state,
+        decode_state_difference=max(compared.worst_state for compared in serving),
+        rows=sum(compared.rows for compared in (portable, *serving)),
+        excused_rows=sum(compared.excused for compared in (portable, *serving)),
         greedy_characters=CHARACTERS,
         sampled_characters=CHARACTERS,
         filtered_characters=CHARACTERS,

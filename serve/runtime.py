@@ -29,6 +29,10 @@ class Decoder:
     """
 
     def __init__(self, bundle: Bundle, provider: str, device_id: int = 0, threads: int = 1) -> None:
+        if bundle.labels:
+            raise StartError(
+                f"bundle {bundle.name!r} is a tagger: it labels symbols, has no decode graph and cannot stream text"
+            )
         if provider == CUDA and bundle.precision != "fp32":
             raise StartError(
                 f"bundle {bundle.name!r} is {bundle.precision}, which runs on the CPU only: use --device cpu"

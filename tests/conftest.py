@@ -62,6 +62,27 @@ def save_bundle(run: Run, folder: Path) -> Bundle:
     return bundle
 
 
+SENTENCES = "the time traveller for so it will be convenient to speak of him was expounding a recondite matter to us\n"
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 1,040 characters, 24 of them distinct."""
+    path = tmp_path_factory.mktemp("corpus") / "sentences.txt"
+    path.write_text(SENTENCES * 10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def quick_training() -> Iterator[None]:
+    """Training without what only takes time where many tiny runs are compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.trainer.draw_curves", lambda *paths: None)
+        patch.setattr("train.trainer.SAMPLE_LENGTH", 5)
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_run() -> Run:
     return make_run()

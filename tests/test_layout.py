@@ -16,6 +16,8 @@ from conftest import ROOT
         ("export.bundle", ["torch", "onnx", "onnxruntime"]),
         ("export.sampling", ["torch", "onnx", "onnxruntime"]),
         ("train.vocab", ["torch", "numpy"]),
+        ("train.numpy_gru", ["torch"]),
+        ("train.report", ["torch", "matplotlib"]),
         ("train.__main__", ["export", "serve", "protos", "bench", "onnx", "onnxruntime", "grpc"]),
     ],
 )

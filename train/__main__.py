@@ -15,6 +15,7 @@ metrics.jsonl, samples.txt and, at the end, summary.json and curves.png. Losses 
 import argparse
 import io
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from train.display import Display
 from train.errors import ConfigError, CorpusError, TrainError
 from train.interrupt import Interrupt
 from train.recipe import Recipe, load_recipe, recipe_names
-from train.run import CONFIG, RESUME_MAY_CHANGE, Run, RunConfig, RunError, load_config, load_run, save_config
-from train.start import vocabulary_for
+from train.run import CONFIG, RESUME_MAY_CHANGE, Run, RunConfig, RunError, load_config, save_config
+from train.start import load_start, vocabulary_for
 from train.team import Team
 from train.texts import Texts, read_sequences, read_texts
 from train.trainer import SUMMARY, Trainer
@@ -39,30 +40,51 @@ from train.vocab import UnknownCharacterError, Vocabulary
 
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
+# Of each of these, an option that is given puts aside what a recipe says about the others.
+ALTERNATIVES = (
+    HORIZONS,
+    ("evaluate_every", "evaluate_epochs"),
+    ("validation", "validation_characters", "validation_corpus"),
+)
 MAY_DIFFER_FROM_START = ("dropout",)
+DEEP = 4  # layers
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 done, 2 an error the user can mend, 128 + N stopped by signal N."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sample that a terminal cannot show is no reason to stop
-    options = vars(_parser().parse_args(arguments))
     team = Team()
     try:
-        with team:
-            return _train(options, team)
+        team.join()
+        return _train(_parse(arguments, team), team)
     except (TrainError, OSError) as error:
-        if team.first:
-            print(f"error: {error}", file=sys.stderr)
+        team.report(f"error: {error}")
         return 2
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if _out_of_memory(error):
+            team.report("error: out of memory; use a smaller --batch, --window or --hidden")
+        elif team.lost(error):
+            team.report("error: another process of this run has ended; continue with --resume")
+        else:
             raise
-        print("error: out of memory; use a smaller --batch, --window or --hidden", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began, or a second time
-        print("interrupted", file=sys.stderr)
+        team.report("interrupted")
         return 130
+    finally:
+        team.leave()
+
+
+def _parse(arguments: list[str] | None, team: Team) -> dict[str, Any]:
+    """The options that were given. Process 0 alone prints --help and complaints."""
+    nowhere = io.StringIO()
+    with redirect_stdout(sys.stdout if team.first else nowhere), redirect_stderr(sys.stderr if team.first else nowhere):
+        try:
+            return vars(_parser().parse_args(arguments))
+        except SystemExit:
+            team.wait()  # torchrun ends all processes as soon as one has ended
+            raise
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
@@ -81,6 +103,8 @@ def _train(options: dict[str, Any], team: Team) -> int:
         return 0
     start = _start(folder, stored, extend, options)
     model, training = _configure(folder, stored, recipe, start, options)
+    if team.size > 1 and "-" in training.corpus + training.validation_corpus:
+        raise ConfigError("several processes cannot share standard input; name a file")
     device = resolve_device(team.device(training.device))
     prepare_cpu(training.threads)
 
@@ -96,15 +120,17 @@ def _train(options: dict[str, Any], team: Team) -> int:
         f"{' '.join(training.corpus)}: {data.description}; {parameters:,} parameters; {device}"
         f"{f' × {team.size} processes' if team.size > 1 else ''}; from step {trainer.position.step}"
     )
+    if model.layers >= DEEP and not model.residual and trainer.position.step == 0:
+        display.line(f"note: {model.layers} layers without --residual often learn nothing but character frequencies")
     with Interrupt() as interrupt, display:
-        completed = trainer.run(interrupt)
+        stopped = trainer.run(interrupt)
+    if stopped:
+        display.line(f"stopped at step {trainer.position.step}; continue with --resume")
+        team.wait()  # torchrun ends all processes as soon as one has ended
+        return 128 + stopped
     if interrupt.requested:
-        display.line(
-            f"interrupted too late: {folder} is complete"
-            if completed
-            else f"stopped at step {trainer.position.step}; continue with --resume"
-        )
-    return 0 if completed else 128 + interrupt.requested
+        display.line(f"interrupted too late: {folder} is complete")
+    return 0
 
 
 def _folder(out: str | None, recipe: Recipe | None) -> Path:
@@ -131,7 +157,7 @@ def _start(folder: Path, stored: RunConfig | None, extend: bool, options: dict[s
     start = options.get("start", stored.training.start if stored else "")
     if extend and not start:
         raise ConfigError("--extend-vocabulary is about a run that is continued on other text; give --from RUN too")
-    return load_run(start) if start and not newest(folder) else None
+    return load_start(start, folder, stored) if start and not newest(folder) else None
 
 
 def _configure(
@@ -143,13 +169,15 @@ def _configure(
     training_options = {name: value for name, value in options.items() if name not in model_names}
     if any(name in training_options for name in HORIZONS):
         training_options = dict.fromkeys(HORIZONS) | training_options
-    if recipe is not None:
+    if recipe is not None and not (stored is not None and stored.training.recipe == recipe.name):
+        aside = {name for group in ALTERNATIVES if training_options.keys() & set(group) for name in group}
+        values = {name: value for name, value in recipe.training.items() if name not in aside}
         model_options = recipe.model | model_options
-        training_options = recipe.training | training_options | {"recipe": recipe.name}
+        training_options = values | training_options | {"recipe": recipe.name}
     if stored is not None:
         return _as_before(folder, stored, model_options, training_options)
     if recipe is not None and "corpus" not in training_options:
-        raise ConfigError(f"recipe {recipe.name} needs --corpus: {recipe.wants}")
+        raise ConfigError(f"recipe {recipe.name} needs --corpus{f': {recipe.wants}' if recipe.wants else ''}")
     if not any(training_options.get(name) for name in HORIZONS):
         training_options["epochs"] = training_options.get("epochs", DEFAULT_EPOCHS)
     training = TrainingConfig(**training_options)
@@ -170,8 +198,8 @@ def _as_before(
             before = getattr(section, name)
             if value != before and name not in RESUME_MAY_CHANGE:
                 raise RunError(
-                    f"{folder} was started with {name} {before!r}, not {value!r}; leave the option out to continue it,"
-                    " or choose another --out"
+                    f"{folder} was started with {name} {before!r}, not {value!r}; leave the option (or --recipe) out"
+                    " to continue it, or choose another --out"
                 )
     return stored.model, replace(stored.training, **training_options)
 

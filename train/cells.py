@@ -1,8 +1,10 @@
 """The recurrent cells written out, one step at a time: what the fused kernels compute, to be read beside the formulas.
 
 Vectors in the formulas are columns, ⊙ multiplies element by element, σ is the logistic sigmoid, and a prime marks the
-next state. In code a batch has one vector a row. Parameters are in PyTorch's layout: the rows of a matrix, and the
-entries of a bias, are stacked by gate, in the order r, z, n (GRU) or i, f, g, o (LSTM).
+next state. In code a batch has one vector a row, and the input's share of every gate, W_ih x + b_ih, comes ready made:
+it does not depend on the state, so `input_shares` computes it for all steps at once. Parameters are in PyTorch's
+layout: the rows of a matrix, and the entries of a bias, are stacked by gate, in the order r, z, n (GRU) or i, f, g, o
+(LSTM).
 """
 
 from collections.abc import Callable
@@ -36,10 +38,10 @@ def rnn_step(x: Tensor, state: State, weights: Weights) -> State:
 
     h' = tanh(W_ih x + b_ih + W_hh h + b_hh)
 
-    x (B, I); state (h,), h (B, H). Raises ValueError if the state has not one part.
+    x (B, H), the input's share; state (h,), h (B, H). Raises ValueError if the state has not one part.
     """
     (h,) = _parts(state, "h")
-    return (torch.tanh(F.linear(x, weights.w_ih, weights.b_ih) + F.linear(h, weights.w_hh, weights.b_hh)),)
+    return (torch.tanh(x + F.linear(h, weights.w_hh, weights.b_hh)),)
 
 
 def gru_step(x: Tensor, state: State, weights: Weights) -> State:
@@ -50,10 +52,10 @@ def gru_step(x: Tensor, state: State, weights: Weights) -> State:
     n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
     h' = (1 - z) ⊙ n + z ⊙ h
 
-    x (B, I); state (h,), h (B, H). Raises ValueError if the state has not one part.
+    x (B, 3H), the input's shares; state (h,), h (B, H). Raises ValueError if the state has not one part.
     """
     (h,) = _parts(state, "h")
-    x_r, x_z, x_n = F.linear(x, weights.w_ih, weights.b_ih).chunk(3, dim=1)
+    x_r, x_z, x_n = x.chunk(3, dim=1)
     h_r, h_z, h_n = F.linear(h, weights.w_hh, weights.b_hh).chunk(3, dim=1)
     r = torch.sigmoid(x_r + h_r)
     z = torch.sigmoid(x_z + h_z)
@@ -67,13 +69,13 @@ def gru_reset_before_step(x: Tensor, state: State, weights: Weights) -> State:
     r, z and h' are those of `gru_step`;
     n  = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)
 
-    ONNX calls this linear_before_reset = 0. x (B, I); state (h,), h (B, H). Raises ValueError if the state has not one
-    part.
+    ONNX calls this linear_before_reset = 0. x (B, 3H), the input's shares; state (h,), h (B, H). Raises ValueError if
+    the state has not one part.
     """
     (h,) = _parts(state, "h")
     w_hr, w_hz, w_hn = weights.w_hh.chunk(3)
     b_hr, b_hz, b_hn = (None, None, None) if weights.b_hh is None else weights.b_hh.chunk(3)
-    x_r, x_z, x_n = F.linear(x, weights.w_ih, weights.b_ih).chunk(3, dim=1)
+    x_r, x_z, x_n = x.chunk(3, dim=1)
     r = torch.sigmoid(x_r + F.linear(h, w_hr, b_hr))
     z = torch.sigmoid(x_z + F.linear(h, w_hz, b_hz))
     n = torch.tanh(x_n + F.linear(r * h, w_hn, b_hn))
@@ -90,11 +92,10 @@ def lstm_step(x: Tensor, state: State, weights: Weights) -> State:
     c' = f ⊙ c + i ⊙ g
     h' = o ⊙ tanh(c')
 
-    x (B, I); state (h, c), each (B, H). Raises ValueError if the state has not two parts.
+    x (B, 4H), the input's shares; state (h, c), each (B, H). Raises ValueError if the state has not two parts.
     """
     h, c = _parts(state, "h, c")
-    gates = F.linear(x, weights.w_ih, weights.b_ih) + F.linear(h, weights.w_hh, weights.b_hh)
-    i, f, g, o = gates.chunk(4, dim=1)
+    i, f, g, o = (x + F.linear(h, weights.w_hh, weights.b_hh)).chunk(4, dim=1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
@@ -109,16 +110,27 @@ STEPS: dict[tuple[str, str], Step] = {
 
 
 def unroll(step: Step, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """Run a cell over time: x (T, B, I), T at least 1, and a state of (B, H) parts.
+    """Run a cell over time: x (T, B, I) or tokens (T, B), T at least 1, and a state of (B, H) parts.
 
     Returns every step's output (T, B, H), which is the first part of the state after it, and the state after the last.
     Raises ValueError if the state has not the cell's number of parts.
     """
     outputs = []
-    for x_t in x:
-        state = step(x_t, state, weights)
+    for share in input_shares(x, weights):
+        state = step(share, state, weights)
         outputs.append(state[0])
     return torch.stack(outputs), state
+
+
+def input_shares(x: Tensor, weights: Weights) -> Tensor:
+    """W_ih x + b_ih of every step and gate, (T, B, G * H), for x (T, B, I).
+
+    For tokens (T, B) int64, which stand for one-hot vectors, the product is a row of W_ihᵀ.
+    """
+    if x.dtype != torch.int64:
+        return F.linear(x, weights.w_ih, weights.b_ih)
+    product = F.embedding(x, weights.w_ih.t())
+    return product if weights.b_ih is None else product + weights.b_ih
 
 
 def other_update_convention(weights: Weights) -> Weights:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ def load_checkpoint(
 def _read(path: Path, config: RunConfig, model: CharacterModel, zero: State | None) -> dict[str, Any]:
     """The contents of a checkpoint, every value of it checked. Raises _Damage, and RunError if it is another run's."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            if archive.testzip() is not None:
+                raise _Damage(": a checksum in it is wrong")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
             raise RunError(

@@ -185,6 +185,13 @@ class TrainingConfig(_Section):
             raise ConfigError("validation_characters are the ones after the first --characters; give that too")
         if self.validation_characters and self.validation_corpus:
             raise ConfigError("give validation_characters or validation_corpus, not both")
+        if self.patience and not self.holds_out:
+            raise ConfigError("patience is about the validation loss; with validation 0 there is none")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there is to be held-out data."""
+        return bool(self.validation or self.validation_characters or self.validation_corpus)
 
 
 def _require_one_of(section: _Section, name: str, choices: tuple[str, ...]) -> None:

@@ -35,7 +35,9 @@ def text_data(config: RunConfig, texts: Texts, device: torch.device) -> Data:
     else:
         windows = SequentialWindows(ids, training.batch, training.window)
     known = known_characters(texts.held_out, vocabulary)
-    held_out = HeldOutText(torch.tensor(vocabulary.encode(known), device=device), training.window) if known else None
+    held_out = None
+    if training.holds_out:
+        held_out = HeldOutText(torch.tensor(vocabulary.encode(known), device=device), training.window)
     dropped = len(texts.held_out) - len(known)
     return Data(
         windows,

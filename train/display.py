@@ -37,10 +37,12 @@ class Display:
         self._bar.stop()
 
     def line(self, text: str) -> None:
-        """Print `text` above the bar, as it is; where the reader has left (`| head -1`), it goes nowhere."""
+        """Print `text` above the bar, as it is; where the reader has left (`| head -1`) or the disk that it goes to is
+        full, it goes nowhere.
+        """
         try:
             self.console.print(text, markup=False, emoji=False)
-        except (BrokenPipeError, SystemExit):  # SystemExit is what newer versions of Rich make of it
+        except (OSError, SystemExit):  # SystemExit is what newer versions of Rich make of a broken pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.console.quiet = True
 

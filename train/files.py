@@ -24,6 +24,15 @@ def replace_file(path: Path, data: bytes, previous: Path | None = None) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file by itself
 
 
+def append_file(path: Path, data: bytes) -> None:
+    """Add `data` at the end of `path`. Raises OSError; part of `data` may then be there."""
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def truncate_file(path: Path, size: int) -> None:
     """Cut `path` back to its first `size` bytes; a missing or shorter file is left alone."""
     if path.exists() and path.stat().st_size > size:

@@ -30,8 +30,8 @@ class _GRULayer(torch.autograd.Function):
         rz, n, q = (x.new_empty(steps, batch, width * hidden) for width in (2, 1, 1))
         x_n, x_rz = torch.split(x, [hidden, 2 * hidden], dim=2)
         w_rz, w_n = (part.t() for part in torch.split(w, [2 * hidden, hidden]))
-        over_time = (states[:-1], states[1:], x_n, x_rz, rz, *rz.chunk(2, dim=2), n, q)
-        for h_t, next_h, x_n_t, x_rz_t, rz_t, r_t, z_t, n_t, q_t in _steps(*over_time):
+        parts = by_step(states[:-1], states[1:], x_n, x_rz, rz, *rz.chunk(2, dim=2), n, q)
+        for h_t, next_h, x_n_t, x_rz_t, rz_t, r_t, z_t, n_t, q_t in parts:
             torch.addmm(x_rz_t, h_t, w_rz, out=rz_t).sigmoid_()
             torch.addmm(b_n, h_t, w_n, out=q_t)
             torch.addcmul(x_n_t, r_t, q_t, out=n_t).tanh_()
@@ -61,7 +61,7 @@ class _GRULayer(torch.autograd.Function):
         bars = torch.empty_like(factors)
         recurrent = bars.view(steps, batch, 4 * hidden)[:, :, hidden:]  # r̄ z̄ q̄
         delta = torch.zeros_like(before[0])
-        for grad_t, factors_t, bars_t, recurrent_t, z_t in reversed(_steps(grad_states, factors, bars, recurrent, z)):
+        for grad_t, factors_t, bars_t, recurrent_t, z_t in reversed(by_step(grad_states, factors, bars, recurrent, z)):
             delta = delta + grad_t
             torch.mul(delta[:, None], factors_t, out=bars_t)
             delta = (delta * z_t).addmm_(recurrent_t, w)
@@ -70,7 +70,7 @@ class _GRULayer(torch.autograd.Function):
         return grad_x, delta, grad_w, bars[:, :, 3].sum((0, 1))
 
 
-def _steps(*parts: Tensor) -> list[tuple[Tensor, ...]]:
+def by_step(*parts: Tensor) -> list[tuple[Tensor, ...]]:
     """Tensors (T, …) cut into the T steps: all views at once cost less than one after another."""
     return list(zip(*(part.unbind() for part in parts), strict=True))
 

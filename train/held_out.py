@@ -46,7 +46,7 @@ class HeldOutText:
         if len(ids) <= window:
             raise CorpusError(
                 f"the held-out text has {len(ids)} characters, too few for one window of {window};"
-                " use a larger --validation, a larger corpus, a smaller --window, or --validation 0"
+                " hold out more, use a smaller --window, or hold out nothing with --validation 0"
             )
         # Tracks shorter than a window would measure the cold start more than the model.
         tracks = max(1, min(TRACKS, len(ids) // (4 * WINDOW)))

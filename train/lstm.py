@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from train.cells import State, Weights
+from train.gru import by_step
 
 
 class _LSTMLayer(torch.autograd.Function):
@@ -29,15 +30,16 @@ class _LSTMLayer(torch.autograd.Function):
         states[0], cells[0] = h, c
         gates = torch.empty_like(x)
         squashed = torch.empty_like(states[1:])  # tanh(c')
-        for t in range(steps):
-            torch.addmm(x[t], states[t], w.t(), out=gates[t])
-            i, f, g, o = gates[t].chunk(4, dim=1)
-            gates[t, :, : 2 * hidden].sigmoid_()
-            g.tanh_()
-            o.sigmoid_()
-            torch.mul(f, cells[t], out=cells[t + 1]).addcmul_(i, g)
-            torch.tanh(cells[t + 1], out=squashed[t])
-            torch.mul(o, squashed[t], out=states[t + 1])
+        before, after = (states[:-1], cells[:-1]), (states[1:], cells[1:])
+        parts = by_step(x, *before, *after, gates, squashed, gates[:, :, : 2 * hidden], *gates.chunk(4, dim=2))
+        for x_t, h_t, c_t, next_h, next_c, gates_t, squashed_t, i_f_t, i_t, f_t, g_t, o_t in parts:
+            torch.addmm(x_t, h_t, w.t(), out=gates_t)
+            i_f_t.sigmoid_()
+            g_t.tanh_()
+            o_t.sigmoid_()
+            torch.mul(f_t, c_t, out=next_c).addcmul_(i_t, g_t)
+            torch.tanh(next_c, out=squashed_t)
+            torch.mul(o_t, squashed_t, out=next_h)
         ctx.save_for_backward(states, cells, gates, squashed, w)
         return states[1:], cells[1:]
 
@@ -51,23 +53,24 @@ class _LSTMLayer(torch.autograd.Function):
         """
         states, cells, gates, squashed, w = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, dim=2)
+        steps, batch, hidden = squashed.shape
         # What does not depend on δ and ε, for all steps at once.
-        cell_factor = o * (1 - squashed * squashed)
-        output_factor = squashed * o * (1 - o)
-        factors = torch.cat([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g * g)], dim=2)  # (T, B, 3H)
-        bar = torch.empty_like(gates)
+        c_factor = o * (1 - squashed * squashed)
+        o_factor = squashed * o * (1 - o)
+        factors = torch.stack([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g * g)], dim=2)  # (T, B, 3, H)
+        bar = gates.new_empty(steps, batch, 4, hidden)
+        rows = bar.view(steps, batch, 4 * hidden)
         delta, epsilon = torch.zeros_like(states[0]), torch.zeros_like(states[0])
-        batch, hidden = delta.shape
-        for t in reversed(range(len(gates))):
-            delta = delta + grad_states[t]
-            epsilon = torch.addcmul(epsilon + grad_cells[t], delta, cell_factor[t])
-            rows = bar[t].view(batch, 4, hidden)
-            torch.mul(factors[t].view(batch, 3, hidden), epsilon[:, None], out=rows[:, :3])
-            torch.mul(delta, output_factor[t], out=rows[:, 3])
-            epsilon = epsilon * f[t]
-            delta = bar[t] @ w
-        grad_w = bar.flatten(0, 1).t() @ states[:-1].flatten(0, 1)
-        return bar, delta, epsilon, grad_w
+        parts = by_step(grad_states, grad_cells, c_factor, o_factor, factors, bar[:, :, :3], bar[:, :, 3], rows, f)
+        for grad_h, grad_c, cell_t, output_t, factors_t, bar_ifg, bar_o, rows_t, f_t in reversed(parts):
+            delta = delta + grad_h
+            epsilon = torch.addcmul(epsilon + grad_c, delta, cell_t)
+            torch.mul(epsilon[:, None], factors_t, out=bar_ifg)
+            torch.mul(delta, output_t, out=bar_o)
+            epsilon = epsilon * f_t
+            delta = rows_t @ w
+        grad_w = rows.flatten(0, 1).t() @ states[:-1].flatten(0, 1)
+        return rows, delta, epsilon, grad_w
 
 
 def lstm_training(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:

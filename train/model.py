@@ -1,11 +1,12 @@
 """The recurrent model. Its state is an argument and a return value, never hidden in the module."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.cells import State
 from train.config import ModelConfig
-from train.recurrent import run_layers, trains_by_hand
+from train.recurrent import fused, run_layers, trains_by_hand
 
 KINDS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
@@ -44,12 +45,26 @@ class CharacterModel(nn.Module):
         return tuple(self.linear.weight.new_zeros(shape) for _ in range(2 if self.config.cell == "lstm" else 1))
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Read `tokens` (B, T) int64 from `state` (zeros if None): logits (B, T, V) f32 and the state after them."""
+        """Read `tokens` (B, T) int64 from `state` (zeros if None): logits (B, T, V) f32 and the state after them.
+
+        Under autocast, both come in its dtype, and all but the embedding is computed in it.
+        """
         state = self.initial_state(len(tokens)) if state is None else state
         if len(state) != (2 if self.config.cell == "lstm" else 1):
             raise ValueError(f"the state of a {self.config.cell} model cannot have {len(state)} parts")
-        outputs, state = self._layer_by_layer(tokens, state) if self._by_layer() else self._fused(tokens, state)
+        kind = tokens.device.type
+        if torch.is_autocast_enabled(kind):
+            # Autocast itself would give cuDNN float16 whatever its dtype, and the layers written by hand mixed dtypes.
+            state = tuple(part.to(torch.get_autocast_dtype(kind)) for part in state)
+            with torch.autocast(kind, enabled=False):
+                outputs, state = self._recur(tokens, state)
+        else:
+            outputs, state = self._recur(tokens, state)
         return self.linear(self.dropout(outputs)), state
+
+    def _recur(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """The outputs of the last layer (B, T, D * H) and the state after them, computed in the dtype of `state`."""
+        return self._layer_by_layer(tokens, state) if self._by_layer() else self._fused(tokens, state)
 
     def _by_layer(self) -> bool:
         """Whether PyTorch's own module cannot compute this, or would do it slower."""
@@ -61,17 +76,13 @@ class CharacterModel(nn.Module):
 
     def _layer_by_layer(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         by_time = tokens.t()  # a step's rows lie together
-        inputs = by_time if self.embedding is None else self.embedding(by_time)
+        inputs = by_time if self.embedding is None else self.embedding(by_time).to(state[0].dtype)
         outputs, state = run_layers(self.rnn, self.config, inputs, state, self.training, self.scratch)
         return outputs.transpose(0, 1), state
 
     def _fused(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.embedding is None:
-            x = F.one_hot(tokens, self.vocabulary_size).to(self.linear.weight.dtype)  # (B, T, V)
-        else:
-            x = self.embedding(tokens)  # (B, T, E)
-        if self.config.cell == "lstm":
-            outputs, state = self.rnn(x, state)
-            return outputs, tuple(state)
-        outputs, h = self.rnn(x, state[0])  # (B, T, D * H), (L * D, B, H)
-        return outputs, (h,)
+        config, dtype = self.config, state[0].dtype
+        x = F.one_hot(tokens, self.vocabulary_size) if self.embedding is None else self.embedding(tokens)
+        weights = [weight.to(dtype) for layer in self.rnn.all_weights for weight in layer]
+        options = (config.bias, config.layers, self.rnn.dropout, self.training, config.bidirectional)
+        return fused(config.cell, x.to(dtype), state, weights, *options, batch_first=True)

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent / "recipes"
 TARGETS = ("perplexity", "val_loss", "val_accuracy")
 SECTIONS = {
     "model": {field.name for field in fields(ModelConfig)},
-    "training": {field.name for field in fields(TrainingConfig)} - {"recipe", "corpus_sha256"},  # a run fills these in
+    # A run fills in the two first; the third is a folder of its own machine.
+    "training": {field.name for field in fields(TrainingConfig)} - {"recipe", "corpus_sha256", "start"},
     "published": {"result", "source"},
     "target": set(TARGETS),
 }

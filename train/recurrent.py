@@ -21,8 +21,8 @@ def run_layers(
     """Every layer of `rnn` over time, with the residual sums that `config` asks for.
 
     inputs (T, B, I), or tokens (T, B) int64 that stand for one-hot vectors; state: tuple of (L * D, B, H), D
-    directions. Outputs (T, B, D * H), the last layer's or the last sum, and the state after the last step. `scratch`
-    computes every cell by the equations of train.cells.
+    directions, whose dtype is the one to compute in. Outputs (T, B, D * H), the last layer's or the last sum, and the
+    state after the last step. `scratch` computes every cell by the equations of train.cells.
     """
     layer = _Layer(config, training, scratch)
     dropout = config.dropout if training else 0.0
@@ -34,7 +34,7 @@ def run_layers(
         for direction in range(config.directions):
             slot = index * config.directions + direction
             entry = tuple(part[slot] for part in state)
-            weights = weights_of(rnn, index, direction)
+            weights = weights_of(rnn, index, direction, entry[0].dtype)
             if direction:  # reads the sequence from its end
                 outputs, exit_ = layer(read.flip(0), entry, weights)
                 outputs = outputs.flip(0)
@@ -47,11 +47,12 @@ def run_layers(
     return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
 
-def weights_of(rnn: nn.RNNBase, layer: int, direction: int = 0) -> Weights:
-    """The four parameters of one layer and direction; biases are None without bias."""
+def weights_of(rnn: nn.RNNBase, layer: int, direction: int, dtype: torch.dtype) -> Weights:
+    """The four parameters of one layer and direction as `dtype`; biases are None without bias."""
     suffix = f"l{layer}{'_reverse' * direction}"
     names = (f"weight_ih_{suffix}", f"weight_hh_{suffix}", f"bias_ih_{suffix}", f"bias_hh_{suffix}")
-    return Weights(*(getattr(rnn, name, None) for name in names))  # type: ignore[arg-type]
+    parameters = (getattr(rnn, name, None) for name in names)
+    return Weights(*(None if weight is None else weight.to(dtype) for weight in parameters))  # type: ignore[arg-type]
 
 
 def trains_by_hand(cell: str, weight: Tensor, hidden: int, symbols: int) -> bool:
@@ -81,22 +82,38 @@ class _Layer(NamedTuple):
         if not written_out and trains_by_hand(cell, weights.w_hh, self.config.hidden, symbols):
             kernel = gru_training if cell == "gru" else lstm_training
             return kernel(x, state, weights)
-        if tokens:
-            x = F.one_hot(x, weights.w_ih.shape[1]).to(weights.w_ih.dtype)
         if written_out:
             return unroll(STEPS[cell, reset], x, state, weights)
-        return _fused(cell, x, state, weights, self.training)
+        if tokens:
+            x = F.one_hot(x, symbols).to(weights.w_ih.dtype)
+        flat = [weight for weight in weights if weight is not None]
+        one_layer = tuple(part[None] for part in state)  # (1, B, H)
+        bias = weights.b_ih is not None
+        outputs, one_layer = fused(cell, x, one_layer, flat, bias, 1, 0.0, self.training, False, False)
+        return outputs, tuple(part[0] for part in one_layer)
 
 
-def _fused(cell: str, x: Tensor, state: State, weights: Weights, training: bool) -> tuple[Tensor, State]:
-    """PyTorch's own kernel for one layer."""
-    bias = weights.b_ih is not None
-    flat = [weight for weight in weights if weight is not None]
-    # has biases, one layer, no dropout, training, one direction, time first
-    options = (flat, bias, 1, 0.0, training, False, False)
+def fused(
+    cell: str,
+    x: Tensor,
+    state: State,
+    weights: list[Tensor],
+    bias: bool,
+    layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, State]:
+    """PyTorch's own kernel over all `layers`, as `nn.GRU` and its like call it, with `weights` in their order.
+
+    x (T, B, I), or (B, T, I) if `batch_first`, state parts (L * D, B, H): outputs (T, B, D * H) or (B, T, D * H), and
+    the state after the last step. All of one dtype.
+    """
+    options = (weights, bias, layers, dropout, training, bidirectional, batch_first)
     if cell == "lstm":
-        outputs, *exit_ = torch.lstm(x, [part[None] for part in state], *options)
+        outputs, *last = torch.lstm(x, list(state), *options)
     else:
         kernel = torch.gru if cell == "gru" else torch.rnn_tanh
-        outputs, *exit_ = kernel(x, state[0][None], *options)
-    return outputs, tuple(part[0] for part in exit_)
+        outputs, *last = kernel(x, state[0], *options)
+    return outputs, tuple(last)

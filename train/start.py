@@ -1,11 +1,29 @@
 """A run that continues another one on other text, perhaps with characters that the other never saw."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
-from train.errors import CorpusError
+from train.errors import ConfigError, CorpusError
 from train.model import CharacterModel
-from train.run import Run
+from train.run import Run, RunConfig, RunError, load_run
 from train.vocab import UNKNOWN, UnknownCharacterError, Vocabulary
+
+
+def load_start(start: str, folder: Path, stored: RunConfig | None) -> Run:
+    """The run `start` to begin with; `stored` is what was begun from it in `folder`, where no checkpoint was reached.
+
+    Raises ConfigError for a tagger, and RunError if `start` does not fit `stored`.
+    """
+    run = load_run(start)
+    if run.model.task == "tag":
+        raise ConfigError(f"{start} is a tagger; --from continues runs that predict the next character only")
+    if stored is not None:
+        same_model = replace(run.model, dropout=stored.model.dropout) == stored.model
+        if not same_model or not set(run.vocabulary.symbols) <= set(stored.vocabulary.symbols):
+            raise RunError(f"{start} has another model or vocabulary than what {folder} was started from")
+    return run
 
 
 def vocabulary_for(run: Run, text: str, min_count: int, extend: bool) -> Vocabulary:
@@ -23,8 +41,8 @@ def vocabulary_for(run: Run, text: str, min_count: int, extend: bool) -> Vocabul
     except UnknownCharacterError as error:
         unseen = len(set(text) - set(old.symbols))
         raise CorpusError(
-            f"the text has {unseen} characters that {run.folder} was not trained on: {error}; give --extend-vocabulary"
-            " to add them"
+            f"{run.folder} was not trained on {unseen} of the text's distinct characters: {error}; give"
+            " --extend-vocabulary to add them"
         ) from None
     return old
 

@@ -1,51 +1,69 @@
 """One process, or several that train one model together: `torchrun --nproc-per-node N -m train …`."""
 
 import os
-from typing import Self
+import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from train.errors import ConfigError
 
+REPORTED = "reported"
+
 
 class Team:
-    """The processes of a run. A context manager: inside it, they can hear one another.
+    """The processes of a run. Between `join` and `leave` they can hear one another.
 
     Every process takes `rows(batch)` of each global batch; process 0 alone writes files and prints. Alone, all of this
-    does nothing.
+    does nothing. Numbers travel over gloo, on the CPU; tensors on GPUs over nccl.
     """
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self._device = torch.device("cpu")
+        self._store: Any = None  # a torch.distributed.Store, a type that PyTorch does not export
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def __enter__(self) -> Self:
-        if self.size > 1:
-            if torch.cuda.is_available():
-                self._device = torch.device("cuda", self.local_rank)
-                torch.cuda.set_device(self._device)
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return self
+    def join(self) -> None:
+        """Meet the other processes. Raises ConfigError if they cannot be found."""
+        if self.size == 1:
+            return
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            self._store, _, _ = next(rendezvous("env://"))
+            dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size)
+        except (ValueError, dist.DistError) as error:
+            raise ConfigError(
+                f"WORLD_SIZE is {self.size}, but the processes do not find one another ({error}); start them with"
+                " torchrun"
+            ) from None
 
-    def __exit__(self, *error: object) -> None:
-        if self.size > 1:
+    def leave(self) -> None:
+        """Leave the others. Where one still waits for this process, that fails once this process has ended."""
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def device(self, name: str) -> str:
-        """The device that `name` means for this process: each takes a GPU of its own."""
-        if self.size == 1 or not torch.cuda.is_available() or name == "cpu":
+        """The device that `name` means for this process: each takes a GPU of its own. Raises ConfigError."""
+        if self.size == 1 or name == "cpu" or not torch.cuda.is_available():
             return name
         if name not in ("auto", "cuda"):
             raise ConfigError(f"several processes cannot share {name}; use --device cuda")
+        if self.local_size > torch.cuda.device_count():
+            raise ConfigError(
+                f"{self.local_size} processes need as many GPUs, but PyTorch sees {torch.cuda.device_count()} here;"
+                " start fewer, or use --device cpu"
+            )
+        torch.cuda.set_device(self.local_rank)
         return f"cuda:{self.local_rank}"
 
     def rows(self, batch: int) -> slice:
@@ -73,10 +91,27 @@ class Team:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.size > 1:
-            dist.barrier()
+        self.most(0.0)
+
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether `error` means that another process has ended in the middle of what needs all of them."""
+        return self.size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+    def report(self, message: str) -> None:
+        """Print on standard error why this process ends, unless another one has already said why it does.
+
+        As a rule all end for the same reason, or because one of them has. Call this before `leave`.
+        """
+        if self._first_to_report():
+            print(message, file=sys.stderr)
+
+    def _first_to_report(self) -> bool:
+        try:
+            return self._store is None or self._store.add(REPORTED, 1) == 1
+        except dist.DistError:  # torchrun itself has ended
+            return True
 
     def _together(self, values: tuple[float, ...] | list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
-        numbers = torch.tensor(values, dtype=torch.float64, device=self._device)
+        numbers = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(numbers, how)
         return [float(number) for number in numbers.tolist()]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from train.curves import draw_curves
 from train.data import Data
 from train.display import Display, perplexity
 from train.errors import ConfigError, DivergedError
-from train.files import replace_file, truncate_file
+from train.files import append_file, replace_file, truncate_file
 from train.held_out import Measured
 from train.initialization import initialize
 from train.interrupt import Interrupt
@@ -72,8 +73,6 @@ class Trainer:
         if start is not None:
             adopt_weights(self.model, config.vocabulary, start)
         self.network: nn.Module = DistributedDataParallel(self.model) if team.size > 1 else self.model
-        if team.rank:
-            torch.manual_seed(self.training.seed + team.rank)  # other rows, other dropout
         self.optimizer = make_optimizer(self.model.parameters(), self.training)
         self.steps_per_epoch = math.ceil(len(self.windows) / self.training.accumulate)
         self.position = Position()
@@ -88,18 +87,21 @@ class Trainer:
             self.position, notice = load_checkpoint(self.folder, self.config, self.model, self.optimizer, zero)
             if notice:
                 self.display.line(notice)
+                if self.team.first:  # or the next checkpoint would put the damaged one in the place of the good one
+                    (self.folder / CHECKPOINT).unlink(missing_ok=True)
         if self.position.state is not None:
-            self.position.state = tuple(part[:, self._rows] for part in self.position.state)
+            self.position.state = tuple(part[:, self._rows].contiguous() for part in self.position.state)
         self._started = time.monotonic() - self.position.seconds
         if self.team.first:
             truncate_file(self.folder / METRICS, self.position.metrics_bytes)
             truncate_file(self.folder / SAMPLES, self.position.samples_bytes)
 
-    def run(self, interrupt: Interrupt) -> bool:
+    def run(self, interrupt: Interrupt) -> int:
         """Train to the end and write the summary, or save a checkpoint and return as soon as `interrupt` is set.
 
-        True if it came to the end. At least one step is taken, however short --max-minutes. Raises DivergedError when
-        the loss, the gradient or a weight is no longer finite; the last checkpoint stays as it was.
+        The result is 0 at the end, otherwise the signal's number, whichever process got it. At least one step is
+        taken, however short --max-minutes. Raises DivergedError when the loss, the gradient or a weight is no longer
+        finite; the last checkpoint stays as it was.
         """
         if self.training.max_minutes is not None:
             self._validate()
@@ -112,7 +114,7 @@ class Trainer:
                 done, stop, overdue = self.team.most(self.done(), interrupt.requested, since > CHECKPOINT_SECONDS)
                 if stop:
                     self._stop()
-                    return False
+                    return int(stop)
                 if self._evaluation_is_due(done):
                     self._evaluate(done, board)
                 elif overdue and self.position.step:
@@ -122,7 +124,7 @@ class Trainer:
                 with threads.step() if threads else nullcontext():
                     self._step(done)
         self._finish()
-        return True
+        return 0
 
     def _stop(self) -> None:
         self._checkpoint()
@@ -159,6 +161,8 @@ class Trainer:
         count = sum(targets.numel() for _, targets in windows)
         state = position.state if index else None
         nats = 0.0
+        if self.team.rank:
+            self._seed_dropout()
         self.optimizer.zero_grad()
         for inputs, targets in windows:
             loss, state = self._loss(inputs, targets, state)
@@ -182,6 +186,15 @@ class Trainer:
         position.seconds = time.monotonic() - self._started
         self.display.progress(done, position.step, position.loss_sum / position.loss_chars, self._speed())
 
+    def _seed_dropout(self) -> None:
+        """Draw other masks than process 0, whose generator is the checkpoint's; a resumed run draws them again."""
+        sequence = np.random.SeedSequence((self.training.seed, self.team.rank, self.position.step))
+        seed = int(sequence.generate_state(1, np.uint64)[0])
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
     def _window(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """This process's rows of a batch, on the device: inputs and targets (B, T) int64."""
         inputs, targets = (ids[self._rows] for ids in self.windows.batch(epoch, index))
@@ -197,8 +210,10 @@ class Trainer:
         return loss, tuple(part.float() for part in state)
 
     def _diverged(self, what: str) -> DivergedError:
-        kept = "the last good checkpoint is kept; " if (self.folder / CHECKPOINT).exists() else ""
-        return DivergedError(f"{what}; {kept}start again in another --out with a smaller --learning-rate or --clip")
+        kept = "the last good checkpoint is kept; " if newest(self.folder) else ""
+        return DivergedError(
+            f"{what}; {kept}start again in another --out with a smaller --learning-rate or a tighter --clip"
+        )
 
     def _require_finite_weights(self) -> None:
         if not all(weight.isfinite().all() for weight in self.model.parameters()):
@@ -236,7 +251,8 @@ class Trainer:
         position.train_loss = position.loss_sum / position.loss_chars
         speed = self._speed()
         measured = self._validate()
-        val_loss = measured.loss if measured else None
+        # Devices may differ in the last bit, and --patience must end all processes at once.
+        val_loss = self.team.most(measured.loss)[0] if measured else None
         if val_loss is not None and not math.isfinite(val_loss):
             raise self._diverged(f"the validation loss became {val_loss} at step {position.step}")
         improved = val_loss is None or position.best_val_loss is None or val_loss < position.best_val_loss
@@ -362,6 +378,5 @@ def _build(config: RunConfig, device: torch.device) -> CharacterModel:
 def _append(path: Path, text: str) -> int:
     """Append `text` to `path`; its length in bytes."""
     data = text.encode()
-    with path.open("ab") as file:
-        file.write(data)
+    append_file(path, data)
     return len(data)
