@@ -302,14 +302,14 @@ def test_where_no_checkpoint_is_good_both_are_named(
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
 
 
+@pytest.mark.parametrize("renames", [1, 2])
 def test_a_damaged_checkpoint_never_takes_the_good_ones_place(
-    stopped: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
-    """Killed while the first checkpoint after the damage is put into place."""
+    """Killed while the first checkpoint after the damage is put into place: the first rename is of the weights."""
     truncate(stopped / "trainer.pt")
-    renames = 2  # model.safetensors; then, in place of the damaged file, the new checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", dying(Path.replace, renames - 1))
+        patch.setattr(Path, "replace", dying(Path.replace, renames))
         with pytest.raises(Killed):
             main(["--out", str(stopped), "--resume"])
     assert checkpoint(stopped, "trainer.previous.pt")["position"]["step"] == 14

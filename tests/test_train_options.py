@@ -183,35 +183,58 @@ def tracks(ids: list[int], batch: int) -> tuple[Tensor, Tensor]:
 def descend(
     model: CharacterModel, ids: list[int], steps: int, accumulate: int, rate: float, clip: float
 ) -> list[float]:
-    """Plain gradient descent over windows of 8, the state cut between them; the norm of each step's gradient."""
+    """Plain gradient descent over windows of 8; the norm of each step's gradient."""
     inputs, targets = tracks(ids, 4)
-    state, norms = None, []
-    for step in range(steps):
-        nats = torch.zeros(())
-        for window in range(step * accumulate, (step + 1) * accumulate):
-            part = slice(8 * window, 8 * window + 8)
-            logits, state = model(inputs[:, part], state)
-            nats = nats + F.cross_entropy(logits.flatten(0, 1), targets[:, part].flatten(), reduction="sum")
-            state = tuple(half.detach() for half in state)
-        gradients = torch.autograd.grad(nats / (4 * 8 * accumulate), list(model.parameters()))
-        norms.append(math.sqrt(sum(gradient.square().sum().item() for gradient in gradients)))
-        shortened = min(1.0, clip / norms[-1]) if clip else 1.0
-        with torch.no_grad():
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter.sub_(rate * shortened * gradient)
-    return norms
+    windows = list(zip(inputs.split(8, 1), targets.split(8, 1), strict=True))
+    epoch = [windows[first : first + accumulate] for first in range(0, len(windows), accumulate)]
+    norms: list[float] = []
+    while True:
+        state = None
+        for part in epoch:
+            nats = torch.zeros(())
+            for window, expected in part:
+                logits, state = model(window, state)
+                nats = nats + F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum")
+                state = tuple(half.detach() for half in state)
+            characters = sum(expected.numel() for _, expected in part)
+            gradients = torch.autograd.grad(nats / characters, list(model.parameters()))
+            norms.append(math.sqrt(sum(gradient.square().sum().item() for gradient in gradients)))
+            shortened = min(1.0, clip / norms[-1]) if clip else 1.0
+            with torch.no_grad():
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter.sub_(rate * shortened * gradient)
+            if len(norms) == steps:
+                return norms
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize(("accumulate", "clip"), [(1, 0.0), (3, 0.0), (3, 0.02)])
-def test_gradient_descent_by_hand(sentences: Path, tmp_path: Path, cell: str, accumulate: int, clip: float) -> None:
-    """The weights move by the rate times the gradient, shortened only if it is longer than --clip."""
-    options = f"--cell {cell} --steps 2 --validation 0 --optimizer sgd --learning-rate 100 --weight-decay 0".split()
-    folder = train(sentences, tmp_path / "run", *options, *EVENLY, "--accumulate", str(accumulate), "--clip", str(clip))
+@pytest.mark.parametrize(
+    ("steps", "accumulate", "rate", "clip"),
+    [(2, 1, 100.0, 0.0), (2, 3, 100.0, 0.0), (2, 3, 100.0, 0.02), (35, 1, 1.0, 0.3), (12, 4, 1.0, 0.3)],
+)
+def test_gradient_descent_by_hand(
+    sentences: Path, tmp_path: Path, cell: str, steps: int, accumulate: int, rate: float, clip: float
+) -> None:
+    """The weights move by the rate times the gradient, shortened only if it is longer than --clip.
+
+    An epoch is 33 windows, in 33 or 9 steps; the state is zero at its start.
+    """
+    options = f"--cell {cell} --validation 0 --optimizer sgd --weight-decay 0 --sample-every 0".split()
+    numbers = [
+        "--steps",
+        str(steps),
+        "--accumulate",
+        str(accumulate),
+        "--learning-rate",
+        str(rate),
+        "--clip",
+        str(clip),
+    ]
+    folder = train(sentences, tmp_path / "run", *options, *EVENLY, *numbers)
     vocabulary = load_run(folder).vocabulary
     model = first_weights(ModelConfig(cell=cell, hidden=8), len(vocabulary))
-    norms = descend(model, vocabulary.encode(sentences.read_text()), 2, accumulate, 100.0, clip)
-    assert max(norms) > (0.02 if clip else 1)  # beyond --clip, or, without it, beyond what it is by default
+    norms = descend(model, vocabulary.encode(sentences.read_text()), steps, accumulate, rate, clip)
+    assert max(norms) > (clip or 1)  # beyond --clip, or, without it, beyond what it is by default
     torch.testing.assert_close(load_run(folder).weights, dict(model.state_dict()), rtol=1e-4, atol=1e-5)
 
 

@@ -70,6 +70,8 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
         (edit_config(lambda c: c.update(vocabulary="ab")), "'vocabulary' must be a list of strings"),
         (edit_config(lambda c: c.update(vocabulary=["a", "a"])), "the vocabulary repeats a symbol"),
         (edit_config(lambda c: c.update(model={"cell": "gru", "size": 3})), "ModelConfig does not know 'size'"),
+        (edit_config(lambda c: c.update(labels=["x", "y"])), "'labels' are for taggers, and only for them; task is"),
+        (edit_config(lambda c: c["model"].update(task="tag")), "'labels' are for taggers, and only for them; task is"),
         (edit_config(lambda c: c.update(model=[])), "ModelConfig must be a JSON object, not list"),
         (
             edit_config(lambda c: c.update(model={"hidden": "8"})),

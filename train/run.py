@@ -100,11 +100,14 @@ def load_config(folder: Path) -> RunConfig:
             raise RunError(f"{path} lacks {section!r}")
     try:
         model = ModelConfig.from_json(document["model"])
+        labels = _strings(document, "labels")
+        if bool(labels) is not (model.task == "tag"):
+            raise ValueError(f"'labels' are for taggers, and only for them; task is {model.task!r}")
         return RunConfig(
             model,
             TrainingConfig.from_json(document["training"]),
             Vocabulary(_strings(document, "vocabulary"), characters=model.task == "generate"),
-            _strings(document, "labels"),
+            labels,
         )
     except ValueError as error:
         raise RunError(f"{path}: {error}") from None
