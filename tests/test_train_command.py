@@ -19,6 +19,7 @@ import torch
 from train.__main__ import main
 from train.checkpoint import Position
 from train.config import TrainingConfig
+from train.interrupt import Interrupt
 from train.optimizer import learning_rate
 from train.run import load_run
 from train.trainer import Trainer
@@ -465,3 +466,19 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 def test_a_constant_learning_rate_warms_up_only_if_told_to() -> None:
     config = TrainingConfig(steps=10, learning_rate=100.0, schedule="constant", warmup=0)
     assert [learning_rate(config, step, step / 10) for step in range(10)] == [100.0] * 10
+
+
+def test_a_second_signal_acts_as_it_would_without_us_unless_it_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("train.interrupt.time.monotonic", lambda: now)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run with SIGINT ignored
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # torchrun passes on what every process got
+            assert interrupt.requested == signal.SIGINT
+            now += 2
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

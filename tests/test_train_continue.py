@@ -118,13 +118,24 @@ def test_patience_is_remembered(sentences: Path, tmp_path: Path, monkeypatch: py
 KILLER = """
 import os, random, signal, sys, time
 import torch
-import train.trainer
-from train.__main__ import main
+import train.__main__, train.trainer
+from train.__main__ import Interrupt, main
+
+class AtOnce(Interrupt):
+    def __enter__(self):
+        self.requested = signal.SIGINT
+        return self
+    def __exit__(self, *error):
+        pass
 
 torch.set_num_threads(1)
 train.trainer.SAMPLE_LENGTH = 5
 train.trainer.draw_curves = lambda *paths: None
-arguments = sys.argv[1:]
+arguments = sys.argv[2:]
+train.__main__.Interrupt = AtOnce  # a run of no steps, for all that is imported late
+main([*arguments, "--out", sys.argv[1] + " of no steps"])
+train.__main__.Interrupt = Interrupt
+arguments += ["--out", sys.argv[1], "--resume"]
 moments = random.Random(0)
 kills = 0
 while kills < 8:
@@ -145,7 +156,7 @@ sys.exit(main(arguments))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to load PyTorch once")
 def test_a_run_killed_many_times_ends_the_same(sentences: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", KILLER, "--corpus", str(sentences), "--out", str(folder), *RUN, "--resume"]
+    command = [sys.executable, "-c", KILLER, str(folder), "--corpus", str(sentences), *RUN]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert process.returncode == 0, process.stderr
     assert int(process.stderr.split()[0]) > 0, process.stderr
@@ -533,7 +544,7 @@ def test_it_can_be_cut_and_goes_on(
     moved = start.rename(tmp_path / "moved")
     assert main(["--out", str(cut), "--resume"]) == 2
     assert f"error: {start} is not a run folder: no such folder" in capsys.readouterr().err
-    for other in (make_run(hidden=9), make_run(hidden=16)):
+    for other in (make_run(load_run(moved).vocabulary.symbols, hidden=9), make_run(hidden=16)):
         folder = save_run(other, tmp_path / f"other {other.model.hidden}")
         assert main(["--out", str(cut), "--resume", "--from", str(folder)]) == 2
         complaint = f"error: {folder} has another model or vocabulary than what {cut} was started from\n"

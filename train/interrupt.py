@@ -1,15 +1,22 @@
 """Ctrl-C and SIGTERM as a request that the training loop looks at between steps."""
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
+SAME_SIGNAL = 1.0  # seconds
+
 
 class Interrupt:
-    """A context manager. The first signal sets `requested` to its number; a second one acts as it would without us."""
+    """A context manager. The first signal sets `requested` to its number; a second one acts as it would without us.
+
+    Within a second it is taken for the first one again: torchrun passes on what a scheduler sends to every process.
+    """
 
     def __init__(self) -> None:
         self.requested: int = 0
+        self._since = 0.0
 
     def __enter__(self) -> Self:
         self._previous = {kind: signal.signal(kind, self._request) for kind in (signal.SIGINT, signal.SIGTERM)}
@@ -21,8 +28,12 @@ class Interrupt:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
-        self._restore()
+        if not self.requested:
+            self.requested = number
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > SAME_SIGNAL:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for kind, handler in self._previous.items():
