@@ -39,7 +39,7 @@ SUMMARY = "summary.json"
 CURVES = "curves.png"
 
 AUTOMATIC_EVALUATIONS = 20
-EVALUATED_CHARACTERS = 512  # of each of the 64 held-out tracks, during the run; the whole of them at the end
+EVALUATED_CHARACTERS = 2048  # of each of the 16 held-out tracks, during the run; the whole of them at the end
 LARGEST_RESERVE = 0.1  # of --max-minutes, kept for the end
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
 SAMPLE_LENGTH = 200
