@@ -30,7 +30,7 @@ from onnx import numpy_helper
 
 from export.graph import FLOAT, INT64, Graph, model_bytes, tensor
 from export.sampling import GREEDY_TEMPERATURE
-from export.weights import GRULayer, Matrix, Weights
+from export.weights import Layer, Matrix, Weights
 
 
 def decode_graph(weights: Weights, unknown_id: int | None, filters: bool, metadata: Mapping[str, str]) -> bytes:
@@ -171,7 +171,7 @@ def _network(g: Graph, weights: Weights, token: str, states: list[str], next_sta
     return output
 
 
-def _gru_step(g: Graph, layer: GRULayer, x_gates: str, x_candidate: str, h: str, active: str, out: str) -> str:
+def _gru_step(g: Graph, layer: Layer, x_gates: str, x_candidate: str, h: str, active: str, out: str) -> str:
     """r, u = sigmoid(x_ru + h U_ru);  n = tanh(x_n + r (h U_n + b_n));  h' = h + u (n - h).
 
     The equations of torch.nn.GRU with u = 1 - z; the input's part is in `x_gates` (batch, 2 * hidden) and

@@ -27,7 +27,7 @@ GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
 def states_of(config: ModelConfig) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
     """The names and shapes of the states that a model's graphs read; each `state_X` comes out as `next_state_X`."""
     shape = (config.layers * config.directions, "batch", config.hidden)
-    return tuple((f"state_{part}", shape) for part in ("hc" if config.cell == "lstm" else "h"))
+    return tuple((f"state_{part}", shape) for part in config.state_parts)
 
 
 def model_graph(config: ModelConfig, weights: Weights, metadata: Mapping[str, str]) -> bytes:

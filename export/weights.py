@@ -23,9 +23,6 @@ class Layer:
     hidden_bias: Matrix  # (G * hidden,)
 
 
-GRULayer = Layer  # a layer of three gates: the only one that a serving graph is made of so far
-
-
 @dataclass(frozen=True)
 class Weights:
     """All parameters of a model, float64 so that what is folded at export is rounded once."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from export.compare import session
 from export.decode import decode_graph
 from export.sampling import Sampling, SamplingError, choose, uniforms
-from export.weights import GRULayer, Weights
+from export.weights import Layer, Weights
 from train.sample import choose as torch_choose
 
 V = 11
@@ -17,7 +17,7 @@ V = 11
 
 def _graph(filters):
     """A serving graph whose logits are all zero, so that `logit_bias` is the logits."""
-    layer = GRULayer(np.zeros((6, V)), np.zeros((6, 2)), np.zeros(6), np.zeros(6))
+    layer = Layer(np.zeros((6, V)), np.zeros((6, 2)), np.zeros(6), np.zeros(6))
     return session(decode_graph(Weights(None, (layer,), np.zeros((V, 2)), np.zeros(V)), None, filters, {}))
 
 
@@ -135,7 +135,7 @@ def test_unfiltered_graph_agrees_with_the_filtered_one():
     """Same bits where nothing is filtered: a stream's text does not depend on which variant made it."""
     rng = np.random.default_rng(2)
     k = rng.normal(size=(V, 2)) * 3
-    layer = GRULayer(rng.normal(size=(6, V)), rng.normal(size=(6, 2)), rng.normal(size=6), rng.normal(size=6))
+    layer = Layer(rng.normal(size=(6, V)), rng.normal(size=(6, 2)), rng.normal(size=6), rng.normal(size=6))
     weights = Weights(None, (layer,), k, rng.normal(size=V))
     plain, filtered = (session(decode_graph(weights, None, filters, {})) for filters in (False, True))
     feeds = {

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.config import ModelConfig
+from train.config import ModelConfig, TrainingConfig
 from train.errors import CorpusError
 from train.held_out import HeldOutText
 from train.model import CharacterModel
-from train.windows import RandomWindows, SequentialWindows, split
+from train.texts import read_texts
+from train.windows import RandomWindows, SequentialWindows
 
 
 @given(st.integers(1, 8), st.integers(1, 9), st.data())
@@ -58,10 +60,12 @@ def test_random_windows_differ_between_epochs_and_seeds() -> None:
 
 
 @pytest.mark.parametrize(("validation", "held_out"), [(0.1, 100), (0.25, 250), (0.0, 0)])
-def test_the_end_of_the_text_is_held_out(validation: float, held_out: int) -> None:
-    training_ids, held_out_ids = split(torch.arange(1000), validation)
-    assert len(held_out_ids) == held_out
-    assert torch.equal(torch.cat([training_ids, held_out_ids]), torch.arange(1000))
+def test_the_end_of_the_text_is_held_out(tmp_path: Path, validation: float, held_out: int) -> None:
+    text = "".join(chr(0x4E00 + index) for index in range(1000))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    texts = read_texts(TrainingConfig(corpus=(str(tmp_path / "text.txt"),), validation=validation, steps=1))
+    assert len(texts.held_out) == held_out
+    assert texts.training + texts.held_out == text
 
 
 def test_too_little_text_is_refused() -> None:

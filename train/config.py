@@ -77,6 +77,11 @@ class ModelConfig(_Section):
         return 2 if self.bidirectional else 1
 
     @property
+    def state_parts(self) -> tuple[str, ...]:
+        """What the state is made of: h, and an LSTM's c."""
+        return ("h", "c") if self.cell == "lstm" else ("h",)
+
+    @property
     def features(self) -> int:
         """The width of a layer's output, and of what the output layer reads."""
         return self.hidden * self.directions

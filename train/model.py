@@ -42,7 +42,7 @@ class CharacterModel(nn.Module):
     def initial_state(self, batch: int) -> State:
         """The zero state of `batch` texts about to begin."""
         shape = (self.config.layers * self.config.directions, batch, self.config.hidden)
-        return tuple(self.linear.weight.new_zeros(shape) for _ in range(2 if self.config.cell == "lstm" else 1))
+        return tuple(self.linear.weight.new_zeros(shape) for _ in self.config.state_parts)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Read `tokens` (B, T) int64 from `state` (zeros if None): logits (B, T, V) f32 and the state after them.
@@ -50,7 +50,7 @@ class CharacterModel(nn.Module):
         Under autocast, both come in its dtype, and all but the embedding is computed in it.
         """
         state = self.initial_state(len(tokens)) if state is None else state
-        if len(state) != (2 if self.config.cell == "lstm" else 1):
+        if len(state) != len(self.config.state_parts):
             raise ValueError(f"the state of a {self.config.cell} model cannot have {len(state)} parts")
         kind = tokens.device.type
         if torch.is_autocast_enabled(kind):

@@ -90,9 +90,3 @@ class RandomWindows:
         offset = random.integers(self.window)
         order = random.permutation(self._length * self.rows)
         return torch.from_numpy(offset + order * self.window).to(self.ids.device)
-
-
-def split(ids: Tensor, validation: float) -> tuple[Tensor, Tensor]:
-    """The text without its last `validation` (a fraction), and that held-out end."""
-    cut = len(ids) - int(len(ids) * validation)
-    return ids[:cut], ids[cut:]
