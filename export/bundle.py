@@ -4,7 +4,9 @@
                           vocabulary, and of a tagger its labels
     model.onnx            the portable graph (`export.model`)
     decode.onnx           the serving graph (`export.decode`)
-    decode-filters.onnx   its variant with top-k, top-p, min-p and logit bias
+    decode-top-p.onnx     its variant with top-p, min-p and logit bias
+    decode-top-k.onnx     ... and top-k
+    decode-logprobs.onnx  ... and log-probabilities
 
 A tagger's bundle has the portable graph alone. Export writes bundles and the server reads them; a bundle is taken only
 if it is whole.
@@ -21,12 +23,25 @@ from typing import Any
 
 from train.vocab import Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 64 * 2**20  # far above any real vocabulary: a manifest is read whole
 
 # The graphs by their key in the manifest; a bundle that cannot stream has the first only.
-FILES = {"model": "model.onnx", "decode": "decode.onnx", "decode_filters": "decode-filters.onnx"}
+FILES = {
+    "model": "model.onnx",
+    "decode": "decode.onnx",
+    "decode_top_p": "decode-top-p.onnx",
+    "decode_top_k": "decode-top-k.onnx",
+    "decode_logprobs": "decode-logprobs.onnx",
+}
+PRECISIONS = ("fp32", "int8")
+
+_EARLIER_FILES = ("decode-filters.onnx",)  # in bundles of format 1
+_STATE_PARTS = {"gru": ("h",), "lstm": ("h", "c"), "rnn": ("h",)}  # by cell
+_REQUIRED_GRAPHS = {"generate": tuple(FILES), "tag": ("model",)}  # by task
+
+States = tuple[tuple[str, tuple[int | str, ...]], ...]  # names and shapes
 
 
 class BundleError(ValueError):
@@ -45,7 +60,7 @@ class Bundle:
     model: Mapping[str, Any]
     precision: str
     vocabulary: Vocabulary
-    states: tuple[tuple[str, tuple[int | str, ...]], ...]
+    states: States
     graphs: Mapping[str, bytes]
     labels: tuple[str, ...] = ()
 
@@ -84,7 +99,7 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
         "model_id": bundle.model_id,
         "model": dict(bundle.model),
         "precision": bundle.precision,
-        "states": [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in bundle.states],
+        "states": _state_entries(bundle.states),
         "graphs": {
             key: {"file": FILES[key], "sha256": hashlib.sha256(graph).hexdigest()}
             for key, graph in bundle.graphs.items()
@@ -98,16 +113,20 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
     return manifest
 
 
+def _state_entries(states: States) -> list[dict[str, Any]]:
+    return [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in states]
+
+
 def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> None:
     """Write the bundle's folder aside, then rename it into place. Raises OSError; `folder` is then as it was.
 
     Killed just between its two renames it leaves no `folder`, and the old bundle as `.NAME.old` until the next export.
+    Where other processes may export to `folder`, the caller holds its lock (`export.lock`).
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
-    for leftover in (aside, old):  # of an export that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    aside, old = _asides(folder)
+    remove_leftovers(folder)
     try:
         aside.mkdir()
         for key, graph in bundle.graphs.items():
@@ -121,8 +140,18 @@ def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> N
             old.rename(folder)
         raise
     finally:
-        for leftover in (aside, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an export to `folder` that was killed left beside it; under the same lock as writing."""
+    for leftover in _asides(folder.resolve()):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _asides(folder: Path) -> tuple[Path, Path]:
+    """Where the new bundle is written, and where the old one waits until the new one is in place."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -137,34 +166,37 @@ def read_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
-        model = dict(manifest["model"])
+        model = _model(manifest)
         tags = model["task"] == "tag"
         bundle = Bundle(
-            name=str(manifest["name"]),
-            model_id=str(manifest["model_id"]),
+            name=_string(manifest, "name"),
+            model_id=_string(manifest, "model_id"),
             model=model,
-            precision=str(manifest["precision"]),
+            precision=_precision(manifest),
             vocabulary=Vocabulary(_strings(manifest, "vocabulary"), characters=not tags),
-            states=tuple((str(state["name"]), tuple(state["shape"])) for state in manifest["states"]),
-            graphs={str(key): _read_graph(folder, graph) for key, graph in manifest["graphs"].items()},
+            states=_states(manifest, model),
+            graphs=_graphs(folder, manifest, model),
             labels=_strings(manifest, "labels") if tags else (),
         )
-        bundle.layers, bundle.hidden  # noqa: B018  # a missing or crooked size must show here
+        hashed = model_id(bundle.graphs, bundle.vocabulary, bundle.labels)
     except BundleError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else f"is wrong: {error}"
         raise BundleError(f"{folder / MANIFEST} {reason}; export the run again") from None
-    if bundle.model_id != model_id(bundle.graphs, bundle.vocabulary, bundle.labels):
-        hashed = "graphs, the vocabulary and the labels" if tags else "graphs and the vocabulary"
-        raise BundleError(f"{folder}: model_id does not match the {hashed}; export the run again")
+    if bundle.model_id != hashed:
+        what = "graphs, the vocabulary and the labels" if tags else "graphs and the vocabulary"
+        raise BundleError(f"{folder}: model_id does not match the {what}; export the run again")
     return bundle
 
 
 def is_replaceable(folder: Path) -> bool:
     """Whether `folder` is a bundle, whole or damaged, and nothing else is in it."""
     manifest = folder / MANIFEST
-    if not manifest.is_file() or {path.name for path in folder.iterdir()} - {MANIFEST, *FILES.values()}:
+    if not manifest.is_file():
+        return False
+    known = {MANIFEST, *FILES.values(), *_EARLIER_FILES}
+    if any(path.name not in known or not path.is_file() for path in folder.iterdir()):
         return False
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
@@ -183,17 +215,88 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is larger than {_MANIFEST_BYTES} bytes: not a manifest of ours")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}); export the run again") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if type(version) is not int:
         raise BundleError(f"{path} has no format_version: not a manifest of ours")
-    if version != FORMAT_VERSION:
-        older = "an older" if version < FORMAT_VERSION else "a newer"
+    if version > FORMAT_VERSION:
         raise BundleError(
-            f"{path} has {older} format ({version}; this program reads {FORMAT_VERSION}); export it again"
+            f"{path} has a newer format ({version}; this program reads {FORMAT_VERSION}); update Rill, or export the "
+            "run with this version"
+        )
+    if version < FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has an older format ({version}; this program reads {FORMAT_VERSION}); export the run again"
         )
     return manifest
+
+
+# The parts of a manifest, checked: what is wrong is a KeyError, TypeError, AttributeError or ValueError, of which
+# `read_bundle` makes a sentence that names the manifest.
+
+
+def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    model = dict(manifest["model"])
+    if model["task"] not in _REQUIRED_GRAPHS:
+        raise ValueError(f"task {model['task']!r} is neither generate nor tag")
+    if model["cell"] not in _STATE_PARTS:
+        raise ValueError(f"cell {model['cell']!r} is none of {', '.join(_STATE_PARTS)}")
+    for size in ("layers", "hidden"):
+        if type(model[size]) is not int or model[size] < 1:
+            raise ValueError(f"{size} must be a whole number of at least 1, not {model[size]!r}")
+    if not isinstance(model["bidirectional"], bool):
+        raise ValueError(f"bidirectional must be true or false, not {model['bidirectional']!r}")
+    return model
+
+
+def _precision(manifest: Mapping[str, Any]) -> str:
+    precision = _string(manifest, "precision")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    return precision
+
+
+def _states(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> States:
+    """The states of the manifest, which must be those that a model of this kind has (`export.model.states_of`)."""
+    shape = (model["layers"] * (2 if model["bidirectional"] else 1), "batch", model["hidden"])
+    states: States = tuple((f"state_{part}", shape) for part in _STATE_PARTS[model["cell"]])
+    if manifest["states"] != _state_entries(states):
+        pairs = " and ".join(f"{name} -> next_{name}" for name, _ in states)
+        raise ValueError(f"the states of this {model['cell']} must be {pairs} of shape {json.dumps(shape)}")
+    return states
+
+
+def _graphs(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, bytes]:
+    graphs = manifest["graphs"]
+    for key in _REQUIRED_GRAPHS[model["task"]]:
+        if key not in graphs:
+            raise ValueError(f"there is no graph {key!r}")
+    for key, entry in graphs.items():
+        if key not in FILES:
+            raise ValueError(f"graph {key!r} is none of {', '.join(FILES)}")
+        if entry["file"] != FILES[key]:  # so no name is there twice, and none reaches out of the folder
+            raise ValueError(f"graph {key!r} is in {entry['file']!r} instead of {FILES[key]!r}")
+    return {key: _read_graph(folder / FILES[key], entry["sha256"]) for key, entry in graphs.items()}
+
+
+def _read_graph(path: Path, sha256: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); export the run again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BundleError(f"{path} is damaged: its checksum is not the manifest's; export the run again")
+    return data
+
+
+def _string(manifest: Mapping[str, Any], key: str) -> str:
+    value = manifest[key]
+    if not (isinstance(value, str) and value):
+        raise ValueError(f"{key!r} must be a string that is not empty")
+    return value
 
 
 def _strings(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -201,17 +304,3 @@ def _strings(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
         raise ValueError(f"{key!r} must be a list of strings")
     return tuple(values)
-
-
-def _read_graph(folder: Path, entry: Mapping[str, str]) -> bytes:
-    name = str(entry["file"])
-    if name != Path(name).name:  # a manifest must not reach out of its folder
-        raise BundleError(f"{folder / MANIFEST} names a file outside the bundle: {name!r}")
-    path = folder / name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); export the run again") from None
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise BundleError(f"{path} is damaged: its checksum is not the manifest's; export the run again")
-    return data

@@ -1,84 +1,180 @@
-"""Comparison by characters: what a serving graph and a plain PyTorch loop choose, with the same uniforms."""
+"""Comparison by characters: what a serving graph chooses, and what the reference would from the same state.
 
-from collections.abc import Callable, Iterator
+The reference's logits are those of one step from the graph's own state: then a difference means something, however a
+trained network multiplies roundings.
+"""
+
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 import torch
 
 from export.bundle import Bundle
-from export.compare import Array, ParityError, decode_feeds, rows_beyond
-from export.sampling import Sampling, uniforms
-from train.model import CharacterModel
+from export.compare import Array, Feeds, ParityError, decode_feeds, row_maxima, rows_beyond
+from export.reference import Named, Reference, next_states
+from export.sampling import Sampling, threshold, uniforms, window_of
 from train.sample import choose
 
 NEAR = 1e-4  # a choice this close to its boundary may fall to either side
 CHARACTERS = 2000
 CHOICES = 600
 
-Picker = Callable[[torch.Tensor, float, Sampling], int]  # from one row of logits [vocab], u and the parameters
+
+@dataclass(frozen=True)
+class Graph:
+    """A serving graph of a bundle and what it is held against."""
+
+    name: str
+    session: ort.InferenceSession
+    bundle: Bundle
+    reference: Reference
+
+    @property
+    def inputs(self) -> set[str]:
+        """The names of its inputs."""
+        return {value.name for value in self.session.get_inputs()}
+
+    def run(self, feeds: Feeds) -> Named:
+        """Its outputs by name."""
+        names = [value.name for value in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, feeds), strict=True))
+
+    def zeros(self, batch: int) -> Named:
+        """The states of texts about to begin."""
+        return {
+            name: np.zeros([batch if axis == "batch" else int(axis) for axis in shape], np.float32)
+            for name, shape in self.bundle.states
+        }
+
+    def logits(self, tokens: Array, before: Named, outputs: Named) -> Array:
+        """The reference's logits [batch, vocab] after a step that gave `outputs`.
+
+        Raises ParityError where its states are not those in `outputs`.
+        """
+        expected = self.reference.step(tokens, before, next_states(outputs))
+        for name in before:
+            got, right = outputs[f"next_{name}"], expected[f"next_{name}"]
+            if (differs := rows_beyond(name, got, right)).any():
+                distances = row_maxima(name, np.abs(got - right))
+                moves = self.reference.moves(tokens[:, None], before)[f"next_{name}"]
+                if not (distances[differs] <= moves[differs]).all():
+                    raise ParityError(f"{self.name}: {name} is off by {distances.max():.2e} after one step")
+        logits: Array = expected["logits"][:, 0]
+        return logits
 
 
-def choices(graph: ort.InferenceSession, model: CharacterModel, bundle: Bundle, rng: np.random.Generator) -> int:
+def choices(graph: Graph, rng: np.random.Generator) -> int:
     """Compare one choice of each of CHOICES rows, in one call; the number of excused differences.
 
-    Every row has a state, a text to read, a step limit and parameters of its own, and half of the rows a uniform close
+    Every row has states, a text to read, a step limit and parameters of its own, and half of the rows a uniform close
     to a boundary. Raises ParityError.
     """
-    config, symbols, unknown_id = model.config, len(bundle.vocabulary), bundle.vocabulary.unknown_id
-    filters = "top_k" in {value.name for value in graph.get_inputs()}
-    longest = 4
-    state = rng.uniform(-1, 1, (config.layers, CHOICES, config.hidden)).astype(np.float32)
+    bundle, longest = graph.bundle, 4
+    symbols, unknown_id = len(bundle.vocabulary), bundle.vocabulary.unknown_id
+    states = {name: rng.uniform(-1, 1, zeros.shape).astype(np.float32) for name, zeros in graph.zeros(CHOICES).items()}
     tokens = rng.integers(symbols, size=(CHOICES, longest))
     steps = np.sort(rng.integers(longest + 1, size=CHOICES))
-    rows = [_random_sampling(symbols, unknown_id, filters, rng) for _ in range(CHOICES)]
+    rows = [_random_sampling(symbols, unknown_id, graph.inputs, rng) for _ in range(CHOICES)]
+
+    feeds = decode_feeds(graph.session, tokens[:, 0], states, rng.random((longest, CHOICES), np.float32), Sampling())
+    feeds["forced"] = np.where(np.arange(1, longest + 1)[:, None] < steps, np.roll(tokens, -1, axis=1).T, -1)
+    for name in feeds.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        feeds[name] = np.array([getattr(sampling, name) for sampling in rows], feeds[name].dtype)
+    if "window" in feeds:
+        feeds["window"] = window_of(feeds["top_k"], symbols)
     bias = np.zeros((CHOICES, symbols), np.float32)
     for row, sampling in enumerate(rows):
         for symbol, value in sampling.logit_bias.items():
             bias[row, symbol] = value
-
-    expected_state, logits = state.copy(), np.zeros((CHOICES, symbols), np.float32)
-    for count in range(1, longest + 1):
-        these = np.flatnonzero(steps == count)
-        read, (after,) = model(torch.from_numpy(tokens[these, :count]), (torch.from_numpy(state[:, these]),))
-        logits[these], expected_state[:, these] = read[:, -1].numpy(), after.numpy()
-    biased = torch.from_numpy(logits + bias)
-    u = rng.random(CHOICES, np.float32)
-    u[::2] = _near_boundaries(biased, [sampling.temperature for sampling in rows], rng)[::2]
-
-    feeds = decode_feeds(graph, tokens[:, 0], state, np.repeat(u[None], longest, axis=0), Sampling())
-    for step in range(longest - 1):
-        feeds["forced"][step] = np.where(step + 1 < steps, tokens[:, step + 1], -1)
-    feeds["steps"] = steps
-    for name in ("temperature", "top_k", "top_p", "min_p"):
-        if name in feeds:
-            feeds[name] = np.array([getattr(sampling, name) for sampling in rows], feeds[name].dtype)
-    if filters:
+    if "logit_bias" in feeds:
         feeds["logit_bias"] = bias
-    got, got_state = graph.run(["tokens", "next_state_h"], feeds)
 
-    if (
-        rows_beyond("next_state_h", got_state, expected_state).any()
-        or (got_state[:, steps == 0] != state[:, steps == 0]).any()
-    ):
-        raise ParityError("decode: rows with step limits of their own do not end in PyTorch's states")
-    pick = _picker(unknown_id)
-    excused = 0
-    for row in np.flatnonzero(steps).tolist():
-        chosen, choice = int(got[steps[row] - 1, row]), (float(u[row]), rows[row], pick, unknown_id)
-        if pick(biased[row], float(u[row]), rows[row]) != chosen:
-            if not _is_near(biased[row], chosen, *choice):
-                raise ParityError(f"decode: a row with {rows[row]} chose {chosen}, and no boundary is within {NEAR}")
-            excused += 1
-    return excused
+    # Each row's states before its last step, and the reference's logits after it.
+    at = np.maximum(steps - 1, 0)
+    before = next_states(graph.run(feeds | {"steps": at}))
+    logits = graph.logits(tokens[np.arange(CHOICES), at], before, graph.run(feeds | {"steps": at + 1}))
+    biased = torch.from_numpy(logits + bias)
+    u = feeds["uniforms"]
+    u[:, ::2] = _near_boundaries(biased, [sampling.temperature for sampling in rows], rng)[::2]
+    got = graph.run(feeds | {"steps": steps})
+    for name, values in next_states(got).items():
+        if (values[:, steps == 0] != states[name][:, steps == 0]).any():
+            raise ParityError(f"{graph.name}: a row that takes no step does not keep its {name}")
+
+    taken = np.flatnonzero(steps)
+    return _count_excused(
+        graph,
+        got["tokens"][at, np.arange(CHOICES)][taken],
+        biased[taken],
+        u[at, np.arange(CHOICES)][taken],
+        [rows[row] for row in taken],
+    )
 
 
-def _random_sampling(symbols: int, unknown_id: int | None, filters: bool, rng: np.random.Generator) -> Sampling:
-    """Parameters that bite; biases that ban some symbols and leave others."""
+def free_running(graph: Graph, sampling: Sampling, rng: np.random.Generator, count: int = CHARACTERS) -> int:
+    """Generate `count` characters in calls of random lengths; the number of excused differences.
+
+    Taken one by one the steps must give the same bits, and each must be the reference's. Raises ParityError.
+    """
+    bundle, u = graph.bundle, uniforms(int(rng.integers(2**32)), 0, count)
+    token, states = np.array([bundle.vocabulary.start_id]), graph.zeros(1)
+    read, before, after, chosen = list[Array](), list[Named](), list[Named](), list[int]()
+    while len(chosen) < count:
+        chances = u[len(chosen) :][: int(rng.integers(1, 65)), None]
+        called = graph.run(decode_feeds(graph.session, token, states, chances, sampling))
+        for step in range(len(chances)):
+            outputs = graph.run(decode_feeds(graph.session, token, states, chances[[step]], sampling))
+            read.append(token)
+            before.append(states)
+            token, states = outputs["tokens"][0], next_states(outputs)
+            after.append(outputs)
+            chosen.append(int(token[0]))
+        same = all((states[name] == values).all() for name, values in next_states(called).items())
+        if not same or chosen[-len(chances) :] != called["tokens"][:, 0].tolist():
+            raise ParityError(f"{graph.name}: a call of {len(chances)} steps differs from as many calls of one")
+
+    def together(parts: list[Named]) -> Named:
+        return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if "state_" in name}
+
+    bias = np.zeros(len(bundle.vocabulary), np.float32)
+    bias[list(sampling.logit_bias)] = list(sampling.logit_bias.values())
+    logits = graph.logits(np.concatenate(read), together(before), together(after))
+    return _count_excused(graph, np.array(chosen), torch.from_numpy(logits + bias), u, [sampling] * count)
+
+
+def log_probabilities(graph: Graph, rng: np.random.Generator, batch: int = 64) -> float:
+    """Compare the log-probabilities of characters and of the most probable ones; the largest difference, in nats.
+
+    Raises ParityError for one beyond the tolerance, and for alternatives that are not the most probable.
+    """
+    symbols, unknown_id = len(graph.bundle.vocabulary), graph.bundle.vocabulary.unknown_id
+    states = {name: rng.uniform(-1, 1, zeros.shape).astype(np.float32) for name, zeros in graph.zeros(batch).items()}
+    token = rng.integers(symbols, size=batch)
+    feeds = decode_feeds(graph.session, token, states, rng.random((1, batch), np.float32), Sampling())
+    feeds["forced"][0, ::2] = rng.integers(symbols, size=len(token[::2]))
+    got = graph.run(feeds)
+    logits = graph.logits(token, states, got)
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), dim=1).numpy()
+    rows = np.arange(batch)
+    of_tokens = expected[rows, got["tokens"][0]]
+    of_top = np.take_along_axis(expected, got["top_tokens"][0], axis=1)
+    if unknown_id is not None:
+        expected[:, unknown_id] = -np.inf
+    best = -np.sort(-expected, axis=1)[:, : of_top.shape[1]]
+    pairs = [(got["logprobs"][0], of_tokens), (got["top_logprobs"][0], of_top), (of_top, best)]
+    with np.errstate(invalid="ignore"):  # nothing but `<unk>` left: -inf on both sides
+        far = max(float(np.nan_to_num(np.abs(a - b) - 1e-5 * np.abs(b), nan=0.0).max()) for a, b in pairs)
+    if far > NEAR:
+        raise ParityError(f"{graph.name}: log-probabilities are off by {far:.2e}")
+    return max(far, 0.0)
+
+
+def _random_sampling(symbols: int, unknown_id: int | None, inputs: set[str], rng: np.random.Generator) -> Sampling:
+    """Parameters that bite, of those that are inputs; biases that ban some symbols and leave others."""
     temperature = float(rng.choice([0.0, 1.0, rng.uniform(0.2, 3.0)]))
-    if not filters:
+    if "logit_bias" not in inputs:
         return Sampling(temperature)
     bias = dict(enumerate(rng.normal(0, 2, symbols).astype(np.float32).tolist())) if rng.random() < 0.5 else {}
     for symbol in rng.integers(symbols, size=symbols // 4):
@@ -86,7 +182,7 @@ def _random_sampling(symbols: int, unknown_id: int | None, filters: bool, rng: n
             bias[int(symbol)] = -np.inf
     return Sampling(
         temperature,
-        top_k=int(rng.choice([0, 0, int(rng.integers(1, 6)), symbols, 2**32 - 1])),
+        top_k=int(rng.choice([1, 2, int(rng.integers(1, 6)), symbols, 2**32 - 1])) if "top_k" in inputs else 0,
         top_p=float(rng.choice([1.0, rng.uniform(0.05, 0.99)])),
         min_p=float(rng.choice([0.0, rng.uniform(0.001, 0.5)])),
         logit_bias=bias,
@@ -105,108 +201,47 @@ def _near_boundaries(logits: torch.Tensor, temperatures: list[float], rng: np.ra
     return within
 
 
-class _Step(NamedTuple):
-    """A step of PyTorch's: what it chose, from which logits [vocab], and the state after it."""
+def _count_excused(graph: Graph, chosen: Array, logits: torch.Tensor, u: Array, rows: list[Sampling]) -> int:
+    """How many of the choices [batch], from logits [batch, vocab], are not PyTorch's but near their boundary.
 
-    chosen: int
-    logits: torch.Tensor
-    state: tuple[torch.Tensor, ...]
-
-
-def free_running(
-    graph: ort.InferenceSession, model: CharacterModel, sampling: Sampling, bundle: Bundle, rng: np.random.Generator
-) -> int:
-    """Generate CHARACTERS with both, in calls of random lengths; the number of excused differences.
-
-    Raises ParityError for a difference that has no excuse: the choice is not near a boundary of PyTorch's, neither from
-    PyTorch's own state nor from the graph's.
+    Raises ParityError for one that is not near.
     """
-    u = uniforms(int(rng.integers(2**32)), 0, CHARACTERS)
-    pick = _picker(bundle.vocabulary.unknown_id)
-
-    def serve(token: int, state: Array, chances: Array, forced: list[int]) -> tuple[Array, Array]:
-        feeds = decode_feeds(graph, np.array([token]), state, chances[:, None], sampling)
-        feeds["forced"][: len(forced), 0] = forced
-        tokens, next_state = graph.run(["tokens", "next_state_h"], feeds)
-        return tokens[:, 0], next_state
-
-    token, plain_state = bundle.vocabulary.start_id, model.initial_state(1)
-    state: Array = plain_state[0].numpy()
-    at = excused = 0
-    while at < CHARACTERS:
-        chances = u[at : at + int(rng.integers(1, 65))]
-        plain = list(_plain_steps(model, token, plain_state, chances, sampling, pick))
-        expected = [step.chosen for step in plain]
-        got, next_state = serve(token, state, chances, [])
-        if (differs := np.flatnonzero(got != expected)).size:
-            first = int(differs[0])
-            choice = int(got[first]), float(chances[first]), sampling, pick, bundle.vocabulary.unknown_id
-            before, last = state, token
-            if first:
-                before, last = serve(token, state, chances[:first], expected[:first])[1], expected[first - 1]
-            logits, _ = model(torch.tensor([[last]]), (torch.from_numpy(before),))
-            if not (_is_near(plain[first].logits, *choice) or _is_near(logits[0, 0], *choice)):
-                raise ParityError(
-                    f"the serving graph's character {at + first} is {choice[0]}, PyTorch's is {expected[first]} "
-                    f"({sampling}), and no boundary is within {NEAR}"
-                )
-            # Both go on from PyTorch's character and one state.
-            excused, plain = excused + 1, plain[: first + 1]
-            _, next_state = serve(token, state, chances[: first + 1], expected[: first + 1])
-            plain[-1] = plain[-1]._replace(state=(torch.from_numpy(next_state),))
-        token, plain_state, state, at = plain[-1].chosen, plain[-1].state, next_state, at + len(plain)
-    return excused
-
-
-def _plain_steps(
-    model: CharacterModel, token: int, state: tuple[torch.Tensor, ...], u: Array, sampling: Sampling, pick: Picker
-) -> Iterator[_Step]:
-    """The plain loop: read a character, choose the next."""
-    for chance in u:
-        logits, state = model(torch.tensor([[token]]), state)
-        token = pick(logits[0, 0], float(chance), sampling)
-        yield _Step(token, logits[0, 0], state)
-
-
-def _picker(unknown_id: int | None) -> Picker:
-    def pick(logits: torch.Tensor, u: float, sampling: Sampling) -> int:
-        chance, temperature, top_k, top_p, min_p = (
-            torch.tensor([value]) for value in (u, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-        )
-        return int(choose(logits[None], chance, temperature, top_k, top_p, min_p, unknown_id))
-
-    return pick
-
-
-def _is_near(
-    logits: torch.Tensor, got: int, u: float, sampling: Sampling, pick: Picker, unknown_id: int | None
-) -> bool:
-    """Whether moving the uniform or a filter by at most NEAR, or not at all, would have chosen `got`."""
-    if unknown_id is not None:
-        logits = logits.index_fill(0, torch.tensor([unknown_id]), -torch.inf)
-    if sampling.temperature == 0:
-        return float(logits.max() - logits[got]) < NEAR
-    if not sampling.filtered:
-        mass = torch.softmax((logits - logits.max()).double() / sampling.temperature, dim=0)
-        after = float(mass[: got + 1].sum())
-        return float(mass[got]) > 0 and after - float(mass[got]) - NEAR <= u <= after + NEAR
-    moves = [0.0, *(sign * NEAR * 2.0**-power for sign in (-1, 1) for power in range(20))]
-    reachable = (
-        pick(
-            logits,
-            min(max(u + du, 0.0), 1 - 2**-24),
-            Sampling(
-                sampling.temperature,
-                max(sampling.top_k + dk, 0),
-                min(max(sampling.top_p + dp, NEAR), 1.0),
-                min(max(sampling.min_p + dm, 0.0), 1.0),
-            ),
-        )
-        for du, dk, dp, dm in product(
-            moves,
-            (0, -1, 1) if sampling.top_k > 1 else (0,),
-            (0.0, -NEAR, NEAR) if sampling.top_p < 1 else (0.0,),
-            (0.0, -NEAR, NEAR) if sampling.min_p > 0 else (0.0,),
-        )
+    unknown_id = graph.bundle.vocabulary.unknown_id
+    temperature, top_k, top_p, min_p = (
+        torch.tensor([getattr(sampling, name) for sampling in rows])
+        for name in ("temperature", "top_k", "top_p", "min_p")
     )
-    return got in reachable
+    inputs = (logits, torch.from_numpy(u), temperature, top_k, top_p, min_p)
+    parts = zip(*(torch.split(values, 256) for values in inputs), strict=True)  # `choose` sorts whole vocabularies
+    right = torch.cat([choose(a, b, c, d, e, f, unknown_id) for a, b, c, d, e, f in parts]).numpy()
+    different = np.flatnonzero(chosen != right).tolist()
+    for row in different:
+        if not _is_near(logits[row], int(chosen[row]), float(u[row]), rows[row], unknown_id):
+            raise ParityError(
+                f"{graph.name}: {chosen[row]} was chosen, not {right[row]}, with {rows[row]}, and no boundary is "
+                f"within {NEAR}"
+            )
+    return len(different)
+
+
+def _is_near(logits: torch.Tensor, got: int, u: float, sampling: Sampling, unknown_id: int | None) -> bool:
+    """Whether `got` would have been chosen if the uniform or a filter were off by at most NEAR."""
+    values = logits.double().numpy().copy()
+    if unknown_id is not None:
+        values[unknown_id] = -np.inf
+    if sampling.temperature == 0:
+        return float(values.max() - values[got]) < NEAR
+    mass = np.exp((values - values.max()) / sampling.temperature)
+    for dk, dp, dm in product((0, -1, 1), (0.0, -NEAR, NEAR), (0.0, -NEAR, NEAR)):
+        moved = replace(
+            sampling,
+            top_k=max(sampling.top_k + dk, 1) if sampling.top_k else 0,
+            top_p=min(max(sampling.top_p + dp, NEAR), 1.0) if sampling.top_p < 1 else 1.0,
+            min_p=min(max(sampling.min_p + dm, 0.0), 1.0) if sampling.min_p else 0.0,
+        )
+        kept = np.where(mass >= threshold(mass, moved), mass, 0)
+        share = kept / kept.sum()
+        after = share[: got + 1].sum()
+        if share[got] > 0 and after - share[got] - NEAR <= u <= after + NEAR:
+            return True
+    return False

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.sampling import Sampling
+from export.sampling import Sampling, window_of
 
 TOLERANCE = 1e-5
 
@@ -25,29 +25,30 @@ def session(graph: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def decode_feeds(graph: ort.InferenceSession, token: Array, state: Array, u: Array, sampling: Sampling) -> Feeds:
-    """Inputs of a serving graph for rows that sample alike.
+def decode_feeds(graph: ort.InferenceSession, token: Array, states: Feeds, u: Array, sampling: Sampling) -> Feeds:
+    """Inputs of a serving graph for rows that sample alike, none of them forced, all of them taking every step.
 
-    `token` [batch], `state` [layers, batch, hidden], `u` [time, batch].
+    `token` [batch], `states` [layers, batch, hidden] by name, `u` [time, batch].
     """
-    time, batch = u.shape
+    (time, batch), shapes = u.shape, {value.name: value.shape for value in graph.get_inputs()}
     feeds: Feeds = {
         "token": token,
-        "state_h": state,
-        "uniforms": u,
+        **states,
         "forced": np.full((time, batch), -1, np.int64),
         "steps": np.full(batch, time, np.int64),
+        "uniforms": u,
         "temperature": np.full(batch, sampling.temperature, np.float32),
+        "top_p": np.full(batch, sampling.top_p, np.float32),
+        "min_p": np.full(batch, sampling.min_p, np.float32),
+        "top_k": np.full(batch, sampling.top_k, np.int64),
     }
-    inputs = {value.name: value.shape for value in graph.get_inputs()}
-    if "top_k" in inputs:
-        feeds["top_k"] = np.full(batch, sampling.top_k, np.int64)
-        feeds["top_p"] = np.full(batch, sampling.top_p, np.float32)
-        feeds["min_p"] = np.full(batch, sampling.min_p, np.float32)
-        bias = np.zeros((batch, inputs["logit_bias"][1]), np.float32)
+    feeds = {name: values for name, values in feeds.items() if name in shapes}
+    if "logit_bias" in shapes:
+        feeds["logit_bias"] = np.zeros((batch, shapes["logit_bias"][1]), np.float32)
         for symbol, value in sampling.logit_bias.items():
-            bias[:, symbol] = value
-        feeds["logit_bias"] = bias
+            feeds["logit_bias"][:, symbol] = value
+    if "window" in shapes:
+        feeds["window"] = window_of(feeds["top_k"], feeds["logit_bias"].shape[1])
     return feeds
 
 

@@ -10,6 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 21  # the oldest opset with all operators used here in their present form; ONNX Runtime >= 1.18 runs it
 IR_VERSION = 10  # the file format that came with it
 
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+
+BOOL = TensorProto.BOOL
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64
 
@@ -41,7 +44,7 @@ class Graph:
         if not isinstance(value, np.ndarray):
             array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         name = f"{self._prefix}{name or f'constant_{len(self._constants)}'}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def op(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
@@ -62,11 +65,12 @@ class Graph:
         return helper.make_graph(self._nodes, self.name, inputs, outputs, self._constants)
 
 
-def model_bytes(graph: onnx.GraphProto, metadata: Mapping[str, str]) -> bytes:
-    """The checked model, serialised. Raises onnx.checker.ValidationError."""
-    model = helper.make_model(
-        graph, producer_name="rill", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+def model_bytes(graph: onnx.GraphProto, metadata: Mapping[str, str], microsoft: bool = False) -> bytes:
+    """The checked model, serialised; `microsoft` if it has operators of that domain. Raises ValidationError."""
+    opsets = [helper.make_opsetid("", OPSET)]
+    if microsoft:
+        opsets.append(helper.make_opsetid(MICROSOFT, 1))
+    model = helper.make_model(graph, producer_name="rill", opset_imports=opsets, ir_version=IR_VERSION)
     helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)

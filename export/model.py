@@ -9,12 +9,16 @@ outputs   logits        f32   [batch, time, vocab], of taggers [batch, time, lab
 
 A bidirectional model's second direction starts at the end of the text: its state goes in there, and comes out at the
 beginning.
+
+In int8 the matrices are int8 initializers behind DequantizeLinear, with one scale for each output (embedding: for each
+feature); all else is float32.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from export.arithmetic import TABLE_STEPS, WEIGHT_STEPS, Quantized
 from export.graph import FLOAT, INT64, Graph, model_bytes, tensor
 from export.weights import Layer, Matrix, Weights
 from train.config import ModelConfig
@@ -30,7 +34,7 @@ def states_of(config: ModelConfig) -> tuple[tuple[str, tuple[int | str, ...]], .
     return tuple((f"state_{part}", shape) for part in config.state_parts)
 
 
-def model_graph(config: ModelConfig, weights: Weights, metadata: Mapping[str, str]) -> bytes:
+def model_graph(config: ModelConfig, weights: Weights, precision: str, metadata: Mapping[str, str]) -> bytes:
     """The serialised portable graph."""
     vocabulary, states = weights.vocabulary_size, states_of(config)
     g = Graph("model")
@@ -39,7 +43,7 @@ def model_graph(config: ModelConfig, weights: Weights, metadata: Mapping[str, st
         # OneHot(indices, depth, [off, on]) -> (time, batch, vocab)
         x = g.op("OneHot", by_time, g.constant(vocabulary), g.constant(np.array([0, 1], np.float32)))
     else:
-        x = g.op("Gather", g.constant(weights.embedding.astype(np.float32), "embedding.weight"), by_time)
+        x = g.op("Gather", _matrix(g, "embedding.weight", weights.embedding, 1, precision), by_time)
 
     # Two directions are folded into one axis (0 keeps an axis); the axis of a single one goes.
     fold = g.constant([0, 0, config.features] if config.bidirectional else [1])
@@ -48,7 +52,7 @@ def model_graph(config: ModelConfig, weights: Weights, metadata: Mapping[str, st
     exit_ = []
     for index in range(config.layers):
         directions = weights.layers[index * config.directions : (index + 1) * config.directions]
-        outputs, *final = _layer(g, config, index, directions, x, [part[index] for part in entry])
+        outputs, *final = _layer(g, precision, config, index, directions, x, [part[index] for part in entry])
         if config.bidirectional:  # (time, directions, batch, hidden) -> (time, batch, directions * hidden)
             h = g.op("Reshape", g.op("Transpose", outputs, perm=[0, 2, 1, 3]), fold)
         else:
@@ -62,7 +66,9 @@ def model_graph(config: ModelConfig, weights: Weights, metadata: Mapping[str, st
             g.op("Identity", *layers, out=f"next_{name}")
 
     by_batch = g.op("Transpose", x, perm=[1, 0, 2])
-    product = g.op("MatMul", by_batch, g.constant(weights.linear.T.astype(np.float32), "linear.weight"))
+    # In three dimensions: with a plain matrix, ONNX Runtime would fuse DequantizeLinear and MatMul into a product that
+    # rounds the states too (seen in 1.31.1).
+    product = g.op("MatMul", by_batch, _matrix(g, "linear.weight", weights.linear.T[None], 2, precision))
     g.op("Add", product, g.constant(weights.linear_bias.astype(np.float32), "linear.bias"), out="logits")
     return model_bytes(
         g.finish(
@@ -80,11 +86,17 @@ def model_graph(config: ModelConfig, weights: Weights, metadata: Mapping[str, st
 
 
 def _layer(
-    g: Graph, config: ModelConfig, index: int, directions: tuple[Layer, ...], x: str, entry: list[str]
+    g: Graph,
+    precision: str,
+    config: ModelConfig,
+    index: int,
+    directions: tuple[Layer, ...],
+    x: str,
+    entry: list[str],
 ) -> list[str]:
     """One layer over time, in all its directions: outputs (time, directions, batch, hidden), then the final states."""
 
-    def stack(matrices: list[Matrix]) -> np.ndarray:
+    def stack(matrices: list[Matrix]) -> Matrix:
         return np.stack([_gates(config.cell, matrix) for matrix in matrices])  # (directions, gates * hidden, ...)
 
     biases = [stack([layer.input_bias for layer in directions]), stack([layer.hidden_bias for layer in directions])]
@@ -96,9 +108,9 @@ def _layer(
     return g.ops(
         OPERATORS[config.cell],
         x,
-        g.constant(stack([layer.input for layer in directions]), f"rnn.weight_ih_l{index}"),
-        g.constant(stack([layer.hidden for layer in directions]), f"rnn.weight_hh_l{index}"),
-        g.constant(np.concatenate(biases, axis=1), f"rnn.bias_l{index}"),
+        _matrix(g, f"rnn.weight_ih_l{index}", stack([layer.input for layer in directions]), 1, precision),
+        _matrix(g, f"rnn.weight_hh_l{index}", stack([layer.hidden for layer in directions]), 1, precision),
+        g.constant(np.concatenate(biases, axis=1).astype(np.float32), f"rnn.bias_l{index}"),
         "",  # sequence_lens: all rows are as long as the batch
         *entry,
         out=1 + len(entry),
@@ -106,7 +118,17 @@ def _layer(
     )
 
 
-def _gates(cell: str, values: Matrix) -> np.ndarray:
-    """The gates, which lie along the first axis, in ONNX's order: f32."""
+def _matrix(g: Graph, name: str, values: Matrix, outputs: int, precision: str) -> str:
+    """A constant matrix; in int8 there is a scale to each index of its axis `outputs`."""
+    if precision == "fp32":
+        return g.constant(values.astype(np.float32), name)
+    steps = TABLE_STEPS if name == "embedding.weight" else WEIGHT_STEPS
+    quantized = Quantized.of(values, steps, outputs)
+    scale = g.constant(quantized.scale, f"{name}.scale")
+    return g.op("DequantizeLinear", g.constant(quantized.integers, f"{name}.int8"), scale, axis=outputs)
+
+
+def _gates(cell: str, values: Matrix) -> Matrix:
+    """The gates, which lie along the first axis, in ONNX's order."""
     gates = np.split(values, len(GATES[cell]), axis=0)
-    return np.concatenate([gates[position] for position in GATES[cell]], axis=0).astype(np.float32)
+    return np.concatenate([gates[position] for position in GATES[cell]], axis=0)

@@ -60,6 +60,11 @@ class Sampling:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or bool(self.logit_bias)
 
 
+def window_of(top_k: Ints, symbols: int) -> Ints:
+    """The serving graph's `window`, int64 [1]: how many masses it sorts for rows with these `top_k`, int64 [batch]."""
+    return np.array([min(max(int(top_k.max()), 1), symbols)])
+
+
 def uniforms(seed: int, start: int, count: int) -> Floats:
     """The values u[start : start + count] of a stream's uniforms, float32 in [0, 1).
 
@@ -75,7 +80,8 @@ def uniforms(seed: int, start: int, count: int) -> Floats:
 def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id: int | None = None) -> int:
     """The id that `sampling` chooses from one row of logits, float32 [vocab], with the uniform `u` in [0, 1).
 
-    The reference for the serving graph: float32, operation by operation in the same order.
+    The reference for the serving graph (`export.choice`), written plainly: float32 in vocabulary order, like there, but
+    top-p by sorting.
     """
     logits = logits.astype(np.float32, copy=True)
     for symbol, bias in sampling.logit_bias.items():
@@ -86,22 +92,22 @@ def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id
     temperature = np.float32(GREEDY_TEMPERATURE if greedy else sampling.temperature)
     with np.errstate(over="ignore", under="ignore"):
         mass = np.exp((logits - logits.max()) / temperature)  # not normalised: the largest is 1
-    mass[mass < _threshold(mass, sampling)] = 0
+    mass[mass < threshold(mass, sampling)] = 0
     cumulative = np.cumsum(mass, dtype=np.float32)
     # The last sum exceeds u times itself for every float32 u < 1, so there always is a first one that does.
     return int(np.argmax(cumulative > np.float32(0 if greedy else u) * cumulative[-1]))
 
 
-def _threshold(mass: Floats, sampling: Sampling) -> Any:
-    """The smallest mass that the filters keep; equal masses share their fate, so a threshold says it all."""
+def threshold(mass: NDArray[Any], sampling: Sampling) -> Any:
+    """The smallest mass that top-k, top-p and min-p keep, of masses [vocab] whose largest is 1.
+
+    Equal masses share their fate, so a threshold says it all.
+    """
     ordered = -np.sort(-mass)
     # Fewer than k are strictly larger than the k-th largest.
     top_k = ordered[min(sampling.top_k or len(mass), len(mass)) - 1]
-    kept = np.where(ordered >= top_k, ordered, np.float32(0))
-    cumulative = np.cumsum(kept, dtype=np.float32)
-    ahead = np.concatenate(
-        [[np.float32(0)], cumulative[:-1]]
-    )  # for the first of several equals: the strictly larger ones
-    nucleus = int((ahead < np.float32(sampling.top_p) * cumulative[-1]).sum())  # >= 1: nothing is ahead of the first
-    top_p = ordered[nucleus - 1] if sampling.top_p < 1 else 0
-    return max(top_k, top_p, np.float32(sampling.min_p) * ordered[0])
+    cumulative = np.cumsum(np.where(ordered >= top_k, ordered, 0), dtype=mass.dtype)
+    # The first whose sum reaches the goal: what is ahead of it does not.
+    goal = mass.dtype.type(sampling.top_p) * cumulative[-1]
+    top_p = ordered[int((cumulative[:-1] < goal).sum())] if sampling.top_p < 1 else 0
+    return max(top_k, top_p, mass.dtype.type(sampling.min_p))

@@ -6,32 +6,25 @@ than the tolerance is looked at again, from the state that the graph began with,
 another rounding it is excused, and counted:
 
 - the call is walked through: the graph's state after each number of steps must be one step of PyTorch's from the
-  graph's state before;
+  graph's state before (int8 graphs are compared in this way only);
 - in a bidirectional model no state is one step from another, for each layer reads what the one below made of the whole
-  text: there the row must differ no more than a few times what PyTorch's own result moves by when each weight moves by
-  a rounding.
+  text: there the whole call is taken as one step.
+
+A step must be within the tolerance too, or differ by no more than a few times what PyTorch's own result moves by when
+each weight moves by a rounding: sharply trained models have logits that are small differences of large numbers.
 """
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
-import torch
 
 from export.bundle import Bundle
 from export.compare import Array, ParityError, decode_feeds, row_maxima, rows_beyond
+from export.reference import Call, Named, PyTorch, Reference, next_states, pytorch_call
 from export.sampling import Sampling
 from train.model import CharacterModel
-
-Named = dict[str, Array]
-# From tokens [batch, time] and the states by name, "state_h" among them, to outputs by name, "next_state_h" among them.
-Call = Callable[[Array, Named], Named]
-
-ROUNDING = 2.0**-23  # the standard deviation of a weight's relative move
-MOVES = 16  # of all weights
-MOST_MOVED = 4.0  # times the largest move of the result; between equals it is seldom above 1
 
 
 class Compared(NamedTuple):
@@ -46,31 +39,52 @@ class Compared(NamedTuple):
         """The largest of all states' differences."""
         return max(value for output, value in self.worst.items() if output.startswith("next_state_"))
 
+    def plus(self, worst: dict[str, float], rows: int, excused: int) -> "Compared":
+        """Together with more rows."""
+        both = {output: max(value, self.worst.get(output, 0.0)) for output, value in worst.items()}
+        return Compared(both, self.rows + rows, self.excused + excused)
+
 
 def teacher_forced(name: str, graph: Call, model: CharacterModel, bundle: Bundle, rng: np.random.Generator) -> Compared:
-    """Compare the two over chained calls. Raises ParityError for a row beyond the tolerance that has no excuse."""
-    plain = pytorch_call(model)
-    worst: dict[str, float] = {}
-    rows = excused = 0
+    """Compare a graph and PyTorch over chained calls. Raises ParityError for a row that differs without an excuse."""
+    plain, reference = pytorch_call(model), PyTorch(model)
+    total = Compared({}, 0, 0)
     for entry, texts in _chains(bundle, rng):
-        state = plain_state = entry
+        states = plain_states = entry
         for tokens in texts:
-            got, expected = graph(tokens, state), plain(tokens, plain_state)
-            beyond = np.zeros(len(tokens), bool)
-            for output, values in got.items():
-                beyond |= rows_beyond(output, values, expected[output])
-            if beyond.any():
-                if model.config.bidirectional:
-                    _weigh(name, got, model, tokens, state)
-                else:
-                    _walk(name, graph, plain, tokens, state)
-            for output, values in got.items():
-                distances = row_maxima(output, np.abs(values - expected[output]))[~beyond]
-                worst[output] = max(worst.get(output, 0.0), float(distances.max(initial=0)))
-            rows, excused = rows + len(tokens), excused + int(beyond.sum())
-            state, plain_state = _next_state(got), _next_state(expected)
-            plain_state = {part: np.where(beyond[:, None], state[part], plain_state[part]) for part in state}
-    return Compared(worst, rows, excused)
+            got, expected = graph(tokens, states), plain(tokens, plain_states)
+            beyond, worst = _distances(got, expected)
+            if beyond.any() and model.config.bidirectional:
+                _excuse(name, got, plain(tokens, states), reference, tokens, states)
+            elif beyond.any():
+                _walk(name, graph, reference, tokens, states)
+            total = total.plus(worst, len(tokens), int(beyond.sum()))
+            states, plain_states = next_states(got), next_states(expected)
+            plain_states = {part: np.where(beyond[:, None], states[part], plain_states[part]) for part in states}
+    return total
+
+
+def step_by_step(name: str, graph: Call, reference: Reference, bundle: Bundle, rng: np.random.Generator) -> Compared:
+    """Compare every step of chained calls with the reference's from the same state. Raises ParityError.
+
+    A call of several steps must have the same bits as its steps one by one.
+    """
+    total = Compared({}, 0, 0)
+    for entry, texts in _chains(bundle, rng):
+        states = entry
+        for tokens in texts:
+            whole = graph(tokens, states)
+            for read in tokens.T:
+                got = graph(read[:, None], states)
+                expected = reference.step(read, states, next_states(got))
+                beyond, worst = _distances(got, expected)
+                if beyond.any():
+                    _excuse(name, got, expected, reference, read[:, None], states)
+                total = total.plus(worst, len(read), int(beyond.sum()))
+                states = next_states(got)
+            if any((whole[output] != values).any() for output, values in got.items()):
+                raise ParityError(f"{name}: a call of {tokens.shape[1]} steps differs from as many calls of one")
+    return total
 
 
 def _chains(bundle: Bundle, rng: np.random.Generator) -> Iterator[tuple[Named, list[Array]]]:
@@ -82,68 +96,49 @@ def _chains(bundle: Bundle, rng: np.random.Generator) -> Iterator[tuple[Named, l
         yield state, [rng.integers(symbols, size=(batch, time)) for time in (1, *rng.integers(1, 40, size=4))]
 
 
-def _next_state(outputs: Named) -> Named:
-    """The states of the next call."""
-    return {name.removeprefix("next_"): values for name, values in outputs.items() if name.startswith("next_")}
+def _distances(got: Named, expected: Named) -> tuple[Array, dict[str, float]]:
+    """Which rows differ [batch], and the largest distance of the others, by output."""
+    beyond = np.any([rows_beyond(output, values, expected[output]) for output, values in got.items()], axis=0)
+    worst = {}
+    for output, values in got.items():
+        worst[output] = float(row_maxima(output, np.abs(values - expected[output]))[~beyond].max(initial=0))
+    return beyond, worst
 
 
-def _walk(name: str, graph: Call, plain: Call, tokens: Array, entry: Named) -> None:
-    """Show that a call is a chain of PyTorch's steps, for all its rows. Raises ParityError at a step that is not.
+def _walk(name: str, graph: Call, reference: Reference, tokens: Array, entry: Named) -> None:
+    """Show that a call is a chain of the reference's steps, for all its rows. Raises ParityError at a step that is not.
 
     The graph is called for 1, 2, 3, ... steps, in the same batch: what it does wrong over time or between rows shows.
     """
     before = entry
     for time in range(1, tokens.shape[1] + 1):
-        got, expected = graph(tokens[:, :time], entry), plain(tokens[:, time - 1 : time], before)
-        for output, values in got.items():
-            last = values[:, -1:] if output == "logits" else values
-            if rows_beyond(output, last, expected[output]).any():
-                distance = np.abs(last - expected[output]).max()
-                raise ParityError(
-                    f"{name}: {output} differs from PyTorch's by {distance:.2e} in one step, more than 1e-5 + 1e-5 |x|"
-                )
-        before = _next_state(got)
+        outputs = graph(tokens[:, :time], entry)
+        got = {output: values[:, -1:] if output == "logits" else values for output, values in outputs.items()}
+        read = tokens[:, time - 1]
+        expected = reference.step(read, before, next_states(got))
+        if _distances(got, expected)[0].any():
+            _excuse(name, got, expected, reference, read[:, None], before)
+        before = next_states(got)
 
 
-def _weigh(name: str, got: Named, model: CharacterModel, tokens: Array, entry: Named) -> None:
-    """Show that a call strays from PyTorch's no further than rounding explains, in all its rows. Raises ParityError."""
-    generator = torch.Generator().manual_seed(0)
-    expected = pytorch_call(model)(tokens, entry)
-    largest_move = {output: np.zeros(len(tokens)) for output in got}
-    for _ in range(MOVES):
-        moved = deepcopy(model)
-        for weight in moved.parameters():
-            weight.mul_(1 + ROUNDING * torch.randn(weight.shape, generator=generator))
-        for output, values in pytorch_call(moved)(tokens, entry).items():
-            move = row_maxima(output, np.abs(values - expected[output]))
-            largest_move[output] = np.maximum(largest_move[output], move)
+def _excuse(name: str, got: Named, expected: Named, reference: Reference, tokens: Array, before: Named) -> None:
+    """Show that rows differ by no more than roundings explain. Raises ParityError."""
+    moves = reference.moves(tokens, before)
     for output, values in got.items():
-        distance = row_maxima(output, np.abs(values - expected[output]))
-        explained = distance <= MOST_MOVED * largest_move[output]
-        if (rows_beyond(output, values, expected[output]) & ~explained).any():
+        distances = row_maxima(output, np.abs(values - expected[output]))
+        if (rows_beyond(output, values, expected[output]) & ~(distances <= moves[output])).any():
             raise ParityError(
-                f"{name}: {output} differs from PyTorch's by {distance.max():.2e}, more than 1e-5 + 1e-5 |x|, and more "
-                "than rounding explains"
+                f"{name}: {output} differs from {type(reference).__name__}'s by {distances.max():.2e} from the same "
+                "state, more than 1e-5 + 1e-5 |x|, and more than rounding explains"
             )
-
-
-def pytorch_call(model: CharacterModel) -> Call:
-    """The PyTorch model."""
-
-    def call(tokens: Array, state: Named) -> Named:
-        logits, last = model(torch.from_numpy(tokens), tuple(map(torch.from_numpy, state.values())))
-        next_state = {f"next_{part}": values.numpy() for part, values in zip(state, last, strict=True)}
-        return {"logits": logits.numpy(), **next_state}
-
-    return call
 
 
 def portable_call(graph: ort.InferenceSession) -> Call:
     """The portable graph."""
 
-    def call(tokens: Array, state: Named) -> Named:
-        names = ["logits", *(f"next_{part}" for part in state)]
-        return dict(zip(names, graph.run(names, {"tokens": tokens, **state}), strict=True))
+    def call(tokens: Array, states: Named) -> Named:
+        names = ["logits", *(f"next_{name}" for name in states)]
+        return dict(zip(names, graph.run(names, {"tokens": tokens, **states}), strict=True))
 
     return call
 
@@ -151,11 +146,11 @@ def portable_call(graph: ort.InferenceSession) -> Call:
 def serving_call(graph: ort.InferenceSession) -> Call:
     """A serving graph that is forced to take the given characters; it shows no logits."""
 
-    def call(tokens: Array, state: Named) -> Named:
-        batch, time = tokens.shape
+    def call(tokens: Array, states: Named) -> Named:
+        names = [f"next_{name}" for name in states]
         # The graph reads `token`, then each character that it was forced to take but the last.
-        feeds = decode_feeds(graph, tokens[:, 0], state["state_h"], np.zeros((time, batch), np.float32), Sampling())
+        feeds = decode_feeds(graph, tokens[:, 0], states, np.zeros(tokens.T.shape, np.float32), Sampling())
         feeds["forced"][:-1] = tokens.T[1:]
-        return {"next_state_h": graph.run(["next_state_h"], feeds)[0]}
+        return dict(zip(names, graph.run(names, feeds), strict=True))
 
     return call

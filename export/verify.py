@@ -1,14 +1,16 @@
 """Whether the exported graphs do what the PyTorch model does: run at every export, on the bytes to be written.
 
-Three things are shown with ONNX Runtime on the CPU against plain PyTorch, both in float32; of a tagger, which has no
-serving graphs, the first:
+All is shown with ONNX Runtime on the CPU, in float32, to 1e-5 + 1e-5 |x|; of a tagger, which has no serving graphs, the
+first:
 
 - teacher-forced (`export.teacher_forced`): logits and states from random non-zero states, over chained calls of random
-  lengths and batch sizes, differ by at most 1e-5 + 1e-5 |x|;
-- choices (`export.characters`): in one batch, rows with parameters, prompts and step limits of their own choose the
-  same characters;
-- free-running (`export.characters`): thousands of characters in a row are the same, greedy, sampled, and sampled with
-  filters.
+  lengths and batch sizes;
+- choices (`export.characters`): in one batch, rows with parameters, prompts and step limits of their own;
+- free-running (`export.characters`): thousands of characters, greedy, sampled, and sampled with filters;
+- log-probabilities of characters and of their alternatives.
+
+In int8, the portable graph is held against PyTorch with the rounded weights, and the serving graphs, step by step,
+against the NumPy emulation of the same arithmetic (`export.emulation`). What rounding costs is `export.loss`'s subject.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,14 +20,23 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+from export.arithmetic import rounded
 from export.bundle import FILES, Bundle
-from export.characters import CHARACTERS, CHOICES, choices, free_running
+from export.characters import CHARACTERS, CHOICES, Graph, choices, free_running, log_probabilities
+from export.choice import VARIANTS
 from export.compare import TOLERANCE, session
+from export.reference import Int8, PyTorch, Reference
 from export.sampling import Sampling
-from export.teacher_forced import portable_call, serving_call, teacher_forced
-from train.model import CharacterModel
+from export.teacher_forced import portable_call, serving_call, step_by_step, teacher_forced
+from export.weights import weights_of
+from train.run import Run
 
-FILTERED = Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01)
+RUNS = (  # what runs freely in which graph
+    ("decode", Sampling(temperature=0)),
+    ("decode", Sampling()),
+    ("decode_top_p", Sampling(temperature=0.9, top_p=0.95, min_p=0.01)),
+    ("decode_top_k", Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01)),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class Parity:
     filtered_characters: int = 0
     choices: int = 0
     excused_characters: int = 0
+    logprob_difference: float | None = None
 
     @property
     def worst_difference(self) -> float:
@@ -57,36 +69,44 @@ class Parity:
         return {"onnxruntime": ort.__version__, "torch": torch.__version__, "tolerance": TOLERANCE, **asdict(self)}
 
 
-def verify(bundle: Bundle, model: CharacterModel, seed: int = 0) -> Parity:
-    """Compare all graphs of `bundle` with `model`. Raises ParityError, with figures, where one does not hold."""
+def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
+    """Compare all graphs of `bundle` with the model of `run`. Raises ParityError, with figures, where one differs."""
     graphs = {key: session(graph) for key, graph in bundle.graphs.items()}
     rng = np.random.default_rng(seed)
+    model = run.build()
     with torch.inference_mode():
+        if bundle.precision == "int8":
+            for name, weight in model.named_parameters():
+                weight.copy_(torch.from_numpy(rounded(name, weight.double().numpy())))
         portable = teacher_forced("model.onnx", portable_call(graphs["model"]), model, bundle, rng)
         if not bundle.streamable:
             return Parity(portable.worst["logits"], portable.worst_state, None, portable.rows, portable.excused)
-        serving = [
-            teacher_forced(FILES[key], serving_call(graphs[key]), model, bundle, rng)
-            for key in ("decode", "decode_filters")
-        ]
-        excused = [choices(graphs[key], model, bundle, rng) for key in ("decode", "decode_filters")]
-        excused += [
-            free_running(graphs[key], model, sampling, bundle, rng)
-            for key, sampling in [
-                ("decode", Sampling(temperature=0)),
-                ("decode", Sampling()),
-                ("decode_filters", FILTERED),
-            ]
-        ]
+        reference: Reference = PyTorch(model)
+        compared = [portable]
+        if bundle.precision == "int8":
+            reference = Int8(run.model, weights_of(run))
+        serving = {
+            variant.key: Graph(FILES[variant.key], graphs[variant.key], bundle, reference) for variant in VARIANTS
+        }
+        for graph in serving.values():
+            call = serving_call(graph.session)
+            if bundle.precision == "int8":
+                compared.append(step_by_step(graph.name, call, reference, bundle, rng))
+            else:
+                compared.append(teacher_forced(graph.name, call, model, bundle, rng))
+        excused = [choices(graph, rng) for graph in serving.values()]
+        excused += [free_running(serving[key], sampling, rng) for key, sampling in RUNS]
+        logprobs = log_probabilities(serving["decode_logprobs"], rng)
     return Parity(
         logits_difference=portable.worst["logits"],
         state_difference=portable.worst_state,
-        decode_state_difference=max(compared.worst_state for compared in serving),
-        rows=sum(compared.rows for compared in (portable, *serving)),
-        excused_rows=sum(compared.excused for compared in (portable, *serving)),
+        decode_state_difference=max(each.worst_state for each in compared[1:]),
+        rows=sum(each.rows for each in compared),
+        excused_rows=sum(each.excused for each in compared),
         greedy_characters=CHARACTERS,
         sampled_characters=CHARACTERS,
-        filtered_characters=CHARACTERS,
-        choices=2 * CHOICES,
+        filtered_characters=2 * CHARACTERS,
+        choices=len(serving) * CHOICES,
         excused_characters=sum(excused),
+        logprob_difference=logprobs,
     )

@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_run, save_bundle, save_run
 
 from export import export as exporting
-from export.bundle import MANIFEST, BundleError, read_bundle
+from export.bundle import FORMAT_VERSION, MANIFEST, BundleError, is_replaceable, read_bundle
 from export.compare import ParityError
+from train.config import ModelConfig
 
 
 @pytest.fixture
@@ -76,6 +78,34 @@ def test_a_folder_with_another_programs_manifest_is_never_replaced(tmp_path, run
         exporting.export_run(run_folder, tmp_path / "out", force=True)
 
 
+def test_a_bundle_with_anything_else_in_it_is_never_replaced(tmp_path, run_folder, tiny_run):
+    folder = tmp_path / "out" / "tiny"
+    save_bundle(make_run(seed=9), folder)
+    (folder / "notes.txt").touch()
+    with pytest.raises(BundleError, match="not a bundle"):
+        exporting.export_run(run_folder, tmp_path / "out", force=True)
+    (folder / "notes.txt").unlink()
+    (folder / "decode.onnx").unlink()
+    (folder / "decode.onnx").mkdir()
+    assert not is_replaceable(folder)
+    (folder / "decode.onnx").rmdir()
+    assert is_replaceable(folder)  # damaged
+
+
+def test_a_damaged_and_an_older_bundle_are_replaced_by_force(tmp_path, run_folder, tiny_run):
+    folder = tmp_path / "out" / "tiny"
+    save_bundle(tiny_run, folder)
+    _edit(folder, lambda manifest: manifest.update(format_version=1))
+    (folder / "decode-filters.onnx").touch()
+    with pytest.raises(BundleError, match="holds a damaged or an older bundle; replace it with --force"):
+        exporting.export_run(run_folder, tmp_path / "out")
+    assert is_replaceable(folder)
+    (folder / MANIFEST).write_text("{")
+    exporting.export_run(run_folder, tmp_path / "out", force=True)
+    assert read_bundle(folder).name == "tiny"
+    assert not (folder / "decode-filters.onnx").exists()
+
+
 def test_an_empty_folder_and_a_link_are_fine(tmp_path, run_folder):
     (tmp_path / "out" / "tiny").mkdir(parents=True)
     exporting.export_run(run_folder, tmp_path / "out")
@@ -103,6 +133,53 @@ def test_a_rename_that_fails_leaves_the_old_bundle(tmp_path, tiny, tiny_run, mon
         save_bundle(make_run(seed=9), folder)
     assert read_bundle(folder).model_id == tiny.model_id
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_an_interrupted_write_leaves_the_old_bundle(tmp_path, tiny, tiny_run, monkeypatch):
+    folder = tmp_path / "tiny"
+    save_bundle(tiny_run, folder)
+
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_bundle(make_run(seed=9), folder)
+    assert read_bundle(folder).model_id == tiny.model_id
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("", "no name"), (os.fsdecode(b"r\xff"), "is not UTF-8")])
+def test_a_name_that_no_bundle_can_have_is_refused(tmp_path, tiny_run, name, message):
+    with pytest.raises(exporting.UnsupportedError, match=message):
+        exporting.export_loaded(tiny_run, name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_even_if_nothing_changed(tmp_path, run_folder):
+    exporting.export_run(run_folder, tmp_path / "out")
+    for leftover in (".tiny.new", ".tiny.old"):
+        (tmp_path / "out" / leftover).mkdir()
+        (tmp_path / "out" / leftover / "model.onnx").touch()
+    (tmp_path / "out" / ".tiny.lock").touch()
+    assert exporting.export_run(run_folder, tmp_path / "out").unchanged
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
+
+
+def test_a_bundle_under_another_name_is_another_bundle(tmp_path, run_folder, tiny_run):
+    save_bundle(tiny_run, tmp_path / "out" / "old-name")
+    (tmp_path / "out" / "old-name").rename(tmp_path / "out" / "tiny")
+    with pytest.raises(BundleError, match="holds a different bundle"):
+        exporting.export_run(run_folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("task", "precision", "message"),
+    [("generate", "fp16", "'fp16' is none of fp32, int8"), ("tag", "int8", "a tagger has no serving graphs")],
+)
+def test_a_precision_that_cannot_be_is_refused(tiny_run, task, precision, message):
+    with pytest.raises(exporting.UnsupportedError, match=message):
+        exporting.build_bundle(replace(tiny_run, model=ModelConfig(task=task)), "x", precision)
 
 
 def test_a_failed_verification_leaves_nothing(tmp_path, run_folder, monkeypatch):
@@ -145,13 +222,57 @@ def _edit(folder, change):
         (lambda f: (f / MANIFEST).write_text("{"), "is not JSON"),
         (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe"), "is not JSON"),
         (lambda f: (f / MANIFEST).write_text("[]"), "no format_version"),
-        (lambda f: _edit(f, lambda m: m.update(format_version=2)), "a newer format"),
+        (lambda f: (f / MANIFEST).write_text("[" * 100_000), "is not JSON"),
+        (lambda f: (f / MANIFEST).write_text('{"format_version": ' + "1" * 5000 + "}"), "is not JSON"),
+        (lambda f: _edit(f, lambda m: m.update(format_version=FORMAT_VERSION + 1)), "a newer format .*update Rill"),
+        (lambda f: _edit(f, lambda m: m.update(format_version=0)), "an older format .*export the run again"),
+        (lambda f: _edit(f, lambda m: m.update(format_version="1")), "no format_version"),
+        (lambda f: _edit(f, lambda m: m.update(model=[])), "lacks 'task'"),
+        (lambda f: _edit(f, lambda m: m.update(model=None)), "is wrong"),
+        (lambda f: _edit(f, lambda m: m.update(name="")), "'name' must be a string"),
+        (lambda f: _edit(f, lambda m: m.update(model_id=7)), "'model_id' must be a string"),
+        (lambda f: _edit(f, lambda m: m.update(model_id="0" * 64)), "model_id does not match"),
+        (lambda f: _edit(f, lambda m: m.update(precision="fp16")), "precision 'fp16' is none of fp32, int8"),
+        (lambda f: _edit(f, lambda m: m.pop("precision")), "lacks 'precision'"),
+        (lambda f: _edit(f, lambda m: m["model"].update(task="translate")), "task 'translate' is neither"),
+        (lambda f: _edit(f, lambda m: m["model"].update(task=["tag"])), "is wrong"),
+        (lambda f: _edit(f, lambda m: m["model"].update(cell="qrnn")), "cell 'qrnn' is none of gru, lstm, rnn"),
+        (
+            lambda f: _edit(f, lambda m: m["model"].update(cell="lstm")),
+            "states of this lstm must be state_h .* state_c",
+        ),
+        (lambda f: _edit(f, lambda m: m["model"].update(bidirectional=True)), r'of shape \[2, "batch", 32\]'),
+        (lambda f: _edit(f, lambda m: m["model"].update(bidirectional=1)), "bidirectional must be true or false"),
+        (lambda f: _edit(f, lambda m: m["model"].update(layers=0)), "layers must be a whole number of at least 1"),
+        (lambda f: _edit(f, lambda m: m["model"].update(layers=True)), "layers must be a whole number"),
+        (lambda f: _edit(f, lambda m: m["model"].update(hidden="32")), "hidden must be a whole number"),
+        (lambda f: _edit(f, lambda m: m.update(states=[])), "must be state_h -> next_state_h of shape"),
+        (lambda f: _edit(f, lambda m: m["states"].append(m["states"][0])), "the states of this gru must be"),
+        (lambda f: _edit(f, lambda m: m["states"][0].update(next="state_h")), "the states of this gru must be"),
+        (
+            lambda f: _edit(f, lambda m: m["states"][0].update(name="h", next="next_h")),
+            "the states of this gru must be",
+        ),
+        (lambda f: _edit(f, lambda m: m["states"][0].update(shape=[1, "batch", 64])), "the states of this gru must be"),
+        (lambda f: _edit(f, lambda m: m["states"][0].pop("next")), "the states of this gru must be"),
+        (lambda f: _edit(f, lambda m: m.pop("graphs")), "lacks 'graphs'"),
+        (lambda f: _edit(f, lambda m: m.update(graphs=[])), "there is no graph 'model'"),
+        (lambda f: _edit(f, lambda m: m["graphs"].pop("model")), "there is no graph 'model'"),
+        (lambda f: _edit(f, lambda m: m["graphs"].pop("decode")), "there is no graph 'decode'"),
+        (lambda f: _edit(f, lambda m: m["graphs"].update(beam=m["graphs"]["model"])), "graph 'beam' is none of model"),
+        (lambda f: _edit(f, lambda m: m["graphs"]["model"].pop("sha256")), "lacks 'sha256'"),
+        (lambda f: _edit(f, lambda m: m["graphs"].update(model="model.onnx")), "is wrong"),
+        (lambda f: _edit(f, lambda m: m["graphs"]["decode"].update(file="model.onnx")), "'model.onnx' instead of 'dec"),
         (lambda f: _edit(f, lambda m: m.pop("vocabulary")), "lacks 'vocabulary'"),
+        (lambda f: _edit(f, lambda m: m["vocabulary"].append("\ud800")), "is wrong"),
         (lambda f: _edit(f, lambda m: m["vocabulary"].pop()), "model_id does not match"),
         (lambda f: _edit(f, lambda m: m["vocabulary"].append("a")), "repeats a symbol"),
         (lambda f: _edit(f, lambda m: m["vocabulary"].append(7)), "is wrong"),
         (lambda f: _edit(f, lambda m: m["model"].pop("hidden")), "lacks 'hidden'"),
-        (lambda f: _edit(f, lambda m: m["graphs"]["decode"].update(file="../secret")), "outside the bundle"),
+        (
+            lambda f: _edit(f, lambda m: m["graphs"]["decode"].update(file="../secret")),
+            "'../secret' instead of 'decode.onnx'",
+        ),
     ],
 )
 def test_a_damaged_bundle_is_refused_in_one_sentence(tmp_path, tiny_run, damage, message):
@@ -161,6 +282,7 @@ def test_a_damaged_bundle_is_refused_in_one_sentence(tmp_path, tiny_run, damage,
     with pytest.raises(BundleError, match=message) as caught:
         read_bundle(folder)
     assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
 
 
 def test_no_such_folder_is_said_so(tmp_path):
