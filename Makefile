@@ -27,11 +27,11 @@ protos: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench --bundle $(BUNDLE)
 
-# Everything that needs an NVIDIA GPU, into one report. Fails where there is none.
+# Everything that needs an NVIDIA GPU, into gpu-report.txt. Fails where there is none.
 gpu-check: $(READY)
-	nvidia-smi > gpu-report.txt
+	@nvidia-smi > /dev/null || { echo "make gpu-check needs an NVIDIA GPU and its driver; nvidia-smi finds none"; exit 1; }
 	$(PIP) --editable '.[gpu]'
-	set -o pipefail; $(BIN)/python -m pytest -m gpu -rA | tee -a gpu-report.txt
+	@BIN=$(BIN) scripts/gpu-check
 
 clean:
 	rm -rf .venv runs/demo bundles/demo gpu-report.txt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

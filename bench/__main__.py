@@ -71,7 +71,7 @@ async def _run(options: argparse.Namespace, bundle: Bundle) -> tuple[Server, lis
         stage = progress.add_task("", total=len(options.streams) * WINDOWS)
         async with _server(options, server_core) as server:
             model = await served_name(server.target, bundle.model_id)
-            floors = floors_of(bundle, options.streams)
+            floors = floors_of(bundle, options.streams, options.device)
 
             async def sample_floors(batch: int) -> None:
                 for floor in floors:
@@ -96,10 +96,10 @@ async def _server(options: argparse.Namespace, core: int | None) -> AsyncIterato
     if options.target:
         yield Server(options.target)
         return
-    rounds = options.round_milliseconds
-    async with own_server(
-        options.bundle, [] if rounds is None else ["--round-milliseconds", str(rounds)], core
-    ) as server:
+    flags, rounds = ["--device", options.device], options.round_milliseconds
+    if rounds is not None:
+        flags += ["--round-milliseconds", str(rounds)]
+    async with own_server(options.bundle, flags, core) as server:
         yield server
 
 
@@ -121,6 +121,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--seconds", type=float, default=5.0, metavar="S", help="of each load, after a warm-up (default: %(default)s)")
     add("--max-chars", type=int, default=2000, metavar="N", help="characters of a text (default: %(default)s)")
     add("--target", metavar="HOST:PORT", help="measure this running server; --bundle must be one that it serves")
+    add("--device", default="auto", help="of the decode graph: auto, cpu, cuda or cuda:N (default: %(default)s)")
     add("--round-milliseconds", type=float, metavar="MS", help="of the server's engine rounds, at most")
     add("--pin", action="store_true", help="keep the server on one core and the client on another (Linux)")
     options = parser.parse_args(arguments)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from export.bundle import Bundle
-from serve.runtime import CPU, Decoder
+from serve.runtime import Decoder, choose_device
+from serve.states import States
 from train.config import ModelConfig
 from train.model import CharacterModel
 
@@ -49,10 +50,10 @@ class Floor:
         return median(self.samples)
 
 
-def floors_of(bundle: Bundle, batches: Sequence[int]) -> list[Floor]:
+def floors_of(bundle: Bundle, batches: Sequence[int], device: str = "cpu") -> list[Floor]:
     """Both floors at each batch size. Raises StartError or ConfigError for a bundle that cannot run here."""
     torch.set_num_threads(1)
-    decoder = Decoder(bundle, CPU)
+    decoder = Decoder(bundle, *choose_device(device))
     model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
     return [
         floor
@@ -66,9 +67,11 @@ def floors_of(bundle: Bundle, batches: Sequence[int]) -> list[Floor]:
 
 def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int) -> Callable[[], None]:
     """STEPS characters for `batch` rows in one call, going on from the call before."""
+    states = States(
+        [name for name, _ in bundle.states], (bundle.layers, batch, bundle.hidden), decoder.device, decoder.device_id
+    ).batch(np.arange(batch))
     feeds = {
         "token": np.full(batch, bundle.vocabulary.start_id),
-        "state_h": np.zeros((bundle.layers, batch, bundle.hidden), np.float32),
         "uniforms": np.random.default_rng(0).random((STEPS, batch), dtype=np.float32),
         "forced": np.full((STEPS, batch), -1),
         "steps": np.full(batch, STEPS),
@@ -76,7 +79,8 @@ def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int) -> Callable[[], 
     }
 
     def call() -> None:
-        tokens, feeds["state_h"] = decoder.run(False, feeds)
+        nonlocal states
+        tokens, states = decoder.run("decode", feeds, states)
         feeds["token"] = tokens[-1]
 
     return call

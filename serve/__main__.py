@@ -48,6 +48,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     flag("port", int, defaults.port, "port to listen on; 0 takes a free one")
     flag("device", str, defaults.device, "auto, cpu, cuda or cuda:N")
     flag("threads", int, defaults.threads, "ONNX Runtime threads per model")
+    flag("gpu-memory", int, defaults.gpu_memory, "MiB of GPU memory that ONNX Runtime may use for a graph; 0: no limit")
     flag("max-streams", int, defaults.max_streams, "streams that a model runs at once")
     flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, per model; more are refused")
     flag("max-prompt", int, defaults.max_prompt, "characters of the longest prompt")
@@ -57,6 +58,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     for name, least, most in [
         ("port", 0, 65_535),
         ("threads", 1, 1024),
+        ("gpu_memory", 0, 1_000_000),
         ("max_streams", 1, 1_000_000),
         ("max_waiting", 0, 1_000_000),
         ("max_prompt", 1, 100_000_000),

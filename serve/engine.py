@@ -17,18 +17,16 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.codec import Codec, Ids
 from serve.errors import EngineError
-from serve.rows import UNIFORMS, Round, Rows
+from serve.rows import PLAIN, TOP_K, TOP_P, UNIFORMS, Round, Rows
 from serve.runtime import Decoder
+from serve.states import States
 from serve.stream import Stream
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
 FIRST_SECONDS = 0.002  # of a round for those who wait for their first character
-COHORT = 64  # rows of a round: beyond this a character costs no less, and many streams take turns instead
-WARM_UP = (1, 8, COHORT)  # rows
 BUFFER = 16_384  # characters that a stream may be ahead of its reader
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
 
@@ -61,10 +59,11 @@ class Engine:
         decoder: Decoder,
         codec: Codec,
         rows: Rows,
+        states: States,
         deliver: Callable[[Delivery], None],
         round_seconds: float = 0.010,
     ) -> None:
-        self._decoder, self._codec, self._rows, self._deliver = decoder, codec, rows, deliver
+        self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
         self._round_seconds = round_seconds
         self._pace = StepTimes()
         self._inbox: deque[tuple[bool, Stream]] = deque()  # (joins, stream)
@@ -109,12 +108,13 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Run all batch sizes once for the memory and once for the time, on rows that nobody uses yet."""
-        for filters, batch in product((False, True), WARM_UP):
+        for kind, batch in product((PLAIN, TOP_P, TOP_K), self._decoder.warm_up):
             slots = np.arange(min(batch, self._rows.slots))
-            r = Round(slots, np.full(len(slots), 4), np.zeros(len(slots), np.int64), filters)
+            zeros = np.zeros(len(slots), np.int64)
+            r = Round(slots, zeros + 4, zeros, kind, self._decoder.padding(len(slots)))
             for _ in range(2):
                 started = time.perf_counter()
-                self._decoder.run(filters, self._rows.feeds(r))
+                self._decoder.run(r.variant, self._rows.feeds(r), self._states.batch(self._rows.batch(r)))
             self._pace.learn(r, time.perf_counter() - started)
 
     # ---- the engine thread
@@ -132,14 +132,15 @@ class Engine:
                     self._hand_over()
                     self._sleep()
                     continue
-                feeds = self._rows.feeds(planned)
+                feeds, batch = self._rows.feeds(planned), self._rows.batch(planned)
                 # The event loop sends the last round's texts while the graph makes the next: both have the GIL when
                 # they need it.
                 self._hand_over()
                 started = time.perf_counter()
-                tokens, state = self._decoder.run(planned.filters, feeds)
+                tokens, states = self._decoder.run(planned.variant, feeds, self._states.batch(batch))
                 self._pace.learn(planned, time.perf_counter() - started)
-                self._update(planned, tokens, state, now)
+                self._states.keep(batch, states)
+                self._update(planned, tokens[:, : len(planned.slots)], now)
             except Exception as error:  # whatever it is: its streams cannot go on, the others can
                 log.exception("an engine round failed")
                 self._fail(planned, error)
@@ -151,6 +152,7 @@ class Engine:
             if joins:
                 self._streams[stream.slot] = stream
                 self._rows.enter(stream.slot, stream.order, now)
+                self._states.begin(stream.slot)
             elif self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
                 self._release(stream.slot)
                 self._outbox.append(Delivery((), list, {stream}))
@@ -159,8 +161,8 @@ class Engine:
         """The next round, or None if no stream can go on.
 
         Whoever can have the first character within a short round goes first, in a round of their own; after that
-        everybody has a turn, the longest unserved first where there are too many for one round. A round is of one kind,
-        with filters or without, so that no stream pays for what its neighbours asked: the longest unserved one's.
+        everybody has a turn, the longest unserved first where there are too many for one round. A round is of one kind
+        (`serve.rows.kind_of`), so that no stream pays for what its neighbours asked: the longest unserved one's.
         """
         rows = self._rows
         room = rows.room(now, BUFFER)
@@ -175,22 +177,23 @@ class Engine:
         self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
         if self._newcomers_last:
             chosen = newcomers
-        filters = False
+        kind = PLAIN
         if rows.filtered:
             table = rows.table[slots[chosen]]
-            filters = bool(table["filtered"][table["served"].argmin()])
-            chosen = chosen[table["filtered"] == filters]
-        if len(chosen) > COHORT and not self._newcomers_last:
-            chosen = chosen[np.argsort(rows.table["served"][slots[chosen]], kind="stable")[:COHORT]]
+            kind = int(table["kind"][table["served"].argmin()])
+            chosen = chosen[table["kind"] == kind]
+        if len(chosen) > self._decoder.cohort and not self._newcomers_last:
+            by_need = np.argsort(rows.table["served"][slots[chosen]], kind="stable")
+            chosen = np.sort(chosen[by_need[: self._decoder.cohort]])
         slots, room, prompt = slots[chosen], room[chosen], prompt[chosen]
 
         if self._newcomers_last:
-            most = self._pace.steps(len(slots), FIRST_SECONDS, filters)
+            most = self._pace.steps(len(slots), FIRST_SECONDS, kind)
             most = min(most, int(prompt.max()) + 1)
         else:
-            most = self._pace.steps(len(slots), self._round_seconds, filters)
+            most = self._pace.steps(len(slots), self._round_seconds, kind)
         steps = np.minimum(prompt + room, most)
-        return Round(slots, steps, np.minimum(prompt, steps), filters)
+        return Round(slots, steps, np.minimum(prompt, steps), kind, self._decoder.padding(len(slots)))
 
     def _newcomers(self, slots: Ids, prompt: Ids) -> Ids:
         """Which of `slots` have no character yet and can have one within a short round."""
@@ -198,13 +201,13 @@ class Engine:
             return np.zeros(0, np.int64)
         return np.flatnonzero((self._rows.table["made"][slots] == 0) & (prompt < self._pace.steps(1, FIRST_SECONDS)))
 
-    def _update(self, r: Round, tokens: Ids, state: NDArray[np.float32], began: float) -> None:
+    def _update(self, r: Round, tokens: Ids, began: float) -> None:
         """Take over what the round made and let go of the streams that are complete."""
         streams = [self._streams[slot] for slot in r.slots.tolist()]
         if self._rows.starting:
             for stream in streams:
                 stream.entered = stream.entered or began
-        complete = self._rows.advance(r, tokens, state).tolist()
+        complete = self._rows.advance(r, tokens).tolist()
         gone = {self._streams[slot] for slot in complete}
         for slot in complete:
             self._release(slot)
@@ -245,15 +248,15 @@ class StepTimes:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[tuple[bool, int], float] = {}
+        self._seconds: dict[tuple[int, int], float] = {}
 
     def learn(self, r: Round, seconds: float) -> None:
         """A round took so long."""
-        key, seen = (r.filters, len(r.slots).bit_length()), seconds / r.time
+        key, seen = (r.kind, len(r.slots).bit_length()), seconds / r.time
         known = self._seconds.get(key, seen)
         self._seconds[key] = known + (0.5 if seen < known else 0.02) * (seen - known)
 
-    def steps(self, batch: int, seconds: float, filters: bool = False) -> int:
+    def steps(self, batch: int, seconds: float, kind: int = PLAIN) -> int:
         """How many steps of `batch` rows fit in so many seconds: at least 1, at most MAX_STEPS."""
-        known = self._seconds.get((filters, batch.bit_length()), 1e-3)  # as good a guess as any
+        known = self._seconds.get((kind, batch.bit_length()), 1e-3)  # as good a guess as any
         return int(min(max(seconds / known, 1), MAX_STEPS))

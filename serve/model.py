@@ -10,6 +10,7 @@ from serve.codec import Codec
 from serve.engine import Delivery, Engine
 from serve.rows import Rows
 from serve.runtime import Decoder
+from serve.states import States
 from serve.stream import End, Order, Stream
 
 
@@ -20,8 +21,11 @@ class Model:
         self.bundle, self.provider = bundle, decoder.provider
         self.codec = Codec(bundle.vocabulary)
         self.admission = Admission(slots, waiting)
-        rows = Rows(slots, bundle.layers, bundle.hidden, len(bundle.vocabulary))
-        self.engine = Engine(decoder, self.codec, rows, self._deliver, round_seconds)
+        rows = Rows(slots, len(bundle.vocabulary))
+        names = [name for name, _ in bundle.states]
+        shape = (bundle.layers, slots + 1, bundle.hidden)  # one more: padding
+        states = States(names, shape, decoder.device, decoder.device_id)
+        self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds)
         self._live: set[Stream] = set()  # in the engine
         self._open: set[Stream] = set()  # until the call has sent all of it
         self._calls = 0  # those that wait for a slot included

@@ -1,5 +1,7 @@
 """The live streams of an engine as arrays, one row a slot: a round reads and writes them as a whole.
 
+The recurrent states, which may live on another device, are `serve.states`'.
+
 Between two calls of the graph the processor's caches hold the model, not this: every NumPy call here costs ten times
 what it does alone. So what belongs together is one structured array, and what a stream does not use is not looked at.
 """
@@ -10,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.sampling import uniforms
+from export.sampling import Sampling, uniforms, window_of
 from serve.codec import Ids
 from serve.stream import Order
 
 ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be made, and safe to add to
 UNIFORMS = 1024  # drawn at a time, per row
+
+# What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, how many masses it sorts.
+PLAIN, TOP_P, TOP_K = range(3)
 
 ROW = np.dtype(
     [
@@ -31,9 +36,16 @@ ROW = np.dtype(
         ("temperature", np.float32),
         ("top_p", np.float32),
         ("min_p", np.float32),
-        ("filtered", np.bool_),  # whether the row needs the variant with filters
+        ("kind", np.int64),  # what the row asks of the graph: `kind_of`
     ]
 )
+
+
+def kind_of(sampling: Sampling) -> int:
+    """Rows of one kind cost one another nothing: the sorting of a top-k takes as long as the largest k in the batch."""
+    if sampling.top_k:
+        return TOP_K + max(sampling.top_k - 1, 63).bit_length() - 6  # up to 64, 128, 256, ...
+    return TOP_P if sampling.filtered else PLAIN
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,13 @@ class Round:
     slots: Ids  # [rows]
     steps: Ids  # [rows], prompt characters included
     prompted: Ids  # [rows]: how many of the steps read a prompt
-    filters: bool  # which variant of the graph
+    kind: int  # of all its rows
+    padding: int = 0  # rows beside them that take no step, for a batch size that the device knows
+
+    @property
+    def variant(self) -> str:
+        """The key of the serving graph that can do this."""
+        return ("decode", "decode_top_p", "decode_top_k")[min(self.kind, TOP_K)]
 
     @property
     def time(self) -> int:
@@ -52,20 +70,19 @@ class Round:
 
 
 class Rows:
-    """State and parameters by slot. All is the engine thread's own, except `read`, which only the event loop writes.
+    """Parameters by slot. All is the engine thread's own, except `read`, which only the event loop writes.
 
     `starting` are the slots whose stream has no character yet; `paced` and `filtered` count streams that have a pace,
-    and that need filters.
+    and that need more than the plain graph.
     """
 
-    def __init__(self, slots: int, layers: int, hidden: int, vocabulary: int) -> None:
+    def __init__(self, slots: int, vocabulary: int) -> None:
         self.slots = slots
-        # np.zeros and np.empty take memory only when a slot is first used.
-        self.table = np.zeros(slots, ROW)
+        # np.zeros and np.empty take memory only when a slot is first used. The last slot is nobody's: padding.
+        self.table = np.zeros(slots + 1, ROW)
         self.read = np.zeros(slots, np.int64)  # characters that the stream's reader has taken
-        self.state = np.zeros((layers, slots, hidden), np.float32)
-        self.logit_bias = np.zeros((slots, vocabulary), np.float32)
-        self.uniforms = np.empty((slots, UNIFORMS), np.float32)
+        self.logit_bias = np.zeros((slots + 1, vocabulary), np.float32)
+        self.uniforms = np.zeros((slots + 1, UNIFORMS), np.float32)
         self.in_use = np.zeros(0, np.int64)  # slots
         self.starting: set[int] = set()
         self.paced = self.filtered = 0
@@ -84,12 +101,11 @@ class Rows:
         row["pace"], row["since"] = order.chars_per_second or np.inf, now
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
         row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
-        row["filtered"] = sampling.filtered
+        row["kind"] = kind_of(sampling)
         if sampling.filtered:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
-        self.state[:, slot] = 0
         self._draw(slot)
         self.starting.add(slot)
 
@@ -124,41 +140,47 @@ class Rows:
         return float(max((table["since"] + table["made"] / table["pace"]).min(initial=np.inf) - now, 0.0))
 
     def feeds(self, r: Round) -> dict[str, NDArray[Any]]:
-        """The inputs of the serving graph for a round."""
-        slots, time = r.slots, r.time
+        """The inputs of the serving graph for a round, the states apart; [rows + padding] each."""
+        slots, time = self.batch(r), r.time
+        steps, prompted = (np.pad(values, (0, r.padding)) for values in (r.steps, r.prompted))
         table = self.table[slots]
         cursor = table["made"] - table["drawn"]
         if cursor.max() + time > UNIFORMS:
-            for slot in slots[cursor + time > UNIFORMS].tolist():
+            for slot in r.slots[cursor[: len(r.slots)] + time > UNIFORMS].tolist():
                 self._draw(slot)
             cursor = table["made"] - self.table["drawn"][slots]
         forced = np.full((time, len(slots)), -1, np.int64)
         index = np.arange(time)[:, None] + cursor
         if self.starting:
             # A row's uniforms begin where its prompt ends: what stands before is not looked at.
-            index = np.maximum(index - r.prompted, 0)
-            for column in np.flatnonzero(r.prompted).tolist():
-                prompt, reads = self._orders[int(slots[column])].prompt, int(r.prompted[column])
+            index = np.maximum(index - prompted, 0)
+            for column in np.flatnonzero(prompted).tolist():
+                prompt, reads = self._orders[int(slots[column])].prompt, int(prompted[column])
                 at = len(prompt) - int(table["prompt_left"][column])
                 forced[:reads, column] = prompt[at : at + reads]
         feeds: dict[str, NDArray[Any]] = {
             "token": np.ascontiguousarray(table["token"]),
-            "state_h": self.state.take(slots, axis=1),
             "uniforms": self.uniforms[slots, index],
             "forced": forced,
-            "steps": r.steps,
+            "steps": steps,
             "temperature": np.ascontiguousarray(table["temperature"]),
         }
-        if r.filters:
-            feeds |= {name: np.ascontiguousarray(table[name]) for name in ("top_k", "top_p", "min_p")}
+        if r.kind != PLAIN:
+            feeds |= {name: np.ascontiguousarray(table[name]) for name in ("top_p", "min_p")}
             feeds["logit_bias"] = self.logit_bias[slots]
+        if r.kind >= TOP_K:
+            feeds["top_k"] = np.ascontiguousarray(table["top_k"])
+            feeds["window"] = window_of(feeds["top_k"], self.logit_bias.shape[1])
         return feeds
 
-    def advance(self, r: Round, tokens: Ids, state: NDArray[np.float32]) -> Ids:
-        """Take over a round's `tokens` [time, rows] and `state` [layers, rows, hidden]; the slots that are complete."""
+    def batch(self, r: Round) -> Ids:
+        """The slots of a round, padding included."""
+        return np.pad(r.slots, (0, r.padding), constant_values=self.slots)
+
+    def advance(self, r: Round, tokens: Ids) -> Ids:
+        """Take over a round's `tokens` [time, rows]; the slots that are complete."""
         slots = r.slots
         self._rounds += 1
-        self.state[:, slots] = state
         table = self.table[slots]
         table["token"] = tokens[r.steps - 1, np.arange(len(slots))]
         table["made"] += r.steps - r.prompted

@@ -1,6 +1,7 @@
 """ONNX Runtime: which device, which session, and what a text's bits depend on."""
 
 import ctypes
+import json
 import logging
 import os
 import platform
@@ -18,17 +19,30 @@ from export.bundle import Bundle
 from serve.errors import StartError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+VARIANTS = ("decode", "decode_top_p", "decode_top_k")
+COHORT = 64  # rows of a round on a CPU: beyond this a character costs no less, and many streams take turns instead
+CUDA_BATCHES = (1, 8, 64, 256)
 
 log = logging.getLogger("rill")
 
 
 class Decoder:
-    """The serving graphs of one bundle, loaded on one device.
+    """The serving graphs of one bundle, loaded on one device, whose memory ONNX Runtime may use up to `memory` bytes.
 
-    Raises StartError if the bundle cannot be served there.
+    `batch_sizes` are those that the graphs are run with; without any, all are. A round beyond `cohort` rows gains
+    nothing; `warm_up` are the numbers of rows that are run at start. Raises StartError if the bundle cannot be served
+    there.
     """
 
-    def __init__(self, bundle: Bundle, provider: str, device_id: int = 0, threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: str,
+        device_id: int = 0,
+        threads: int = 1,
+        memory: int = 0,
+        batch_sizes: tuple[int, ...] = (),
+    ) -> None:
         if bundle.labels:
             raise StartError(
                 f"bundle {bundle.name!r} is a tagger: it labels symbols, has no decode graph and cannot stream text"
@@ -37,20 +51,50 @@ class Decoder:
             raise StartError(
                 f"bundle {bundle.name!r} is {bundle.precision}, which runs on the CPU only: use --device cpu"
             )
-        self.provider = provider
+        self.provider, self.device_id = provider, device_id
+        self.device = "cuda" if provider == CUDA else "cpu"
+        # Kernels are chosen by shape on a GPU: a stream's bits must not depend on how many others there are.
+        self._batch_sizes = batch_sizes or (CUDA_BATCHES if provider == CUDA else ())
+        self.cohort = self._batch_sizes[-1] if self._batch_sizes else COHORT
+        self.warm_up = self._batch_sizes or (1, 8, COHORT)
+        self._states = [name for name, _ in bundle.states]
         self._sessions = {}
-        for filters, key in [(False, "decode"), (True, "decode_filters")]:
+        for key in VARIANTS:
             if key not in bundle.graphs:
                 raise StartError(f"bundle {bundle.name!r} has no graph {key!r}: export it again")
-            self._sessions[filters] = _session(bundle.graphs[key], provider, device_id, threads, bundle.name)
+            session = _session(bundle.graphs[key], provider, device_id, threads, memory, bundle.name)
+            _require_fit(session, bundle, key)
+            self._sessions[key] = session
 
-    def run(self, filters: bool, feeds: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """One call of a serving graph (`export.decode` lists the inputs): tokens [time, batch], next state."""
-        tokens, state = self._sessions[filters].run(["tokens", "next_state_h"], feeds)
-        return tokens, state
+    def padding(self, rows: int) -> int:
+        """How many rows are missing to a batch size that the graphs are run with."""
+        for size in self._batch_sizes:
+            if rows <= size:
+                return size - rows
+        return -rows % self._batch_sizes[-1] if self._batch_sizes else 0
+
+    def run(
+        self, variant: str, feeds: Mapping[str, NDArray[Any]], states: Mapping[str, ort.OrtValue]
+    ) -> tuple[NDArray[np.int64], dict[str, ort.OrtValue]]:
+        """One call of a serving graph (`export.decode` lists the inputs): tokens [time, batch], and the next states.
+
+        States are on the device before and after, [layers, batch, hidden] each.
+        """
+        session = self._sessions[variant]
+        binding = session.io_binding()
+        for name, values in feeds.items():
+            binding.bind_cpu_input(name, values)
+        for name in self._states:
+            binding.bind_ortvalue_input(name, states[name])
+        binding.bind_output("tokens", "cpu")
+        for name in self._states:
+            binding.bind_output(f"next_{name}", self.device, self.device_id)
+        session.run_with_iobinding(binding)
+        tokens, *after = binding.get_outputs()
+        return tokens.numpy(), dict(zip(self._states, after, strict=True))
 
 
-def _session(graph: bytes, provider: str, device_id: int, threads: int, name: str) -> ort.InferenceSession:
+def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: int, name: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -58,16 +102,46 @@ def _session(graph: bytes, provider: str, device_id: int, threads: int, name: st
     # Patterns are kept for every combination of shapes ever seen, and rounds have thousands of them.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    providers: list[Any] = [provider]
     if provider == CUDA:
-        providers = [(CUDA, {"device_id": device_id, "use_tf32": 0}), CPU]
+        # A node that fell back to the CPU would cost two copies a step, and nobody would see it: refuse it.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(graph, options, providers=providers)
+        session = ort.InferenceSession(graph, options, providers=providers_of(provider, device_id, memory))
     except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
         raise StartError(f"bundle {name!r} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from None
     if session.get_providers()[0] != provider:
         raise StartError(f"ONNX Runtime did not give bundle {name!r} the {provider}; see its messages above")
     return session
+
+
+def providers_of(provider: str, device_id: int, memory: int) -> list[Any]:
+    """What a session is made with; `memory` in bytes, 0 for all. float32 is float32 on a GPU too, not TF32."""
+    if provider == CPU:
+        return [CPU]
+    limits = {"gpu_mem_limit": memory} if memory else {}
+    return [(provider, {"device_id": device_id, "use_tf32": 0, **limits})]
+
+
+def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> None:
+    """Raise StartError unless a serving graph is one of this bundle's model: its states and its vocabulary."""
+
+    def refuse(what: str) -> StartError:
+        return StartError(f"bundle {bundle.name!r}: graph {key!r} {what}; export it again")
+
+    inputs, outputs = (
+        {value.name: value for value in values} for values in (session.get_inputs(), session.get_outputs())
+    )
+    for name, shape in bundle.states:
+        for where, values in ((name, inputs), (f"next_{name}", outputs)):
+            if where not in values or list(values[where].shape) != list(shape) or values[where].type != "tensor(float)":
+                raise refuse(f"has no {where} of shape {list(shape)}")
+    if pairs := {name for name in inputs if name.startswith("state_")} - {name for name, _ in bundle.states}:
+        raise refuse(f"has states that the manifest lacks: {', '.join(sorted(pairs))}")
+    if missing := {"token", "forced", "steps", "uniforms", "temperature"} - inputs.keys() | {"tokens"} - outputs.keys():
+        raise refuse(f"is no serving graph of this version: it has no {', '.join(sorted(missing))}")
+    vocabulary = session.get_modelmeta().custom_metadata_map.get("rill.vocabulary", "null")
+    if json.loads(vocabulary) != list(bundle.vocabulary.symbols):
+        raise refuse("has another vocabulary than the manifest")
 
 
 def choose_device(device: str) -> tuple[str, int]:

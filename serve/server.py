@@ -42,6 +42,7 @@ class Settings:
     port: int = 50051
     device: str = "auto"
     threads: int = 1
+    gpu_memory: int = 0  # MiB that ONNX Runtime may use for a graph; 0: no limit
     max_streams: int = 4096
     max_waiting: int = 1024
     max_prompt: int = MAX_PROMPT
@@ -97,7 +98,7 @@ def _load(settings: Settings) -> dict[str, Model]:
             raise StartError(str(error)) from None
         if any(bundle.name == other.name for other, _ in decoders):
             raise StartError(f"two bundles are named {bundle.name!r}; a server needs different names")
-        decoders.append((bundle, Decoder(bundle, provider, device_id, settings.threads)))
+        decoders.append((bundle, Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)))
     return {
         bundle.name: Model(bundle, decoder, settings.max_streams, settings.max_waiting, settings.round_seconds)
         for bundle, decoder in decoders

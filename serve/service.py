@@ -133,6 +133,8 @@ def _sampling(message: pb.Sampling, model: Model) -> Sampling:
     banned = sum(value == float("-inf") for value in bias.values())
     if banned >= len(symbols) - (symbols.unknown_id is not None):
         raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
+    if given.get("top_k", 0) >= len(symbols):
+        given["top_k"] = 0  # keeps all, and would sort them
     try:
         return Sampling(logit_bias=bias, **given)
     except SamplingError as error:

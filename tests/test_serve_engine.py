@@ -2,35 +2,39 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from export.sampling import Sampling
 from serve import engine as engine_module
 from serve.admission import Admission
-from serve.errors import DrainingError, EngineError, WaitingLineFullError
+from serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
 from serve.model import Model
-from serve.rows import Rows
-from serve.runtime import CPU, Decoder
+from serve.rows import PLAIN, TOP_K, TOP_P, Rows, kind_of
+from serve.runtime import COHORT, CPU, Decoder
+from serve.states import States
 from serve.stream import End, Order
+from train.vocab import Vocabulary
 
 
 class Watched(Decoder):
     """A decoder that remembers its rounds, and fails when told to."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self.rounds, self.fail = [], False
 
-    def run(self, filters, feeds):
+    def run(self, variant, feeds, states):
         if self.fail:
             self.fail = False
             raise RuntimeError("out of memory")
         self.rounds.append(
-            (filters, feeds["token"].size, feeds["uniforms"].shape[0], bool((feeds["forced"] >= 0).any()))
+            (variant, feeds["token"].size, feeds["uniforms"].shape[0], bool((feeds["forced"] >= 0).any()))
         )
-        return super().run(filters, feeds)
+        return super().run(variant, feeds, states)
 
 
 @pytest.fixture
@@ -156,12 +160,12 @@ async def test_a_stop_while_the_engine_wakes_is_not_lost(tiny, monkeypatch):
 
 async def test_rounds_are_of_one_kind_and_of_bounded_size(model):
     plain = [text_of(model, order(400, seed=seed)) for seed in range(150)]
-    filtered = [text_of(model, order(400, seed=seed, top_k=5)) for seed in range(100)]
-    await asyncio.gather(*plain, *filtered)
-    kinds = {filters for filters, *_ in model.decoder.rounds}
-    assert kinds == {False, True}
+    sampled = [text_of(model, order(400, seed=seed, top_p=0.9)) for seed in range(100)]
+    filtered = [text_of(model, order(400, seed=seed, top_k=5)) for seed in range(50)]
+    await asyncio.gather(*plain, *sampled, *filtered)
+    assert {variant for variant, *_ in model.decoder.rounds} == {"decode", "decode_top_p", "decode_top_k"}
     generating = [rows for _, rows, time, prompted in model.decoder.rounds if time > 1 and not prompted]
-    assert max(generating) <= engine_module.COHORT
+    assert max(generating) <= COHORT
     await until_free(model)
 
 
@@ -231,7 +235,7 @@ async def test_the_line_is_first_come_first_served_and_bounded():
 
 
 def test_paces_limits_and_readers_bound_what_is_made():
-    rows = Rows(4, 1, 2, 3)
+    rows = Rows(4, 3)
     rows.enter(0, Order(np.array([0]), 1, Sampling(), 0, 100, 0.0), now=10.0)
     rows.enter(1, Order(np.array([0]), 1, Sampling(), 0, 0, 5.0), now=10.0)
     rows.enter(2, Order(np.array([0]), 1, Sampling(), 0, 0, 0.0), now=10.0)
@@ -245,3 +249,67 @@ def test_paces_limits_and_readers_bound_what_is_made():
     rows.leave(1)
     assert rows.room(now=10.0, buffer=1000).tolist() == [0, 510]
     assert rows.next_due(now=10.0, buffer=1000) == np.inf
+
+
+async def test_fixed_batch_sizes_change_no_text(tiny, model):
+    """What a GPU gets: rows that take no step fill every round up."""
+    decoder = Watched(tiny, CPU, batch_sizes=(4, 16))
+    padded = Model(tiny, decoder, 40, 40, 0.010)
+    wanted = [order(120, prompt=1 + seed % 3, seed=seed, **({"top_p": 0.9} if seed % 2 else {})) for seed in range(40)]
+    try:
+        texts = await asyncio.gather(*(text_of(padded, each) for each in wanted))
+    finally:
+        padded.engine.stop()
+    assert {rows for _, rows, *_ in decoder.rounds} <= {4, 16, 32, 48}
+    assert texts == [await text_of(model, each) for each in wanted]
+
+
+def test_a_kind_of_row_sorts_about_as_much_as_the_next():
+    assert kind_of(Sampling(temperature=0)) == PLAIN
+    assert kind_of(Sampling(top_p=0.9)) == kind_of(Sampling(min_p=0.1)) == kind_of(Sampling(logit_bias={0: 1})) == TOP_P
+    assert kind_of(Sampling(top_k=1)) == kind_of(Sampling(top_k=64, top_p=0.5)) == TOP_K
+    assert [kind_of(Sampling(top_k=k)) - TOP_K for k in (65, 128, 129, 4000)] == [1, 1, 2, 6]
+
+
+def test_states_stay_on_the_device_while_the_rows_do():
+    states = States(["state_h", "state_c"], (2, 5, 3), "cpu", 0)
+    first = states.batch(np.array([1, 3]))
+    assert first["state_h"].shape() == [2, 2, 3]
+
+    def filled(value):
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy(np.full((2, 2, 3), value + at, np.float32))
+            for at, name in enumerate(first)
+        }
+
+    kept = filled(5)
+    states.keep(np.array([1, 3]), kept)
+    assert states.batch(np.array([1, 3])) is kept
+    other = states.batch(np.array([0, 3]))  # another batch: the table is brought up to date
+    assert other["state_h"].numpy()[0, :, 0].tolist() == [0, 5]
+    assert other["state_c"].numpy()[0, :, 0].tolist() == [0, 6]
+    states.keep(np.array([0, 3]), filled(7))
+    assert states.row(3)["state_c"].tolist() == [[8] * 3] * 2
+    states.begin(3)
+    assert states.row(3)["state_h"].sum() == 0
+    assert states.row(1)["state_h"].tolist() == [[5] * 3] * 2
+    assert states.row(0)["state_h"].tolist() == [[7] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda bundle: {"graphs": {**bundle.graphs, "decode": bundle.graphs["model"]}},
+        lambda bundle: {"graphs": {**bundle.graphs, "decode_top_p": bundle.graphs["decode"][:-9]}},
+        lambda bundle: {"graphs": {"model": bundle.graphs["model"], "decode": bundle.graphs["decode"]}},
+        lambda bundle: {"vocabulary": Vocabulary(tuple(reversed(bundle.vocabulary.symbols)))},
+        lambda bundle: {"vocabulary": Vocabulary(bundle.vocabulary.symbols[:-1])},
+        lambda bundle: {"states": (("state_h", (2, "batch", 32)),)},
+        lambda bundle: {"states": (*bundle.states, ("state_c", (1, "batch", 32)))},
+        lambda bundle: {"states": ()},
+    ],
+)
+def test_graphs_that_are_not_the_manifests_are_refused_at_load(tiny, change):
+    with pytest.raises(StartError, match="bundle 'tiny'") as caught:
+        Decoder(replace(tiny, **change(tiny)), CPU)
+    assert "\n" not in str(caught.value)

@@ -22,9 +22,11 @@ def reference(bundle, prompt, seed, count, **parameters):
     ids = vocabulary.encode(prompt)
     bias = {vocabulary.id_of(c): value for c, value in parameters.pop("logit_bias", {}).items()}
     sampling = Sampling(logit_bias=bias, **parameters)
-    graph = session(bundle.graphs["decode_filters" if sampling.filtered else "decode"])
+    key = "decode_top_k" if sampling.top_k else "decode_top_p" if sampling.filtered else "decode"
+    graph = session(bundle.graphs[key])
     u = np.concatenate([np.zeros(len(ids) - 1, np.float32), uniforms(seed, 0, count)])[:, None]
-    feeds = decode_feeds(graph, np.array(ids[:1]), np.zeros((bundle.layers, 1, bundle.hidden), np.float32), u, sampling)
+    states = {name: np.zeros((bundle.layers, 1, bundle.hidden), np.float32) for name, _ in bundle.states}
+    feeds = decode_feeds(graph, np.array(ids[:1]), states, u, sampling)
     feeds["forced"][: len(ids) - 1, 0] = ids[1:]
     (tokens,) = graph.run(["tokens"], feeds)
     return vocabulary.decode(tokens[len(ids) - 1 :, 0])
