@@ -22,7 +22,8 @@ from export.batch import Checkpoint, Job
 from export.bundle import PRECISIONS
 from export.display import Display, print_table
 from export.export import bundle_folder
-from export.foreign import RESETS, UPDATES, ForeignError, bundle_name
+from export.foreign import RESETS, UPDATES, bundle_name
+from export.foreign_files import ForeignError
 from export.workers import run_jobs
 from train.files import replace_file
 

@@ -16,14 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from export.bundle import read_bundle
-from export.foreign import (
-    ForeignError,
-    export_state_dict,
-    foreign_run,
-    load_state_dict_file,
-    load_vocabulary_file,
-    run_of_state_dict,
-)
+from export.foreign import export_state_dict, foreign_run, run_of_state_dict
+from export.foreign_files import ForeignError, load_state_dict_file, load_vocabulary_file
 from train.run import Run
 from train.vocab import Vocabulary
 
