@@ -51,9 +51,8 @@ def rounded(name: str, weight: Matrix) -> NDArray[np.float32]:
     """A parameter, under PyTorch's name and shape, as the portable int8 graph has it."""
     if weight.ndim == 1:  # a bias
         return weight.astype(np.float32)
-    if name == "embedding.weight":
-        return Quantized.of(weight, TABLE_STEPS, outputs=1).matrix()
-    return Quantized.of(weight, WEIGHT_STEPS, outputs=0).matrix()
+    steps = TABLE_STEPS if name == "embedding.weight" else WEIGHT_STEPS
+    return Quantized.of(weight, steps, outputs=0).matrix()
 
 
 class Operand(NamedTuple):

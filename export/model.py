@@ -11,7 +11,7 @@ A bidirectional model's second direction starts at the end of the text: its stat
 beginning.
 
 In int8 the matrices are int8 initializers behind DequantizeLinear, with one scale for each output (embedding: for each
-feature); all else is float32.
+symbol); all else is float32.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def model_graph(config: ModelConfig, weights: Weights, precision: str, metadata:
         # OneHot(indices, depth, [off, on]) -> (time, batch, vocab)
         x = g.op("OneHot", by_time, g.constant(vocabulary), g.constant(np.array([0, 1], np.float32)))
     else:
-        x = g.op("Gather", _matrix(g, "embedding.weight", weights.embedding, 1, precision), by_time)
+        x = g.op("Gather", _matrix(g, "embedding.weight", weights.embedding, 0, precision), by_time)
 
     # Two directions are folded into one axis (0 keeps an axis); the axis of a single one goes.
     fold = g.constant([0, 0, config.features] if config.bidirectional else [1])

@@ -142,7 +142,7 @@ class Rows:
     def feeds(self, r: Round) -> dict[str, NDArray[Any]]:
         """The inputs of the serving graph for a round, the states apart; [rows + padding] each."""
         slots, time = self.batch(r), r.time
-        steps, prompted = (np.pad(values, (0, r.padding)) for values in (r.steps, r.prompted))
+        steps, prompted = _padded(r.steps, r.padding), _padded(r.prompted, r.padding)
         table = self.table[slots]
         cursor = table["made"] - table["drawn"]
         if cursor.max() + time > UNIFORMS:
@@ -175,7 +175,7 @@ class Rows:
 
     def batch(self, r: Round) -> Ids:
         """The slots of a round, padding included."""
-        return np.pad(r.slots, (0, r.padding), constant_values=self.slots)
+        return _padded(r.slots, r.padding, self.slots)
 
     def advance(self, r: Round, tokens: Ids) -> Ids:
         """Take over a round's `tokens` [time, rows]; the slots that are complete."""
@@ -197,3 +197,7 @@ class Rows:
         made = int(self.table["made"][slot])
         self.uniforms[slot] = uniforms(self._orders[slot].seed, made, UNIFORMS)
         self.table["drawn"][slot] = made
+
+
+def _padded(values: Ids, padding: int, value: int = 0) -> Ids:
+    return np.concatenate([values, np.full(padding, value)]) if padding else values
