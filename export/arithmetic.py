@@ -38,7 +38,7 @@ class Quantized:
         """Rounded to the nearest of `steps` integers on either side of 0."""
         across = tuple(axis for axis in range(matrix.ndim) if axis != outputs)
         largest = np.abs(matrix).max(axis=across, keepdims=True)
-        scale = np.where(largest > 0, largest / steps, 1).astype(np.float32)
+        scale = np.where(largest / steps > np.finfo(np.float32).tiny, largest / steps, 1).astype(np.float32)
         return cls(np.clip(np.rint(matrix / scale), -steps, steps).astype(np.int8), scale.ravel(), outputs)
 
     def matrix(self) -> NDArray[np.float32]:

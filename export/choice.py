@@ -86,6 +86,7 @@ class Choice:
             is_off = main.op("Or", main.op("Equal", "top_k", main.constant(0)), main.op("Greater", "top_k", size))
             k = main.op("Where", is_off, size, "top_k")
             self.uses_top_k = column(number(main.op("Less", k, size)))
+            self.top_p_or_infinity = column(main.op("Where", uses_top_p, top_p, main.constant(np.inf)))
             self.k_index = column(main.op("Sub", main.op("Min", k, "window"), one))
 
     def inputs(self) -> list[onnx.ValueInfoProto]:
@@ -161,11 +162,12 @@ class Choice:
         top_k = g.op("GatherElements", ordered, self.k_index, axis=1)  # the k-th largest
         if self.variant.logprobs:
             return self._keep_nucleus(g, _keep(g, mass, g.op("Mul", top_k, self.uses_top_k)))
-        # Every row has a top-k here: the sorted masses are all that top-p can keep, but for equals of the last.
+        # Every row has a top-k here: the sorted masses are all that top-p can keep, but for equals of the last. Without
+        # a top-p the goal is infinite, and the last of the sorted is below the k-th.
         kept = g.op("ReduceSum", _keep(g, mass, top_k), g.constant([1]), keepdims=1)
         cumulative = g.op("CumSum", ordered, g.constant(1))
-        top_p = _crossing(g, ordered, cumulative, g.op("Mul", self.top_p, kept))
-        return _keep(g, mass, g.op("Max", top_k, g.op("Mul", top_p, self.uses_top_p), self.min_p))
+        top_p = _crossing(g, ordered, cumulative, g.op("Mul", self.top_p_or_infinity, kept))
+        return _keep(g, mass, g.op("Max", top_k, top_p, self.min_p))
 
     def _keep_nucleus(self, g: Graph, mass: str) -> str:
         """The masses that top-p and min-p keep."""
