@@ -9,25 +9,24 @@ import pytest
 import torch
 
 import export.matrix
+import export.matrix_check
 from export.export import build_bundle
 from export.float64 import Float64
-from export.matrix import (
+from export.matrix import QUICK_CHARACTERS, main
+from export.matrix_check import Difference, check
+from export.matrix_models import (
     BATCHES,
     BIASES,
     CELLS,
     DEPTHS,
     EMBEDDINGS,
     HIDDEN,
-    QUICK_CHARACTERS,
     SYMBOLS,
     TIMES,
     WIDER,
     Configuration,
-    Difference,
     Network,
     all_configurations,
-    check,
-    main,
     pairwise,
     quick_configurations,
     random_run,
@@ -116,7 +115,7 @@ def _with_one_weight_changed(monkeypatch, key, by, parameter="rnn.weight_hh_l0")
         changed = build_bundle(replace(run, weights=weights), name, precision)
         return replace(bundle, graphs={**bundle.graphs, key: changed.graphs[key]})
 
-    monkeypatch.setattr(export.matrix, "build_bundle", build)
+    monkeypatch.setattr(export.matrix_check, "build_bundle", build)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +145,7 @@ def test_a_wrong_text_is_found_and_the_rest_of_it_compared(monkeypatch):
     (wrong,) = check([SMALL], QUICK_CHARACTERS)
     assert wrong.wrong_characters > 1
     assert f"{wrong.wrong_characters} greedy characters are wrong" in wrong.failures
-    monkeypatch.setattr(export.matrix, "NEAR", np.inf)
+    monkeypatch.setattr(export.matrix_check, "NEAR", np.inf)
     (excused,) = check([SMALL], QUICK_CHARACTERS)
     assert (excused.wrong_characters, excused.excused_characters) == (0, wrong.wrong_characters)
     assert excused.characters < QUICK_CHARACTERS  # what a row wrote after such a choice, in the same call, is not
@@ -164,7 +163,7 @@ def test_the_command_lists_all_failures_and_goes_on(monkeypatch, capsys, tmp_pat
             raise ValueError("no such thing")
         return build_bundle(run, name, precision)
 
-    monkeypatch.setattr(export.matrix, "build_bundle", build)
+    monkeypatch.setattr(export.matrix_check, "build_bundle", build)
     monkeypatch.setattr(export.matrix, "quick_configurations", lambda: [SMALL_INT8, SMALL_INT8._replace(time=1), SMALL])
     path = tmp_path / "report.json"
     assert main(["--quick", "--json", str(path)]) == 1
