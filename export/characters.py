@@ -232,10 +232,15 @@ def _is_near(logits: torch.Tensor, got: int, u: float, sampling: Sampling, unkno
     if sampling.temperature == 0:
         return float(values.max() - values[got]) < NEAR
     mass = np.exp((values - values.max()) / sampling.temperature)
-    for dk, dp, dm in product((0, -1, 1), (0.0, -NEAR, NEAR), (0.0, -NEAR, NEAR)):
+    ordered = -np.sort(-mass)
+    k = min(sampling.top_k or len(mass), len(mass))
+    ks = [k]  # and those that keep masses which are nearly equal to the last of the k
+    close = [n for n in (k - 1, k + 1) if 1 <= n <= len(mass)]
+    ks += [n for n in close if abs(ordered[n - 1] - ordered[k - 1]) <= NEAR * ordered[k - 1]]
+    for moved_k, dp, dm in product(ks, (0.0, -NEAR, NEAR), (0.0, -NEAR, NEAR)):
         moved = replace(
             sampling,
-            top_k=max(sampling.top_k + dk, 1) if sampling.top_k else 0,
+            top_k=moved_k if sampling.top_k else 0,
             top_p=min(max(sampling.top_p + dp, NEAR), 1.0) if sampling.top_p < 1 else 1.0,
             min_p=min(max(sampling.min_p + dm, 0.0), 1.0) if sampling.min_p else 0.0,
         )

@@ -12,6 +12,7 @@ bring the threshold into a range that holds few masses, and those are sorted. Wh
 are: the result is exact whatever the masses are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,10 @@ import onnx
 from export.graph import BOOL, FLOAT, INT64, Graph, tensor
 from export.sampling import GREEDY_TEMPERATURE
 
-PAIRED_SYMBOLS = 96  # up to here all pairs are compared
-FEW_SYMBOLS = 256  # up to here a search is short
-DEEPEST = 80.0  # of -ln x: exp(80) is still a float32
+PAIRED_SYMBOLS = 128  # up to here all pairs are compared
+FEW_SYMBOLS = 512  # up to here a search is shorter
+WINDOW = 64  # masses that are sorted after it, at a time
+DEEPEST = 1e30  # of 1/x: times a sum of masses it is still a float32
 ALTERNATIVES = 20  # at most, to each character
 
 
@@ -55,7 +57,7 @@ class Choice:
 
     def __init__(self, main: Graph, variant: Variant, symbols: int) -> None:
         self.variant, self.symbols, self.alternatives = variant, symbols, min(ALTERNATIVES, symbols)
-        self._bisections, self._window = (3, 16) if symbols <= FEW_SYMBOLS else (7, 64)
+        self._bisections = 6 if symbols <= FEW_SYMBOLS else 8
         last_axis = main.constant([-1])
 
         def column(value: str) -> str:
@@ -78,8 +80,8 @@ class Choice:
             not_quite = main.constant(1 - 2.0**-22)
             self.uses_top_p = column(main.op("Mul", number(uses_top_p), not_quite))
             self.not_quite_min_p = column(main.op("Mul", "min_p", not_quite))
-            odds = main.op("Div", top_p, below_one)
-            self.reach = column(main.op("Log", main.op("Mul", odds, main.constant(2.0 * symbols))))
+            if symbols > PAIRED_SYMBOLS:
+                self._bisect(main, column, below_one)
         if variant.top_k:
             # Not with Min: ONNX Runtime's for int64 is wrong from 2^31 on (seen in 1.31.1).
             size, one = main.constant(symbols), main.constant(1)
@@ -88,6 +90,20 @@ class Choice:
             self.uses_top_k = column(number(main.op("Less", k, size)))
             self.top_p_or_infinity = column(main.op("Where", uses_top_p, top_p, main.constant(np.inf)))
             self.k_index = column(main.op("Sub", main.op("Min", k, "window"), one))
+
+    def _bisect(self, main: Graph, column: Callable[[str], str], below_one: str) -> None:
+        """The factors 1/x moves by, down and up: halves of the logarithm of the range, quarters, and so on.
+
+        All masses up to (1 - p) / 2V together are less than what top-p leaves out: no need to look deeper. Roots, not
+        logarithms: these are the same wherever a row is in the batch.
+        """
+        factor = column(column(main.op("Div", main.constant(2.0 * self.symbols), below_one)))  # (batch, 1, 1)
+        factor = main.op("Min", factor, main.constant(DEEPEST))
+        self.deeper, self.higher = list[str](), list[str]()
+        for _ in range(self._bisections + 1):
+            factor = main.op("Sqrt", factor)
+            self.deeper.append(factor)
+            self.higher.append(main.op("Reciprocal", factor))
 
     def inputs(self) -> list[onnx.ValueInfoProto]:
         """The inputs of the main graph that are about choosing."""
@@ -115,30 +131,43 @@ class Choice:
 
     def step(self, g: Graph, logits: str, unknown_id: int | None) -> list[onnx.ValueInfoProto]:
         """From the model's logits (batch, symbols) to `step.next_token` and what the step emits, which is returned."""
-        possible = logits
+        possible, never = logits, ""
         if unknown_id is not None:
-            never = np.zeros(self.symbols, np.float32)
-            never[unknown_id] = -np.inf
-            possible = g.op("Add", logits, g.constant(never))
+            mask = np.zeros(self.symbols, np.float32)
+            mask[unknown_id] = -np.inf
+            never = g.constant(mask)
+            possible = g.op("Add", logits, never)
         chosen = self.choose(g, possible, "step.chance")
         is_forced = g.op("GreaterOrEqual", "step.forced", g.constant(0))
         g.op("Where", is_forced, "step.forced", chosen, out="step.next_token")
         g.op("Identity", "step.next_token", out="step.tokens")
         if self.variant.logprobs:
-            self._log_probabilities(g, logits, possible)
+            self._log_probabilities(g, logits, never)
         return self._emitted("step.", [])
 
-    def _log_probabilities(self, g: Graph, logits: str, possible: str) -> None:
-        """ln softmax(logits), of the step's token and of the most probable of the possible ones."""
+    def _log_probabilities(self, g: Graph, logits: str, never: str) -> None:
+        """Of the step's token, and of the most probable ones but `<unk>`."""
         axis = g.constant([1])
-        largest = g.op("ReduceMax", logits, axis, keepdims=1)
-        total = g.op("ReduceSum", g.op("Exp", g.op("Sub", logits, largest)), axis, keepdims=1)
-        normalizer = g.op("Add", largest, g.op("Log", total))
+        logprobs = g.op("LogSoftmax", logits, axis=1)
         token = g.op("Unsqueeze", "step.next_token", axis)
-        logprob = g.op("Sub", g.op("GatherElements", logits, token, axis=1), normalizer)
-        g.op("Squeeze", logprob, axis, out="step.logprobs")
-        top, _ = g.ops("TopK", possible, g.constant([self.alternatives]), out=["step.top", "step.top_tokens"], axis=1)
-        g.op("Sub", top, normalizer, out="step.top_logprobs")
+        g.op("Squeeze", g.op("GatherElements", logprobs, token, axis=1), axis, out="step.logprobs")
+        if never:
+            logprobs = g.op("Add", logprobs, never)
+        count = g.constant([self.alternatives])
+        g.ops("TopK", logprobs, count, out=["step.top_logprobs", "step.top_tokens"], axis=1)
+
+    def _sum(self, g: Graph, values: str) -> str:
+        """The sums of (batch, symbols): (batch, 1).
+
+        Not by ReduceSum: in ONNX Runtime its last bit depends on where in memory a row begins, hence on the row's place
+        in the batch (seen in 1.31.1).
+        """
+        return g.op("MatMul", values, g.constant(np.ones((self.symbols, 1), np.float32)))
+
+    def _mean(self, g: Graph, values: str) -> str:
+        """As `_sum`, over the number of symbols: the fastest for many of them."""
+        pooled = g.op("GlobalAveragePool", g.op("Unsqueeze", values, g.constant([1])))
+        return g.op("Squeeze", pooled, g.constant([2]))
 
     def choose(self, g: Graph, logits: str, chance: str) -> str:
         """The chosen symbols, int64 (batch,), from logits (batch, symbols) and chance (batch, 1)."""
@@ -164,55 +193,53 @@ class Choice:
             return self._keep_nucleus(g, _keep(g, mass, g.op("Mul", top_k, self.uses_top_k)))
         # Every row has a top-k here: the sorted masses are all that top-p can keep, but for equals of the last. Without
         # a top-p the goal is infinite, and the last of the sorted is below the k-th.
-        kept = g.op("ReduceSum", _keep(g, mass, top_k), g.constant([1]), keepdims=1)
+        kept = self._sum(g, _keep(g, mass, top_k))
         cumulative = g.op("CumSum", ordered, g.constant(1))
         top_p = _crossing(g, ordered, cumulative, g.op("Mul", self.top_p_or_infinity, kept))
         return _keep(g, mass, g.op("Max", top_k, top_p, self.min_p))
 
     def _keep_nucleus(self, g: Graph, mass: str) -> str:
         """The masses that top-p and min-p keep."""
-        goal = g.op("Mul", self.top_p, g.op("ReduceSum", mass, g.constant([1]), keepdims=1))
         if self.symbols <= PAIRED_SYMBOLS:
-            return self._compare_pairs(g, mass, goal)
-        scaled, unit, top_p = self._search(g, mass, goal)
+            return self._compare_pairs(g, mass)
+        scaled, unit, top_p = self._search(g, mass)
         top_p = g.op("Mul", g.op("Max", top_p, g.constant(1.0)), self.uses_top_p)
         threshold = g.op("Max", top_p, g.op("Mul", self.not_quite_min_p, unit))
         return g.op("Where", g.op("GreaterOrEqual", scaled, threshold), mass, g.constant(0.0))
 
-    def _compare_pairs(self, g: Graph, mass: str, goal: str) -> str:
+    def _compare_pairs(self, g: Graph, mass: str) -> str:
         """Top-p and min-p by comparing every mass with every other."""
+        goal = g.op("Mul", self.top_p, self._sum(g, mass))
         # Divided by a mass, those above it are above 1.
         inverse = g.op("Reciprocal", g.op("Max", mass, g.constant(float(np.finfo(np.float32).tiny))))
-        pairs = g.op("Mul", g.op("Unsqueeze", mass, g.constant([1])), g.op("Unsqueeze", inverse, g.constant([2])))
-        ahead = g.op("ReduceSum", _above_one(g, pairs), g.constant([2]), keepdims=0)
+        row, column = g.constant([1]), g.constant([2])
+        pairs = g.op("Mul", g.op("Unsqueeze", mass, column), g.op("Unsqueeze", inverse, row))
+        ones = g.constant(np.ones((1, 1, self.symbols), np.float32))  # a product for a sum, as in `_sum`
+        ahead = g.op("Squeeze", g.op("MatMul", ones, _above_one(g, pairs)), row)
         inside = g.op("Or", g.op("Less", ahead, g.op("Mul", goal, inverse)), self.skips_top_p)
         kept = g.op("And", inside, g.op("GreaterOrEqual", mass, self.min_p))
         return g.op("Where", kept, mass, g.constant(0.0))
 
-    def _search(self, g: Graph, mass: str, goal: str) -> tuple[str, str, str]:
+    def _search(self, g: Graph, mass: str) -> tuple[str, str, str]:
         """The masses in a unit of the row's own, that unit, and the smallest of them that top-p keeps.
 
         Multiplied by 1/x, what is above x is above 1: ThresholdedRelu then leaves that alone, at half the cost of a
         comparison and a selection.
         """
-        axis, count = g.constant([1]), self._bisections + 1
-        # All masses up to (1 - p) S(0) / 2V together are less than what top-p leaves out: no need to look deeper.
-        depth = g.op("Min", g.op("Sub", self.reach, g.op("Log", goal)), g.constant(DEEPEST))
-        halves = np.exp2(-np.arange(1, count + 1, dtype=np.float32))[None]
-        steps = g.op("Exp", g.op("Mul", depth, g.constant(halves)))
-        deeper = g.ops("Split", steps, out=count, axis=1, num_outputs=count)
-        higher = g.ops("Split", g.op("Reciprocal", steps), out=count, axis=1, num_outputs=count)
+        goal = g.op("Mul", self.top_p, self._mean(g, mass))  # sums are means here
         of_goal = g.op("Div", mass, goal)
-        unit = g.op("Mul", goal, deeper[0])
-        for bisection in range(1, count):
-            ahead = g.op("ReduceSum", _above_one(g, g.op("Mul", of_goal, unit)), axis, keepdims=1)
-            step = g.op("Where", g.op("Less", ahead, unit), deeper[bisection], higher[bisection])
-            unit = g.op("Mul", unit, step)
+        row = g.constant([1])
+        pooled = g.op("Unsqueeze", of_goal, row)  # (batch, 1, symbols), as the mean wants it
+        unit = g.op("Mul", g.op("Unsqueeze", goal, row), self.deeper[0])
+        for deeper, higher in zip(self.deeper[1:], self.higher[1:], strict=True):
+            ahead = g.op("GlobalAveragePool", _above_one(g, g.op("Mul", pooled, unit)))
+            unit = g.op("Mul", unit, g.op("Where", g.op("Less", ahead, unit), deeper, higher))
         # The threshold is within one more step up or down.
-        unit = g.op("Mul", unit, deeper[-1])
+        unit = g.op("Squeeze", g.op("Mul", unit, self.deeper[-1]), row)
         scaled = g.op("Mul", of_goal, unit)
-        start = g.op("Mul", higher[-1], higher[-1])
-        return scaled, g.op("Div", unit, goal), self._walk(g, _above_one(g, scaled), unit, start)
+        start = g.op("Squeeze", g.op("Mul", self.higher[-1], self.higher[-1]), row)
+        sum_ = g.op("Mul", unit, g.constant(float(self.symbols)))
+        return scaled, g.op("Div", unit, goal), self._walk(g, _above_one(g, scaled), sum_, start)
 
     def _walk(self, g: Graph, mass: str, goal: str, unit: str) -> str:
         """The mass with which the sum of all, from the largest down, reaches the goal.
@@ -220,13 +247,12 @@ class Choice:
         All masses that are above 1 in `unit` together are below the goal. The largest of the others are sorted, some at
         a time: almost always the first few are enough.
         """
-        window = self._window
         walk = Graph("walk", within=g)
         unit_in, unit_out, threshold, goes_on = (f"walk.{name}" for name in ("unit", "next_unit", "threshold", "again"))
         scaled = walk.op("Mul", mass, unit_in)
         above = _above_one(walk, scaled)
-        ahead = walk.op("ReduceSum", above, walk.constant([1]), keepdims=1)
-        ordered, _ = walk.ops("TopK", walk.op("Sub", scaled, above), walk.constant([window]), out=2, axis=1)
+        ahead = walk.op("Mul", self._mean(walk, above), walk.constant(float(self.symbols)))
+        ordered, _ = walk.ops("TopK", walk.op("Sub", scaled, above), walk.constant([WINDOW]), out=2, axis=1)
         cumulative = walk.op("Add", ahead, walk.op("CumSum", ordered, walk.constant(1)))
         scaled_goal = walk.op("Mul", goal, unit_in)
         crossing = _crossing(walk, ordered, cumulative, scaled_goal)
@@ -235,7 +261,7 @@ class Choice:
         crossing = walk.op("Where", walk.op("Less", ahead, scaled_goal), crossing, one)
         walk.op("Div", crossing, unit_in, out=threshold)
         # A row whose goal is further down goes on with what is below the last of these.
-        last, reached = (walk.op("Slice", values, *_last(walk, window)) for values in (ordered, cumulative))
+        last, reached = (walk.op("Slice", values, *_last(walk, WINDOW)) for values in (ordered, cumulative))
         is_more = walk.op("Greater", walk.op("Mul", last, self.uses_top_p), walk.constant(0.0))
         is_further = walk.op("And", is_more, walk.op("Less", reached, scaled_goal))
         further = walk.op("Mul", walk.op("Div", unit_in, last), walk.constant(1 + 2.0**-22))

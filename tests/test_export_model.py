@@ -1,5 +1,6 @@
 """The portable graph of every model that training can make: PyTorch's results, in standard operators."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from export.arithmetic import rounded
 from export.compare import session
 from export.model import model_graph, states_of
 from export.weights import weights_of
@@ -35,8 +37,8 @@ def run_of(config):
     return Run(Path("x"), model_config, TrainingConfig(steps=1), Vocabulary(SYMBOLS), labels, model.state_dict())
 
 
-def graph_of(run):
-    return model_graph(run.model, weights_of(run), {})
+def graph_of(run, precision="fp32"):
+    return model_graph(run.model, weights_of(run), precision, {})
 
 
 def assert_does_what_pytorch_does(runtime, run):
@@ -63,11 +65,34 @@ def test_the_graph_does_what_pytorch_does(config):
     assert_does_what_pytorch_does(session(graph_of(run)), run)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+def rounded_model(run):
+    """The run as its int8 graph has it."""
+    weights = {name: torch.from_numpy(rounded(name, value.double().numpy())) for name, value in run.weights.items()}
+    return replace(run, weights=weights)
+
+
+@pytest.mark.parametrize("config", [a | b for a in CELLS for b in INPUTS], ids=str)
+def test_the_int8_graph_is_pytorch_with_rounded_weights(config):
+    """However ONNX Runtime optimizes it."""
+    run = run_of({"layers": 3, "residual": True, **config})
+    assert_does_what_pytorch_does(session(graph_of(run, "int8")), rounded_model(run))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("inputs", INPUTS, ids=str)
+@pytest.mark.parametrize("depth", DEPTHS, ids=str)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_another_runtime_agrees(cell, bidirectional):
-    """onnx's own evaluator, in NumPy. It cannot do OneHot, so an embedding is the input."""
-    run = run_of({"task": "tag", "layers": 3, "residual": True, "embedding": 6, "bidirectional": bidirectional, **cell})
+def test_another_runtime_agrees(cell, depth, inputs, precision):
+    """onnx's own evaluator, in NumPy."""
+    run = run_of({**depth, **cell, **inputs})
+    evaluator = ReferenceEvaluator(onnx.load_from_string(graph_of(run, precision)))
+    assert_does_what_pytorch_does(evaluator, run if precision == "fp32" else rounded_model(run))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_another_runtime_agrees_on_two_directions(cell):
+    config = {"task": "tag", "layers": 3, "residual": True, "embedding": 6, "bidirectional": True}
+    run = run_of({**config, **cell})
     assert_does_what_pytorch_does(ReferenceEvaluator(onnx.load_from_string(graph_of(run))), run)
 
 

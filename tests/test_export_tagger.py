@@ -14,7 +14,7 @@ from conftest import make_run, save_run
 from export.__main__ import main as export
 from export.bundle import MANIFEST, BundleError, manifest_of, read_bundle, write_bundle
 from export.compare import ParityError
-from export.export import UnsupportedError, build_bundle
+from export.export import build_bundle
 from export.teacher_forced import Compared
 from export.verify import verify
 from train.__main__ import main as train
@@ -151,7 +151,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_verification_passes_and_counts(kind, bidirectional):
     run = tagger(bidirectional=bidirectional, **kind)
-    parity = verify(build_bundle(run, "x"), run.build())
+    parity = verify(build_bundle(run, "x"), run)
     assert parity.worst_difference < 2e-6
     assert parity.rows > 100
     assert (parity.excused_rows, parity.choices) == (0, 0)
@@ -164,7 +164,7 @@ UNSTABLE = [{"cell": "rnn", "scale": 7.0}, {"cell": "lstm", "scale": 16.0}]
 @pytest.mark.parametrize("kind", UNSTABLE, ids=str)
 def test_rows_along_another_rounding_are_excused_and_counted(kind, bidirectional):
     run = tagger(bidirectional=bidirectional, **kind)
-    parity = verify(build_bundle(run, "x"), run.build())
+    parity = verify(build_bundle(run, "x"), run)
     assert 0 < parity.excused_rows < parity.rows / 2
     assert parity.worst_difference < 1e-4
 
@@ -233,37 +233,23 @@ def test_verification_catches_a_wrong_graph(kind, change):
     bundle = build_bundle(run, "x")
     model = onnx.load_from_string(bundle.graphs["model"])
     change(model)
-    reason = "more than rounding explains" if kind.get("bidirectional") else "in one step"
-    with pytest.raises(ParityError, match=f"model.onnx: .* differs from PyTorch's by .*{reason}"):
-        verify(replace(bundle, graphs={"model": model.SerializeToString()}), run.build())
+    with pytest.raises(ParityError, match=r"model\.onnx: .* differs from PyTorch's by .* more than rounding explains"):
+        verify(replace(bundle, graphs={"model": model.SerializeToString()}), run)
 
 
-REFUSED = [
-    ({"cell": "lstm"}, "cell 'lstm'"),
-    ({"cell": "rnn", "layers": 2, "residual": True}, "cell 'rnn'"),
-    ({"reset": "before"}, "reset 'before'"),
-    ({"layers": 2, "residual": True}, "residual sums"),
-]
-
-
-@pytest.mark.parametrize(("config", "feature"), REFUSED, ids=str)
-def test_a_generator_without_a_serving_graph_is_refused(config, feature):
-    with pytest.raises(UnsupportedError, match=f"a generator with {feature} cannot be exported yet") as caught:
-        build_bundle(make_run(**config), "x")
-    assert "\n" not in str(caught.value)
-
-
-def test_one_layer_has_no_residual_sum_to_refuse():
-    plain, residual = (build_bundle(make_run(residual=residual), "x") for residual in (False, True))
-    assert set(residual.graphs) == set(plain.graphs)
-
-
-def test_a_refused_generator_does_not_stop_the_others(tmp_path, run_folder, capsys):
+def test_a_tagger_is_exported_beside_a_generator(tmp_path, run_folder, capsys):
     lstm = save_run(make_run(cell="lstm"), tmp_path / "lstm")
     report, out = tmp_path / "report.json", tmp_path / "out"
-    assert export([str(lstm), str(run_folder), "--out", str(out), "--json", str(report)]) == 1
-    assert [row["status"] for row in json.loads(report.read_text())] == ["failed", "ok"]
-    assert [path.name for path in out.iterdir()] == ["subtraction"]
+    assert export([str(lstm), str(run_folder), "--out", str(out), "--json", str(report)]) == 0
+    assert [row["status"] for row in json.loads(report.read_text())] == ["ok", "ok"]
+    assert len(list((out / "lstm").glob("*.onnx"))) == 5
+    assert len(list((out / "subtraction").glob("*.onnx"))) == 1
+
+
+def test_int8_is_refused_in_one_sentence(tmp_path, run_folder, capsys):
+    """And the same run in fp32, asked for in the same call, is exported."""
+    assert export([str(run_folder), "--out", str(tmp_path), "--precision", "int8", "fp32"]) == 1
     told = capsys.readouterr().err
-    assert told.startswith(f"error: {lstm}: a generator with cell 'lstm' cannot be exported yet: ")
+    assert "a tagger has no serving graphs, and int8 is about these; export it as fp32" in told
     assert told.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["subtraction"]
