@@ -96,6 +96,11 @@ def print_table(rows: Sequence[Row]) -> None:
         if measured:
             cells.append(_loss(*row.bits_per_char))
         table.add_row(*map(Text, cells), f"{row.seconds:.1f}", row.status)
+    say_table(table)
+
+
+def say_table(table: Table) -> None:
+    """Print a table to standard output, as wide as the terminal, or in full where there is none."""
     console = Console()
     if not console.is_terminal:
         console.width = PIPED_WIDTH

@@ -40,7 +40,7 @@ from rich.table import Column, Table
 
 from export.bundle import PRECISIONS
 from export.compare import TOLERANCE
-from export.display import PIPED_WIDTH, say
+from export.display import say, say_table
 from export.matrix_check import Difference, Result, check
 from export.matrix_models import CELLS, Configuration, all_configurations, quick_configurations
 from train.files import replace_file
@@ -169,12 +169,7 @@ def _print_table(results: list[Result]) -> None:
                 str(sum(result.excused_characters + result.excused_steps for result in those)),
                 str(sum(bool(result.failures) for result in those)),
             )
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    with console.capture() as captured:
-        console.print(table)
-    say(captured.get().rstrip("\n"), sys.stdout)
+    say_table(table)
 
 
 def _print_summary(results: list[Result], seconds: float) -> None:
