@@ -12,7 +12,16 @@ import onnxruntime as ort
 import torch
 
 from export.bundle import Bundle
-from export.compare import Array, Feeds, ParityError, decode_feeds, row_maxima, rows_beyond
+from export.compare import (
+    Array,
+    Feeds,
+    ParityError,
+    decode_feeds,
+    random_states,
+    row_maxima,
+    rows_beyond,
+    zero_states,
+)
 from export.reference import Named, Reference, next_states
 from export.sampling import Sampling, threshold, uniforms, window_of
 from train.sample import choose
@@ -41,13 +50,6 @@ class Graph:
         names = [value.name for value in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, feeds), strict=True))
 
-    def zeros(self, batch: int) -> Named:
-        """The states of texts about to begin."""
-        return {
-            name: np.zeros([batch if axis == "batch" else int(axis) for axis in shape], np.float32)
-            for name, shape in self.bundle.states
-        }
-
     def logits(self, tokens: Array, before: Named, outputs: Named) -> Array:
         """The reference's logits [batch, vocab] after a step that gave `outputs`.
 
@@ -73,7 +75,7 @@ def choices(graph: Graph, rng: np.random.Generator) -> int:
     """
     bundle, longest = graph.bundle, 4
     symbols, unknown_id = len(bundle.vocabulary), bundle.vocabulary.unknown_id
-    states = {name: rng.uniform(-1, 1, zeros.shape).astype(np.float32) for name, zeros in graph.zeros(CHOICES).items()}
+    states = random_states(bundle, CHOICES, rng)
     tokens = rng.integers(symbols, size=(CHOICES, longest))
     steps = np.sort(rng.integers(longest + 1, size=CHOICES))
     rows = [_random_sampling(symbols, unknown_id, graph.inputs, rng) for _ in range(CHOICES)]
@@ -119,7 +121,7 @@ def free_running(graph: Graph, sampling: Sampling, rng: np.random.Generator, cou
     Taken one by one the steps must give the same bits, and each must be the reference's. Raises ParityError.
     """
     bundle, u = graph.bundle, uniforms(int(rng.integers(2**32)), 0, count)
-    token, states = np.array([bundle.vocabulary.start_id]), graph.zeros(1)
+    token, states = np.array([bundle.vocabulary.start_id]), zero_states(bundle, 1)
     read, before, after, chosen = list[Array](), list[Named](), list[Named](), list[int]()
     while len(chosen) < count:
         chances = u[len(chosen) :][: int(rng.integers(1, 65)), None]
@@ -150,7 +152,7 @@ def log_probabilities(graph: Graph, rng: np.random.Generator, batch: int = 64) -
     Raises ParityError for one beyond the tolerance, and for alternatives that are not the most probable.
     """
     symbols, unknown_id = len(graph.bundle.vocabulary), graph.bundle.vocabulary.unknown_id
-    states = {name: rng.uniform(-1, 1, zeros.shape).astype(np.float32) for name, zeros in graph.zeros(batch).items()}
+    states = random_states(graph.bundle, batch, rng)
     token = rng.integers(symbols, size=batch)
     feeds = decode_feeds(graph.session, token, states, rng.random((1, batch), np.float32), Sampling())
     feeds["forced"][0, ::2] = rng.integers(symbols, size=len(token[::2]))

@@ -57,6 +57,7 @@ class Choice:
 
     def __init__(self, main: Graph, variant: Variant, symbols: int) -> None:
         self.variant, self.symbols, self.alternatives = variant, symbols, min(ALTERNATIVES, symbols)
+        self._sorts = variant.top_k and not variant.logprobs  # every row has a top-k: what it keeps is sorted
         self._bisections = 6 if symbols <= FEW_SYMBOLS else 8
         last_axis = main.constant([-1])
 
@@ -74,22 +75,27 @@ class Choice:
             below_one = main.op("Sub", main.constant(1.0), "top_p")
             uses_top_p = main.op("Greater", below_one, zero)
             top_p = main.op("Max", "top_p", main.constant(1e-30))  # keeps the same, and can be divided by
-            self.top_p, self.min_p = column(top_p), column("min_p")
-            self.skips_top_p = column(main.op("Not", uses_top_p))
-            # Not quite 1: a threshold that was computed from a mass must not come out above it.
-            not_quite = main.constant(1 - 2.0**-22)
-            self.uses_top_p = column(main.op("Mul", number(uses_top_p), not_quite))
-            self.not_quite_min_p = column(main.op("Mul", "min_p", not_quite))
-            if symbols > PAIRED_SYMBOLS:
+        if variant.filters and not self._sorts:
+            self.top_p = column(top_p)
+            if symbols <= PAIRED_SYMBOLS:
+                self.skips_top_p, self.min_p = column(main.op("Not", uses_top_p)), column("min_p")
+            else:
+                # Not quite 1: a threshold that was computed from a mass must not come out above it.
+                not_quite = main.constant(1 - 2.0**-22)
+                self.uses_top_p = column(main.op("Mul", number(uses_top_p), not_quite))
+                self.not_quite_min_p = column(main.op("Mul", "min_p", not_quite))
                 self._bisect(main, column, below_one)
         if variant.top_k:
             # Not with Min: ONNX Runtime's for int64 is wrong from 2^31 on (seen in 1.31.1).
             size, one = main.constant(symbols), main.constant(1)
             is_off = main.op("Or", main.op("Equal", "top_k", main.constant(0)), main.op("Greater", "top_k", size))
             k = main.op("Where", is_off, size, "top_k")
-            self.uses_top_k = column(number(main.op("Less", k, size)))
-            self.top_p_or_infinity = column(main.op("Where", uses_top_p, top_p, main.constant(np.inf)))
             self.k_index = column(main.op("Sub", main.op("Min", k, "window"), one))
+            if self._sorts:
+                self.top_p_or_infinity = column(main.op("Where", uses_top_p, top_p, main.constant(np.inf)))
+                self.min_p = column("min_p")
+            else:
+                self.uses_top_k = column(number(main.op("Less", k, size)))
 
     def _bisect(self, main: Graph, column: Callable[[str], str], below_one: str) -> None:
         """The factors 1/x moves by, down and up: halves of the logarithm of the range, quarters, and so on.
@@ -99,11 +105,10 @@ class Choice:
         """
         factor = column(column(main.op("Div", main.constant(2.0 * self.symbols), below_one)))  # (batch, 1, 1)
         factor = main.op("Min", factor, main.constant(DEEPEST))
-        self.deeper, self.higher = list[str](), list[str]()
-        for _ in range(self._bisections + 1):
-            factor = main.op("Sqrt", factor)
-            self.deeper.append(factor)
-            self.higher.append(main.op("Reciprocal", factor))
+        self.deeper = [main.op("Sqrt", factor)]
+        for _ in range(self._bisections):
+            self.deeper.append(main.op("Sqrt", self.deeper[-1]))
+        self.higher = [main.op("Reciprocal", factor) for factor in self.deeper[1:]]  # the first is only taken down
 
     def inputs(self) -> list[onnx.ValueInfoProto]:
         """The inputs of the main graph that are about choosing."""
@@ -189,10 +194,10 @@ class Choice:
             return self._keep_nucleus(g, mass)
         ordered, _ = g.ops("TopK", mass, "window", out=2, axis=1)
         top_k = g.op("GatherElements", ordered, self.k_index, axis=1)  # the k-th largest
-        if self.variant.logprobs:
+        if not self._sorts:
             return self._keep_nucleus(g, _keep(g, mass, g.op("Mul", top_k, self.uses_top_k)))
-        # Every row has a top-k here: the sorted masses are all that top-p can keep, but for equals of the last. Without
-        # a top-p the goal is infinite, and the last of the sorted is below the k-th.
+        # The sorted masses are all that top-p can keep, but for equals of the last. Without a top-p the goal is
+        # infinite, and the last of the sorted is no higher than the k-th.
         kept = self._sum(g, _keep(g, mass, top_k))
         cumulative = g.op("CumSum", ordered, g.constant(1))
         top_p = _crossing(g, ordered, cumulative, g.op("Mul", self.top_p_or_infinity, kept))
@@ -231,7 +236,7 @@ class Choice:
         row = g.constant([1])
         pooled = g.op("Unsqueeze", of_goal, row)  # (batch, 1, symbols), as the mean wants it
         unit = g.op("Mul", g.op("Unsqueeze", goal, row), self.deeper[0])
-        for deeper, higher in zip(self.deeper[1:], self.higher[1:], strict=True):
+        for deeper, higher in zip(self.deeper[1:], self.higher, strict=True):
             ahead = g.op("GlobalAveragePool", _above_one(g, g.op("Mul", pooled, unit)))
             unit = g.op("Mul", unit, g.op("Where", g.op("Less", ahead, unit), deeper, higher))
         # The threshold is within one more step up or down.

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from export.bundle import Bundle
 from export.sampling import Sampling, window_of
 
 TOLERANCE = 1e-5
@@ -23,6 +24,20 @@ def session(graph: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def zero_states(bundle: Bundle, batch: int) -> Feeds:
+    """The states of texts about to begin, f32 [layers * directions, batch, hidden] by name."""
+    return {
+        name: np.zeros([batch if axis == "batch" else int(axis) for axis in shape], np.float32)
+        for name, shape in bundle.states
+    }
+
+
+def random_states(bundle: Bundle, batch: int, rng: np.random.Generator) -> Feeds:
+    """States as `zero_states` has them, uniform in (-1, 1)."""
+    zeros = zero_states(bundle, batch)
+    return {name: rng.uniform(-1, 1, values.shape).astype(np.float32) for name, values in zeros.items()}
 
 
 def decode_feeds(graph: ort.InferenceSession, token: Array, states: Feeds, u: Array, sampling: Sampling) -> Feeds:

@@ -62,7 +62,8 @@ class Display:
             return
         for note in row.notes:
             say(f"{row.job}: {note}", sys.stdout)
-        say(f"{row.job}: {_in_words(row.exported.parity)}", sys.stdout)
+        like = "PyTorch" if row.job.precision == "fp32" else "the rounded model"
+        say(f"{row.job}: as {like}: {_in_words(row.exported.parity)}", sys.stdout)
 
     def _picture(self) -> Group:
         now = time.monotonic()
@@ -118,7 +119,7 @@ def _loss(bits: float | None, fp32: float | None) -> str:
 def _in_words(parity: Parity) -> str:
     characters = parity.greedy_characters + parity.sampled_characters + parity.filtered_characters + parity.choices
     words = (
-        f"as PyTorch: logits and states within {parity.worst_difference:.1e} over {parity.rows} rows "
+        f"logits and states within {parity.worst_difference:.1e} over {parity.rows} rows "
         f"({parity.excused_rows} excused)"
     )
     return f"{words}, {characters:,} characters equal ({parity.excused_characters} excused)" if characters else words

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.bundle import Bundle
-from export.compare import Array, decode_feeds, session
+from export.compare import Array, decode_feeds, session, zero_states
 from export.sampling import Sampling
 from train.errors import TrainError
 from train.run import Run
@@ -70,7 +70,7 @@ def _validation(run: Run) -> Array | None:
 def _written_by(graph: ort.InferenceSession, bundle: Bundle) -> Array:
     """A text that a model writes from its own distribution, as ids [tracks, time]."""
     tokens = np.full(TRACKS, bundle.vocabulary.start_id)
-    states, written, rng = _zeros(bundle, TRACKS), [tokens[None]], np.random.default_rng(0)
+    states, written, rng = zero_states(bundle, TRACKS), [tokens[None]], np.random.default_rng(0)
     for _ in range(CHARACTERS // TRACKS // CALL):
         feeds = decode_feeds(graph, tokens, states, rng.random((CALL, TRACKS), np.float32), Sampling())
         outputs = graph.run(["tokens", *(f"next_{name}" for name in states)], feeds)
@@ -82,7 +82,7 @@ def _written_by(graph: ort.InferenceSession, bundle: Bundle) -> Array:
 def _bits_per_character(graph: ort.InferenceSession, bundle: Bundle, ids: Array) -> float:
     """Of every character of ids [tracks, time] but the first of each track, which begin from the zero state."""
     by_time = np.ascontiguousarray(ids.T)
-    states, total = _zeros(bundle, len(ids)), 0.0
+    states, total = zero_states(bundle, len(ids)), 0.0
     for start in range(0, len(by_time) - 1, CALL):
         expected = by_time[start + 1 : start + 1 + CALL]
         feeds = decode_feeds(graph, by_time[start], states, np.zeros(expected.shape, np.float32), Sampling())
@@ -90,10 +90,3 @@ def _bits_per_character(graph: ort.InferenceSession, bundle: Bundle, ids: Array)
         logprobs, *after = graph.run(["logprobs", *(f"next_{name}" for name in states)], feeds)
         states, total = dict(zip(states, after, strict=True)), total + float(logprobs.sum(dtype=np.float64))
     return -total / (ids.size - len(ids)) / math.log(2)
-
-
-def _zeros(bundle: Bundle, batch: int) -> dict[str, Array]:
-    return {
-        name: np.zeros([batch if axis == "batch" else int(axis) for axis in shape], np.float32)
-        for name, shape in bundle.states
-    }

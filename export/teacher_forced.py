@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.bundle import Bundle
-from export.compare import Array, ParityError, decode_feeds, row_maxima, rows_beyond
+from export.compare import Array, ParityError, decode_feeds, random_states, row_maxima, rows_beyond
 from export.reference import Call, Named, PyTorch, Reference, next_states, pytorch_call
 from export.sampling import Sampling
 from train.model import CharacterModel
@@ -91,9 +91,8 @@ def _chains(bundle: Bundle, rng: np.random.Generator) -> Iterator[tuple[Named, l
     """Random states in (-1, 1) by name, each with the texts [batch, time] of its chained calls."""
     symbols = len(bundle.vocabulary)
     for batch in (1, *rng.integers(2, 20, size=3)):
-        shapes = {part: [batch if axis == "batch" else int(axis) for axis in shape] for part, shape in bundle.states}
-        state = {part: rng.uniform(-1, 1, shape).astype(np.float32) for part, shape in shapes.items()}
-        yield state, [rng.integers(symbols, size=(batch, time)) for time in (1, *rng.integers(1, 40, size=4))]
+        states = random_states(bundle, int(batch), rng)
+        yield states, [rng.integers(symbols, size=(batch, time)) for time in (1, *rng.integers(1, 40, size=4))]
 
 
 def _distances(got: Named, expected: Named) -> tuple[Array, dict[str, float]]:

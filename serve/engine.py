@@ -182,7 +182,8 @@ class Engine:
             table = rows.table[slots[chosen]]
             kind = int(table["kind"][table["served"].argmin()])
             chosen = chosen[table["kind"] == kind]
-        if len(chosen) > self._decoder.cohort and not self._newcomers_last:
+        # Newcomers may be many at once, but not with filters, which take more memory for each row.
+        if len(chosen) > self._decoder.cohort and not (self._newcomers_last and kind == PLAIN):
             by_need = np.argsort(rows.table["served"][slots[chosen]], kind="stable")
             chosen = np.sort(chosen[by_need[: self._decoder.cohort]])
         slots, room, prompt = slots[chosen], room[chosen], prompt[chosen]

@@ -21,6 +21,7 @@ UNIFORMS = 1024  # drawn at a time, per row
 
 # What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, how many masses it sorts.
 PLAIN, TOP_P, TOP_K = range(3)
+VARIANTS = ("decode", "decode_top_p", "decode_top_k")  # the graphs' keys for these
 
 ROW = np.dtype(
     [
@@ -61,7 +62,7 @@ class Round:
     @property
     def variant(self) -> str:
         """The key of the serving graph that can do this."""
-        return ("decode", "decode_top_p", "decode_top_k")[min(self.kind, TOP_K)]
+        return VARIANTS[min(self.kind, TOP_K)]
 
     @property
     def time(self) -> int:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from export.bundle import Bundle
 from serve.errors import StartError
+from serve.rows import VARIANTS
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-VARIANTS = ("decode", "decode_top_p", "decode_top_k")
 COHORT = 64  # rows of a round on a CPU: beyond this a character costs no less, and many streams take turns instead
 CUDA_BATCHES = (1, 8, 64, 256)
 

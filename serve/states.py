@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from serve.codec import Ids
 
@@ -29,7 +28,7 @@ class States:
     def batch(self, slots: Ids) -> dict[str, ort.OrtValue]:
         """The states of `slots` on the device, [layers, len(slots), hidden] each."""
         if not np.array_equal(slots, self._slots):
-            self.write_back()
+            self._write_back()
             return {
                 name: ort.OrtValue.ortvalue_from_numpy(table.take(slots, axis=1), self._device, self._device_id)
                 for name, table in self._table.items()
@@ -42,16 +41,11 @@ class States:
 
     def begin(self, slot: int) -> None:
         """Set a slot to the state of a text about to begin."""
-        self.write_back()
+        self._write_back()
         for table in self._table.values():
             table[:, slot] = 0
 
-    def row(self, slot: int) -> dict[str, NDArray[np.float32]]:
-        """A copy of one stream's state, [layers, hidden] each."""
-        self.write_back()
-        return {name: table[:, slot].copy() for name, table in self._table.items()}
-
-    def write_back(self) -> None:
+    def _write_back(self) -> None:
         """Bring the table up to date."""
         for name, value in self._batch.items():
             self._table[name][:, self._slots] = value.numpy()

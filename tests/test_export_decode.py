@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import LETTERS, make_run
@@ -408,3 +409,25 @@ def test_the_graphs_have_the_inputs_and_outputs_that_are_written_down(cell, symb
         outputs |= {"top_logprobs": (floats, ["time", "batch", 20])}
     assert shapes(graph.get_inputs()) == inputs
     assert shapes(graph.get_outputs()) == outputs
+
+
+@pytest.mark.parametrize("symbols", [57, 150])
+def test_no_node_is_there_for_nothing(symbols):
+    """Whatever a graph computes is used, in it or in a body within."""
+    run = make_run(tuple(chr(0x4E00 + index) for index in range(symbols)))
+
+    def names(graph):
+        made = {name for node in graph.node for name in node.output if name}
+        used = {value.name for value in graph.output} | {name for node in graph.node for name in node.input}
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    inner = names(attribute.g)
+                    made, used = made | inner[0], used | inner[1]
+        return made, used
+
+    for key, graph in build_bundle(run, "x").graphs.items():
+        made, used = names(onnx.load_from_string(graph).graph)
+        # Operators of several outputs give them all: Scan and Loop what they carry, TopK the places.
+        alone = {name for name in made - used if not ("TopK" in name or "Loop" in name or name == "last_token")}
+        assert not alone, key

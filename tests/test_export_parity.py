@@ -269,18 +269,29 @@ def test_verification_catches_gates_in_another_order(monkeypatch, catches, cell,
     catches(run, with_graph(bundle, "model", build(run, "model")), "model")
 
 
+def replace_those_there(choice, **changed):
+    """A variant has only the parameters that it needs."""
+    for name, change in changed.items():
+        if hasattr(choice, name):
+            setattr(choice, name, change(getattr(choice, name)))
+
+
 def no_top_p(choice, g, mass):
-    choice.skips_top_p = g.op("Or", choice.skips_top_p, g.op("Not", choice.skips_top_p))
-    choice.uses_top_p = g.op("Sub", choice.uses_top_p, choice.uses_top_p)
-    choice.top_p_or_infinity = g.constant(np.array([[np.inf]], np.float32))
+    replace_those_there(
+        choice,
+        skips_top_p=lambda value: g.op("Or", value, g.op("Not", value)),
+        uses_top_p=lambda value: g.op("Sub", value, value),
+        top_p_or_infinity=lambda _: g.constant(np.array([[np.inf]], np.float32)),
+    )
 
 
 def no_min_p(choice, g, mass):
-    choice.min_p = choice.not_quite_min_p = g.op("Sub", choice.min_p, choice.min_p)
+    zero = lambda value: g.op("Sub", value, value)  # noqa: E731
+    replace_those_there(choice, min_p=zero, not_quite_min_p=zero)
 
 
 def no_top_k(choice, g, mass):
-    choice.uses_top_k = g.op("Sub", choice.uses_top_k, choice.uses_top_k)
+    replace_those_there(choice, uses_top_k=lambda value: g.op("Sub", value, value))
     choice.k_index = g.op("Sub", "window", g.constant(1))
     choice.k_index = g.op("Add", g.op("Mul", "top_k", g.constant(0)), choice.k_index)
     choice.k_index = g.op("Unsqueeze", choice.k_index, g.constant([-1]))
@@ -292,8 +303,8 @@ def one_more(choice, g, mass):
 
 
 def half_of_top_p(choice, g, mass):
-    choice.top_p = g.op("Mul", choice.top_p, g.constant(0.5))
-    choice.top_p_or_infinity = g.op("Mul", choice.top_p_or_infinity, g.constant(0.5)) if choice.variant.top_k else ""
+    half = lambda value: g.op("Mul", value, g.constant(0.5))  # noqa: E731
+    replace_those_there(choice, top_p=half, top_p_or_infinity=half)
 
 
 WRONG_FILTERS = [
