@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # it keeps the process group of its import; a group's threads could abort the exit
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
