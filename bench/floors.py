@@ -80,8 +80,8 @@ def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int) -> Callable[[], 
 
     def call() -> None:
         nonlocal states
-        tokens, states = decoder.run("decode", feeds, states)
-        feeds["token"] = tokens[-1]
+        made, states = decoder.run("decode", feeds, states)
+        feeds["token"] = made["tokens"][-1]
 
     return call
 

@@ -52,6 +52,16 @@ def _settings(arguments: list[str] | None) -> Settings:
     flag("max-streams", int, defaults.max_streams, "streams that a model runs at once")
     flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, per model; more are refused")
     flag("max-prompt", int, defaults.max_prompt, "characters of the longest prompt")
+    flag("max-chars", int, defaults.max_chars, "characters that one call may generate; 0: no limit")
+    parser.add_argument(
+        "--resume-key-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="32 raw bytes: the key of resume tokens; may be repeated: the first encrypts, all decrypt (default: a new"
+        " key for the server's lifetime)",
+    )
+    flag("resume-ttl", float, defaults.resume_ttl, "seconds that a resume token is good for; 0: for ever")
     flag("round-milliseconds", float, 1000 * defaults.round_seconds, "how long an engine round lasts at most, about")
     flag("drain-seconds", float, defaults.drain_seconds, "how long live streams may finish when the server is to stop")
     options = vars(parser.parse_args(arguments))
@@ -62,10 +72,11 @@ def _settings(arguments: list[str] | None) -> Settings:
         ("max_streams", 1, 1_000_000),
         ("max_waiting", 0, 1_000_000),
         ("max_prompt", 1, 100_000_000),
+        ("max_chars", 0, 2**62 - 1),
     ]:
         if not least <= options[name] <= most:
             parser.error(f"--{name.replace('_', '-')} must be from {least} to {most}, not {options[name]}")
-    for name in ("round_milliseconds", "drain_seconds"):
+    for name in ("round_milliseconds", "drain_seconds", "resume_ttl"):
         if not 0 <= options[name] < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")
     return Settings(round_seconds=options.pop("round_milliseconds") / 1000, **options)

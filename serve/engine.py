@@ -1,7 +1,7 @@
 """The engine: all live streams of a model advance together, in rounds.
 
 One thread owns the serving graphs. Again and again it plans a round (`_schedule`: which rows, how many steps), runs it
-(`Decoder.run`) and hands the texts to the event loop in one go (`_update`). Streams join and leave between rounds, so
+(`_run`) and hands what was made to the event loop in one go (`_hand_over`). Streams join and leave between rounds, so
 that a cancellation or a deadline takes effect within one. Streams whose reader is behind are parked: they are in no
 round and cost nothing.
 """
@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,36 +19,38 @@ from itertools import product
 import numpy as np
 
 from serve.codec import Codec, Ids
-from serve.errors import EngineError
-from serve.rows import PLAIN, TOP_K, TOP_P, UNIFORMS, Round, Rows
+from serve.errors import DrainingError, EngineError, RillError
+from serve.harvest import Harvester, pieces
+from serve.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, UNIFORMS, Round, Rows
 from serve.runtime import Decoder
 from serve.states import States
-from serve.stream import Stream
+from serve.stream import End, Piece, Stream
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
 FIRST_SECONDS = 0.002  # of a round for those who wait for their first character
 BUFFER = 16_384  # characters that a stream may be ahead of its reader
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
+NAP_SECONDS = 0.005  # ... and at least: paced streams that are due meanwhile share a round
 
 log = logging.getLogger("rill")
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What has happened since the last one: a round's characters, and the streams that are gone.
+    """What has happened since the last one: what a round made, and the streams that are gone.
 
-    `streams` had a part in the round, `texts` are theirs in the same order; the streams in `gone` have left the engine,
-    and their slots are free: those in `streams` because they are complete, or because of `error`.
+    `pieces` are those of `streams`, in the same order. The streams in `gone` have left the engine, and their slots are
+    free: because of `error`, because they were left (None), or at their end.
     """
 
     streams: Sequence[Stream]
-    texts: Callable[[], list[str]]  # decoded by the event loop, while the engine runs the next round
-    gone: set[Stream]
-    error: EngineError | None = None
+    pieces: Callable[[], list[Piece]]  # decoded by the event loop, while the engine runs the next round
+    gone: Mapping[Stream, End | None]
+    error: RillError | None = None
 
 
 class Engine:
-    """Rounds over the streams of one model; `join`, `leave`, `read` and `stop` are called from the event loop.
+    """Rounds over the streams of one model; its public methods are called from the event loop.
 
     `deliver` is called on the event loop with what each round made. A round lasts about `round_seconds` at most, or one
     step.
@@ -64,9 +66,10 @@ class Engine:
         round_seconds: float = 0.010,
     ) -> None:
         self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
+        self._harvester = Harvester(decoder, codec, rows, states)
         self._round_seconds = round_seconds
         self._pace = StepTimes()
-        self._inbox: deque[tuple[bool, Stream]] = deque()  # (joins, stream)
+        self._inbox: deque[tuple[Callable[[Stream], None], Stream]] = deque()
         self._outbox: list[Delivery] = []
         self._streams: dict[int, Stream] = {}
         self._newcomers_last = False
@@ -81,19 +84,22 @@ class Engine:
 
     def join(self, stream: Stream) -> None:
         """Let `stream` take part in the rounds from now on, in its slot, which is free."""
-        self._rows.read[stream.slot] = 0
-        self._inbox.append((True, stream))
-        self._wake.set()
+        self._rows.read[stream.slot] = stream.position
+        self._ask(self._enter, stream)
 
     def leave(self, stream: Stream) -> None:
-        """End `stream` before its time; a Delivery says when it is gone."""
-        self._inbox.append((False, stream))
-        self._wake.set()
+        """Forget `stream`, whatever it is doing; a Delivery says when it is gone."""
+        self._ask(self._forget, stream)
+
+    def drain(self, stream: Stream) -> None:
+        """End `stream` where it is, with a snapshot; a Delivery says when it is gone."""
+        self._ask(self._end, stream)
 
     def read(self, stream: Stream, characters: int) -> None:
         """The reader of `stream`, which is not gone, has taken so many more characters."""
+        was_behind = self._rows.table["made"][stream.slot] - self._rows.read[stream.slot] >= BUFFER
         self._rows.read[stream.slot] += characters
-        if self._idle:
+        if self._idle and was_behind:
             self._wake.set()
 
     def parked(self) -> int:
@@ -106,9 +112,13 @@ class Engine:
         self._wake.set()
         self._thread.join()
 
+    def _ask(self, what: Callable[[Stream], None], stream: Stream) -> None:
+        self._inbox.append((what, stream))
+        self._wake.set()
+
     def _warm_up(self) -> None:
         """Run all batch sizes once for the memory and once for the time, on rows that nobody uses yet."""
-        for kind, batch in product((PLAIN, TOP_P, TOP_K), self._decoder.warm_up):
+        for kind, batch in product((PLAIN, TOP_P, LOGPROBS, TOP_K), self._decoder.warm_up):
             slots = np.arange(min(batch, self._rows.slots))
             zeros = np.zeros(len(slots), np.int64)
             r = Round(slots, zeros + 4, zeros, kind, self._decoder.padding(len(slots)))
@@ -126,43 +136,54 @@ class Engine:
                 return
             planned, now = None, time.monotonic()
             try:
-                self._admit(now)
+                self._admit()
                 planned = self._schedule(now)
-                if planned is None:
+                if planned:
+                    self._run(planned, now)
+                else:
                     self._hand_over()
                     self._sleep()
-                    continue
-                feeds, batch = self._rows.feeds(planned), self._rows.batch(planned)
-                # The event loop sends the last round's texts while the graph makes the next: both have the GIL when
-                # they need it.
-                self._hand_over()
-                started = time.perf_counter()
-                tokens, states = self._decoder.run(planned.variant, feeds, self._states.batch(batch))
-                self._pace.learn(planned, time.perf_counter() - started)
-                self._states.keep(batch, states)
-                self._update(planned, tokens[:, : len(planned.slots)], now)
             except Exception as error:  # whatever it is: its streams cannot go on, the others can
                 log.exception("an engine round failed")
                 self._fail(planned, error)
 
-    def _admit(self, now: float) -> None:
+    def _admit(self) -> None:
         """Let streams join and leave, in the order they asked."""
         while self._inbox:
-            joins, stream = self._inbox.popleft()
-            if joins:
-                self._streams[stream.slot] = stream
-                self._rows.enter(stream.slot, stream.order, now)
-                self._states.begin(stream.slot)
-            elif self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
-                self._release(stream.slot)
-                self._outbox.append(Delivery((), list, {stream}))
+            what, stream = self._inbox.popleft()
+            what(stream)
+
+    def _enter(self, stream: Stream) -> None:
+        self._streams[stream.slot] = stream
+        self._rows.enter(stream.slot, stream.order, time.monotonic())
+        self._harvester.enter(stream.slot, stream.order)
+        self._states.begin(stream.slot, stream.order.state)
+
+    def _forget(self, stream: Stream) -> None:
+        if self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
+            self._release(stream.slot)
+            self._outbox.append(Delivery((), list, {stream: None}))
+
+    def _end(self, stream: Stream) -> None:
+        if self._streams.get(stream.slot) is stream:
+            snapshot = self._harvester.snapshot(stream.slot)
+            self._release(stream.slot)
+            if snapshot is None:  # nothing was made: the call can be made again elsewhere
+                self._outbox.append(
+                    Delivery(
+                        [stream], list, {stream: None}, DrainingError("the server is going away; nothing has been made")
+                    )
+                )
+            else:
+                self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: End.DRAINING}))
 
     def _schedule(self, now: float) -> Round | None:
         """The next round, or None if no stream can go on.
 
         Whoever can have the first character within a short round goes first, in a round of their own; after that
         everybody has a turn, the longest unserved first where there are too many for one round. A round is of one kind
-        (`serve.rows.kind_of`), so that no stream pays for what its neighbours asked: the longest unserved one's.
+        (`serve.rows.kind_of`) and of rows that can go about as far, so that no stream pays for what its neighbours
+        asked: those of the longest unserved one.
         """
         rows = self._rows
         room = rows.room(now, BUFFER)
@@ -172,47 +193,60 @@ class Engine:
             return None
         prompt = rows.table["prompt_left"][slots] if rows.starting else np.zeros(len(slots), np.int64)
 
-        chosen = np.arange(len(slots))
         newcomers = self._newcomers(slots, prompt)
         self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
-        if self._newcomers_last:
-            chosen = newcomers
+        chosen = newcomers if self._newcomers_last else np.arange(len(slots))
+        served = rows.table["served"][slots]
         kind = PLAIN
-        if rows.filtered:
-            table = rows.table[slots[chosen]]
-            kind = int(table["kind"][table["served"].argmin()])
-            chosen = chosen[table["kind"] == kind]
-        # Newcomers may be many at once, but not with filters, which take more memory for each row.
-        if len(chosen) > self._decoder.cohort and not (self._newcomers_last and kind == PLAIN):
-            by_need = np.argsort(rows.table["served"][slots[chosen]], kind="stable")
-            chosen = np.sort(chosen[by_need[: self._decoder.cohort]])
-        slots, room, prompt = slots[chosen], room[chosen], prompt[chosen]
+        if rows.special:
+            kinds = rows.table["kind"][slots]
+            kind = int(kinds[chosen[served[chosen].argmin()]])
+            chosen = chosen[kinds[chosen] == kind]
 
         if self._newcomers_last:
-            most = self._pace.steps(len(slots), FIRST_SECONDS, kind)
-            most = min(most, int(prompt.max()) + 1)
+            most = self._pace.steps(len(chosen), FIRST_SECONDS, kind)
+            most = min(most, int(prompt[chosen].max()) + 1)
         else:
-            most = self._pace.steps(len(slots), self._round_seconds, kind)
+            most = self._pace.steps(min(len(chosen), self._decoder.cohort), self._round_seconds, kind)
         steps = np.minimum(prompt + room, most)
+        if not self._newcomers_last:
+            chosen = _company(chosen, steps, int(chosen[served[chosen].argmin()]))
+        # Newcomers may be many at once, but not with filters, which take more memory for each row.
+        if len(chosen) > self._decoder.cohort and not (self._newcomers_last and kind == PLAIN):
+            by_need = np.argsort(served[chosen], kind="stable")
+            chosen = np.sort(chosen[by_need[: self._decoder.cohort]])
+        slots, steps, prompt = slots[chosen], steps[chosen], prompt[chosen]
         return Round(slots, steps, np.minimum(prompt, steps), kind, self._decoder.padding(len(slots)))
 
     def _newcomers(self, slots: Ids, prompt: Ids) -> Ids:
         """Which of `slots` have no character yet and can have one within a short round."""
         if not self._rows.starting:
             return np.zeros(0, np.int64)
-        return np.flatnonzero((self._rows.table["made"][slots] == 0) & (prompt < self._pace.steps(1, FIRST_SECONDS)))
+        table = self._rows.table[slots]
+        return np.flatnonzero((table["made"] == table["first"]) & (prompt < self._pace.steps(1, FIRST_SECONDS)))
 
-    def _update(self, r: Round, tokens: Ids, began: float) -> None:
-        """Take over what the round made and let go of the streams that are complete."""
+    def _run(self, r: Round, now: float) -> None:
+        """One call of the graph, and what comes of it."""
+        feeds, slots = self._rows.feeds(r), self._rows.batch(r)
+        # The event loop sends the last round's texts while the graph makes the next: both have the GIL when they need
+        # it.
+        self._hand_over()
+        started = time.perf_counter()
+        before = self._states.batch(slots)
+        made, after = self._decoder.run(r.variant, feeds, before)
+        self._pace.learn(r, time.perf_counter() - started)
+        self._states.keep(slots, after)
+
         streams = [self._streams[slot] for slot in r.slots.tolist()]
         if self._rows.starting:
             for stream in streams:
-                stream.entered = stream.entered or began
-        complete = self._rows.advance(r, tokens).tolist()
-        gone = {self._streams[slot] for slot in complete}
-        for slot in complete:
-            self._release(slot)
-        self._outbox.append(Delivery(streams, partial(self._codec.decode, tokens, r.prompted, r.steps), gone))
+                stream.entered = stream.entered or now
+        made = {name: values[:, : len(streams)] for name, values in made.items()}
+        harvest = self._harvester.reap(r, feeds["token"], before, after, made["tokens"])
+        for column in harvest.ends:
+            self._release(int(r.slots[column]))
+        gone = {streams[column]: end for column, end in harvest.ends.items()}
+        self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, made, harvest), gone))
 
     def _fail(self, planned: Round | None, error: Exception) -> None:
         """End the streams of a round, or all if it was not even planned."""
@@ -220,11 +254,13 @@ class Engine:
         streams = [self._streams[slot] for slot in slots if slot in self._streams]
         for stream in streams:
             self._release(stream.slot)
-        self._outbox.append(Delivery(streams, list, set(streams), EngineError(f"an engine round failed: {error}")))
+        failure = EngineError(f"an engine round failed: {error}")
+        self._outbox.append(Delivery(streams, list, dict.fromkeys(streams), failure))
 
     def _release(self, slot: int) -> None:
         del self._streams[slot]
         self._rows.leave(slot)
+        self._harvester.leave(slot)
 
     def _hand_over(self) -> None:
         for delivery in self._outbox:
@@ -237,8 +273,21 @@ class Engine:
         # What the event loop did before it could see `_idle` is seen here.
         now = time.monotonic()
         if not (self._rows.room(now, BUFFER) > 0).any():
-            self._wake.wait(min(self._rows.next_due(now, BUFFER), IDLE_SECONDS))
+            self._wake.wait(min(max(self._rows.next_due(now, BUFFER), NAP_SECONDS), IDLE_SECONDS))
         self._idle = False
+
+
+def _company(chosen: Ids, steps: Ids, leader: int) -> Ids:
+    """Which of the rows `chosen` go along with one of them: as many as can without half of the round being in vain.
+
+    Rows that take few steps, because of their pace or their reader, cost the others as much as rows that take many.
+    """
+    while True:
+        own = steps[chosen]
+        most = own.max()
+        if 2 * own.sum() >= len(own) * most:
+            return chosen
+        chosen = chosen[(2 * own > most) == (2 * steps[leader] > most)]
 
 
 class StepTimes:

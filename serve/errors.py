@@ -3,6 +3,8 @@
 RillError
 ├── StartError              the server cannot start: a bundle, a device, a port
 ├── RequestError            a field of the request is wrong
+├── TokenError              a resume token is forged, damaged or expired
+├── OtherModelError         a resume token is of another model
 ├── ModelNotFoundError      no such model here
 ├── NotSupportedError       a part of the API that this version does not have
 ├── WaitingLineFullError    too many streams; says when to try again
@@ -25,6 +27,18 @@ class RequestError(RillError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class TokenError(RillError):
+    """A resume token cannot be used; `reason` is INVALID or EXPIRED."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class OtherModelError(RillError):
+    """A resume token is of another model than the one that is asked to continue."""
 
 
 class ModelNotFoundError(RillError):

@@ -9,9 +9,9 @@ from serve.admission import Admission
 from serve.codec import Codec
 from serve.engine import Delivery, Engine
 from serve.rows import Rows
-from serve.runtime import Decoder
+from serve.runtime import Decoder, numerics
 from serve.states import States
-from serve.stream import End, Order, Stream
+from serve.stream import Order, Stream
 
 
 class Model:
@@ -19,6 +19,7 @@ class Model:
 
     def __init__(self, bundle: Bundle, decoder: Decoder, slots: int, waiting: int, round_seconds: float) -> None:
         self.bundle, self.provider = bundle, decoder.provider
+        self.numerics = numerics(decoder.provider)
         self.codec = Codec(bundle.vocabulary)
         self.admission = Admission(slots, waiting)
         rows = Rows(slots, len(bundle.vocabulary))
@@ -27,7 +28,6 @@ class Model:
         states = States(names, shape, decoder.device, decoder.device_id)
         self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds)
         self._live: set[Stream] = set()  # in the engine
-        self._open: set[Stream] = set()  # until the call has sent all of it
         self._calls = 0  # those that wait for a slot included
         self._draining = False
 
@@ -41,14 +41,12 @@ class Model:
         try:
             stream = Stream(order, await self.admission.acquire())
             self._live.add(stream)
-            self._open.add(stream)
             self.engine.join(stream)
             if self._draining:
-                stream.finish(End.DRAINING)
+                self.engine.drain(stream)
             try:
                 yield stream
             finally:
-                self._open.discard(stream)
                 if stream in self._live:
                     self.engine.leave(stream)
         finally:
@@ -56,7 +54,7 @@ class Model:
 
     def sent(self, stream: Stream, text: str) -> None:
         """`text` has been written to the reader of `stream`: the engine may make as much again."""
-        stream.sent += len(text)
+        stream.position += len(text)
         if stream in self._live:
             self.engine.read(stream, len(text))
 
@@ -66,22 +64,22 @@ class Model:
         return self._calls
 
     def drain(self) -> None:
-        """End all streams as DRAINING, after what has been made for them."""
+        """End all streams as DRAINING, each where it is."""
         self._draining = True
-        for stream in self._open:
-            stream.finish(End.DRAINING)
+        for stream in self._live:
+            self.engine.drain(stream)
 
     def _deliver(self, delivery: Delivery) -> None:
         now = time.monotonic()
-        self._live -= delivery.gone
+        self._live -= delivery.gone.keys()
         for stream in delivery.gone:
             self.admission.release(stream.slot)
         if delivery.error:
             for stream in delivery.streams:
                 stream.fail(delivery.error)
             return
-        for stream, text in zip(delivery.streams, delivery.texts(), strict=True):
-            if text:
-                stream.deliver(text, now)
-            if stream in delivery.gone:
-                stream.finish(End.LENGTH)
+        for stream, piece in zip(delivery.streams, delivery.pieces(), strict=True):
+            stream.deliver(piece, now)
+        for stream, end in delivery.gone.items():
+            if end:
+                stream.finish(end)

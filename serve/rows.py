@@ -20,15 +20,17 @@ ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be made
 UNIFORMS = 1024  # drawn at a time, per row
 
 # What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, how many masses it sorts.
-PLAIN, TOP_P, TOP_K = range(3)
-VARIANTS = ("decode", "decode_top_p", "decode_top_k")  # the graphs' keys for these
+PLAIN, TOP_P, LOGPROBS, TOP_K = range(4)
+VARIANTS = ("decode", "decode_top_p", "decode_logprobs", "decode_top_k")  # the graphs' keys for these
 
 ROW = np.dtype(
     [
         ("token", np.int64),  # the last character: the next one to be read
         ("prompt_left", np.int64),  # prompt characters that are still to be taken
-        ("made", np.int64),  # characters generated so far
+        ("first", np.int64),  # position of its first character: how many were generated before it was resumed
+        ("made", np.int64),  # characters generated so far, those included
         ("limit", np.int64),  # ... and at most
+        ("until", np.int64),  # ... and before something is to be done: at most the limit
         ("drawn", np.int64),  # position of the first of the row's uniforms
         ("served", np.int64),  # number of the last round that the row was in
         ("pace", np.float64),  # characters a second; infinity: as fast as they are read
@@ -42,8 +44,10 @@ ROW = np.dtype(
 )
 
 
-def kind_of(sampling: Sampling) -> int:
+def kind_of(sampling: Sampling, logprobs: bool = False) -> int:
     """Rows of one kind cost one another nothing: the sorting of a top-k takes as long as the largest k in the batch."""
+    if logprobs:
+        return LOGPROBS
     if sampling.top_k:
         return TOP_K + max(sampling.top_k - 1, 63).bit_length() - 6  # up to 64, 128, 256, ...
     return TOP_P if sampling.filtered else PLAIN
@@ -73,7 +77,7 @@ class Round:
 class Rows:
     """Parameters by slot. All is the engine thread's own, except `read`, which only the event loop writes.
 
-    `starting` are the slots whose stream has no character yet; `paced` and `filtered` count streams that have a pace,
+    `starting` are the slots whose stream has no character yet; `paced` and `special` count streams that have a pace,
     and that need more than the plain graph.
     """
 
@@ -86,29 +90,38 @@ class Rows:
         self.uniforms = np.zeros((slots + 1, UNIFORMS), np.float32)
         self.in_use = np.zeros(0, np.int64)  # slots
         self.starting: set[int] = set()
-        self.paced = self.filtered = 0
+        self.paced = self.special = 0
         self._orders: dict[int, Order] = {}
         self._rounds = 0
 
     def enter(self, slot: int, order: Order, now: float) -> None:
-        """Begin a stream in a free slot. (`read` is zeroed by the event loop, before.)"""
+        """Begin a stream in a free slot. (`read` is set by the event loop, before.)"""
         self._orders[slot] = order
         self._count(order, +1)
         sampling, row = order.sampling, self.table[slot]
         row["token"] = order.prompt[0]
         row["prompt_left"] = len(order.prompt) - 1
-        row["made"], row["served"] = 0, self._rounds
-        row["limit"] = order.max_chars or ENDLESS
-        row["pace"], row["since"] = order.chars_per_second or np.inf, now
+        row["first"] = row["made"] = order.position
+        row["served"] = self._rounds
+        row["limit"] = order.position + order.max_chars if order.max_chars else ENDLESS
+        row["pace"] = order.chars_per_second or np.inf
+        row["since"] = now - order.position / row["pace"]
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
         row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
-        row["kind"] = kind_of(sampling)
-        if sampling.filtered:
+        row["kind"] = kind_of(sampling, order.logprobs is not None)
+        if row["kind"] != PLAIN:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
+        self.snapshot_after(slot, order.position)
         self._draw(slot)
         self.starting.add(slot)
+
+    def snapshot_after(self, slot: int, position: int) -> None:
+        """The last snapshot is at `position`: the row stops for the next one where its stream wants it."""
+        every = self._orders[slot].resume_every or ENDLESS
+        row = self.table[slot]
+        row["until"] = min(int(row["limit"]), max(position + every, int(row["made"]) + 1))
 
     def leave(self, slot: int) -> None:
         """End the stream in `slot`."""
@@ -118,16 +131,17 @@ class Rows:
     def _count(self, order: Order, change: int) -> None:
         self.in_use = np.fromiter(self._orders, np.int64, len(self._orders))
         self.paced += change * (order.chars_per_second > 0)
-        self.filtered += change * order.sampling.filtered
+        self.special += change * (kind_of(order.sampling, order.logprobs is not None) != PLAIN)
 
     def room(self, now: float, buffer: int) -> Ids:
         """How many characters each slot in use may generate now, int64 [in_use]; 0 or less for a parked one.
 
-        Bounded by the stream's length, by how far its reader is behind (at most `buffer` characters), and by its pace.
+        Bounded by the stream's length and next snapshot, by how far its reader is behind (at most `buffer` characters),
+        and by its pace.
         """
         slots = self.in_use
         table = self.table[slots]
-        room: Ids = np.minimum(table["limit"], self.read[slots] + buffer) - table["made"]
+        room: Ids = np.minimum(table["until"], self.read[slots] + buffer) - table["made"]
         if self.paced:
             with np.errstate(invalid="ignore"):  # no time at no pace: as much as there is room for
                 due = np.nan_to_num((now - table["since"]) * table["pace"], nan=np.inf)
@@ -169,7 +183,7 @@ class Rows:
         if r.kind != PLAIN:
             feeds |= {name: np.ascontiguousarray(table[name]) for name in ("top_p", "min_p")}
             feeds["logit_bias"] = self.logit_bias[slots]
-        if r.kind >= TOP_K:
+        if r.kind >= LOGPROBS:
             feeds["top_k"] = np.ascontiguousarray(table["top_k"])
             feeds["window"] = window_of(feeds["top_k"], self.logit_bias.shape[1])
         return feeds
@@ -179,7 +193,7 @@ class Rows:
         return _padded(r.slots, r.padding, self.slots)
 
     def advance(self, r: Round, tokens: Ids) -> Ids:
-        """Take over a round's `tokens` [time, rows]; the slots that are complete."""
+        """Take over a round's `tokens` [time, rows]; the columns that stop here: complete, or due for a snapshot."""
         slots = r.slots
         self._rounds += 1
         table = self.table[slots]
@@ -188,10 +202,9 @@ class Rows:
         table["served"] = self._rounds
         if self.starting:
             table["prompt_left"] -= r.prompted
-            self.starting.difference_update(slots[table["made"] > 0].tolist())
+            self.starting.difference_update(slots[r.steps > r.prompted].tolist())
         self.table[slots] = table
-        complete: Ids = slots[table["made"] == table["limit"]]
-        return complete
+        return np.flatnonzero(table["made"] == table["until"])
 
     def _draw(self, slot: int) -> None:
         """The next block of uniforms, from the position where the row stands."""

@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -22,6 +21,7 @@ from serve.rows import VARIANTS
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 COHORT = 64  # rows of a round on a CPU: beyond this a character costs no less, and many streams take turns instead
 CUDA_BATCHES = (1, 8, 64, 256)
+MADE = ("tokens", "logprobs", "top_tokens", "top_logprobs")  # outputs of a serving graph, all but the first of one only
 
 log = logging.getLogger("rill")
 
@@ -75,10 +75,10 @@ class Decoder:
 
     def run(
         self, variant: str, feeds: Mapping[str, NDArray[Any]], states: Mapping[str, ort.OrtValue]
-    ) -> tuple[NDArray[np.int64], dict[str, ort.OrtValue]]:
-        """One call of a serving graph (`export.decode` lists the inputs): tokens [time, batch], and the next states.
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, ort.OrtValue]]:
+        """One call of a serving graph (`export.decode` lists its inputs and outputs): what it made, and the states.
 
-        States are on the device before and after, [layers, batch, hidden] each.
+        What it made is [time, batch, ...], by name. States are on the device before and after, [layers, batch, hidden].
         """
         session = self._sessions[variant]
         binding = session.io_binding()
@@ -86,12 +86,15 @@ class Decoder:
             binding.bind_cpu_input(name, values)
         for name in self._states:
             binding.bind_ortvalue_input(name, states[name])
-        binding.bind_output("tokens", "cpu")
+        made = MADE[: None if variant == "decode_logprobs" else 1]
+        for name in made:
+            binding.bind_output(name, "cpu")
         for name in self._states:
             binding.bind_output(f"next_{name}", self.device, self.device_id)
         session.run_with_iobinding(binding)
-        tokens, *after = binding.get_outputs()
-        return tokens.numpy(), dict(zip(self._states, after, strict=True))
+        outputs = binding.get_outputs()
+        after = dict(zip(self._states, outputs[len(made) :], strict=True))
+        return {name: value.numpy() for name, value in zip(made, outputs, strict=False)}, after
 
 
 def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: int, name: str) -> ort.InferenceSession:

@@ -5,6 +5,7 @@ import atexit
 import logging
 import logging.handlers
 import queue
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -21,8 +22,10 @@ from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
 from serve.errors import DrainingError, StartError
 from serve.model import Model
+from serve.request import Limits
 from serve.runtime import Decoder, choose_device, warn_of_two_runtimes
-from serve.service import MAX_PROMPT, TextGeneration
+from serve.service import TextGeneration
+from serve.tokens import KEY_BYTES, Tokens, read_key
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
 # After each round the engine wants the GIL back from the event loop at once: at Python's own 5 ms, rounds and messages
@@ -45,7 +48,10 @@ class Settings:
     gpu_memory: int = 0  # MiB that ONNX Runtime may use for a graph; 0: no limit
     max_streams: int = 4096
     max_waiting: int = 1024
-    max_prompt: int = MAX_PROMPT
+    max_prompt: int = Limits.prompt
+    max_chars: int = Limits.chars
+    resume_key_file: Sequence[str] = ()
+    resume_ttl: float = 7 * 86_400
     round_seconds: float = 0.010
     drain_seconds: float = 10.0
 
@@ -53,16 +59,19 @@ class Settings:
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
     sys.setswitchinterval(GIL_SECONDS)
+    tokens = _tokens(settings)
     models = _load(settings)
     stop = _stop_signals()  # not before: loading holds up the event loop, and must not hold up Ctrl-C
     try:
-        service = TextGeneration(models, settings.max_prompt)
+        service = TextGeneration(models, tokens, Limits(settings.max_prompt, settings.max_chars))
         async with _listening(service, settings) as (port, healths):
             provider = next(iter(models.values())).provider
             print(
                 f"rill: listening on {settings.host}:{port} (models: {', '.join(models)}; provider: {provider})",
                 flush=True,
             )
+            if not settings.resume_key_file:
+                log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
             await stop.get()
             log.info("draining: %d calls", sum(model.calls for model in models.values()))
             await healths.enter_graceful_shutdown()
@@ -84,6 +93,12 @@ def _stop_signals() -> asyncio.Queue[signal.Signals]:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, received.put_nowait, number)
     return received
+
+
+def _tokens(settings: Settings) -> Tokens:
+    """What makes and reads resume tokens. Raises StartError for a key file that is none."""
+    keys = [read_key(path) for path in settings.resume_key_file]
+    return Tokens(keys or [secrets.token_bytes(KEY_BYTES)], settings.resume_ttl)
 
 
 def _load(settings: Settings) -> dict[str, Model]:

@@ -1,26 +1,25 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
-import secrets
 import time
 from collections.abc import Mapping
 from functools import wraps
 from typing import Any
 
-import numpy as np
-
-from export.sampling import Sampling, SamplingError
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
-from serve.errors import DrainingError, ModelNotFoundError, NotSupportedError, RequestError, RillError
+from serve.errors import DrainingError, ModelNotFoundError, NotSupportedError, RillError
 from serve.model import Model
-from serve.runtime import numerics
+from serve.request import Limits, order_of
 from serve.status import Context, abort
-from serve.stream import End, Order, Stream
-from train.vocab import UnknownCharacterError
+from serve.stream import End, Logprobs, Order, Piece, Stream
+from serve.tokens import Tokens
+from train.vocab import Vocabulary
 
-MAX_PROMPT = 1_000_000  # characters
-
-_FINISH = {End.LENGTH: pb.FINISH_REASON_LENGTH, End.DRAINING: pb.FINISH_REASON_DRAINING}
+_FINISH = {
+    End.LENGTH: pb.FINISH_REASON_LENGTH,
+    End.STOP: pb.FINISH_REASON_STOP,
+    End.DRAINING: pb.FINISH_REASON_DRAINING,
+}
 
 
 def _statuses(handler: Any) -> Any:
@@ -39,8 +38,8 @@ def _statuses(handler: Any) -> Any:
 class TextGeneration(TextGenerationServicer):
     """`models` by name, the first of them being the default."""
 
-    def __init__(self, models: Mapping[str, Model], max_prompt: int = MAX_PROMPT) -> None:
-        self._models, self._max_prompt = models, max_prompt
+    def __init__(self, models: Mapping[str, Model], tokens: Tokens, limits: Limits) -> None:
+        self._models, self._tokens, self._limits = models, tokens, limits
         self.draining = False
 
     @_statuses
@@ -48,13 +47,20 @@ class TextGeneration(TextGenerationServicer):
         """Stream text; see rill.proto."""
         arrived = time.monotonic()
         model = self._model(request.model)
-        order = order_of(request, model, self._max_prompt)
+        order = await self._order(request, model, context)
         async with model.stream(order) as stream:
-            end = None
+            end, first = None, True
             while end is None:
-                text, end = await stream.take()
-                await context.write(_message(stream, text, end, arrived))
-                model.sent(stream, text)
+                piece, end = await stream.take()
+                message = self._message(model, stream, piece)
+                if first:
+                    message.seed = order.seed
+                    first = False
+                if end:
+                    message.finish_reason = _FINISH[end]
+                    message.usage.CopyFrom(_usage(stream, stream.sent + len(piece.text), arrived))
+                await context.write(message)
+                model.sent(stream, piece.text)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
 
@@ -77,6 +83,25 @@ class TextGeneration(TextGenerationServicer):
             draining=self.draining,
         )
 
+    async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
+        """What to generate; the client is told if its token comes from where texts may have other bits."""
+        resumption = None
+        if request.resume_token:
+            resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
+        order = order_of(request, resumption, model, self._limits)
+        if resumption and not resumption.same_numerics:
+            await context.send_initial_metadata((("rill-numerics", "differs"),))
+        return order
+
+    def _message(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
+        message = pb.GenerateResponse(text=piece.text, position=stream.position)
+        if piece.snapshot:
+            message.resume_token = self._tokens.seal(model.bundle, model.numerics, stream.order, piece.snapshot)
+        if piece.logprobs:
+            alternatives = stream.order.logprobs or 0
+            message.logprobs.extend(_char_logprobs(piece.text, piece.logprobs, alternatives, model.bundle.vocabulary))
+        return message
+
     def _model(self, name: str) -> Model:
         if self.draining:
             raise DrainingError("the server is going away and takes no new streams")
@@ -85,70 +110,22 @@ class TextGeneration(TextGenerationServicer):
         return self._models[name] if name else next(iter(self._models.values()))
 
 
-def order_of(request: pb.GenerateRequest, model: Model, max_prompt: int) -> Order:
-    """What to generate. Raises RequestError for a field without meaning, NotSupportedError for one without it yet."""
-    for field in ("resume_token", "resume_every", "stop", "include_stop"):
-        if getattr(request, field):
-            raise NotSupportedError(f"{field} is not supported by this version of the server")
-    if request.HasField("logprobs"):
-        raise NotSupportedError("logprobs is not supported by this version of the server")
-    if not 0 <= request.chars_per_second < float("inf"):
-        raise RequestError(
-            "chars_per_second", f"chars_per_second must be a finite number >= 0, not {request.chars_per_second}"
+def _char_logprobs(text: str, logprobs: Logprobs, count: int, vocabulary: Vocabulary) -> list[pb.CharLogprob]:
+    """One entry a character, each with at most `count` alternatives."""
+    symbols, unknown = vocabulary.symbols, vocabulary.unknown_id
+    rows = zip(text, logprobs.chosen.tolist(), logprobs.tokens.tolist(), logprobs.values.tolist(), strict=True)
+    return [
+        pb.CharLogprob(
+            character=character,
+            logprob=chosen,
+            alternatives=[
+                pb.CharLogprob.Alternative(character=symbols[symbol], logprob=value)
+                for symbol, value in zip(tokens[:count], values[:count], strict=True)
+                if symbol != unknown
+            ],
         )
-    if request.max_chars >= 2**62:
-        raise RequestError("max_chars", "max_chars must be below 2^62; 0 means no limit")
-    if len(request.prompt) > max_prompt:
-        raise RequestError("prompt", f"the prompt has {len(request.prompt)} characters; this server takes {max_prompt}")
-    try:
-        prompt = model.codec.encode(request.prompt)
-    except UnknownCharacterError as error:
-        raise RequestError("prompt", f"prompt: {error}") from None
-    if not request.prompt:
-        prompt = np.array([model.bundle.vocabulary.start_id])
-    seed = request.sampling.seed if request.sampling.HasField("seed") else secrets.randbits(53)  # exact in JSON too
-    return Order(
-        prompt=prompt,
-        prompt_chars=len(request.prompt),
-        sampling=_sampling(request.sampling, model),
-        seed=seed,
-        max_chars=request.max_chars,
-        chars_per_second=request.chars_per_second,
-    )
-
-
-def _sampling(message: pb.Sampling, model: Model) -> Sampling:
-    """The parameters that the message sets, defaults for the others."""
-    names = ("temperature", "top_k", "top_p", "min_p")
-    given: dict[str, Any] = {name: getattr(message, name) for name in names if message.HasField(name)}
-    symbols = model.bundle.vocabulary
-    bias = {}
-    for character, value in message.logit_bias.items():
-        if len(character) != 1:
-            raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not one character")
-        symbol = symbols.id_of(character)
-        if symbol is None:
-            raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not in the model's vocabulary")
-        bias[symbol] = value
-    banned = sum(value == float("-inf") for value in bias.values())
-    if banned >= len(symbols) - (symbols.unknown_id is not None):
-        raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
-    if given.get("top_k", 0) >= len(symbols):
-        given["top_k"] = 0  # keeps all, and would sort them
-    try:
-        return Sampling(logit_bias=bias, **given)
-    except SamplingError as error:
-        raise RequestError(f"sampling.{error.parameter}", str(error)) from None
-
-
-def _message(stream: Stream, text: str, end: End | None, arrived: float) -> pb.GenerateResponse:
-    message = pb.GenerateResponse(text=text, position=stream.sent)
-    if stream.sent == 0:
-        message.seed = stream.order.seed
-    if end:
-        message.finish_reason = _FINISH[end]
-        message.usage.CopyFrom(_usage(stream, stream.sent + len(text), arrived))
-    return message
+        for character, chosen, tokens, values in rows
+    ]
 
 
 def _usage(stream: Stream, generated: int, arrived: float) -> pb.Usage:
@@ -177,6 +154,6 @@ def _info(model: Model) -> pb.ModelInfo:
         provider=model.provider,
         streamable=bundle.streamable,
         state_bytes=4 * bundle.layers * bundle.hidden * len(bundle.states),
-        numerics=numerics(model.provider),
+        numerics=model.numerics,
         vocabulary=bundle.vocabulary.symbols,
     )

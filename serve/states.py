@@ -4,12 +4,14 @@ As long as the rounds have the same rows, their states stay where the graph runs
 a copy. When the rows change, the table is brought up to date and the next batch is gathered from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from serve.codec import Ids
+from serve.stream import State
 
 
 class States:
@@ -29,24 +31,32 @@ class States:
         """The states of `slots` on the device, [layers, len(slots), hidden] each."""
         if not np.array_equal(slots, self._slots):
             self._write_back()
-            return {
-                name: ort.OrtValue.ortvalue_from_numpy(table.take(slots, axis=1), self._device, self._device_id)
-                for name, table in self._table.items()
-            }
+            rows = {name: table.take(slots, axis=1) for name, table in self._table.items()}
+            return to_device(rows, self._device, self._device_id)
         return self._batch
 
     def keep(self, slots: Ids, batch: dict[str, ort.OrtValue]) -> None:
         """Take over what a round made of `batch(slots)`."""
         self._slots, self._batch = slots, batch
 
-    def begin(self, slot: int) -> None:
-        """Set a slot to the state of a text about to begin."""
+    def begin(self, slot: int, state: State | None) -> None:
+        """Set a slot to the state of a stream about to begin; None: zeros."""
         self._write_back()
-        for table in self._table.values():
-            table[:, slot] = 0
+        for name, table in self._table.items():
+            table[:, slot] = 0 if state is None else state[name]
+
+    def row(self, slot: int) -> State:
+        """The state of a slot."""
+        self._write_back()
+        return {name: table[:, slot].copy() for name, table in self._table.items()}
 
     def _write_back(self) -> None:
         """Bring the table up to date."""
         for name, value in self._batch.items():
             self._table[name][:, self._slots] = value.numpy()
         self._slots, self._batch = np.zeros(0, np.int64), {}
+
+
+def to_device(states: Mapping[str, NDArray[np.float32]], device: str, device_id: int) -> dict[str, ort.OrtValue]:
+    """The states of a batch where the graph runs."""
+    return {name: ort.OrtValue.ortvalue_from_numpy(values, device, device_id) for name, values in states.items()}

@@ -7,7 +7,7 @@ import grpc.aio
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from serve.errors import (
@@ -15,8 +15,10 @@ from serve.errors import (
     EngineError,
     ModelNotFoundError,
     NotSupportedError,
+    OtherModelError,
     RequestError,
     RillError,
+    TokenError,
     WaitingLineFullError,
 )
 
@@ -27,10 +29,13 @@ if TYPE_CHECKING:  # the class takes its parameters in the stubs only
 else:
     Context = grpc.aio.ServicerContext
 
+DOMAIN = "rill"  # of the reasons in ErrorInfo
 LONGEST = 500  # characters of a message
 
 _CODES: dict[type[RillError], grpc.StatusCode] = {
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    TokenError: grpc.StatusCode.INVALID_ARGUMENT,
+    OtherModelError: grpc.StatusCode.FAILED_PRECONDITION,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     NotSupportedError: grpc.StatusCode.UNIMPLEMENTED,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -61,6 +66,10 @@ def _details(error: RillError) -> list[Message]:
             return [
                 BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=_said(error))])
             ]
+        case TokenError():
+            return [ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN)]
+        case OtherModelError():
+            return [ErrorInfo(reason="RESUME_TOKEN_OTHER_MODEL", domain=DOMAIN)]
         case WaitingLineFullError():
             delay = Duration()
             delay.FromMilliseconds(int(error.retry_seconds * 1000))

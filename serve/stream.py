@@ -1,6 +1,8 @@
 """A stream: one text in the making, shared by the call that sends it and the engine that makes it."""
 
 import asyncio
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,12 +12,29 @@ from numpy.typing import NDArray
 from export.sampling import Sampling
 from serve.errors import RillError
 
+State = Mapping[str, NDArray[np.float32]]  # by name ("state_h", ...), [layers, hidden] each
+
 
 class End(Enum):
     """Why a stream ended."""
 
     LENGTH = "length"
+    STOP = "stop"
     DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The recurrent state at a place in a text, from which the same text goes on.
+
+    `position` counts the generated characters before that place; `token` is the id of the last character, which
+    `state` has not read yet; `begun` is the end of the text that may be the beginning of a stop string.
+    """
+
+    position: int
+    token: int
+    state: State
+    begun: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,35 +46,72 @@ class Order:
     sampling: Sampling
     seed: int
     max_chars: int  # 0: no limit
-    chars_per_second: float  # 0: as fast as the reader reads
+    chars_per_second: float = 0.0  # 0: as fast as the reader reads
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    logprobs: int | None = None  # alternatives to each character; None: no log-probabilities
+    resume_every: int = 0  # characters; 0: no snapshot but the last
+    position: int = 0  # of the first character among all of the stream, resumes included
+    state: State | None = None  # that reads the prompt; None: zeros
+    begun: str = ""  # the end of the text before `position` that may be the beginning of a stop
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Log-probabilities of some characters in a row, in nats, and the most probable ones in the place of each."""
+
+    chosen: NDArray[np.float32]  # [characters]
+    tokens: NDArray[np.int64]  # [characters, alternatives], the most probable first
+    values: NDArray[np.float32]  # likewise
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that goes out together; `snapshot` is of its end, `logprobs` of the characters made meanwhile.
+
+    What may become a stop string is held back, so these may be more than the characters of the text.
+    """
+
+    text: str
+    snapshot: Snapshot | None = None
+    logprobs: Logprobs | None = None
 
 
 class Stream:
     """The event loop's side of a stream: what has been made and not yet sent. Used on the event loop only.
 
-    `sent` counts the characters that have been written to the reader; `slot` is the stream's place in the engine.
+    `position` is that of the next character to be sent; `slot` is the stream's place in the engine.
     """
 
     def __init__(self, order: Order, slot: int) -> None:
         self.order, self.slot = order, slot
-        self.sent = 0
+        self.position = order.position
         self.entered: float | None = None  # time.monotonic() of its first engine round
         self.first_char: float | None = None  # ... of the delivery of its first character
-        self._pieces: list[str] = []
+        self._pieces: deque[Piece] = deque()
+        self._logprobs: deque[Logprobs] = deque()  # of characters that are not sent yet
         self._end: End | None = None
         self._error: RillError | None = None
         self._news = asyncio.Event()
 
-    def deliver(self, text: str, now: float) -> None:
-        """Add text that the engine made."""
-        if self.first_char is None:
-            self.first_char = now
-        self._pieces.append(text)
-        self._news.set()
+    @property
+    def sent(self) -> int:
+        """Characters that have been written to the reader."""
+        return self.position - self.order.position
+
+    def deliver(self, piece: Piece, now: float) -> None:
+        """Add what the engine made."""
+        if piece.logprobs:
+            self._logprobs.append(piece.logprobs)
+        if piece.text or piece.snapshot:
+            if self.first_char is None and piece.text:
+                self.first_char = now
+            self._pieces.append(piece)
+            self._news.set()
 
     def finish(self, end: End) -> None:
-        """No more text will come. The first reason stands."""
-        self._end = self._end or end
+        """No more will come."""
+        self._end = end
         self._news.set()
 
     def fail(self, error: RillError) -> None:
@@ -63,20 +119,37 @@ class Stream:
         self._error = error
         self._news.set()
 
-    async def take(self) -> tuple[str, End | None]:
-        """The text that has piled up, and how the stream ended if this is all of it. Raises the error it failed with.
+    async def take(self) -> tuple[Piece, End | None]:
+        """What has piled up, and how the stream ended if this is all of it. Raises the error it failed with.
 
-        The very first take gives one character, so that it can be sent at once.
+        The very first take gives one character, so that it can be sent at once. Others give everything up to the last
+        snapshot, if there is one: nobody is ever further from one than the request says.
         """
         await self._news.wait()
         if self._error:
             raise self._error
-        text = "".join(self._pieces)
-        if self.sent == 0 and len(text) > 1:
-            text, rest = text[0], text[1:]
-            self._pieces = [rest]
-            return text, None
-        self._pieces.clear()
-        if self._end is None:
+        snapshot = None
+        if self.sent == 0 and self._pieces and len(self._pieces[0].text) > 1:
+            first = self._pieces[0]
+            text = first.text[0]
+            self._pieces[0] = Piece(first.text[1:], first.snapshot)
+        else:
+            count = max((at for at, piece in enumerate(self._pieces, 1) if piece.snapshot), default=len(self._pieces))
+            taken = [self._pieces.popleft() for _ in range(count)]
+            text = "".join(piece.text for piece in taken)
+            snapshot = taken[-1].snapshot if taken else None
+        if not self._pieces and not self._end:
             self._news.clear()
-        return text, self._end
+        end = None if self._pieces else self._end
+        return Piece(text, snapshot, self._take_logprobs(len(text))), end
+
+    def _take_logprobs(self, count: int) -> Logprobs | None:
+        """Those of the next `count` characters."""
+        if self.order.logprobs is None or not count:
+            return None
+        parts = list(self._logprobs)
+        chosen, tokens, values = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("chosen", "tokens", "values")
+        )
+        self._logprobs = deque([Logprobs(chosen[count:], tokens[count:], values[count:])])
+        return Logprobs(chosen[:count], tokens[:count], values[:count])

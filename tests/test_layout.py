@@ -32,12 +32,14 @@ def test_a_serving_process_loads_neither_torch_nor_onnx(tiny_folder):
     program = f"""
 import asyncio, sys
 from serve.client import AsyncClient
-from serve.server import Settings, TextGeneration, _listening, _load
+from serve.request import Limits
+from serve.server import Settings, TextGeneration, _listening, _load, _tokens
 
 async def main():
     settings = Settings([{str(tiny_folder)!r}], port=0)
     models = _load(settings)
-    async with _listening(TextGeneration(models), settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
+    service = TextGeneration(models, _tokens(settings), Limits())
+    async with _listening(service, settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
         text = "".join([piece async for piece in client.generate("a", max_chars=50, top_k=3)])
     for model in models.values():
         model.engine.stop()

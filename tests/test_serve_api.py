@@ -108,17 +108,6 @@ def test_unknown_model(stub):
     assert "'tiny'" in error.details()
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [{"resume_token": b"x"}, {"resume_every": 5}, {"stop": ["x"]}, {"include_stop": True}, {"logprobs": 0}],
-    ids=str,
-)
-def test_what_is_not_there_yet_says_so(stub, request_):
-    error, _ = refusal(stub.Generate(pb.GenerateRequest(**request_)))
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert next(iter(request_)) in error.details() or "stop" in error.details()
-
-
 def test_interact_and_score_are_not_there_yet(stub):
     for call in (stub.Interact(iter([])), stub.Score(pb.ScoreRequest(text="a"))):
         error, _ = refusal(call)
@@ -192,7 +181,8 @@ def test_cancelled_before_anything_was_read(server):
 
 def test_a_client_that_disappears_leaves_its_slot(server):
     channel = grpc.insecure_channel(server.target)
-    next(TextGenerationStub(channel).Generate(pb.GenerateRequest(prompt="a")))
+    call = TextGenerationStub(channel).Generate(pb.GenerateRequest(prompt="a"))
+    next(call)
     assert running(server)[0] == 1
     channel.close()
     wait_until(lambda: running(server) == (0, 0))

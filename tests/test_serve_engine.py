@@ -60,8 +60,8 @@ async def read_on(model, stream):
     text, end = "", None
     while end is None:
         piece, end = await stream.take()
-        model.sent(stream, piece)
-        text += piece
+        model.sent(stream, piece.text)
+        text += piece.text
     assert end is End.LENGTH
     return text
 
@@ -123,7 +123,7 @@ async def test_newcomers_starve_neither_kind_of_stream(model, kind):
     async def read(stream):
         while True:
             piece, _ = await stream.take()
-            model.sent(stream, piece)
+            model.sent(stream, piece.text)
 
     async with model.stream(order(0)) as plain, model.stream(order(0, top_k=3)) as filtered:
         tasks = [asyncio.create_task(work) for work in (newcomers(), newcomers(), read(plain), read(filtered))]
@@ -289,7 +289,7 @@ def test_states_stay_on_the_device_while_the_rows_do():
     assert other["state_h"].numpy()[0, :, 0].tolist() == [0, 5]
     assert other["state_c"].numpy()[0, :, 0].tolist() == [0, 6]
     states.keep(np.array([0, 3]), filled(7))
-    states.begin(3)
+    states.begin(3, None)
     after = {name: value.numpy()[0, :, 0].tolist() for name, value in states.batch(np.array([0, 1, 3])).items()}
     assert after == {"state_h": [7, 5, 0], "state_c": [8, 6, 0]}
 

@@ -100,14 +100,15 @@ def test_a_drained_server_lets_streams_finish_and_refuses_new_ones(tiny_folder):
 
 
 def test_streams_that_do_not_finish_in_time_are_told(tiny_folder):
-    with run_server(tiny_folder, "--drain-seconds", 2) as running, running.client() as client:
-        pieces = client.stream(pb.GenerateRequest(prompt="a", chars_per_second=100))
+    with run_server(tiny_folder, "--drain-seconds", 2) as running, grpc.insecure_channel(running.target) as channel:
+        pieces = TextGenerationStub(channel).Generate(pb.GenerateRequest(prompt="a", chars_per_second=100))
         messages = [next(pieces)]
         started = time.monotonic()
         running.process.send_signal(signal.SIGINT)
-        with pytest.raises(ServerError) as caught:
+        with pytest.raises(grpc.RpcError) as caught:
             messages.extend(pieces)
-        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert messages[-1].resume_token
         assert messages[-1].finish_reason == pb.FINISH_REASON_DRAINING
         assert messages[-1].usage.generated_chars == sum(len(m.text) for m in messages)
         assert running.process.wait(timeout=20) == 0

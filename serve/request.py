@@ -1,0 +1,118 @@
+"""From a request, and the resume token that it may have, to an order; whatever has no meaning is named."""
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from export.sampling import Sampling, SamplingError
+from protos import rill_pb2 as pb
+from serve.errors import RequestError
+from serve.model import Model
+from serve.stream import Order
+from serve.tokens import MOST_STOPS, Resumption
+from train.vocab import UnknownCharacterError
+
+STOP_CHARACTERS = 10_000  # of all stop strings together; what may become one is held back, and held in memory
+ALTERNATIVES = 20  # as many as the serving graph gives
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the operator allows in one request, in characters. `chars` 0: any number."""
+
+    prompt: int = 1_000_000
+    chars: int = 0
+
+
+def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: Model, limits: Limits) -> Order:
+    """What to generate. Raises RequestError for a field without meaning."""
+    if not 0 <= request.chars_per_second < float("inf"):
+        raise RequestError(
+            "chars_per_second", f"chars_per_second must be a finite number >= 0, not {request.chars_per_second}"
+        )
+    if request.max_chars >= 2**62:
+        raise RequestError("max_chars", "max_chars must be below 2^62; 0 means no limit")
+    if limits.chars and request.max_chars > limits.chars:
+        raise RequestError(
+            "max_chars", f"max_chars is {request.max_chars}; this server makes {limits.chars} characters a call"
+        )
+    if request.logprobs > ALTERNATIVES:
+        raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {request.logprobs}")
+    order = Order(
+        prompt=_prompt(request.prompt, resumption, model, limits),
+        prompt_chars=len(request.prompt),
+        sampling=_sampling(request.sampling, resumption.sampling if resumption else Sampling(), model),
+        seed=_seed(request.sampling, resumption),
+        max_chars=request.max_chars or limits.chars,
+        chars_per_second=request.chars_per_second,
+        stops=_stops(request.stop),
+        include_stop=request.include_stop,
+        logprobs=request.logprobs if request.HasField("logprobs") else None,
+        resume_every=request.resume_every,
+    )
+    if resumption is None:
+        return order
+    order = replace(order, position=resumption.snapshot.position, state=resumption.snapshot.state)
+    if not order.stops:
+        include_stop = resumption.include_stop or request.include_stop
+        begun = "" if request.prompt else resumption.snapshot.begun
+        order = replace(order, stops=resumption.stops, include_stop=include_stop, begun=begun)
+    return order
+
+
+def _prompt(text: str, resumption: Resumption | None, model: Model, limits: Limits) -> Any:
+    """The ids that the model reads first: from a token on, its last character is still to be read."""
+    if len(text) > limits.prompt:
+        raise RequestError("prompt", f"the prompt has {len(text)} characters; this server takes {limits.prompt}")
+    try:
+        ids = model.codec.encode(text)
+    except UnknownCharacterError as error:
+        raise RequestError("prompt", f"prompt: {error}") from None
+    if resumption:
+        return np.concatenate([[resumption.snapshot.token], ids])
+    return ids if text else np.array([model.bundle.vocabulary.start_id])
+
+
+def _seed(message: pb.Sampling, resumption: Resumption | None) -> int:
+    if message.HasField("seed"):
+        return message.seed
+    return resumption.seed if resumption else secrets.randbits(53)  # exact in JSON too
+
+
+def _sampling(message: pb.Sampling, base: Sampling, model: Model) -> Sampling:
+    """The parameters that the message sets, and those of `base` for the others."""
+    names = ("temperature", "top_k", "top_p", "min_p")
+    given: dict[str, Any] = {name: getattr(message, name) for name in names if message.HasField(name)}
+    symbols = model.bundle.vocabulary
+    bias = {}
+    for character, value in message.logit_bias.items():
+        if len(character) != 1:
+            raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not one character")
+        symbol = symbols.id_of(character)
+        if symbol is None:
+            raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not in the model's vocabulary")
+        bias[symbol] = value
+    banned = sum(value == float("-inf") for value in bias.values())
+    if banned >= len(symbols) - (symbols.unknown_id is not None):
+        raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
+    if bias:
+        given["logit_bias"] = bias
+    if given.get("top_k", 0) >= len(symbols):
+        given["top_k"] = 0  # keeps all, and would sort them
+    try:
+        return replace(base, **given)
+    except SamplingError as error:
+        raise RequestError(f"sampling.{error.parameter}", str(error)) from None
+
+
+def _stops(texts: Any) -> tuple[str, ...]:
+    stops = tuple(dict.fromkeys(texts))
+    if "" in stops:
+        raise RequestError("stop", "a stop string must have at least one character")
+    if len(stops) > MOST_STOPS:
+        raise RequestError("stop", f"there are {len(stops)} stop strings; at most {MOST_STOPS} are looked for")
+    if sum(map(len, stops)) > STOP_CHARACTERS:
+        raise RequestError("stop", f"the stop strings have more than {STOP_CHARACTERS} characters in all")
+    return stops
