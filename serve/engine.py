@@ -28,7 +28,6 @@ from serve.stream import End, Piece, Stream
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
 FIRST_SECONDS = 0.002  # of a round for those who wait for their first character
-BUFFER = 16_384  # characters that a stream may be ahead of its reader
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
 NAP_SECONDS = 0.005  # ... and at least: paced streams that are due meanwhile share a round
 
@@ -97,14 +96,14 @@ class Engine:
 
     def read(self, stream: Stream, characters: int) -> None:
         """The reader of `stream`, which is not gone, has taken so many more characters."""
-        was_behind = self._rows.table["made"][stream.slot] - self._rows.read[stream.slot] >= BUFFER
+        was_behind = self._rows.is_behind(stream.slot)
         self._rows.read[stream.slot] += characters
         if self._idle and was_behind:
             self._wake.set()
 
     def parked(self) -> int:
         """Streams that wait for their reader or their pace."""
-        return int((self._rows.room(time.monotonic(), BUFFER) <= 0).sum())
+        return int((self._rows.room(time.monotonic()) <= 0).sum())
 
     def stop(self) -> None:
         """End the thread after the round in progress, and wait for it."""
@@ -186,7 +185,7 @@ class Engine:
         asked: those of the longest unserved one.
         """
         rows = self._rows
-        room = rows.room(now, BUFFER)
+        room = rows.room(now)
         ready = room > 0
         slots, room = rows.in_use[ready], room[ready]
         if not slots.size:
@@ -272,8 +271,8 @@ class Engine:
         self._idle = True
         # What the event loop did before it could see `_idle` is seen here.
         now = time.monotonic()
-        if not (self._rows.room(now, BUFFER) > 0).any():
-            self._wake.wait(min(max(self._rows.next_due(now, BUFFER), NAP_SECONDS), IDLE_SECONDS))
+        if not (self._rows.room(now) > 0).any():
+            self._wake.wait(min(max(self._rows.next_due(now), NAP_SECONDS), IDLE_SECONDS))
         self._idle = False
 
 

@@ -17,6 +17,8 @@ from serve.codec import Ids
 from serve.stream import Order
 
 ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be made, and safe to add to
+BUFFER = 16_384  # characters that a stream may be ahead of its reader
+BUFFER_LOGPROBS = 1024  # ... with log-probabilities, which take 250 bytes a character
 UNIFORMS = 1024  # drawn at a time, per row
 
 # What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, how many masses it sorts.
@@ -33,6 +35,7 @@ ROW = np.dtype(
         ("until", np.int64),  # ... and before something is to be done: at most the limit
         ("drawn", np.int64),  # position of the first of the row's uniforms
         ("served", np.int64),  # number of the last round that the row was in
+        ("buffer", np.int64),  # characters that it may be ahead of its reader
         ("pace", np.float64),  # characters a second; infinity: as fast as they are read
         ("since", np.float64),  # when the pace began, time.monotonic()
         ("top_k", np.int64),
@@ -104,6 +107,8 @@ class Rows:
         row["first"] = row["made"] = order.position
         row["served"] = self._rounds
         row["limit"] = order.position + order.max_chars if order.max_chars else ENDLESS
+        # What may become a stop has not reached the reader.
+        row["buffer"] = (BUFFER if order.logprobs is None else BUFFER_LOGPROBS) + max(map(len, order.stops), default=0)
         row["pace"] = order.chars_per_second or np.inf
         row["since"] = now - order.position / row["pace"]
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
@@ -133,25 +138,29 @@ class Rows:
         self.paced += change * (order.chars_per_second > 0)
         self.special += change * (kind_of(order.sampling, order.logprobs is not None) != PLAIN)
 
-    def room(self, now: float, buffer: int) -> Ids:
+    def room(self, now: float) -> Ids:
         """How many characters each slot in use may generate now, int64 [in_use]; 0 or less for a parked one.
 
-        Bounded by the stream's length and next snapshot, by how far its reader is behind (at most `buffer` characters),
-        and by its pace.
+        Bounded by the stream's length and next snapshot, by how far its reader is behind, and by its pace.
         """
         slots = self.in_use
         table = self.table[slots]
-        room: Ids = np.minimum(table["until"], self.read[slots] + buffer) - table["made"]
+        room: Ids = np.minimum(table["until"], self.read[slots] + table["buffer"]) - table["made"]
         if self.paced:
             with np.errstate(invalid="ignore"):  # no time at no pace: as much as there is room for
                 due = np.nan_to_num((now - table["since"]) * table["pace"], nan=np.inf)
             room = np.minimum(room, np.minimum(due, ENDLESS).astype(np.int64) + 1 - table["made"])
         return room
 
-    def next_due(self, now: float, buffer: int) -> float:
+    def is_behind(self, slot: int) -> bool:
+        """Whether the reader of a stream keeps it from going on."""
+        row = self.table[slot]
+        return bool(row["made"] - self.read[slot] >= row["buffer"])
+
+    def next_due(self, now: float) -> float:
         """Seconds until the pace of some stream allows its next character; infinity if no stream waits for that."""
-        waiting = self.in_use[self.table["made"][self.in_use] - self.read[self.in_use] < buffer]
-        table = self.table[waiting][self.table["pace"][waiting] < np.inf]
+        table = self.table[self.in_use]
+        table = table[(table["made"] - self.read[self.in_use] < table["buffer"]) & (table["pace"] < np.inf)]
         return float(max((table["since"] + table["made"] / table["pace"]).min(initial=np.inf) - now, 0.0))
 
     def feeds(self, r: Round) -> dict[str, NDArray[Any]]:

@@ -1,7 +1,6 @@
 """A stream: one text in the making, shared by the call that sends it and the engine that makes it."""
 
 import asyncio
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -88,8 +87,10 @@ class Stream:
         self.position = order.position
         self.entered: float | None = None  # time.monotonic() of its first engine round
         self.first_char: float | None = None  # ... of the delivery of its first character
-        self._pieces: deque[Piece] = deque()
-        self._logprobs: deque[Logprobs] = deque()  # of characters that are not sent yet
+        self._known: list[str] = []  # text up to the last snapshot that has come
+        self._snapshot: Snapshot | None = None
+        self._rest: list[str] = []  # text after it
+        self._logprobs: list[Logprobs] = []  # of characters that are not sent yet
         self._end: End | None = None
         self._error: RillError | None = None
         self._news = asyncio.Event()
@@ -103,10 +104,14 @@ class Stream:
         """Add what the engine made."""
         if piece.logprobs:
             self._logprobs.append(piece.logprobs)
-        if piece.text or piece.snapshot:
-            if self.first_char is None and piece.text:
-                self.first_char = now
-            self._pieces.append(piece)
+        if piece.text:
+            self.first_char = self.first_char or now
+            self._rest.append(piece.text)
+            self._news.set()
+        if piece.snapshot:  # those before it are of no more use
+            self._known += self._rest
+            self._rest.clear()
+            self._snapshot = piece.snapshot
             self._news.set()
 
     def finish(self, end: End) -> None:
@@ -128,28 +133,25 @@ class Stream:
         await self._news.wait()
         if self._error:
             raise self._error
-        snapshot = None
-        if self.sent == 0 and self._pieces and len(self._pieces[0].text) > 1:
-            first = self._pieces[0]
-            text = first.text[0]
-            self._pieces[0] = Piece(first.text[1:], first.snapshot)
+        waiting = self._known if self._snapshot else self._rest
+        text, snapshot = "".join(waiting), self._snapshot
+        waiting.clear()
+        if self.sent == 0 and len(text) > 1:
+            waiting.append(text[1:])
+            text, snapshot = text[0], None
         else:
-            count = max((at for at, piece in enumerate(self._pieces, 1) if piece.snapshot), default=len(self._pieces))
-            taken = [self._pieces.popleft() for _ in range(count)]
-            text = "".join(piece.text for piece in taken)
-            snapshot = taken[-1].snapshot if taken else None
-        if not self._pieces and not self._end:
+            self._snapshot = None
+        is_all = not waiting and not self._rest
+        if is_all and not self._end:
             self._news.clear()
-        end = None if self._pieces else self._end
-        return Piece(text, snapshot, self._take_logprobs(len(text))), end
+        return Piece(text, snapshot, self._take_logprobs(len(text))), self._end if is_all else None
 
     def _take_logprobs(self, count: int) -> Logprobs | None:
         """Those of the next `count` characters."""
         if self.order.logprobs is None or not count:
             return None
-        parts = list(self._logprobs)
         chosen, tokens, values = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("chosen", "tokens", "values")
+            np.concatenate([getattr(part, name) for part in self._logprobs]) for name in ("chosen", "tokens", "values")
         )
-        self._logprobs = deque([Logprobs(chosen[count:], tokens[count:], values[count:])])
+        self._logprobs = [Logprobs(chosen[count:], tokens[count:], values[count:])]
         return Logprobs(chosen[:count], tokens[:count], values[:count])

@@ -239,16 +239,17 @@ def test_paces_limits_and_readers_bound_what_is_made():
     rows.enter(0, Order(np.array([0]), 1, Sampling(), 0, 100, 0.0), now=10.0)
     rows.enter(1, Order(np.array([0]), 1, Sampling(), 0, 0, 5.0), now=10.0)
     rows.enter(2, Order(np.array([0]), 1, Sampling(), 0, 0, 0.0), now=10.0)
-    assert rows.room(now=10.0, buffer=1000).tolist() == [100, 1, 1000]
+    rows.table["buffer"] = 1000
+    assert rows.room(now=10.0).tolist() == [100, 1, 1000]
     rows.table["made"][:3] = 100, 1, 990
-    assert rows.room(now=10.0, buffer=1000).tolist() == [0, 0, 10]
-    assert rows.next_due(now=10.0, buffer=1000) == pytest.approx(0.2)
-    assert rows.room(now=11.0, buffer=1000).tolist() == [0, 5, 10]
+    assert rows.room(now=10.0).tolist() == [0, 0, 10]
+    assert rows.next_due(now=10.0) == pytest.approx(0.2)
+    assert rows.room(now=11.0).tolist() == [0, 5, 10]
     rows.read[2] = 500
-    assert rows.room(now=10.0, buffer=1000).tolist() == [0, 0, 510]
+    assert rows.room(now=10.0).tolist() == [0, 0, 510]
     rows.leave(1)
-    assert rows.room(now=10.0, buffer=1000).tolist() == [0, 510]
-    assert rows.next_due(now=10.0, buffer=1000) == np.inf
+    assert rows.room(now=10.0).tolist() == [0, 510]
+    assert rows.next_due(now=10.0) == np.inf
 
 
 async def test_fixed_batch_sizes_change_no_text(tiny, model):
