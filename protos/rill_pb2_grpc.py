@@ -64,7 +64,9 @@ class TextGenerationServicer:
 
         The first message carries one character and goes out at once; later ones carry what one engine round produced, or what piled up
         while a message was being written. The texts of all messages, joined, are the stream's text. A text depends on the bundle, the
-        prompt, the parameters and the seed, given equal `ModelInfo.numerics`; never on load, on other streams or on how it was cut into messages.
+        prompt, the parameters and the seed, given equal `ModelInfo.numerics`; never on load, on other streams, on how it was cut into messages
+        or on how often and where it was resumed. If a token comes from a server with other numerics, the initial metadata has
+        `rill-numerics: differs`.
 
         INVALID_ARGUMENT (BadRequest): a parameter out of range, a character that the vocabulary lacks, a text too long.
         INVALID_ARGUMENT (ErrorInfo): a resume token that is forged, damaged or expired. FAILED_PRECONDITION (ErrorInfo): a token of another model.

@@ -6,9 +6,13 @@
         for piece in client.generate("To be", max_chars=400, temperature=0.8, seed=7):
             print(piece, end="", flush=True)
 
-Needs grpcio and protobuf only. The command is `rill` (`serve.command`), also `python -m serve.client`.
+A stream that breaks is continued (`serve.continuation`): the application sees every character once, whatever happens
+to servers meanwhile. Needs grpcio and protobuf only. The command is `rill` (`serve.command`), also
+`python -m serve.client`.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -17,14 +21,23 @@ import grpc.aio
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
+from serve.continuation import Continuation, ServerError
 
+__all__ = ["AsyncClient", "Client", "ServerError", "generate_request"]
 
-class ServerError(Exception):
-    """The server ended a call with an error, or cannot be reached. `code` is the gRPC status."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self.code = code
+RETRY_SECONDS = 30.0
+CHANNEL_OPTIONS = [
+    # A server that was restarted is found soon: the default waits up to two minutes between attempts to connect.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Despite its name, how long an attempt to connect may take; the default is 20 s.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    # A machine that is gone says nothing: ask during calls, however quiet they are.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 30_000),  # where a ping is under way for other reasons, and keepalive sends none
+    ("grpc.http2.max_pings_without_data", 0),
+]
 
 
 def generate_request(
@@ -40,6 +53,9 @@ def generate_request(
     logit_bias: Mapping[str, float] | None = None,
     stop: Sequence[str] = (),
     include_stop: bool = False,
+    logprobs: int | None = None,
+    resume_token: bytes = b"",
+    resume_every: int = 1024,
     chars_per_second: float = 0.0,
 ) -> pb.GenerateRequest:
     """The request for a text; every parameter is described in rill.proto, None leaves it to the server.
@@ -56,6 +72,9 @@ def generate_request(
         ),
         stop=stop,
         include_stop=include_stop,
+        logprobs=logprobs,
+        resume_token=resume_token,
+        resume_every=resume_every,
         chars_per_second=chars_per_second,
     )
 
@@ -63,11 +82,13 @@ def generate_request(
 class Client:
     """A client for `target`: "HOST:PORT", or several with commas between them, tried in turn until one is reached.
 
-    Its methods raise ServerError. Safe to use from several threads; a context manager.
+    A stream that breaks after it began is continued, for up to `retry_seconds` without a new character; 0: not at all.
+    Methods raise ServerError. Safe to use from several threads; a context manager.
     """
 
-    def __init__(self, target: str) -> None:
-        self._channels = [grpc.insecure_channel(address) for address in _addresses(target)]
+    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._retry_seconds = _seconds(retry_seconds)
+        self._channels = [grpc.insecure_channel(address, CHANNEL_OPTIONS) for address in _addresses(target)]
 
     def generate(self, prompt: str = "", *, timeout: float | None = None, **parameters: Any) -> Iterator[str]:
         """The pieces of a text as they arrive. `parameters` as for `generate_request`; `timeout` in seconds."""
@@ -76,20 +97,22 @@ class Client:
                 yield message.text
 
     def stream(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> Iterator[pb.GenerateResponse]:
-        """The messages of a text. Closing the iterator cancels the call."""
-        for channel in self._channels:
-            call = TextGenerationStub(channel).Generate(request, timeout=timeout)
-            started = False
+        """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
+        text = Continuation(request, len(self._channels), self._retry_seconds, timeout)
+        while (asked := text.request()) is not None:
+            call = TextGenerationStub(self._channels[text.address]).Generate(asked, timeout=text.time_left())
+            error = None
             try:
                 for message in call:
-                    started = True
-                    yield message
-                return
-            except grpc.RpcError as error:
-                if started or not _is_unreachable(error) or channel is self._channels[-1]:
-                    raise _server_error(error) from None
+                    if (shown := text.received(message)) is not None:
+                        yield shown
+            except grpc.RpcError as raised:
+                error = raised
             finally:
                 call.cancel()
+            time.sleep(text.ended(error))
+        if (shown := text.lost_end()) is not None:
+            yield shown
 
     def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""
@@ -101,7 +124,7 @@ class Client:
                 return response
             except grpc.RpcError as error:
                 if not _is_unreachable(error) or channel is self._channels[-1]:
-                    raise _server_error(error) from None
+                    raise ServerError.of(error) from None
         raise AssertionError("there is at least one channel")
 
     def close(self) -> None:
@@ -119,8 +142,9 @@ class Client:
 class AsyncClient:
     """`Client` for asyncio: the same methods, asynchronous. Make and use it on one event loop."""
 
-    def __init__(self, target: str) -> None:
-        self._channels = [grpc.aio.insecure_channel(address) for address in _addresses(target)]
+    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._retry_seconds = _seconds(retry_seconds)
+        self._channels = [grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) for address in _addresses(target)]
 
     async def generate(
         self, prompt: str = "", *, timeout: float | None = None, **parameters: Any
@@ -133,20 +157,22 @@ class AsyncClient:
     async def stream(
         self, request: pb.GenerateRequest, *, timeout: float | None = None
     ) -> AsyncIterator[pb.GenerateResponse]:
-        """The messages of a text. Closing the iterator cancels the call."""
-        for channel in self._channels:
-            call = TextGenerationStub(channel).Generate(request, timeout=timeout)
-            started = False
+        """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
+        text = Continuation(request, len(self._channels), self._retry_seconds, timeout)
+        while (asked := text.request()) is not None:
+            call = TextGenerationStub(self._channels[text.address]).Generate(asked, timeout=text.time_left())
+            error = None
             try:
                 async for message in call:
-                    started = True
-                    yield message
-                return
-            except grpc.RpcError as error:
-                if started or not _is_unreachable(error) or channel is self._channels[-1]:
-                    raise _server_error(error) from None
+                    if (shown := text.received(message)) is not None:
+                        yield shown
+            except grpc.RpcError as raised:
+                error = raised
             finally:
                 call.cancel()
+            await asyncio.sleep(text.ended(error))
+        if (shown := text.lost_end()) is not None:
+            yield shown
 
     async def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""
@@ -158,7 +184,7 @@ class AsyncClient:
                 return response
             except grpc.RpcError as error:
                 if not _is_unreachable(error) or channel is self._channels[-1]:
-                    raise _server_error(error) from None
+                    raise ServerError.of(error) from None
         raise AssertionError("there is at least one channel")
 
     async def close(self) -> None:
@@ -184,8 +210,10 @@ def _is_unreachable(error: grpc.RpcError) -> bool:
     return error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def _server_error(error: grpc.RpcError) -> ServerError:
-    return ServerError(error.code(), error.details() or error.code().name)
+def _seconds(retry_seconds: float) -> float:
+    if not retry_seconds >= 0:
+        raise ValueError(f"retry_seconds must be a number of at least 0, not {retry_seconds}")
+    return retry_seconds
 
 
 if __name__ == "__main__":

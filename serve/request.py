@@ -54,12 +54,16 @@ def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: 
     )
     if resumption is None:
         return order
-    order = replace(order, position=resumption.snapshot.position, state=resumption.snapshot.state)
-    if not order.stops:
-        include_stop = resumption.include_stop or request.include_stop
-        begun = "" if request.prompt else resumption.snapshot.begun
-        order = replace(order, stops=resumption.stops, include_stop=include_stop, begun=begun)
-    return order
+    stops = order.stops or resumption.stops
+    goes_on = stops == resumption.stops and not request.prompt  # so that a stop may be complete which had begun
+    return replace(
+        order,
+        stops=stops,
+        include_stop=request.include_stop or (resumption.include_stop and not order.stops),
+        begun=resumption.snapshot.begun if goes_on else "",
+        position=resumption.snapshot.position,
+        state=resumption.snapshot.state,
+    )
 
 
 def _prompt(text: str, resumption: Resumption | None, model: Model, limits: Limits) -> Any:

@@ -31,7 +31,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
 # After each round the engine wants the GIL back from the event loop at once: at Python's own 5 ms, rounds and messages
 # take turns instead of overlapping, and 64 streams are 0.6 times as fast.
 GIL_SECONDS = 5e-5
-STOP_SECONDS = 1.0  # of the drain: for the last messages
+STOP_SECONDS = 1.0  # of the drain, and at least: for the last messages
 
 log = logging.getLogger("rill")
 
@@ -125,8 +125,14 @@ async def _listening(
     service: TextGeneration, settings: Settings
 ) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
+    calls = len(settings.bundles) * (settings.max_streams + settings.max_waiting)
     server = grpc.aio.server(
         options=[
+            # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
+            ("grpc.server.max_pending_requests", calls),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
+            # Clients ask whether the server is still there, however long a slow stream says nothing.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
             # A prompt that is too long should get our own answer: room for 4 bytes a character and more.
             ("grpc.max_receive_message_length", 8 * settings.max_prompt + 65_536),
@@ -149,7 +155,7 @@ async def _listening(
     try:
         yield port, healths
     finally:
-        await server.stop(min(STOP_SECONDS, settings.drain_seconds))
+        await server.stop(STOP_SECONDS)
 
 
 async def _drain(service: TextGeneration, models: dict[str, Model], seconds: float) -> None:
