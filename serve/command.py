@@ -2,7 +2,9 @@
 
 rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
 rill generate --target HOST:PORT --max-chars 0 | head -c 1000
+rill generate "To be" --save-token here.token && rill generate --resume-token here.token
 rill models
+rill verify bundles/shakespeare
 """
 
 import argparse
@@ -10,21 +12,28 @@ import json
 import os
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
 from protos import rill_pb2 as pb
-from serve.client import Client, ServerError, generate_request
+from serve.client import RETRY_SECONDS, Client, ServerError, generate_request
+from serve.verify_command import add_verify
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 for the server's errors, 2 for wrong usage, 130 for Ctrl-C."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or it writes about its connections between the lines of the text
     options = _parser().parse_args(arguments)
-    run: Callable[[Client, argparse.Namespace], None] = options.run
     try:
-        with Client(options.target) as client:
+        if "verify" in options:
+            status: int = options.verify(options)
+            return status
+        run: Callable[[Client, argparse.Namespace], None] = options.run
+        with Client(options.target, retry_seconds=options.retry_seconds) as client:
             run(client, options)
             sys.stdout.flush()
     except ServerError as error:
@@ -39,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: cannot write: {error.strerror}", file=sys.stderr)
+        print(f"error: cannot write{f' {error.filename}' * bool(error.filename)}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 
@@ -75,11 +84,36 @@ def _parser() -> argparse.ArgumentParser:
         metavar="C=X",
         help="add X to a character's logit; -inf bans it",
     )
+    generate.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT appears; may be repeated"
+    )
+    generate.add_argument("--include-stop", action="store_true", help="end after the TEXT of --stop instead")
+    generate.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and those of N alternatives"
+    )
+    generate.add_argument(
+        "--resume-token", type=_token, default=b"", metavar="FILE", help="continue from what --save-token wrote"
+    )
+    generate.add_argument(
+        "--save-token", type=_new_file, metavar="FILE", help="write the last resume token there, after Ctrl-C too"
+    )
+    generate.add_argument(
+        "--resume-every", type=int, default=1024, metavar="N", help="a token every N characters (default: 1024)"
+    )
+    generate.add_argument(
+        "--retry-seconds",
+        type=float,
+        default=RETRY_SECONDS,
+        metavar="SECONDS",
+        help="how long to try to continue a stream that broke; 0 is not at all (default: %(default)g)",
+    )
     generate.add_argument("--chars-per-second", type=float, default=0.0, help="pace (default: as fast as it comes)")
     generate.add_argument("--stats", action="store_true", help="say on stderr how fast the text came, and its seed")
 
     models = commands.add_parser("models", parents=[shared], help="list what is served")
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_models, retry_seconds=RETRY_SECONDS)
+
+    add_verify(commands)
     return parser
 
 
@@ -96,34 +130,102 @@ def _bias(text: str) -> tuple[str, float]:
     return character, float(value)
 
 
+def _token(path: str) -> bytes:
+    try:
+        token = Path(path).read_bytes()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error.strerror}") from None
+    if not token:
+        raise argparse.ArgumentTypeError(f"{path} is empty")
+    return token
+
+
+def _new_file(path: str) -> Path:
+    """Checked before the text, not after it."""
+    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {path}")
+    return Path(path)
+
+
 def _generate(client: Client, options: argparse.Namespace) -> None:
-    names = ("model", "max_chars", "temperature", "top_k", "top_p", "min_p", "seed", "chars_per_second")
+    text = _Text()
+    try:
+        for message in client.stream(_request(options), timeout=options.timeout):
+            print(_line(message, text.count == 0) + "\n" if options.json else message.text, end="", flush=True)
+            text.add(message)
+        if options.stats:
+            print(text.stats(), file=sys.stderr)
+        elif not options.json and sys.stdout.isatty():
+            print()
+    finally:
+        if options.save_token:
+            text.save_token(options.save_token)
+
+
+def _request(options: argparse.Namespace) -> pb.GenerateRequest:
+    names = ["model", "max_chars", "temperature", "top_k", "top_p", "min_p", "seed", "chars_per_second"]
+    names += ["stop", "include_stop", "logprobs", "resume_token", "resume_every"]
     parameters = {name: getattr(options, name) for name in names}
-    request = generate_request(options.prompt, logit_bias=dict(options.logit_bias), **parameters)
-    started = time.monotonic()
-    first, seed = 0.0, 0
-    for message in client.stream(request, timeout=options.timeout):
-        first = first or time.monotonic()
-        seed = message.seed or seed
-        print(_line(message) if options.json else message.text, end="\n" if options.json else "", flush=True)
-        if options.stats and message.finish_reason:
-            count, seconds = message.usage.generated_chars, time.monotonic() - first
-            print(
-                f"\n{count:,} characters (seed {seed}): the first {1000 * (first - started):.1f} ms after the call, "
-                f"then {(count - 1) / seconds:,.0f} characters/s",
-                file=sys.stderr,
-            )
-    if not options.json and not options.stats and sys.stdout.isatty():
-        print()
+    return generate_request(options.prompt, logit_bias=dict(options.logit_bias), **parameters)
 
 
-def _line(message: pb.GenerateResponse) -> str:
+class _Text:
+    """What came so far: how much, how fast, and the last token."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first, self.count, self.seed = 0.0, 0, 0
+        self.token, self.token_count = b"", 0
+
+    def add(self, message: pb.GenerateResponse) -> None:
+        self.first = self.first or time.monotonic()
+        self.seed = message.seed or self.seed
+        self.count += len(message.text)
+        if message.resume_token:
+            self.token, self.token_count = message.resume_token, self.count
+
+    def stats(self) -> str:
+        """One sentence; a message's usage would be about the last call only, and a text may take several."""
+        seconds = time.monotonic() - self.first
+        return (
+            f"\n{self.count:,} characters (seed {self.seed}): the first {1000 * (self.first - self.started):.1f} ms "
+            f"after the call, then {max(self.count - 1, 0) / seconds:,.0f} characters/s"
+        )
+
+    def save_token(self, path: Path) -> None:
+        """Write the last token aside and rename it: the file is never half a token."""
+        if not self.token:
+            print(f"\nno resume token came; {path} is as it was", file=sys.stderr)
+            return
+        aside = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            aside.write_bytes(self.token)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        if self.count > self.token_count:
+            print(f"\n{path} continues after {self.token_count:,} of these {self.count:,} characters", file=sys.stderr)
+
+
+def _line(message: pb.GenerateResponse, first: bool) -> str:
     """A message as one line of JSON, with the field names of rill.proto; numbers stay numbers."""
     line: dict[str, Any] = {"text": message.text, "position": message.position}
-    if message.position == 0:
+    if first:
         line["seed"] = message.seed
+    if message.resume_token:
+        line["resume_token"] = b64encode(message.resume_token).decode()
+    if message.logprobs:
+        line["logprobs"] = [
+            {
+                "character": entry.character,
+                "logprob": entry.logprob,
+                "alternatives": [[other.character, other.logprob] for other in entry.alternatives],
+            }
+            for entry in message.logprobs
+        ]
     if message.finish_reason:
         line["finish_reason"] = pb.FinishReason.Name(message.finish_reason).removeprefix("FINISH_REASON_")
+    if message.HasField("usage"):
         line["usage"] = {field.name: getattr(message.usage, field.name) for field in message.usage.DESCRIPTOR.fields}
     return json.dumps(line, ensure_ascii=False)
 

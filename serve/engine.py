@@ -133,9 +133,10 @@ class Engine:
             self._wake.clear()
             if self._stopping:  # looked at after clearing: a stop that comes later wakes us again
                 return
-            planned, now = None, time.monotonic()
+            planned = None
             try:
                 self._admit()
+                now = time.monotonic()
                 planned = self._schedule(now)
                 if planned:
                     self._run(planned, now)
