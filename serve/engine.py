@@ -168,14 +168,11 @@ class Engine:
         if self._streams.get(stream.slot) is stream:
             snapshot = self._harvester.snapshot(stream.slot)
             self._release(stream.slot)
-            if snapshot is None:  # nothing was made: the call can be made again elsewhere
-                self._outbox.append(
-                    Delivery(
-                        [stream], list, {stream: None}, DrainingError("the server is going away; nothing has been made")
-                    )
-                )
-            else:
+            if snapshot:
                 self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: End.DRAINING}))
+            else:  # the same call can be made elsewhere
+                error = DrainingError("the server is going away, and nothing has been made yet")
+                self._outbox.append(Delivery([stream], list, {stream: None}, error))
 
     def _schedule(self, now: float) -> Round | None:
         """The next round, or None if no stream can go on.

@@ -11,6 +11,7 @@ import pytest
 from export.sampling import Sampling
 from serve import engine as engine_module
 from serve.admission import Admission
+from serve.engine import _company
 from serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
 from serve.model import Model
 from serve.rows import PLAIN, TOP_K, TOP_P, Rows, kind_of
@@ -178,6 +179,39 @@ async def test_a_parked_stream_is_in_no_round(model):
         await text_of(model, order(2000))
         assert max(rows for _, rows, _, _ in model.decoder.rounds) == 1
     await until_free(model)
+
+
+async def test_paced_streams_do_not_ride_in_long_rounds(model):
+    """60 rows that take a step now and then would cost the one that is read as fast as it comes most of its speed."""
+
+    async def read(wanted):
+        async with model.stream(wanted) as stream:
+            while True:
+                piece, _ = await stream.take()
+                model.sent(stream, piece.text)
+
+    paced = [replace(order(0, seed=seed), chars_per_second=40.0) for seed in range(60)]
+    tasks = [asyncio.create_task(read(wanted)) for wanted in (*paced, order(0))]
+    await asyncio.sleep(0.5)
+    model.decoder.rounds.clear()
+    await asyncio.sleep(1)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    long = [rows for _, rows, time, _ in model.decoder.rounds if time > 20]
+    short = [rows for _, rows, time, _ in model.decoder.rounds if time < 5]
+    assert np.mean(long) < 5
+    assert max(short) > 5  # those who are due share a round
+    await until_free(model)
+
+
+def test_rows_go_together_that_can_go_about_as_far():
+    rows = np.arange(6)
+    even, mixed = np.array([30, 30, 29, 3, 30, 30]), np.array([30, 1, 1, 2, 1, 1])
+    assert _company(rows, even, 3).tolist() == [0, 1, 2, 3, 4, 5]  # one in vain is cheaper than a round of its own
+    assert _company(rows, mixed, 0).tolist() == [0]
+    assert _company(rows, mixed, 3).tolist() == [1, 2, 3, 4, 5]
+    assert _company(rows[1:], mixed, 2).tolist() == [1, 2, 3, 4, 5]
 
 
 async def test_an_idle_engine_sleeps(model):
