@@ -15,6 +15,8 @@ import sys
 from serve.errors import StartError
 from serve.server import Settings, log, log_to_stderr, serve
 
+LONGEST_TTL = 1e10  # seconds: three centuries
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 2 if the server could not start."""
@@ -79,6 +81,8 @@ def _settings(arguments: list[str] | None) -> Settings:
     for name in ("round_milliseconds", "drain_seconds", "resume_ttl"):
         if not 0 <= options[name] < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")
+    if options["resume_ttl"] > LONGEST_TTL:
+        parser.error(f"--resume-ttl must be at most {LONGEST_TTL:g} seconds; 0 is for ever")
     return Settings(round_seconds=options.pop("round_milliseconds") / 1000, **options)
 
 

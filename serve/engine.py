@@ -96,9 +96,9 @@ class Engine:
 
     def read(self, stream: Stream, characters: int) -> None:
         """The reader of `stream`, which is not gone, has taken so many more characters."""
-        was_behind = self._rows.is_behind(stream.slot)
         self._rows.read[stream.slot] += characters
-        if self._idle and was_behind:
+        # While the engine sleeps, only what its reader has kept from going on can go on now.
+        if self._idle and self._rows.was_behind(stream.slot, characters):
             self._wake.set()
 
     def parked(self) -> int:

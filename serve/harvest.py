@@ -21,6 +21,8 @@ from serve.states import States
 from serve.stops import StopFinder
 from serve.stream import End, Logprobs, Order, Piece, Snapshot, State
 
+FAR = 512  # steps: what is replayed at once is not much more, however long a stop string is
+
 Batch = Mapping[str, ort.OrtValue]  # states by name, [layers, rows, hidden] each
 
 
@@ -38,7 +40,7 @@ class Watch:
 
     def __init__(self, order: Order) -> None:
         self._finder = StopFinder(order.stops, order.include_stop, order.begun)
-        self.back, self._last = 0, order.position
+        self.back = 0
         self._base: Snapshot | None = None  # no later than what is held back
         self._ids = np.zeros(0, np.int64)  # what has been read and made since
 
@@ -63,15 +65,19 @@ class Watch:
         """The end of what has gone out that may be the beginning of a stop."""
         return self._finder.begun
 
-    def moves_to(self, position: int) -> bool:
-        """Whether text has gone out since the last snapshot, so that one at `position` says something new."""
-        moves, self._last = position > self._last, position
-        return moves
+    @property
+    def is_far(self) -> bool:
+        """Whether the place at the end of what has gone out is many steps after the base."""
+        return self.back > 0 and len(self._ids) - self.back > FAR
 
     def place(self, position: int) -> Place:
         """The place at the end of what has gone out, which is at `position`; something is held back."""
         assert self._base is not None
         return Place(self._base, self._ids[: len(self._ids) - self.back], position, self.begun)
+
+    def rebase(self, snapshot: Snapshot) -> None:
+        """`snapshot` is of `place`: what is before it will not be needed again."""
+        self._base, self._ids = snapshot, self._ids[len(self._ids) - self.back :]
 
 
 class Harvester:
@@ -113,10 +119,11 @@ class Harvester:
             if column not in harvest.ends:
                 if table["made"][slot] == table["limit"][slot]:
                     harvest.ends[column] = End.LENGTH
+                elif harvest.texts.get(column) == "":  # a message is not sent for a snapshot alone
+                    self._rows.snapshot_soon(slot)
+                    continue
                 else:
                     self._rows.snapshot_after(slot, position)
-                    if slot in self._watches and not self._watches[slot].moves_to(position):
-                        continue
             if back.get(column):
                 earlier[column] = self._watches[slot].place(position)
             else:
@@ -124,11 +131,22 @@ class Harvester:
         if here:
             host = {name: value.numpy() for name, value in after.items()}
             for column in here:
-                slot = int(r.slots[column])
-                harvest.snapshots[column] = self._between(slot, row_of(host, column))
-        if earlier:
-            harvest.snapshots |= zip(earlier, replay(self._decoder, list(earlier.values())), strict=True)
+                harvest.snapshots[column] = self._between(int(r.slots[column]), row_of(host, column))
+        if back:
+            self._replay(r, back, earlier, harvest)
         return harvest
+
+    def _replay(self, r: Round, back: Mapping[int, int], wanted: Mapping[int, Place], harvest: Harvest) -> None:
+        """Take the snapshots at the places `wanted`, by column, and move the bases that are far away."""
+        places = dict(wanted)
+        for column in back:
+            slot = int(r.slots[column])
+            if column not in wanted and self._watches[slot].is_far:
+                places[column] = self._watches[slot].place(int(self._rows.table["made"][slot]) - back[column])
+        for column, snapshot in zip(places, replay(self._decoder, list(places.values())), strict=True):
+            self._watches[int(r.slots[column])].rebase(snapshot)
+            if column in wanted:
+                harvest.snapshots[column] = snapshot
 
     def _between(self, slot: int, state: State) -> Snapshot:
         """At the end of what was made, all of which has gone out."""

@@ -1,5 +1,6 @@
 """A served model: its bundle, its engine, and the way of a stream from a free slot to its end."""
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,10 +9,14 @@ from export.bundle import Bundle
 from serve.admission import Admission
 from serve.codec import Codec
 from serve.engine import Delivery, Engine
+from serve.errors import EngineError
+from serve.logprobs import LogprobEncoder
 from serve.rows import Rows
 from serve.runtime import Decoder, numerics
 from serve.states import States
 from serve.stream import Order, Stream
+
+log = logging.getLogger("rill")
 
 
 class Model:
@@ -20,7 +25,7 @@ class Model:
     def __init__(self, bundle: Bundle, decoder: Decoder, slots: int, waiting: int, round_seconds: float) -> None:
         self.bundle, self.provider = bundle, decoder.provider
         self.numerics = numerics(decoder.provider)
-        self.codec = Codec(bundle.vocabulary)
+        self.codec, self.logprob_encoder = Codec(bundle.vocabulary), LogprobEncoder(bundle.vocabulary)
         self.admission = Admission(slots, waiting)
         rows = Rows(slots, len(bundle.vocabulary))
         names = [name for name, _ in bundle.states]
@@ -78,7 +83,14 @@ class Model:
             for stream in delivery.streams:
                 stream.fail(delivery.error)
             return
-        for stream, piece in zip(delivery.streams, delivery.pieces(), strict=True):
+        try:
+            pieces = delivery.pieces()
+        except Exception as error:  # whatever it is, nobody waits for what will not come
+            log.exception("what a round made cannot be read")
+            for stream in delivery.streams:
+                stream.fail(EngineError(f"what a round made cannot be read: {error}"))
+            return
+        for stream, piece in zip(delivery.streams, pieces, strict=True):
             stream.deliver(piece, now)
         for stream, end in delivery.gone.items():
             if end:

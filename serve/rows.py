@@ -124,9 +124,15 @@ class Rows:
 
     def snapshot_after(self, slot: int, position: int) -> None:
         """The last snapshot is at `position`: the row stops for the next one where its stream wants it."""
-        every = self._orders[slot].resume_every or ENDLESS
+        self._stop_at(slot, position + (self._orders[slot].resume_every or ENDLESS))
+
+    def snapshot_soon(self, slot: int) -> None:
+        """A snapshot is due: the row stops at every character."""
+        self._stop_at(slot, 0)
+
+    def _stop_at(self, slot: int, position: int) -> None:
         row = self.table[slot]
-        row["until"] = min(int(row["limit"]), max(position + every, int(row["made"]) + 1))
+        row["until"] = min(int(row["limit"]), max(position, int(row["made"]) + 1))
 
     def leave(self, slot: int) -> None:
         """End the stream in `slot`."""
@@ -152,10 +158,10 @@ class Rows:
             room = np.minimum(room, np.minimum(due, ENDLESS).astype(np.int64) + 1 - table["made"])
         return room
 
-    def is_behind(self, slot: int) -> bool:
-        """Whether the reader of a stream keeps it from going on."""
+    def was_behind(self, slot: int, characters: int) -> bool:
+        """Whether the reader of a stream kept it from going on before it took the last so many characters."""
         row = self.table[slot]
-        return bool(row["made"] - self.read[slot] >= row["buffer"])
+        return bool(row["made"] - (self.read[slot] - characters) >= row["buffer"])
 
     def next_due(self, now: float) -> float:
         """Seconds until the pace of some stream allows its next character; infinity if no stream waits for that."""

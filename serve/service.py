@@ -11,9 +11,8 @@ from serve.errors import DrainingError, ModelNotFoundError, NotSupportedError, R
 from serve.model import Model
 from serve.request import Limits, order_of
 from serve.status import Context, abort
-from serve.stream import End, Logprobs, Order, Piece, Stream
+from serve.stream import End, Order, Piece, Stream
 from serve.tokens import Tokens
-from train.vocab import Vocabulary
 
 _FINISH = {
     End.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -98,8 +97,8 @@ class TextGeneration(TextGenerationServicer):
         if piece.snapshot:
             message.resume_token = self._tokens.seal(model.bundle, model.numerics, stream.order, piece.snapshot)
         if piece.logprobs:
-            alternatives = stream.order.logprobs or 0
-            message.logprobs.extend(_char_logprobs(piece.text, piece.logprobs, alternatives, model.bundle.vocabulary))
+            encoded = model.logprob_encoder.encode(piece.text, piece.logprobs, stream.order.logprobs or 0)
+            message.MergeFromString(encoded)
         return message
 
     def _model(self, name: str) -> Model:
@@ -108,24 +107,6 @@ class TextGeneration(TextGenerationServicer):
         if name and name not in self._models:
             raise ModelNotFoundError(f"no model {name!r} is served here; there is {', '.join(map(repr, self._models))}")
         return self._models[name] if name else next(iter(self._models.values()))
-
-
-def _char_logprobs(text: str, logprobs: Logprobs, count: int, vocabulary: Vocabulary) -> list[pb.CharLogprob]:
-    """One entry a character, each with at most `count` alternatives."""
-    symbols, unknown = vocabulary.symbols, vocabulary.unknown_id
-    rows = zip(text, logprobs.chosen.tolist(), logprobs.tokens.tolist(), logprobs.values.tolist(), strict=True)
-    return [
-        pb.CharLogprob(
-            character=character,
-            logprob=chosen,
-            alternatives=[
-                pb.CharLogprob.Alternative(character=symbols[symbol], logprob=value)
-                for symbol, value in zip(tokens[:count], values[:count], strict=True)
-                if symbol != unknown
-            ],
-        )
-        for character, chosen, tokens, values in rows
-    ]
 
 
 def _usage(stream: Stream, generated: int, arrived: float) -> pb.Usage:

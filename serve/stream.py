@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from export.sampling import Sampling
 from serve.errors import RillError
 
+LOGPROBS_AT_ONCE = 64  # characters of a message
+
 State = Mapping[str, NDArray[np.float32]]  # by name ("state_h", ...), [layers, hidden] each
 
 
@@ -128,7 +130,8 @@ class Stream:
         """What has piled up, and how the stream ended if this is all of it. Raises the error it failed with.
 
         The very first take gives one character, so that it can be sent at once. Others give everything up to the last
-        snapshot, if there is one: nobody is ever further from one than the request says.
+        snapshot, if there is one: nobody is ever further from one than the request says. With log-probabilities, which
+        take long to write, not too much at once.
         """
         await self._news.wait()
         if self._error:
@@ -136,9 +139,10 @@ class Stream:
         waiting = self._known if self._snapshot else self._rest
         text, snapshot = "".join(waiting), self._snapshot
         waiting.clear()
-        if self.sent == 0 and len(text) > 1:
-            waiting.append(text[1:])
-            text, snapshot = text[0], None
+        most = 1 if self.sent == 0 else len(text) if self.order.logprobs is None else LOGPROBS_AT_ONCE
+        if len(text) > most:
+            waiting.append(text[most:])
+            text, snapshot = text[:most], None
         else:
             self._snapshot = None
         is_all = not waiting and not self._rest

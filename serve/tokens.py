@@ -10,6 +10,7 @@ of servers may share a key for as long as they like.
 """
 
 import hashlib
+import math
 import os
 import struct
 import time
@@ -72,7 +73,7 @@ class Tokens:
         fixed = _FIXED.pack(
             bytes.fromhex(bundle.model_id)[:16],
             _short(numerics),
-            int(time.time() + self._ttl) if self._ttl else 0,
+            math.ceil(time.time() + self._ttl) if self._ttl else 0,
             order.seed,
             snapshot.position,
             snapshot.token,

@@ -1,0 +1,162 @@
+"""Log-probabilities: those of the model itself, one for each character, whatever chose it and however it was sent."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from conftest import make_run, run_server, save_bundle
+from google.rpc.error_details_pb2 import BadRequest
+from test_serve_api import refusal
+from test_serve_resume import check_messages, continuation, joined
+
+from protos import rill_pb2 as pb
+from protos.rill_pb2_grpc import TextGenerationStub
+
+INF = float("inf")
+SMALL = ("<unk>", "\n", " ", "a", "b", "c")
+
+
+@dataclass
+class Served:
+    """A server with a large and a small vocabulary."""
+
+    runs: dict
+    bundles: dict
+    stub: TextGenerationStub
+
+    def generate(self, **request):
+        return list(self.stub.Generate(pb.GenerateRequest(**request), timeout=60))
+
+    def expected(self, name, read, text):
+        """The log-probabilities of every symbol in the place of each character of `text`, [characters, symbols]."""
+        run = self.runs[name]
+        ids = torch.tensor([run.vocabulary.encode((read or "\n") + text)])
+        with torch.no_grad():
+            logits, _ = run.build().eval()(ids[:, :-1])
+        return torch.log_softmax(logits[0, -len(text) :].double(), dim=1).numpy()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logprobs")
+    runs = {"large": make_run(layers=2, hidden=24), "small": make_run(SMALL, cell="lstm", hidden=12)}
+    bundles = {name: save_bundle(run, folder / name) for name, run in runs.items()}
+    with ExitStack() as stack:
+        server = stack.enter_context(run_server(*(folder / name for name in runs)))
+        channel = stack.enter_context(grpc.insecure_channel(server.target))
+        yield Served(runs, bundles, TextGenerationStub(channel))
+
+
+def check(messages, expected, symbols, count):
+    """Every message has the right entries for its text; `expected` [characters, symbols]."""
+    at = 0
+    unknown = symbols.index("<unk>") if "<unk>" in symbols else None
+    for message in messages:
+        assert [entry.character for entry in message.logprobs] == list(message.text)
+        for entry in message.logprobs:
+            row = expected[at]
+            assert entry.logprob == pytest.approx(row[symbols.index(entry.character)], abs=1e-4)
+            others = [other.character for other in entry.alternatives]
+            values = [other.logprob for other in entry.alternatives]
+            assert len(others) == len(set(others)) == min(count, len(symbols) - (unknown is not None))
+            assert "<unk>" not in others
+            assert values == sorted(values, reverse=True)
+            assert values == pytest.approx([row[symbols.index(other)] for other in others], abs=1e-4)
+            best = np.delete(row, unknown) if unknown is not None else row
+            assert values == pytest.approx(-np.sort(-best)[: len(values)], abs=1e-4)
+            at += 1
+    assert at == len(expected)
+
+
+PARAMETERS = [
+    {},
+    {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "logit_bias": {"a": -INF, "b": 3.0}},
+    {"temperature": 0.0},
+    {"temperature": 1.7, "min_p": 0.02},
+]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
+@pytest.mark.parametrize(("name", "count"), [("large", 0), ("large", 3), ("large", 20), ("small", 20), ("small", 5)])
+def test_they_are_the_models_own(served, name, count, parameters):
+    sampling = pb.Sampling(seed=6, **parameters)
+    messages = served.generate(model=name, prompt="ab", max_chars=200, sampling=sampling, logprobs=count)
+    text = joined(messages)
+    assert text == continuation(served.bundles[name], "ab", 6, 0, 200, **parameters)
+    check(messages, served.expected(name, "ab", text), served.bundles[name].vocabulary.symbols, count)
+    plain = served.generate(model=name, prompt="ab", max_chars=200, sampling=sampling)
+    assert joined(plain) == text
+    assert not any(message.logprobs for message in plain)
+
+
+def test_without_a_prompt(served):
+    messages = served.generate(max_chars=50, logprobs=2, sampling=pb.Sampling(seed=1))
+    text = joined(messages)
+    assert text == continuation(served.bundles["large"], "", 1, 0, 50)
+    check(messages, served.expected("large", "", text), served.bundles["large"].vocabulary.symbols, 2)
+
+
+@pytest.mark.parametrize("every", [0, 1, 6])
+@pytest.mark.parametrize("include", [False, True], ids=["before", "after"])
+def test_with_stops_that_hold_text_back(served, every, include):
+    bundle = served.bundles["large"]
+    text = continuation(bundle, "To be", 6, 0, 300)
+    stops = [text[start : start + 30] + "Q" for start in range(10, 150, 20)] + [text[200:210]]
+    messages = served.generate(
+        prompt="To be",
+        stop=stops,
+        include_stop=include,
+        logprobs=2,
+        resume_every=every,
+        sampling=pb.Sampling(seed=6),
+    )
+    check_messages(messages, 0, every)
+    assert messages[-1].finish_reason == pb.FINISH_REASON_STOP
+    assert joined(messages) == text[: 210 if include else 200]
+    check(messages, served.expected("large", "To be", joined(messages)), bundle.vocabulary.symbols, 2)
+
+
+def test_across_resumes(served):
+    """What was held back and sent because it was all that was asked for has its own, too."""
+    bundle = served.bundles["large"]
+    text = continuation(bundle, "To be", 6, 0, 200)
+    got, request = [], {"prompt": "To be", "stop": [text[5:60] + "Q"], "sampling": pb.Sampling(seed=6)}
+    while len(joined(got)) < 200:
+        messages = served.generate(max_chars=20, logprobs=3, resume_every=7, **request)
+        got += messages
+        request = {"resume_token": messages[-1].resume_token}
+    assert joined(got) == text
+    check(got, served.expected("large", "To be", text), bundle.vocabulary.symbols, 3)
+    # They are not in the token: who does not ask has none.
+    messages = served.generate(max_chars=20, **request)
+    assert not any(message.logprobs for message in messages)
+
+
+def test_in_company(served):
+    """Streams that ask for different numbers, with and without filters, side by side."""
+    calls = []
+    for seed in range(30):
+        count, parameters = [None, 0, 3, 20][seed % 4], PARAMETERS[seed % 3]
+        sampling = pb.Sampling(seed=seed, **parameters)
+        request = pb.GenerateRequest(prompt="To be", max_chars=150, logprobs=count, sampling=sampling)
+        calls.append((served.stub.Generate(request), seed, count, parameters))
+    bundle = served.bundles["large"]
+    for call, seed, count, parameters in calls:
+        messages = list(call)
+        text = joined(messages)
+        assert text == continuation(bundle, "To be", seed, 0, 150, **parameters)
+        if count is None:
+            assert not any(message.logprobs for message in messages)
+        else:
+            check(messages, served.expected("large", "To be", text), bundle.vocabulary.symbols, count)
+
+
+@pytest.mark.parametrize("count", [21, 2**32 - 1])
+def test_more_than_20_are_refused(served, count):
+    error, details = refusal(served.stub.Generate(pb.GenerateRequest(logprobs=count)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in details[BadRequest].field_violations] == ["logprobs"]
+    assert "20" in error.details()
