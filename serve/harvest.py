@@ -4,7 +4,7 @@ At the end of a round every row's state is at hand. One in the middle of it, bec
 follows may become one, is had by `serve.replay`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from serve.codec import Codec, Ids
 from serve.replay import Place, replay, row_of
-from serve.rows import LOGPROBS, Round, Rows
+from serve.rows import ENDLESS, LOGPROBS, Round, Rows
 from serve.runtime import Decoder
 from serve.states import States
 from serve.stops import StopFinder
@@ -36,13 +36,23 @@ class Harvest:
 
 
 class Watch:
-    """A stream with stops. `back` counts the characters that were made and have not gone out."""
+    """A stream with stops. `back` counts the characters that were made and have not gone out; `position` is that of the
+    first of them.
+
+    What is held back may go out all at once: from `due` on a snapshot is wanted, wherever the round ends.
+    """
 
     def __init__(self, order: Order) -> None:
         self._finder = StopFinder(order.stops, order.include_stop, order.begun)
-        self.back = 0
+        self._every = order.resume_every or ENDLESS
+        self.back, self.position, self.due = 0, order.position, order.position + self._every
         self._base: Snapshot | None = None  # no later than what is held back
         self._ids = np.zeros(0, np.int64)  # what has been read and made since
+
+    @property
+    def begun(self) -> str:
+        """The end of what has gone out that may be the beginning of a stop."""
+        return self._finder.begun
 
     def take(self, new: str, ids: Ids, is_complete: bool, entry: Callable[[], Snapshot]) -> tuple[str, bool]:
         """What goes out of a round that read and made `ids`, of them the characters `new`, and whether a stop ends it.
@@ -53,6 +63,7 @@ class Watch:
         text, stopped = self._finder.feed(new)
         if is_complete and not stopped:
             text += self._finder.flush()
+        self.position += len(text)
         self.back = known - len(text)
         if self.back > len(new):
             self._ids = np.concatenate([self._ids, ids])
@@ -61,23 +72,22 @@ class Watch:
         return text, stopped
 
     @property
-    def begun(self) -> str:
-        """The end of what has gone out that may be the beginning of a stop."""
-        return self._finder.begun
-
-    @property
     def is_far(self) -> bool:
-        """Whether the place at the end of what has gone out is many steps after the base."""
+        """Whether many steps lie between the base and what is held back."""
         return self.back > 0 and len(self._ids) - self.back > FAR
 
-    def place(self, position: int) -> Place:
-        """The place at the end of what has gone out, which is at `position`; something is held back."""
+    def place(self) -> Place:
+        """The end of what has gone out, where something is held back."""
         assert self._base is not None
-        return Place(self._base, self._ids[: len(self._ids) - self.back], position, self.begun)
+        return Place(self._base, self._ids[: len(self._ids) - self.back], self.position, self.begun)
 
     def rebase(self, snapshot: Snapshot) -> None:
-        """`snapshot` is of `place`: what is before it will not be needed again."""
+        """`snapshot` is of `place`: nothing before it will be needed again."""
         self._base, self._ids = snapshot, self._ids[len(self._ids) - self.back :]
+
+    def taken(self) -> None:
+        """A snapshot goes out with the text."""
+        self.due = self.position + self._every
 
 
 class Harvester:
@@ -102,81 +112,72 @@ class Harvester:
             return None
         watch = self._watches.get(slot)
         if watch and watch.back:
-            made = int(self._rows.table["made"][slot])
-            return replay(self._decoder, [watch.place(made - watch.back)])[0]
+            return replay(self._decoder, [watch.place()])[0]
         return self._between(slot, self._states.row(slot))
 
     def reap(self, r: Round, entry_tokens: Ids, before: Batch, after: Batch, tokens: Ids) -> Harvest:
         """Take over a round that made `tokens` [time, rows], beginning with `entry_tokens` and `before`."""
         harvest = Harvest()
-        table = self._rows.table
         reached = self._rows.advance(r, tokens).tolist()
-        back = self._hold_back(r, entry_tokens, before, tokens, harvest) if self._watches else {}
-        here, earlier = [], {}
-        for column in {*reached, *harvest.ends}:
+        watched = self._hold_back(r, entry_tokens, before, tokens, harvest) if self._watches else {}
+        due = {column for column, watch in watched.items() if watch.position >= watch.due}
+        wanted = []
+        for column in {*reached, *due, *harvest.ends}:
             slot = int(r.slots[column])
-            position = int(table["made"][slot]) - back.get(column, 0)
+            if column not in harvest.ends and self._rows.is_complete(slot):
+                harvest.ends[column] = End.LENGTH
             if column not in harvest.ends:
-                if table["made"][slot] == table["limit"][slot]:
-                    harvest.ends[column] = End.LENGTH
-                elif harvest.texts.get(column) == "":  # a message is not sent for a snapshot alone
-                    self._rows.snapshot_soon(slot)
+                self._rows.go_on(slot)
+                if harvest.texts.get(column) == "":  # no message is sent for a snapshot alone
                     continue
-                else:
-                    self._rows.snapshot_after(slot, position)
-            if back.get(column):
-                earlier[column] = self._watches[slot].place(position)
-            else:
-                here.append(column)
-        if here:
-            host = {name: value.numpy() for name, value in after.items()}
-            for column in here:
-                harvest.snapshots[column] = self._between(int(r.slots[column]), row_of(host, column))
-        if back:
-            self._replay(r, back, earlier, harvest)
+            wanted.append(column)
+        self._take_snapshots(r, after, watched, wanted, harvest)
         return harvest
 
-    def _replay(self, r: Round, back: Mapping[int, int], wanted: Mapping[int, Place], harvest: Harvest) -> None:
-        """Take the snapshots at the places `wanted`, by column, and move the bases that are far away."""
-        places = dict(wanted)
-        for column in back:
-            slot = int(r.slots[column])
-            if column not in wanted and self._watches[slot].is_far:
-                places[column] = self._watches[slot].place(int(self._rows.table["made"][slot]) - back[column])
+    def _hold_back(self, r: Round, entry_tokens: Ids, before: Batch, tokens: Ids, harvest: Harvest) -> dict[int, Watch]:
+        """Find the stops in a round. The watched streams in it, by column."""
+        host = cache(lambda: {name: value.numpy() for name, value in before.items()})
+
+        def entry(column: int, position: int) -> Snapshot:
+            return Snapshot(position, int(entry_tokens[column]), row_of(host(), column))
+
+        slots = r.slots.tolist()
+        watched = {column: self._watches[slot] for column, slot in enumerate(slots) if slot in self._watches}
+        columns = list(watched)
+        texts = self._codec.decode(tokens[:, columns], r.prompted[columns], r.steps[columns])
+        for (column, watch), new in zip(watched.items(), texts, strict=True):
+            began = watch.position + watch.back
+            harvest.texts[column], stopped = watch.take(
+                new,
+                tokens[: r.steps[column], column],
+                self._rows.is_complete(slots[column]),
+                partial(entry, column, began),
+            )
+            if stopped:
+                harvest.ends[column] = End.STOP
+        return watched
+
+    def _take_snapshots(
+        self, r: Round, after: Batch, watched: Mapping[int, Watch], wanted: Sequence[int], harvest: Harvest
+    ) -> None:
+        """Take those that are `wanted`, by column, and replay what would become too much to be replayed at once."""
+        held = {column for column in wanted if column in watched and watched[column].back}
+        if len(held) < len(wanted):
+            host = {name: value.numpy() for name, value in after.items()}
+            for column in set(wanted) - held:
+                harvest.snapshots[column] = self._between(int(r.slots[column]), row_of(host, column))
+        places = {column: watch.place() for column, watch in watched.items() if column in held or watch.is_far}
         for column, snapshot in zip(places, replay(self._decoder, list(places.values())), strict=True):
-            self._watches[int(r.slots[column])].rebase(snapshot)
-            if column in wanted:
+            watched[column].rebase(snapshot)
+            if column in held:
                 harvest.snapshots[column] = snapshot
+        for column in watched.keys() & harvest.snapshots.keys():
+            watched[column].taken()
 
     def _between(self, slot: int, state: State) -> Snapshot:
         """At the end of what was made, all of which has gone out."""
         row, watch = self._rows.table[slot], self._watches.get(slot)
         return Snapshot(int(row["made"]), int(row["token"]), state, watch.begun if watch else "")
-
-    def _hold_back(self, r: Round, entry_tokens: Ids, before: Batch, tokens: Ids, harvest: Harvest) -> dict[int, int]:
-        """Find the stops in a round. How many characters each watched column has made and not given out."""
-        table = self._rows.table
-        host = cache(lambda: {name: value.numpy() for name, value in before.items()})
-
-        def entry(column: int, made: int) -> Snapshot:
-            return Snapshot(made, int(entry_tokens[column]), row_of(host(), column))
-
-        columns = [column for column, slot in enumerate(r.slots.tolist()) if slot in self._watches]
-        texts = self._codec.decode(tokens[:, columns], r.prompted[columns], r.steps[columns])
-        back = {}
-        for column, new in zip(columns, texts, strict=True):
-            slot = int(r.slots[column])
-            made, watch = int(table["made"][slot]), self._watches[slot]
-            harvest.texts[column], stopped = watch.take(
-                new,
-                tokens[: r.steps[column], column],
-                made == table["limit"][slot],
-                partial(entry, column, made - len(new)),
-            )
-            back[column] = watch.back
-            if stopped:
-                harvest.ends[column] = End.STOP
-        return back
 
 
 def pieces(codec: Codec, r: Round, made: Mapping[str, NDArray[Any]], harvest: Harvest) -> list[Piece]:

@@ -118,21 +118,18 @@ class Rows:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
-        self.snapshot_after(slot, order.position)
+        self.go_on(slot)
         self._draw(slot)
         self.starting.add(slot)
 
-    def snapshot_after(self, slot: int, position: int) -> None:
-        """The last snapshot is at `position`: the row stops for the next one where its stream wants it."""
-        self._stop_at(slot, position + (self._orders[slot].resume_every or ENDLESS))
-
-    def snapshot_soon(self, slot: int) -> None:
-        """A snapshot is due: the row stops at every character."""
-        self._stop_at(slot, 0)
-
-    def _stop_at(self, slot: int, position: int) -> None:
+    def go_on(self, slot: int) -> None:
+        """The row stops again for the next snapshot."""
         row = self.table[slot]
-        row["until"] = min(int(row["limit"]), max(position, int(row["made"]) + 1))
+        row["until"] = min(int(row["limit"]), int(row["made"]) + (self._orders[slot].resume_every or ENDLESS))
+
+    def is_complete(self, slot: int) -> bool:
+        """Whether all that was asked for has been made."""
+        return bool(self.table["made"][slot] == self.table["limit"][slot])
 
     def leave(self, slot: int) -> None:
         """End the stream in `slot`."""
