@@ -214,6 +214,17 @@ def test_rows_go_together_that_can_go_about_as_far():
     assert _company(rows[1:], mixed, 2).tolist() == [1, 2, 3, 4, 5]
 
 
+async def test_what_is_replayed_is_bounded_however_long_a_stop_is(model):
+    """All of the text may be the beginning of a stop, for ever: 3,000 characters are held back, and none of it ends."""
+    a = model.bundle.vocabulary.id_of("a")
+    wanted = replace(order(8000, temperature=0, logit_bias={a: 1e9}), stops=("a" * 3000 + "b",), resume_every=100)
+    assert await text_of(model, wanted) == "a" * 8000
+    replays = [time for _, _, time, forced in model.decoder.rounds if forced and time > 1]
+    assert len(replays) > 10
+    assert max(replays) < 1200
+    await until_free(model)
+
+
 async def test_an_idle_engine_sleeps(model):
     await text_of(model, order(10))
     await until_free(model)

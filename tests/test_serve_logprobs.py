@@ -14,6 +14,9 @@ from test_serve_resume import check_messages, continuation, joined
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
+from serve.logprobs import LogprobEncoder
+from serve.stream import Logprobs
+from train.vocab import Vocabulary
 
 INF = float("inf")
 SMALL = ("<unk>", "\n", " ", "a", "b", "c")
@@ -160,3 +163,39 @@ def test_more_than_20_are_refused(served, count):
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert [violation.field for violation in details[BadRequest].field_violations] == ["logprobs"]
     assert "20" in error.details()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 20])
+def test_the_encoding_is_protobufs(count):
+    """Symbols of one to four bytes, entries longer than 127 bytes, `<unk>` left out."""
+    symbols = ("<unk>", "\n", "a", "é", "漢", "😀", *"bcdefghijklmnopqrstuvwx")
+    draw = np.random.default_rng(count)
+    text = "".join(draw.choice(symbols[1:], 70))
+    logprobs = Logprobs(
+        draw.normal(size=70).astype(np.float32),
+        np.stack([draw.permutation(len(symbols))[:20] for _ in text]),
+        np.concatenate([np.zeros((1, 20)), draw.normal(size=(69, 20))]).astype(np.float32),
+    )
+    expected = pb.GenerateResponse(
+        logprobs=[
+            pb.CharLogprob(
+                character=character,
+                logprob=logprobs.chosen[at],
+                alternatives=[
+                    pb.CharLogprob.Alternative(character=symbols[token], logprob=value)
+                    for token, value in zip(logprobs.tokens[at, :count], logprobs.values[at, :count], strict=True)
+                    if token
+                ],
+            )
+            for at, character in enumerate(text)
+        ]
+    )
+    encoded = LogprobEncoder(Vocabulary(symbols)).encode(text, logprobs, count)
+    assert pb.GenerateResponse.FromString(encoded) == expected
+
+
+def test_messages_with_log_probabilities_are_short(served):
+    """They take long to write, and others wait meanwhile."""
+    messages = list(served.stub.Generate(pb.GenerateRequest(max_chars=2000, logprobs=20)))
+    assert sum(len(message.text) for message in messages) == 2000
+    assert max(len(message.logprobs) for message in messages) <= 64

@@ -249,3 +249,10 @@ def test_a_server_without_a_key_file_says_so(tmp_path, tiny_folder):
         with run_server(tiny_folder, *arguments) as running:
             _, log = running.stop()
         assert ("no --resume-key-file" in log) is says
+
+
+@pytest.mark.parametrize("seconds", ["1e20", "-1", "nan", "inf", "soon"])
+def test_a_time_to_live_has_to_make_sense(tiny_folder, run_command, seconds):
+    done = run_command("serve", tiny_folder, f"--resume-ttl={seconds}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--resume-ttl" in done.stderr.splitlines()[-1]
