@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import ipaddress
 import sys
+from pathlib import Path
 
 from serve.errors import StartError
 from serve.server import Settings, log, log_to_stderr, serve
@@ -66,6 +67,9 @@ def _settings(arguments: list[str] | None) -> Settings:
     flag("resume-ttl", float, defaults.resume_ttl, "seconds that a resume token is good for; 0: for ever")
     flag("round-milliseconds", float, 1000 * defaults.round_seconds, "how long an engine round lasts at most, about")
     flag("drain-seconds", float, defaults.drain_seconds, "how long live streams may finish when the server is to stop")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write where the time went there, as JSON, when the server stops"
+    )
     options = vars(parser.parse_args(arguments))
     for name, least, most in [
         ("port", 0, 65_535),

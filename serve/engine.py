@@ -15,21 +15,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.codec import Codec, Ids
 from serve.errors import DrainingError, EngineError, RillError
 from serve.harvest import Harvester, pieces
 from serve.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, UNIFORMS, Round, Rows
 from serve.runtime import Decoder
-from serve.states import States
+from serve.states import Batch, States
 from serve.stream import End, Piece, Stream
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
 FIRST_SECONDS = 0.002  # of a round for those who wait for their first character
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
 NAP_SECONDS = 0.005  # ... and at least: paced streams that are due meanwhile share a round
+
+Arrays = Mapping[str, NDArray[Any]]
 
 log = logging.getLogger("rill")
 
@@ -224,22 +228,40 @@ class Engine:
 
     def _run(self, r: Round, now: float) -> None:
         """One call of the graph, and what comes of it."""
-        feeds, slots = self._rows.feeds(r), self._rows.batch(r)
+        feeds, before = self._assemble(r)
         # The event loop sends the last round's texts while the graph makes the next: both have the GIL when they need
         # it.
         self._hand_over()
+        made, after = self._call(r, feeds, before)
+        self._update(r, feeds["token"], before, made, after, now)
+
+    def _assemble(self, r: Round) -> tuple[Arrays, Batch]:
+        """The inputs of the serving graph, and the states."""
+        return self._rows.feeds(r), self._states.batch(self._rows.batch(r))
+
+    def _call(self, r: Round, feeds: Arrays, before: Batch) -> tuple[Arrays, Batch]:
+        """What the serving graph made of them, without padding, and the states after it."""
         started = time.perf_counter()
-        before = self._states.batch(slots)
         made, after = self._decoder.run(r.variant, feeds, before)
         self._pace.learn(r, time.perf_counter() - started)
-        self._states.keep(slots, after)
+        return {name: values[:, : len(r.slots)] for name, values in made.items()}, after
 
+    def _update(
+        self,
+        r: Round,
+        entry_tokens: Ids,
+        before: Batch,
+        made: Arrays,
+        after: Batch,
+        now: float,
+    ) -> None:
+        """Take over what a round made, and let go of the streams that are complete."""
+        self._states.keep(self._rows.batch(r), after)
         streams = [self._streams[slot] for slot in r.slots.tolist()]
         if self._rows.starting:
             for stream in streams:
                 stream.entered = stream.entered or now
-        made = {name: values[:, : len(streams)] for name, values in made.items()}
-        harvest = self._harvester.reap(r, feeds["token"], before, after, made["tokens"])
+        harvest = self._harvester.reap(r, entry_tokens, before, after, made["tokens"])
         for column in harvest.ends:
             self._release(int(r.slots[column]))
         gone = {streams[column]: end for column, end in harvest.ends.items()}

@@ -10,20 +10,17 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from serve.codec import Codec, Ids
 from serve.replay import Place, replay, row_of
 from serve.rows import ENDLESS, LOGPROBS, Round, Rows
 from serve.runtime import Decoder
-from serve.states import States
+from serve.states import Batch, States
 from serve.stops import StopFinder
 from serve.stream import End, Logprobs, Order, Piece, Snapshot, State
 
 FAR = 512  # steps: what is replayed at once is not much more, however long a stop string is
-
-Batch = Mapping[str, ort.OrtValue]  # states by name, [layers, rows, hidden] each
 
 
 @dataclass

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -22,6 +23,7 @@ from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
 from serve.errors import DrainingError, StartError
 from serve.model import Model
+from serve.profile import Profile
 from serve.request import Limits
 from serve.runtime import Decoder, choose_device, warn_of_two_runtimes
 from serve.service import TextGeneration
@@ -54,6 +56,7 @@ class Settings:
     resume_ttl: float = 7 * 86_400
     round_seconds: float = 0.010
     drain_seconds: float = 10.0
+    profile: Path | None = None
 
 
 async def serve(settings: Settings) -> None:
@@ -64,6 +67,9 @@ async def serve(settings: Settings) -> None:
     stop = _stop_signals()  # not before: loading holds up the event loop, and must not hold up Ctrl-C
     try:
         service = TextGeneration(models, tokens, Limits(settings.max_prompt, settings.max_chars))
+        if settings.profile:
+            profile = Profile()
+            profile.watch(service, list(models.values()))
         async with _listening(service, settings) as (port, healths):
             provider = next(iter(models.values())).provider
             print(
@@ -83,6 +89,8 @@ async def serve(settings: Settings) -> None:
     finally:
         for model in models.values():
             model.engine.stop()
+    if settings.profile:
+        profile.save(settings.profile)
     log.info("stopped")
 
 

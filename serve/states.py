@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from serve.codec import Ids
 from serve.stream import State
 
+Batch = dict[str, ort.OrtValue]  # states by name where the graph runs, [layers, rows, hidden] each
+
 
 class States:
     """State parts by name ("state_h", ...), float32 [layers, slots, hidden]. Used by the engine thread only.
@@ -25,9 +27,9 @@ class States:
         self._table = {name: np.zeros(shape, np.float32) for name in names}
         self._device, self._device_id = device, device_id
         self._slots: Ids = np.zeros(0, np.int64)  # whose states are on the device, newer than the table
-        self._batch: dict[str, ort.OrtValue] = {}
+        self._batch: Batch = {}
 
-    def batch(self, slots: Ids) -> dict[str, ort.OrtValue]:
+    def batch(self, slots: Ids) -> Batch:
         """The states of `slots` on the device, [layers, len(slots), hidden] each."""
         if not np.array_equal(slots, self._slots):
             self._write_back()
@@ -35,7 +37,7 @@ class States:
             return to_device(rows, self._device, self._device_id)
         return self._batch
 
-    def keep(self, slots: Ids, batch: dict[str, ort.OrtValue]) -> None:
+    def keep(self, slots: Ids, batch: Batch) -> None:
         """Take over what a round made of `batch(slots)`."""
         self._slots, self._batch = slots, batch
 
@@ -57,6 +59,6 @@ class States:
         self._slots, self._batch = np.zeros(0, np.int64), {}
 
 
-def to_device(states: Mapping[str, NDArray[np.float32]], device: str, device_id: int) -> dict[str, ort.OrtValue]:
+def to_device(states: Mapping[str, NDArray[np.float32]], device: str, device_id: int) -> Batch:
     """The states of a batch where the graph runs."""
     return {name: ort.OrtValue.ortvalue_from_numpy(values, device, device_id) for name, values in states.items()}
