@@ -98,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         "--save-token", type=_new_file, metavar="FILE", help="write the last resume token there, after Ctrl-C too"
     )
     generate.add_argument(
-        "--resume-every", type=int, default=1024, metavar="N", help="a token every N characters (default: 1024)"
+        "--resume-every",
+        type=int,
+        metavar="N",
+        help="a token every N characters (default: 1024; with --save-token 64, so that Ctrl-C leaves a late one)",
     )
     generate.add_argument(
         "--retry-seconds",
@@ -166,6 +169,8 @@ def _request(options: argparse.Namespace) -> pb.GenerateRequest:
     names = ["model", "max_chars", "temperature", "top_k", "top_p", "min_p", "seed", "chars_per_second"]
     names += ["stop", "include_stop", "logprobs", "resume_token", "resume_every"]
     parameters = {name: getattr(options, name) for name in names}
+    if options.resume_every is None:
+        parameters["resume_every"] = 64 if options.save_token else 1024
     return generate_request(options.prompt, logit_bias=dict(options.logit_bias), **parameters)
 
 
