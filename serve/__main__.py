@@ -87,6 +87,8 @@ def _settings(arguments: list[str] | None) -> Settings:
             parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")
     if options["resume_ttl"] > LONGEST_TTL:
         parser.error(f"--resume-ttl must be at most {LONGEST_TTL:g} seconds; 0 is for ever")
+    if options["profile"] and not options["profile"].parent.is_dir():
+        parser.error(f"--profile {options['profile']}: there is no folder {options['profile'].parent}")
     return Settings(round_seconds=options.pop("round_milliseconds") / 1000, **options)
 
 

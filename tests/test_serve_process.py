@@ -273,3 +273,30 @@ def test_rill_ends_on_ctrl_c(server):
             process.kill()
         assert process.returncode == 130
         assert b"Traceback" not in errors
+
+
+def test_a_profile_says_where_the_time_went(tiny_folder, tmp_path):
+    report = tmp_path / "profile.json"
+    with run_server(tiny_folder, "--profile", report) as running:
+        with running.client() as client:
+            texts = ["".join(client.generate("To be", max_chars=700, seed=seed)) for seed in range(3)]
+            pieces = client.generate("a", seed=1)
+            next(pieces)
+            pieces.close()  # a cancelled write is none of its business
+        running.stop()
+    assert {len(text) for text in texts} == {700}
+    found = json.loads(report.read_text())
+    assert found["characters"] >= 2100
+    assert found["messages"] >= 3
+    assert found["steps"] >= found["rounds"] >= 3
+    engine = [found["seconds"][stage] for stage in ("schedule", "assemble", "run", "harvest", "hand_over", "idle")]
+    loop = [found["seconds"][stage] for stage in ("decode", "serialise", "write")]
+    assert min(engine + loop) > 0
+    assert sum(engine) < found["elapsed_seconds"]
+    assert sum(loop) < found["elapsed_seconds"]
+
+
+def test_a_profile_that_cannot_be_written_is_refused_at_once(tiny_folder, tmp_path, run_command):
+    done = run_command("serve", tiny_folder, "--profile", tmp_path / "nowhere" / "profile.json")
+    assert done.returncode == 2
+    assert "--profile" in done.stderr
