@@ -1,18 +1,21 @@
 """The in-process floors: how fast this machine makes characters when nothing stands between them and the caller.
 
 - decode: the server's own decoder, many steps a call;
+- step: the loop that one writes around ONNX Runtime, one step of the portable graph a character, sampling in NumPy;
 - eager: the loop that one writes in PyTorch, one step a character, for a model of the same shape. Its weights are
   random: how long a step takes does not depend on their values.
 
-Both run on one thread.
+All run on one thread.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
+import onnxruntime as ort
 import torch
 
 from export.bundle import Bundle
@@ -21,60 +24,91 @@ from serve.states import States
 from train.config import ModelConfig
 from train.model import CharacterModel
 
-STEPS = 64  # of a call of the decode graph, and of the eager loop between two looks at the clock
+STEPS = 64  # of a call of the decode graph, and of the loops between two looks at the clock
+CHARACTERS = 4096  # of a call, about: at large batches it takes fewer steps
+NAMES = {"decode": "decode graph", "step": "ORT step + NumPy", "eager": "PyTorch eager"}
 
 
 @dataclass
 class Floor:
-    """One way of making `batch` characters at a time; `samples` are in characters a second."""
+    """One way of making `batch` characters at a time; `samples` are in characters a second, `cpu` in µs a character."""
 
     name: str
     batch: int
-    step: Callable[[], None]  # makes STEPS x batch characters
+    steps: int
+    call: Callable[[], None]  # makes steps x batch characters
     samples: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
     def sample(self, seconds: float) -> None:
         """Measure once more, for about `seconds`, after one call that is not counted."""
-        self.step()
-        started = now = time.perf_counter()
-        calls = 0
+        self.call()
+        started, cpu = time.perf_counter(), time.thread_time()
+        now, characters = started, 0
         while now < started + seconds:
-            self.step()
-            calls += 1
+            self.call()
+            characters += self.steps * self.batch
             now = time.perf_counter()
-        self.samples.append(calls * STEPS * self.batch / (now - started))
+        self.samples.append(characters / (now - started))
+        self.cpu.append(1e6 * (time.thread_time() - cpu) / characters)
 
     @property
     def speed(self) -> float:
         """Characters a second: the median of the samples."""
         return median(self.samples)
 
-
-def floors_of(bundle: Bundle, batches: Sequence[int], device: str = "cpu") -> list[Floor]:
-    """Both floors at each batch size. Raises StartError or ConfigError for a bundle that cannot run here."""
-    torch.set_num_threads(1)
-    decoder = Decoder(bundle, *choose_device(device))
-    model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
-    return [
-        floor
-        for batch in batches
-        for floor in (
-            Floor("decode", batch, _decode_steps(decoder, bundle, batch)),
-            Floor("eager", batch, _eager_steps(model, bundle.vocabulary.start_id, batch)),
-        )
-    ]
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds a character, of this thread: the median of the samples."""
+        return median(self.cpu)
 
 
-def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int) -> Callable[[], None]:
-    """STEPS characters for `batch` rows in one call, going on from the call before."""
+class Floors:
+    """Raises StartError or ConfigError for a bundle that cannot run here."""
+
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        torch.set_num_threads(1)
+        self._bundle = bundle
+        self._decoder = Decoder(bundle, *choose_device(device))
+        self._session = portable_session(bundle)
+        self._model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
+
+    def at(self, batch: int, names: Sequence[str] = tuple(NAMES)) -> list[Floor]:
+        """The floors of these names at a batch size, not sampled yet."""
+        steps = min(max(CHARACTERS // batch, 1), STEPS)
+        calls = {
+            "decode": lambda: _decode_steps(self._decoder, self._bundle, batch, steps),
+            "step": lambda: _session_steps(self._session, self._bundle, batch, steps),
+            "eager": lambda: _eager_steps(self._model, self._bundle.vocabulary.start_id, batch, steps),
+        }
+        return [Floor(name, batch, steps, calls[name]()) for name in names]
+
+
+async def sample(floors: Sequence[Floor], seconds: float) -> None:
+    """Sample each once more, letting Ctrl-C through between them."""
+    for floor in floors:
+        floor.sample(seconds)
+        await asyncio.sleep(0)
+
+
+def portable_session(bundle: Bundle) -> ort.InferenceSession:
+    """ONNX Runtime's session of model.onnx, on the CPU and one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(bundle.graphs["model"], options, providers=["CPUExecutionProvider"])
+
+
+def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int) -> Callable[[], None]:
+    """So many characters for `batch` rows in one call, going on from the call before."""
     states = States(
         [name for name, _ in bundle.states], (bundle.layers, batch, bundle.hidden), decoder.device, decoder.device_id
     ).batch(np.arange(batch))
     feeds = {
         "token": np.full(batch, bundle.vocabulary.start_id),
-        "uniforms": np.random.default_rng(0).random((STEPS, batch), dtype=np.float32),
-        "forced": np.full((STEPS, batch), -1),
-        "steps": np.full(batch, STEPS),
+        "uniforms": np.random.default_rng(0).random((steps, batch), dtype=np.float32),
+        "forced": np.full((steps, batch), -1),
+        "steps": np.full(batch, steps),
         "temperature": np.ones(batch, np.float32),
     }
 
@@ -86,11 +120,30 @@ def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int) -> Callable[[], 
     return call
 
 
-def _eager_steps(model: CharacterModel, start: int, batch: int) -> Callable[[], None]:
-    """STEPS characters for `batch` rows one by one: step, softmax, inverse of the cumulative distribution."""
+def _session_steps(session: ort.InferenceSession, bundle: Bundle, batch: int, steps: int) -> Callable[[], None]:
+    """So many characters for `batch` rows one by one: a run of model.onnx, softmax, inverse of the cumulative sums."""
+    names = [name for name, _ in bundle.states]
+    states = [np.zeros((bundle.layers, batch, bundle.hidden), np.float32) for _ in names]
+    tokens = np.full((batch, 1), bundle.vocabulary.start_id)
+    uniforms = np.random.default_rng(0).random((steps, batch, 1), dtype=np.float32)
+    outputs = ["logits", *(f"next_{name}" for name in names)]
+
+    def call() -> None:
+        nonlocal tokens, states
+        for u in uniforms:
+            logits, *states = session.run(outputs, {"tokens": tokens, **dict(zip(names, states, strict=True))})
+            mass = np.exp(logits[:, 0] - logits[:, 0].max(axis=1, keepdims=True))
+            cumulative = mass.cumsum(axis=1)
+            tokens = (cumulative > u * cumulative[:, -1:]).argmax(axis=1, keepdims=True)
+
+    return call
+
+
+def _eager_steps(model: CharacterModel, start: int, batch: int, steps: int) -> Callable[[], None]:
+    """So many characters for `batch` rows one by one: step, softmax, inverse of the cumulative distribution."""
     tokens = torch.full((batch, 1), start)
     state = model.initial_state(batch)
-    uniforms = torch.rand(STEPS, batch, 1)
+    uniforms = torch.rand(steps, batch, 1)
 
     @torch.inference_mode()
     def loop() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from bench.errors import BenchError
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 
+SERVE = (sys.executable, "-m", "serve")
 START_SECONDS = 60.0  # at most, until a server listens
 STOP_SECONDS = 15.0  # at most, from SIGTERM to its end; beyond that it is killed
 ANSWER_SECONDS = 10.0  # at most, for a running server's list of models
@@ -30,6 +32,10 @@ class Spent:
 
     server: float
     others: float
+
+    def since(self, before: "Spent") -> "Spent":
+        """What has been spent since then."""
+        return Spent(self.server - before.server, max(self.others - before.others, 0.0))
 
 
 @dataclass(frozen=True)
@@ -54,22 +60,41 @@ class Server:
         busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
         return Spent(server, busy - server - time.process_time())
 
+    def peak_megabytes(self) -> float | None:
+        """The most that was ever resident, where the system tells."""
+        status = Path(f"/proc/{self.process.pid}/status") if self.process else None
+        if status is None or not status.exists():
+            return None
+        lines = (line.split() for line in status.read_text().splitlines())
+        return next((int(words[1]) * 1024 / 1e6 for words in lines if words and words[0] == "VmHWM:"), None)
+
     def megabytes(self) -> float | None:
         """Resident memory, in 10^6 bytes."""
         return self.process.memory_info().rss / 1e6 if self.process else None
 
 
-@asynccontextmanager
-async def own_server(bundle: Path, options: Sequence[str], core: int | None) -> AsyncIterator[Server]:
-    """A server of `bundle` on a free port, kept on `core` if one is given; ended when the context is left.
+def rill(bundle: Path, *options: str) -> list[str]:
+    """The command of a server of `bundle` on a free port."""
+    return [*SERVE, str(bundle), "--port", "0", *options]
 
-    `options` are further arguments of `python -m serve`. Raises BenchError if it does not start.
+
+@asynccontextmanager
+async def own_server(command: Sequence[str], core: int | None) -> AsyncIterator[Server]:
+    """A server that says where it is listening, kept on `core` if one is given; ended when the context is left.
+
+    Raises BenchError if it does not start.
     """
     with tempfile.TemporaryFile() as log:
-        command = (sys.executable, "-m", "serve", str(bundle), "--port", "0", *options)
         started = time.perf_counter()
         with on_core(core):
-            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=log)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                # Linux shares the processor between sessions: in ours, the server would leave this process so little
+                # of its own core that anything else on it held it up for a tenth of a second.
+                start_new_session=True,
+            )
         try:
             target = await _listening(process, log)
             seconds = time.perf_counter() - started
@@ -86,7 +111,7 @@ async def _listening(process: asyncio.subprocess.Process, log: IO[bytes]) -> str
         line = (await asyncio.wait_for(process.stdout.readline(), START_SECONDS)).decode()
     except TimeoutError:
         raise BenchError(f"the server did not listen within {START_SECONDS:.0f} s") from None
-    if not line.startswith("rill: listening on "):
+    if not re.match(r"\S+ listening on \S+:\d+", line):
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise BenchError(f"the server did not start: {said[-1].removeprefix('error: ')}")
@@ -101,6 +126,25 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
+
+
+def two_cores() -> tuple[int, int] | None:
+    """One for the server and one for the client, if this process may use two; of different silicon where it can be."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return None
+    siblings = Path(f"/sys/devices/system/cpu/cpu{cores[0]}/topology/thread_siblings_list")
+    shared = siblings.read_text().strip() if siblings.exists() else ""
+    apart = [core for core in cores[1:] if not _lists(shared, core)]
+    return cores[0], (apart or cores[1:])[0]
+
+
+def _lists(ranges: str, number: int) -> bool:
+    """Whether a number is in a list such as "0,4-7"."""
+    bounds = (part.partition("-") for part in ranges.split(",") if part)
+    return any(int(least) <= number <= int(most or least) for least, _, most in bounds)
 
 
 @contextmanager

@@ -1,82 +1,186 @@
 """The benchmark itself: that it runs, and that what it reports hangs together. No timing is asserted."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-import torch
+from conftest import ROOT
 
 from bench.__main__ import main
-from export.bundle import manifest_of, write_bundle
-from export.export import build_bundle
-from train.config import ModelConfig, TrainingConfig
-from train.model import CharacterModel
-from train.run import Run
-from train.vocab import Vocabulary
+from bench.bar import Bar
+from bench.run import Parts
+from bench.server import on_core, two_cores
 
-ROOT = Path(__file__).parents[1]
+KEYS = {
+    "command", "machine", "versions", "bundle", "settings", "server", "floors", "loads", "idle", "newcomer", "open",
+    "peers", "profile", "notes",
+}  # fmt: skip
+RATIOS = {"ratio_to_decode": "decode", "ratio_to_step": "step", "ratio_to_eager": "eager"}
+LATENCIES = ("first_character_ms", "inter_character_us", "queued_ms")
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "bench", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+
+def require_order(*values: dict[str, float | None]) -> None:
+    """Percentiles are there together, and in order."""
+    for value in values:
+        assert list(value) == ["p50", "p90", "p99", "max"]
+        numbers = [number for number in value.values() if number is not None]
+        assert len(numbers) in (0, 4)
+        assert numbers == sorted(numbers)
+        assert all(number >= 0 for number in numbers)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bundle with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    vocabulary, model = Vocabulary.of_text("\n abcdefgh"), ModelConfig(hidden=16)
-    weights = CharacterModel(model, len(vocabulary)).state_dict()
-    made = build_bundle(Run(folder, model, TrainingConfig(steps=1), vocabulary, (), weights), "tiny")
-    write_bundle(made, manifest_of(made, {}, {}), folder)
-    return folder
-
-
-def test_a_short_run_reports_floors_and_loads_that_hang_together(bundle: Path, tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    options = ["--json", str(path), "--streams", "1", "3", "--seconds", "0.5", "--max-chars", "200"]
-    command = [sys.executable, "-W", "error", "-m", "bench", "--bundle", str(bundle), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
+    """Everything in one run, peers included: what it printed, its JSON, its plot."""
+    folder = tmp_path_factory.mktemp("bench")
+    done = bench(
+        "--bundle", tiny_folder, "--json", folder / "bench.json", "--plot", folder / "bench.png", "--peers",
+        "--streams", 1, 3, "--seconds", 0.4, "--max-chars", 200, "--rates", 25, 200, "--mixes", "mixed", "prompt-heavy",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for label in ("decode graph", "PyTorch eager", "characters/s", "first character", "server CPU", "listening after"):
-        assert label in done.stdout
+    return done.stdout, json.loads((folder / "bench.json").read_text(encoding="utf-8")), folder / "bench.png"
 
-    found = json.loads(path.read_text(encoding="utf-8"))
-    assert set(found) == {"command", "machine", "versions", "bundle", "server", "floors", "loads"}
+
+def test_a_run_reports_all_its_parts(whole: tuple[str, dict[str, Any], Path]) -> None:
+    printed, found, image = whole
+    for label in (
+        "decode graph", "ORT step", "PyTorch eager", "characters/s", "first character", "server CPU", "peers",
+        "listening after", "ping-pong", "mixed texts", "prompt-heavy texts", "MLServer",
+    ):  # fmt: skip
+        assert label in printed
+    assert set(found) == KEYS
     assert found["command"].startswith("python -m bench --bundle ")
     assert found["machine"]["cores"] >= 1
     assert found["bundle"]["name"] == "tiny"
+    assert found["settings"]["objective"] == {"first_ms": 50, "character_ms": 5}
     assert found["server"]["started_here"]
     assert found["server"]["start_seconds"] > 0
-    assert found["server"]["rest_megabytes"] > 10
+    assert 10 < found["server"]["rest_megabytes"] <= found["server"]["peak_megabytes"]
+    assert any("MLServer" in note for note in found["notes"])
+    assert len(found["profile"]) == 2 or any("no profile: " in note for note in found["notes"])
+    assert image.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
-    speeds = {(floor["name"], floor["batch"]): floor["characters_per_second"] for floor in found["floors"]}
-    assert set(speeds) == {(name, batch) for name in ("decode", "eager") for batch in (1, 3)}
-    assert all(min(floor["samples"]) > 0 for floor in found["floors"])
+
+def require_load(load: dict[str, Any], cores: int) -> None:
+    """What holds for every closed loop."""
+    speed = load["characters_per_second"]
+    assert load["seconds"] >= 0.4
+    assert speed == pytest.approx(load["messages_per_second"] * load["characters_per_message"])
+    assert load["characters_per_message"] >= 1
+    require_order(*(load[name] for name in LATENCIES))
+    assert load["inter_character_us"]["p50"] > 0 or load["characters_per_second"] > 100_000
+    assert 0 <= load["on_time_characters_per_second"] <= speed * (1 + 1e-9)
+    assert (load["on_time_texts"] is None) == (load["texts"] == 0)
+    assert 0 <= (load["on_time_texts"] or 0) <= 1
+    assert 0 <= load["slowest_to_mean"] <= 1
+    assert load["server_cpu_us_per_character"] > 0
+    assert load["server_megabytes"] > 10
+    assert 0 < load["client_cpu_share"] <= cores
+    assert 0 <= load["other_cores"] <= cores
+    assert len(load["windows"]) == len(load["cpu_windows"]) == 8
+    assert min(load["windows"]) * 0.99 < speed < max(load["windows"]) * 1.01
+
+
+def test_closed_loops_hang_together_with_the_floors(whole: tuple[str, dict[str, Any], Path]) -> None:
+    _, found, _ = whole
+    floors = {(floor["name"], floor["batch"]): floor for floor in found["floors"]}
+    assert set(floors) == {(name, batch) for name in RATIOS.values() for batch in (1, 3)}
+    for floor in floors.values():
+        assert len(floor["samples"]) == 9
+        assert min(floor["samples"]) <= floor["characters_per_second"] <= max(floor["samples"])
+        assert floor["cpu_us_per_character"] > 0
     for load, streams in zip(found["loads"], (1, 3), strict=True):
-        speed = load["characters_per_second"]
         assert load["streams"] == streams
-        assert load["seconds"] >= 0.5
         assert load["texts"] > 0
-        assert speed == pytest.approx(load["messages_per_second"] * load["characters_per_message"])
-        assert load["characters_per_message"] >= 1
-        for kind in ("first_character_ms", "inter_character_us"):
-            assert 0 < load[kind]["p50"] <= load[kind]["p99"]
-        assert load["server_cpu_us_per_character"] > 0
-        assert load["server_megabytes"] > 10
-        assert 0 <= load["other_cores"] <= found["machine"]["cores"]
-        assert speed == pytest.approx(sum(load["windows"]) / len(load["windows"]), rel=0.2)
-        for floor in ("decode", "eager"):
-            assert 0.1 < load[f"ratio_to_{floor}"] / (speed / speeds[floor, streams]) < 10
+        require_load(load, found["machine"]["cores"])
+        rest = found["server"]["rest_megabytes"]
+        assert load["kilobytes_per_stream"] == pytest.approx(1e3 * (load["server_megabytes"] - rest) / streams)
+        for ratio, name in RATIOS.items():
+            samples = floors[name, streams]["samples"]
+            assert min(load["windows"]) / max(samples) <= load[ratio] <= max(load["windows"]) / min(samples)
+        assert load["cpu_ratio_to_decode"] > 0
+
+
+def test_waits_hang_together(whole: tuple[str, dict[str, Any], Path]) -> None:
+    _, found, _ = whole
+    for wait, streams in ((found["idle"], 0), (found["newcomer"], 64)):
+        assert wait["streams"] == streams
+        assert wait["texts"] > 0
+        require_order(wait["ping_ms"], wait["first_character_ms"])
+        assert wait["ratio"] == pytest.approx(wait["first_character_ms"]["p50"] / wait["ping_ms"]["p50"])
+
+
+def test_open_loops_hang_together(whole: tuple[str, dict[str, Any], Path]) -> None:
+    _, found, _ = whole
+    expected = [(mix, percent) for mix in ("mixed", "prompt-heavy") for percent in (25, 200)]
+    assert [(rate["mix"], rate["percent"]) for rate in found["open"]] == expected
+    for rate in found["open"]:
+        assert rate["offered"] == rate["completed"] + rate["dropped"] + rate["refused"] + rate["unfinished"]
+        assert rate["offered_texts_per_second"] == pytest.approx(rate["offered"] / 0.4)
+        require_order(*(rate[name] for name in LATENCIES))
+        assert 0 <= rate["on_time_texts"] <= rate["completed"] / max(rate["offered"], 1)
+        assert rate["client_cpu_share"] > 0
+        assert rate["client_lag_ms"]["max"] >= 0
+    for mix in ("mixed", "prompt-heavy"):
+        few, many = (rate["offered"] for rate in found["open"] if rate["mix"] == mix)
+        assert few < many
+
+
+def test_peers_are_measured_like_the_server(whole: tuple[str, dict[str, Any], Path]) -> None:
+    _, found, _ = whole
+    assert [(peer["name"], peer["streams"]) for peer in found["peers"]] == [
+        (name, streams) for name in ("eager", "step") for streams in (1, 64)
+    ]
+    for peer in found["peers"]:
+        require_load(peer, found["machine"]["cores"])
+        assert peer["characters_per_message"] == 1
+        assert peer["ratio_to_decode"] > 0
+
+
+def test_a_part_measures_itself_alone(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, image = tmp_path / "floor.json", tmp_path / "floor.svg"
+    arguments = ["--streams", "2", "--seconds", "0.1", "--json", str(path), "--plot", str(image), "floor"]
+    assert main(["--bundle", str(tiny_folder), *arguments]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert set(found) == KEYS
+    assert [floor["name"] for floor in found["floors"]] == ["decode", "step", "eager"]
+    assert found["server"] is None
+    assert found["loads"] == found["open"] == found["peers"] == found["profile"] == []
+    assert "over gRPC" not in capsys.readouterr().out
+    assert "<svg" in image.read_text(encoding="utf-8")
+
+
+def test_a_running_server_can_be_measured(server, tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "target.json"
+    arguments = ["--target", server.target, "--streams", "2", "--seconds", "0.3", "--json", str(path)]
+    assert main(["load", "--bundle", str(tiny_folder), *arguments]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["server"]["target"] == server.target
+    assert not found["server"]["started_here"]
+    assert found["settings"]["server_core"] is None
+    assert found["loads"][0]["server_cpu_us_per_character"] is None
+    assert "cpu_ratio_to_decode" not in found["loads"][0]
 
 
 def test_what_cannot_be_measured_is_one_clear_line(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, line in [
         (["--bundle", str(tmp_path)], f"error: {tmp_path} is not a bundle"),
-        (["--bundle", str(bundle), "--target", "127.0.0.1:1"], "error: 127.0.0.1:1: UNAVAILABLE: "),
+        (["--bundle", str(tiny_folder), "--target", "127.0.0.1:1"], "error: 127.0.0.1:1: UNAVAILABLE: "),
+        (["load", "--bundle", str(tiny_folder), "--device", "gpu"], "error: the server did not start: --device 'gpu' "),
     ]:
         assert main(arguments) == 2
         printed = capsys.readouterr()
@@ -85,13 +189,72 @@ def test_what_cannot_be_measured_is_one_clear_line(
         assert printed.out == ""
 
 
-def test_a_signal_ends_the_server_too(bundle: Path) -> None:
-    command = [sys.executable, "-m", "bench", "--bundle", str(bundle), "--streams", "1"]
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--streams", "0"], "--streams must be from 1 to 4096"),
+        (["--seconds", "0"], "--seconds must be more than 0"),
+        (["--seconds", "nan"], "--seconds must be more than 0"),
+        (["--max-chars", "0"], "--max-chars must be at least 1"),
+        (["--rates", "50", "0"], "--rates must be more than 0"),
+        (["--objective", "-1", "5"], "--objective must be two times"),
+        (["--mixes", "sour"], "invalid choice: 'sour'"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["--target", "a:1", "--pin"], "--pin and --round-milliseconds are for"),
+        (["--target", "a:1", "--round-milliseconds", "5"], "--pin and --round-milliseconds are for"),
+        (["profile", "--target", "a:1"], "profile needs a server that is started here"),
+        (["open", "--peers"], "--peers goes with load"),
+        (["--json", "nowhere/x.json"], "there is no folder nowhere"),
+        (["--plot", "nowhere/x.png"], "there is no folder nowhere"),
+        (["--plot", "x.txt"], "it must end in .png"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--bundle", "b", *arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert line in said
+
+
+@pytest.mark.skipif(two_cores() is None, reason="needs two cores")
+def test_pinning_is_undone(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, cores = os.sched_getaffinity(0), []
+
+    async def floor(self: Parts) -> None:
+        cores.append(os.sched_getaffinity(0))
+        raise OSError("enough")
+
+    monkeypatch.setattr(Parts, "floor", floor)
+    assert main(["floor", "--bundle", str(tiny_folder)]) == 2
+    assert main(["floor", "--bundle", str(tiny_folder), "--no-pin"]) == 2
+    assert capsys.readouterr().err == "error: enough\n" * 2
+    own, client = two_cores() or (0, 0)
+    assert own != client
+    assert cores == [{client}, before]
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(KeyError), on_core(own):
+        raise KeyError
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_bar_without_a_terminal_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(2) as bar:
+        bar.says("something")
+        bar.advance()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_server_too(tiny_folder: Path, number: str) -> None:
+    command = [sys.executable, "-m", "bench", "--bundle", str(tiny_folder), "--streams", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         watched = psutil.Process(process.pid)
         while not (children := watched.children()):
             assert process.poll() is None
-        process.terminate()
+        process.send_signal(getattr(signal, number))
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == "interrupted\n"

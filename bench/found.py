@@ -1,0 +1,28 @@
+"""What a run of the benchmark found; the parts that were not run are empty."""
+
+from dataclasses import dataclass, field
+
+from bench.closed import Load
+from bench.floors import Floor
+from bench.idle import Wait
+from bench.open import Open
+from bench.peers import Peer
+from bench.profile import Profile
+from bench.server import Server
+
+
+@dataclass
+class Found:
+    """`notes` are sentences about what could not be measured."""
+
+    pinned: tuple[int, int] | None = None  # the server's core and the client's
+    server: Server | None = None
+    peak_megabytes: float | None = None
+    floors: list[Floor] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+    idle: Wait | None = None
+    newcomer: Wait | None = None
+    open: list[Open] = field(default_factory=list)
+    peers: list[Peer] = field(default_factory=list)
+    profile: list[Profile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,37 @@
+"""A peer that steps a PyTorch model of the bundle's shape, with random weights: speed does not depend on them."""
+
+import torch
+
+from bench.peers.service import NewText, Text, main
+from export.bundle import Bundle
+from train.config import ModelConfig
+from train.model import CharacterModel
+
+
+class EagerText(Text):
+    """One stream: (1, 1) tokens, softmax, inverse of the cumulative distribution."""
+
+    def __init__(self, model: CharacterModel, temperature: float, unknown: int | None) -> None:
+        self._model, self._temperature, self._unknown = model, temperature, unknown
+        self._state = model.initial_state(1)
+
+    @torch.inference_mode()
+    def step(self, tokens: list[int], u: float) -> int:
+        """Read these in one call, then choose."""
+        logits, self._state = self._model(torch.tensor([tokens]), self._state)
+        logits = logits[0, -1]
+        if self._unknown is not None:
+            logits[self._unknown] = -torch.inf
+        cumulative = torch.softmax(logits / self._temperature, dim=0).cumsum(dim=0)
+        return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(cumulative) - 1))
+
+
+def eager_texts(bundle: Bundle) -> NewText:
+    """What begins streams of a model with the bundle's shape."""
+    torch.set_num_threads(1)
+    model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
+    return lambda temperature: EagerText(model, temperature, bundle.vocabulary.unknown_id)
+
+
+if __name__ == "__main__":
+    main(eager_texts)

@@ -1,0 +1,38 @@
+"""A peer that runs model.onnx once a character and samples in NumPy."""
+
+import numpy as np
+import onnxruntime as ort
+
+from bench.floors import portable_session
+from bench.peers.service import NewText, Text, main
+from export.bundle import Bundle
+
+
+class StepText(Text):
+    """One stream: [1, time] tokens, softmax, inverse of the cumulative sums."""
+
+    def __init__(self, session: ort.InferenceSession, bundle: Bundle, temperature: float) -> None:
+        self._session, self._temperature, self._unknown = session, temperature, bundle.vocabulary.unknown_id
+        self._names = [name for name, _ in bundle.states]
+        self._outputs = ["logits", *(f"next_{name}" for name in self._names)]
+        self._states = [np.zeros((bundle.layers, 1, bundle.hidden), np.float32) for _ in self._names]
+
+    def step(self, tokens: list[int], u: float) -> int:
+        """Read these in one run, then choose."""
+        feeds = {"tokens": np.array([tokens]), **dict(zip(self._names, self._states, strict=True))}
+        logits, *self._states = self._session.run(self._outputs, feeds)
+        row = logits[0, -1]
+        if self._unknown is not None:
+            row[self._unknown] = -np.inf
+        cumulative = np.exp((row - row.max()) / self._temperature).cumsum()
+        return min(int(cumulative.searchsorted(u * cumulative[-1], side="right")), len(cumulative) - 1)
+
+
+def step_texts(bundle: Bundle) -> NewText:
+    """What begins streams of the bundle."""
+    session = portable_session(bundle)
+    return lambda temperature: StepText(session, bundle, temperature)
+
+
+if __name__ == "__main__":
+    main(step_texts)
