@@ -160,7 +160,8 @@ def _busy(rows: Sequence[Load | Open]) -> str:
     if any(row.client_cpu_share >= BUSY for row in rows):
         said += "\nwhere the client's CPU is near 100 %, the client, not the server, may be what limits"
     if any((row.client_lag_ms.p99 or 0) >= LATE_MS for row in rows):
-        said += "\nwhere the client's lag is large, latencies are its own in part: something else was on its core"
+        said += "\nwhere the client's lag is large, latencies are its own in part: other programs held it up"
+        said += "\n(on Linux, a session of its own may help: setsid -w python -m bench ...)"
     return said
 
 

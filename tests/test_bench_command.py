@@ -1,16 +1,18 @@
 """The benchmark itself: that it runs, and that what it reports hangs together. No timing is asserted."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Server
 
 from bench.__main__ import main
 from bench.bar import Bar
@@ -25,11 +27,6 @@ RATIOS = {"ratio_to_decode": "decode", "ratio_to_step": "step", "ratio_to_eager"
 LATENCIES = ("first_character_ms", "inter_character_us", "queued_ms")
 
 
-def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-
-
 def require_order(*values: dict[str, float | None]) -> None:
     """Percentiles are there together, and in order."""
     for value in values:
@@ -42,15 +39,24 @@ def require_order(*values: dict[str, float | None]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
-    """Everything in one run, peers included: what it printed, its JSON, its plot."""
-    folder = tmp_path_factory.mktemp("bench")
-    done = bench(
-        "--bundle", tiny_folder, "--json", folder / "bench.json", "--plot", folder / "bench.png", "--peers",
-        "--streams", 1, 3, "--seconds", 0.4, "--max-chars", 200, "--rates", 25, 200, "--mixes", "mixed", "prompt-heavy",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout, json.loads((folder / "bench.json").read_text(encoding="utf-8")), folder / "bench.png"
+    """Everything in one run, peers included, of fewer windows and streams: what it printed, its JSON, its plot."""
+    folder, out = tmp_path_factory.mktemp("bench"), io.StringIO()
+    arguments = [
+        "--bundle", str(tiny_folder), "--json", str(folder / "bench.json"), "--plot", str(folder / "bench.png"),
+        "--peers", "--streams", "1", "3", "--seconds", "0.2", "--max-chars", "200", "--rates", "25", "200",
+        "--mixes", "mixed", "prompt-heavy",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        for name, value in (
+            ("closed.WINDOWS", 2),
+            ("run.WINDOWS", 2),
+            ("run.PEER_STREAMS", (1, 3)),
+            ("run.NEWCOMER_STREAMS", 4),
+            ("idle.WARM_UP", 2),
+        ):
+            patch.setattr(f"bench.{name}", value)
+        assert main(arguments) == 0
+    return out.getvalue(), json.loads((folder / "bench.json").read_text(encoding="utf-8")), folder / "bench.png"
 
 
 def test_a_run_reports_all_its_parts(whole: tuple[str, dict[str, Any], Path]) -> None:
@@ -76,11 +82,11 @@ def test_a_run_reports_all_its_parts(whole: tuple[str, dict[str, Any], Path]) ->
 def require_load(load: dict[str, Any], cores: int) -> None:
     """What holds for every closed loop."""
     speed = load["characters_per_second"]
-    assert load["seconds"] >= 0.4
+    assert load["seconds"] >= 0.2
     assert speed == pytest.approx(load["messages_per_second"] * load["characters_per_message"])
     assert load["characters_per_message"] >= 1
     require_order(*(load[name] for name in LATENCIES))
-    assert load["inter_character_us"]["p50"] > 0 or load["characters_per_second"] > 100_000
+    assert load["inter_character_us"]["max"] > 0
     assert 0 <= load["on_time_characters_per_second"] <= speed * (1 + 1e-9)
     assert (load["on_time_texts"] is None) == (load["texts"] == 0)
     assert 0 <= (load["on_time_texts"] or 0) <= 1
@@ -89,7 +95,7 @@ def require_load(load: dict[str, Any], cores: int) -> None:
     assert load["server_megabytes"] > 10
     assert 0 < load["client_cpu_share"] <= cores
     assert 0 <= load["other_cores"] <= cores
-    assert len(load["windows"]) == len(load["cpu_windows"]) == 8
+    assert len(load["windows"]) == len(load["cpu_windows"]) == 2
     assert min(load["windows"]) * 0.99 < speed < max(load["windows"]) * 1.01
 
 
@@ -98,12 +104,11 @@ def test_closed_loops_hang_together_with_the_floors(whole: tuple[str, dict[str, 
     floors = {(floor["name"], floor["batch"]): floor for floor in found["floors"]}
     assert set(floors) == {(name, batch) for name in RATIOS.values() for batch in (1, 3)}
     for floor in floors.values():
-        assert len(floor["samples"]) == 9
+        assert len(floor["samples"]) == 3
         assert min(floor["samples"]) <= floor["characters_per_second"] <= max(floor["samples"])
         assert floor["cpu_us_per_character"] > 0
     for load, streams in zip(found["loads"], (1, 3), strict=True):
         assert load["streams"] == streams
-        assert load["texts"] > 0
         require_load(load, found["machine"]["cores"])
         rest = found["server"]["rest_megabytes"]
         assert load["kilobytes_per_stream"] == pytest.approx(1e3 * (load["server_megabytes"] - rest) / streams)
@@ -115,7 +120,7 @@ def test_closed_loops_hang_together_with_the_floors(whole: tuple[str, dict[str, 
 
 def test_waits_hang_together(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
-    for wait, streams in ((found["idle"], 0), (found["newcomer"], 64)):
+    for wait, streams in ((found["idle"], 0), (found["newcomer"], 4)):
         assert wait["streams"] == streams
         assert wait["texts"] > 0
         require_order(wait["ping_ms"], wait["first_character_ms"])
@@ -128,7 +133,7 @@ def test_open_loops_hang_together(whole: tuple[str, dict[str, Any], Path]) -> No
     assert [(rate["mix"], rate["percent"]) for rate in found["open"]] == expected
     for rate in found["open"]:
         assert rate["offered"] == rate["completed"] + rate["dropped"] + rate["refused"] + rate["unfinished"]
-        assert rate["offered_texts_per_second"] == pytest.approx(rate["offered"] / 0.4)
+        assert rate["offered_texts_per_second"] == pytest.approx(rate["offered"] / 0.2)
         require_order(*(rate[name] for name in LATENCIES))
         assert 0 <= rate["on_time_texts"] <= rate["completed"] / max(rate["offered"], 1)
         assert rate["client_cpu_share"] > 0
@@ -141,7 +146,7 @@ def test_open_loops_hang_together(whole: tuple[str, dict[str, Any], Path]) -> No
 def test_peers_are_measured_like_the_server(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     assert [(peer["name"], peer["streams"]) for peer in found["peers"]] == [
-        (name, streams) for name in ("eager", "step") for streams in (1, 64)
+        (name, streams) for name in ("eager", "step") for streams in (1, 3)
     ]
     for peer in found["peers"]:
         require_load(peer, found["machine"]["cores"])
@@ -149,22 +154,30 @@ def test_peers_are_measured_like_the_server(whole: tuple[str, dict[str, Any], Pa
         assert peer["ratio_to_decode"] > 0
 
 
-def test_a_part_measures_itself_alone(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_measures_itself_alone(tiny_folder: Path, tmp_path: Path) -> None:
     path, image = tmp_path / "floor.json", tmp_path / "floor.svg"
-    arguments = ["--streams", "2", "--seconds", "0.1", "--json", str(path), "--plot", str(image), "floor"]
-    assert main(["--bundle", str(tiny_folder), *arguments]) == 0
+    command = [sys.executable, "-W", "error", "-m", "bench", "--bundle", str(tiny_folder)]
+    command += ["--streams", "2", "--seconds", "0.1", "--json", str(path), "--plot", str(image), "floor"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(path.read_text(encoding="utf-8"))
     assert set(found) == KEYS
     assert [floor["name"] for floor in found["floors"]] == ["decode", "step", "eager"]
     assert found["server"] is None
     assert found["loads"] == found["open"] == found["peers"] == found["profile"] == []
-    assert "over gRPC" not in capsys.readouterr().out
+    assert "PyTorch eager" in done.stdout
+    assert "over gRPC" not in done.stdout
     assert "<svg" in image.read_text(encoding="utf-8")
 
 
-def test_a_running_server_can_be_measured(server, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_running_server_can_be_measured(
+    server: Server, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.closed.WINDOWS", 2)
+    monkeypatch.setattr("bench.idle.WARM_UP", 2)
+    monkeypatch.setattr("bench.run.NEWCOMER_STREAMS", 4)
     path = tmp_path / "target.json"
-    arguments = ["--target", server.target, "--streams", "2", "--seconds", "0.3", "--json", str(path)]
+    arguments = ["--target", server.target, "--streams", "2", "--seconds", "0.2", "--json", str(path)]
     assert main(["load", "--bundle", str(tiny_folder), *arguments]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
     assert found["server"]["target"] == server.target
