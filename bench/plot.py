@@ -30,10 +30,10 @@ def draw(found: Found, image: Path) -> None:
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(6.5 * columns, 4.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
         panel(axes, found)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     bundle, processor = found["bundle"], found["machine"]["processor"]
     figure.suptitle(f"{bundle['name']} ({bundle['precision']}), {found['machine']['cores']} cores, {processor}")
@@ -50,7 +50,11 @@ def _scaling(axes: Any, found: Found) -> None:
     speeds = [load["characters_per_second"] for load in loads]
     if loads:
         axes.plot([load["streams"] for load in loads], speeds, "k-", marker="o", label="over gRPC")
-    axes.set(xscale="log", ylim=(0, None), xlabel="streams, or rows of a batch", ylabel="characters/s")
+    axes.set(xscale="log", ylim=(0, None))
+    counts = sorted({entry[key] for part, key in (("floors", "batch"), ("loads", "streams")) for entry in found[part]})
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.set(xlabel="streams, or rows of a batch", ylabel="characters/s")
     axes.grid(alpha=0.3)
     axes.legend()
 
@@ -81,7 +85,7 @@ def _rounds(axes: Any, found: Found) -> None:
         axes.bar(labels, heights, bottom=below, label=stage.replace("_", " "))
         below = [under + height for under, height in zip(below, heights, strict=True)]
     axes.set(xlabel="streams", ylabel="µs a character")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _peers(axes: Any, found: Found) -> None:
@@ -97,5 +101,6 @@ def _peers(axes: Any, found: Found) -> None:
         axes.bar_label(drawn, fmt="{:,.0f}", fontsize=8)
     centre = 0.4 * (len(names) - 1) / len(names)
     axes.set_xticks([place + centre for place in range(len(streams))], [str(count) for count in streams])
-    axes.set(yscale="log", xlabel="streams", ylabel="characters/s")
+    speeds = [load["characters_per_second"] for _, load in measured]
+    axes.set(yscale="log", ylim=(min(speeds) / 2, max(speeds) * 8), xlabel="streams", ylabel="characters/s")
     axes.legend()
