@@ -29,10 +29,7 @@ NEWCOMER_STREAMS = 64  # that are busy when a newcomer asks
 
 async def run(options: Options, bundle: Bundle) -> Found:
     """All that is asked for. Raises BenchError, StartError or ConfigError if it cannot be done."""
-    task = asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    _end_on_signals()
     found = Found(pinned=options.cores)
     with on_core(options.cores[1] if options.cores else None), Bar(_measurements(options)) as bar:
         parts = Parts(options, bundle, found, bar)
@@ -53,6 +50,15 @@ async def run(options: Options, bundle: Bundle) -> Found:
         if "profile" in options.parts:
             await parts.profile()
     return found
+
+
+def _end_on_signals() -> None:
+    """Let signals cancel this task, so that no server is left; a closed terminal too, unless nohup wants otherwise."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:
+            loop.add_signal_handler(number, task.cancel)
 
 
 def _measurements(options: Options) -> int:

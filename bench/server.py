@@ -3,11 +3,12 @@
 import asyncio
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -120,7 +121,9 @@ async def _listening(process: asyncio.subprocess.Process, log: IO[bytes]) -> str
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
-        process.terminate()
+        with suppress(ProcessLookupError):
+            # Not by `terminate`: it would take the end of a process that just ended from those who wait for it.
+            os.kill(process.pid, signal.SIGTERM)
     try:
         await asyncio.wait_for(process.wait(), STOP_SECONDS)
     except TimeoutError:

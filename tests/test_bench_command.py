@@ -260,7 +260,7 @@ def test_a_bar_without_a_terminal_says_nothing(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGHUP", "SIGINT"])
 def test_a_signal_ends_the_server_too(tiny_folder: Path, number: str) -> None:
     command = [sys.executable, "-m", "bench", "--bundle", str(tiny_folder), "--streams", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
