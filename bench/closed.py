@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,12 +33,12 @@ class Load:
     `first_character_ms` is from the call to its first character; `inter_character_us` is the time between two
     messages of a text divided by the characters of the second; `queued_ms` is what the server says of complete texts.
     `on_time_texts` is the share of complete texts that met the objective. `slowest_to_mean` compares the characters of
-    the slowest stream of a window with the mean. `server_megabytes` is the most that was resident while the streams
-    were live, and `kilobytes_per_stream` what that is beyond the server at rest. `other_cores` is how many cores were
-    busy with programs that are not part of the benchmark. These, and CPU times, are None for a server that was not
-    started here. `windows` are the speeds of the parts that the load was measured in, in characters a second, and
-    `cpu_windows` their `server_cpu_us_per_character`; a ratio is the median over the windows of one to that of the
-    floor around it.
+    the stream that got the fewest, in all windows together, with the mean. `server_megabytes` is the most that was
+    resident while the streams were live, and `kilobytes_per_stream` what that is beyond the server at rest.
+    `other_cores` is how many cores were busy with programs that are not part of the benchmark. These, and CPU times,
+    are None for a server that was not started here. `windows` are the speeds of the parts that the load was measured
+    in, in characters a second, and `cpu_windows` their `server_cpu_us_per_character`; a ratio is the median over the
+    windows of one to that of the floor around it.
     """
 
     streams: int
@@ -178,6 +179,7 @@ def load_of(streams: int, windows: Sequence[Window], server: Server, floors: Seq
     )
     if not characters:
         raise BenchError(f"{streams} streams: no character came within {seconds:g} s; give more --seconds")
+    by_stream = sum((tally.by_stream for tally in tallies), Counter[int]())
     spent = [part.spent for part in windows if part.spent]
     megabytes = max((part.megabytes for part in windows if part.megabytes), default=None)
     speeds = [part.speed for part in windows]
@@ -194,7 +196,7 @@ def load_of(streams: int, windows: Sequence[Window], server: Server, floors: Seq
         queued_ms=percentiles([value for tally in tallies for value in tally.queued], 1e3),
         on_time_texts=sum(tally.on_time_texts for tally in tallies) / texts if texts else None,
         on_time_characters_per_second=sum(tally.on_time_characters for tally in tallies) / seconds,
-        slowest_to_mean=median(_slowest_to_mean(tally, streams) for tally in tallies if tally.characters),
+        slowest_to_mean=min(by_stream[stream] for stream in range(streams)) * streams / characters,
         server_cpu_us_per_character=1e6 * sum(part.server for part in spent) / characters if spent else None,
         server_megabytes=megabytes,
         kilobytes_per_stream=_beyond_rest(server, megabytes, streams),
@@ -205,10 +207,6 @@ def load_of(streams: int, windows: Sequence[Window], server: Server, floors: Seq
         cpu_windows=cpu,
         ratios=_ratios(speeds, cpu, floors),
     )
-
-
-def _slowest_to_mean(tally: Tally, streams: int) -> float:
-    return min(tally.by_stream[stream] for stream in range(streams)) * streams / tally.characters
 
 
 def _beyond_rest(server: Server, megabytes: float | None, streams: int) -> float | None:

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+from bench.portable import portable_session
 from export.bundle import Bundle
 from serve.runtime import Decoder, choose_device
 from serve.states import States
@@ -89,14 +90,6 @@ async def sample(floors: Sequence[Floor], seconds: float) -> None:
     for floor in floors:
         floor.sample(seconds)
         await asyncio.sleep(0)
-
-
-def portable_session(bundle: Bundle) -> ort.InferenceSession:
-    """ONNX Runtime's session of model.onnx, on the CPU and one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(bundle.graphs["model"], options, providers=["CPUExecutionProvider"])
 
 
 def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int) -> Callable[[], None]:

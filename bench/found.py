@@ -6,9 +6,17 @@ from bench.closed import Load
 from bench.floors import Floor
 from bench.idle import Wait
 from bench.open import Open
-from bench.peers import Peer
 from bench.profile import Profile
 from bench.server import Server
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One of `bench.peers` under one load."""
+
+    name: str
+    what: str
+    load: Load
 
 
 @dataclass

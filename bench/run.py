@@ -12,11 +12,11 @@ from bench.bar import Bar
 from bench.closed import WINDOWS, measure, window
 from bench.errors import BenchError
 from bench.floors import Floors, sample
-from bench.found import Found
+from bench.found import Found, Peer
 from bench.idle import idle_wait, newcomer_wait
 from bench.open import CAPACITY_STREAMS, open_loop
 from bench.options import Options
-from bench.peers import PEERS, Peer, mlserver_note
+from bench.peers import PEERS, mlserver_note
 from bench.peers import STREAMS as PEER_STREAMS
 from bench.profile import FLAG, Profile, read_profile
 from bench.profile import STREAMS as PROFILE_STREAMS

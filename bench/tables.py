@@ -8,11 +8,10 @@ from rich.table import Table
 from bench.client import BUSY, LATE_MS
 from bench.closed import Load
 from bench.floors import NAMES, Floor
-from bench.found import Found
+from bench.found import Found, Peer
 from bench.idle import Wait
 from bench.latency import Objective, Percentiles
 from bench.open import Open
-from bench.peers import Peer
 from bench.profile import ENGINE, Profile
 from bench.server import Server
 

@@ -120,7 +120,7 @@ async def fake_server(on_call) -> AsyncIterator[Server]:
     try:
         yield Server(f"127.0.0.1:{port}")
     finally:
-        await server.stop(0)
+        await server.stop(0.2)
 
 
 async def offer(server: Server, rate: float, seconds: float):

@@ -120,3 +120,8 @@ def test_a_peer_is_ended_with_its_context(tiny_folder: Path) -> None:
     with pytest.raises(KeyError):
         asyncio.run(start_and_fail())
     assert not processes[0].is_running()
+
+
+def test_the_step_peer_carries_no_torch() -> None:
+    program = "import sys, bench.peers.step; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -4,25 +4,13 @@ Each runs a loop per stream on one event loop and sends one character a message.
 seed, and nothing else. `python -m bench.peers.eager --bundle B` serves one until it is told to end.
 """
 
-from dataclasses import dataclass
 from importlib.util import find_spec
-
-from bench.closed import Load
 
 STREAMS = (1, 64)
 PEERS = {
     "eager": "grpc.aio + PyTorch eager, random weights",
     "step": "grpc.aio + ORT step + NumPy",
 }
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A peer under one load."""
-
-    name: str
-    what: str
-    load: Load
 
 
 def mlserver_note() -> str:

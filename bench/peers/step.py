@@ -3,8 +3,8 @@
 import numpy as np
 import onnxruntime as ort
 
-from bench.floors import portable_session
 from bench.peers.service import NewText, Text, main
+from bench.portable import portable_session
 from export.bundle import Bundle
 
 
