@@ -51,6 +51,7 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
             ("closed.WINDOWS", 2),
             ("run.WINDOWS", 2),
             ("run.PEER_STREAMS", (1, 3)),
+            ("run.PROFILE_STREAMS", (1, 4)),
             ("run.NEWCOMER_STREAMS", 4),
             ("idle.WARM_UP", 2),
         ):
@@ -75,7 +76,11 @@ def test_a_run_reports_all_its_parts(whole: tuple[str, dict[str, Any], Path]) ->
     assert found["server"]["start_seconds"] > 0
     assert 10 < found["server"]["rest_megabytes"] <= found["server"]["peak_megabytes"]
     assert any("MLServer" in note for note in found["notes"])
-    assert len(found["profile"]) == 2 or any("no profile: " in note for note in found["notes"])
+    assert [profile["streams"] for profile in found["profile"]] == [1, 4]
+    for profile in found["profile"]:
+        assert profile["characters"] >= profile["messages"] >= 1
+        assert 0 < profile["us_per_character"]["run"] <= profile["us_per_round"]["run"]
+        assert "where the server's time goes" in printed
     assert image.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
