@@ -126,7 +126,8 @@ async def busy(channel: grpc.aio.Channel, texts: Texts, streams: int, objective:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(readers.read(stream)) for stream in range(streams)]
             try:
-                await asyncio.wait_for(readers.all_begun.wait(), BEGIN_SECONDS)
+                async with asyncio.timeout(BEGIN_SECONDS):
+                    await readers.all_begun.wait()
             except TimeoutError:
                 raise BenchError(f"not all of {streams} streams had a character after {BEGIN_SECONDS:g} s") from None
             yield readers

@@ -109,7 +109,8 @@ async def _listening(process: asyncio.subprocess.Process, log: IO[bytes]) -> str
     """The HOST:PORT of the "listening" line."""
     assert process.stdout is not None
     try:
-        line = (await asyncio.wait_for(process.stdout.readline(), START_SECONDS)).decode()
+        async with asyncio.timeout(START_SECONDS):  # `wait_for` may swallow Ctrl-C if the line comes with it
+            line = (await process.stdout.readline()).decode()
     except TimeoutError:
         raise BenchError(f"the server did not listen within {START_SECONDS:.0f} s") from None
     if not re.match(r"\S+ listening on \S+:\d+", line):
@@ -125,7 +126,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             # Not by `terminate`: it would take the end of a process that just ended from those who wait for it.
             os.kill(process.pid, signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()
