@@ -19,8 +19,8 @@ from serve.errors import StartError
 from serve.rows import VARIANTS
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Rows of a round on a CPU: of twice as many a character costs a tenth less in the graph, but each row gets half as far in
-# a round, and so twice as many messages are sent for the same text. More streams than that take turns.
+# Rows of a round on a CPU; more streams than that take turns. With twice as many a character costs a tenth less in the
+# graph, but each row gets half as far in a round, and so twice as many messages are sent for the same text.
 COHORT = 32
 CUDA_BATCHES = (1, 8, 64, 256)
 MADE = ("tokens", "logprobs", "top_tokens", "top_logprobs")  # outputs of a serving graph, all but the first of one only
