@@ -10,12 +10,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, Server
 
 from bench.__main__ import main
 from bench.bar import Bar
+from bench.open import WARM_UP, arrivals
 from bench.run import Parts
 from bench.server import on_core, two_cores
 
@@ -143,9 +145,9 @@ def test_open_loops_hang_together(whole: tuple[str, dict[str, Any], Path]) -> No
         assert 0 <= rate["on_time_texts"] <= rate["completed"] / max(rate["offered"], 1)
         assert rate["client_cpu_share"] > 0
         assert rate["client_lag_ms"]["max"] >= 0
-    for mix in ("mixed", "prompt-heavy"):
-        few, many = (rate["offered"] for rate in found["open"] if rate["mix"] == mix)
-        assert few < many
+        texts_per_second = rate["capacity_texts_per_second"] * rate["percent"] / 100
+        due = arrivals(np.random.default_rng(0), texts_per_second, (WARM_UP + 1) * 0.2)
+        assert rate["offered"] == sum(moment >= WARM_UP * 0.2 for moment in due)
 
 
 def test_peers_are_measured_like_the_server(whole: tuple[str, dict[str, Any], Path]) -> None:
