@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 from serve.codec import Codec, Ids
 from serve.errors import DrainingError, EngineError, RillError
 from serve.harvest import Harvester, pieces
-from serve.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, UNIFORMS, Round, Rows
+from serve.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, Round, Rows
 from serve.runtime import Decoder
+from serve.schedule import NEWCOMERS, Scheduler
 from serve.states import Batch, States
 from serve.stream import End, Piece, Stream
 
-MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
-FIRST_SECONDS = 0.002  # of a round for those who wait for their first character
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
 NAP_SECONDS = 0.005  # ... and at least: paced streams that are due meanwhile share a round
 
@@ -50,6 +49,7 @@ class Delivery:
     pieces: Callable[[], list[Piece]]  # decoded by the event loop, while the engine runs the next round
     gone: Mapping[Stream, End | None]
     error: RillError | None = None
+    readers: Sequence[Stream] = ()  # who are to be told that there is text
 
 
 class Engine:
@@ -70,12 +70,12 @@ class Engine:
     ) -> None:
         self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
         self._harvester = Harvester(decoder, codec, rows, states)
-        self._round_seconds = round_seconds
-        self._pace = StepTimes()
+        self._scheduler = Scheduler(rows, decoder, round_seconds)
         self._inbox: deque[tuple[Callable[[Stream], None], Stream]] = deque()
         self._outbox: list[Delivery] = []
         self._streams: dict[int, Stream] = {}
-        self._newcomers_last = False
+        self._turn: int | None = None  # the number of the one that goes on
+        self._told_later: dict[Stream, None] = {}  # whose readers are told when their turn is over
         self._wake = threading.Event()
         self._idle = self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ class Engine:
             for _ in range(2):
                 started = time.perf_counter()
                 self._decoder.run(r.variant, self._rows.feeds(r), self._states.batch(self._rows.batch(r)))
-            self._pace.learn(r, time.perf_counter() - started)
+            self._scheduler.times.learn(r, time.perf_counter() - started)
 
     # ---- the engine thread
 
@@ -156,6 +156,7 @@ class Engine:
         while self._inbox:
             what, stream = self._inbox.popleft()
             what(stream)
+        self._rows.settle()
 
     def _enter(self, stream: Stream) -> None:
         self._streams[stream.slot] = stream
@@ -179,52 +180,14 @@ class Engine:
                 self._outbox.append(Delivery([stream], list, {stream: None}, error))
 
     def _schedule(self, now: float) -> Round | None:
-        """The next round, or None if no stream can go on.
-
-        Whoever can have the first character within a short round goes first, in a round of their own; after that
-        everybody has a turn, the longest unserved first where there are too many for one round. A round is of one kind
-        (`serve.rows.kind_of`) and of rows that can go about as far, so that no stream pays for what its neighbours
-        asked: those of the longest unserved one.
-        """
-        rows = self._rows
-        room = rows.room(now)
-        ready = room > 0
-        slots, room = rows.in_use[ready], room[ready]
-        if not slots.size:
-            return None
-        prompt = rows.table["prompt_left"][slots] if rows.starting else np.zeros(len(slots), np.int64)
-
-        newcomers = self._newcomers(slots, prompt)
-        self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
-        chosen = newcomers if self._newcomers_last else np.arange(len(slots))
-        served = rows.table["served"][slots]
-        kind = PLAIN
-        if rows.special:
-            kinds = rows.table["kind"][slots]
-            kind = int(kinds[chosen[served[chosen].argmin()]])
-            chosen = chosen[kinds[chosen] == kind]
-
-        if self._newcomers_last:
-            most = self._pace.steps(len(chosen), FIRST_SECONDS, kind)
-            most = min(most, int(prompt[chosen].max()) + 1)
-        else:
-            most = self._pace.steps(min(len(chosen), self._decoder.cohort), self._round_seconds, kind)
-        steps = np.minimum(prompt + room, most)
-        if not self._newcomers_last:
-            chosen = _company(chosen, steps, int(chosen[served[chosen].argmin()]))
-        # Newcomers may be many at once, but not with filters, which take more memory for each row.
-        if len(chosen) > self._decoder.cohort and not (self._newcomers_last and kind == PLAIN):
-            by_need = np.argsort(served[chosen], kind="stable")
-            chosen = np.sort(chosen[by_need[: self._decoder.cohort]])
-        slots, steps, prompt = slots[chosen], steps[chosen], prompt[chosen]
-        return Round(slots, steps, np.minimum(prompt, steps), kind, self._decoder.padding(len(slots)))
-
-    def _newcomers(self, slots: Ids, prompt: Ids) -> Ids:
-        """Which of `slots` have no character yet and can have one within a short round."""
-        if not self._rows.starting:
-            return np.zeros(0, np.int64)
-        table = self._rows.table[slots]
-        return np.flatnonzero((table["made"] == table["first"]) & (prompt < self._pace.steps(1, FIRST_SECONDS)))
+        """The next round, or None if no stream can go on; where a turn is over, its readers are told."""
+        planned = self._scheduler.plan(now)
+        turn = planned.turn if planned else None
+        if turn not in (NEWCOMERS, self._turn):
+            self._turn = turn
+            self._outbox.append(Delivery((), list, {}, readers=list(self._told_later)))
+            self._told_later.clear()
+        return planned
 
     def _run(self, r: Round, now: float) -> None:
         """One call of the graph, and what comes of it."""
@@ -243,7 +206,7 @@ class Engine:
         """What the serving graph made of them, without padding, and the states after it."""
         started = time.perf_counter()
         made, after = self._decoder.run(r.variant, feeds, before)
-        self._pace.learn(r, time.perf_counter() - started)
+        self._scheduler.times.learn(r, time.perf_counter() - started)
         return {name: values[:, : len(r.slots)] for name, values in made.items()}, after
 
     def _update(
@@ -265,6 +228,7 @@ class Engine:
         for column in harvest.ends:
             self._release(int(r.slots[column]))
         gone = {streams[column]: end for column, end in harvest.ends.items()}
+        self._told_later |= dict.fromkeys(streams)
         self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, made, harvest), gone))
 
     def _fail(self, planned: Round | None, error: Exception) -> None:
@@ -294,38 +258,3 @@ class Engine:
         if not (self._rows.room(now) > 0).any():
             self._wake.wait(min(max(self._rows.next_due(now), NAP_SECONDS), IDLE_SECONDS))
         self._idle = False
-
-
-def _company(chosen: Ids, steps: Ids, leader: int) -> Ids:
-    """Which of the rows `chosen` go along with one of them: as many as can without half of the round being in vain.
-
-    Rows that take few steps, because of their pace or their reader, cost the others as much as rows that take many.
-    """
-    while True:
-        own = steps[chosen]
-        most = own.max()
-        if 2 * own.sum() >= len(own) * most:
-            return chosen
-        chosen = chosen[(2 * own > most) == (2 * steps[leader] > most)]
-
-
-class StepTimes:
-    """How long a step takes at each batch size (in powers of two), learned from the rounds.
-
-    A round's time includes waiting for the GIL and for a core, which a shorter round would not shorten: what is wanted
-    is the step itself. So a faster round is believed more than a slower one.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[int, int], float] = {}
-
-    def learn(self, r: Round, seconds: float) -> None:
-        """A round took so long."""
-        key, seen = (r.kind, len(r.slots).bit_length()), seconds / r.time
-        known = self._seconds.get(key, seen)
-        self._seconds[key] = known + (0.5 if seen < known else 0.02) * (seen - known)
-
-    def steps(self, batch: int, seconds: float, kind: int = PLAIN) -> int:
-        """How many steps of `batch` rows fit in so many seconds: at least 1, at most MAX_STEPS."""
-        known = self._seconds.get((kind, batch.bit_length()), 1e-3)  # as good a guess as any
-        return int(min(max(seconds / known, 1), MAX_STEPS))

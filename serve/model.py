@@ -95,3 +95,5 @@ class Model:
         for stream, end in delivery.gone.items():
             if end:
                 stream.finish(end)
+        for stream in delivery.readers:
+            stream.tell()

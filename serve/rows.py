@@ -65,6 +65,7 @@ class Round:
     prompted: Ids  # [rows]: how many of the steps read a prompt
     kind: int  # of all its rows
     padding: int = 0  # rows beside them that take no step, for a batch size that the device knows
+    turn: int = 0  # the number of the turn that it is part of (`serve.schedule`)
 
     @property
     def variant(self) -> str:
@@ -91,10 +92,11 @@ class Rows:
         self.read = np.zeros(slots, np.int64)  # characters that the stream's reader has taken
         self.logit_bias = np.zeros((slots + 1, vocabulary), np.float32)
         self.uniforms = np.zeros((slots + 1, UNIFORMS), np.float32)
-        self.in_use = np.zeros(0, np.int64)  # slots
         self.starting: set[int] = set()
         self.paced = self.special = 0
         self._orders: dict[int, Order] = {}
+        self.in_use = np.zeros(0, np.int64)  # their slots, as of the last `settle`
+        self._is_settled = True
         self._rounds = 0
 
     def enter(self, slot: int, order: Order, now: float) -> None:
@@ -137,9 +139,15 @@ class Rows:
         self._count(self._orders.pop(slot), -1)
 
     def _count(self, order: Order, change: int) -> None:
-        self.in_use = np.fromiter(self._orders, np.int64, len(self._orders))
+        self._is_settled = False
         self.paced += change * (order.chars_per_second > 0)
         self.special += change * (kind_of(order.sampling, order.logprobs is not None) != PLAIN)
+
+    def settle(self) -> None:
+        """Bring `in_use` up to date, once for all who have come and gone."""
+        if not self._is_settled:
+            self.in_use = np.fromiter(self._orders, np.int64, len(self._orders))
+            self._is_settled = True
 
     def room(self, now: float) -> Ids:
         """How many characters each slot in use may generate now, int64 [in_use]; 0 or less for a parked one.
@@ -147,7 +155,10 @@ class Rows:
         Bounded by the stream's length and next snapshot, by how far its reader is behind, and by its pace.
         """
         slots = self.in_use
-        table = self.table[slots]
+        return self.room_of(slots, self.table[slots], now)
+
+    def room_of(self, slots: Ids, table: NDArray[Any], now: float) -> Ids:
+        """`room` of some slots, whose rows are `table`."""
         room: Ids = np.minimum(table["until"], self.read[slots] + table["buffer"]) - table["made"]
         if self.paced:
             with np.errstate(invalid="ignore"):  # no time at no pace: as much as there is room for
@@ -208,15 +219,15 @@ class Rows:
         """Take over a round's `tokens` [time, rows]; the columns that stop here: complete, or due for a snapshot."""
         slots = r.slots
         self._rounds += 1
-        table = self.table[slots]
-        table["token"] = tokens[r.steps - 1, np.arange(len(slots))]
-        table["made"] += r.steps - r.prompted
-        table["served"] = self._rounds
+        table = self.table
+        made = table["made"][slots] + (r.steps - r.prompted)
+        table["made"][slots] = made
+        table["token"][slots] = tokens[r.steps - 1, np.arange(len(slots))]
+        table["served"][slots] = self._rounds
         if self.starting:
-            table["prompt_left"] -= r.prompted
+            table["prompt_left"][slots] -= r.prompted
             self.starting.difference_update(slots[r.steps > r.prompted].tolist())
-        self.table[slots] = table
-        return np.flatnonzero(table["made"] == table["until"])
+        return np.flatnonzero(made == table["until"][slots])
 
     def _draw(self, slot: int) -> None:
         """The next block of uniforms, from the position where the row stands."""

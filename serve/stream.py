@@ -103,17 +103,22 @@ class Stream:
         return self.position - self.order.position
 
     def deliver(self, piece: Piece, now: float) -> None:
-        """Add what the engine made."""
+        """Add what the engine made. The reader is told of the first character at once, of the others by `tell`."""
         if piece.logprobs:
             self._logprobs.append(piece.logprobs)
         if piece.text:
-            self.first_char = self.first_char or now
             self._rest.append(piece.text)
-            self._news.set()
+            if self.first_char is None:
+                self.first_char = now
+                self._news.set()
         if piece.snapshot:  # those before it are of no more use
             self._known += self._rest
             self._rest.clear()
             self._snapshot = piece.snapshot
+
+    def tell(self) -> None:
+        """Let the reader have what there is."""
+        if self._rest or self._known:
             self._news.set()
 
     def finish(self, end: End) -> None:

@@ -11,11 +11,11 @@ import pytest
 from export.sampling import Sampling
 from serve import engine as engine_module
 from serve.admission import Admission
-from serve.engine import _company
 from serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
 from serve.model import Model
 from serve.rows import PLAIN, TOP_K, TOP_P, Rows, kind_of
 from serve.runtime import COHORT, CPU, Decoder
+from serve.schedule import _company
 from serve.states import States
 from serve.stream import End, Order
 from train.vocab import Vocabulary
@@ -284,6 +284,7 @@ def test_paces_limits_and_readers_bound_what_is_made():
     rows.enter(0, Order(np.array([0]), 1, Sampling(), 0, 100, 0.0), now=10.0)
     rows.enter(1, Order(np.array([0]), 1, Sampling(), 0, 0, 5.0), now=10.0)
     rows.enter(2, Order(np.array([0]), 1, Sampling(), 0, 0, 0.0), now=10.0)
+    rows.settle()
     rows.table["buffer"] = 1000
     assert rows.room(now=10.0).tolist() == [100, 1, 1000]
     rows.table["made"][:3] = 100, 1, 990
@@ -293,6 +294,7 @@ def test_paces_limits_and_readers_bound_what_is_made():
     rows.read[2] = 500
     assert rows.room(now=10.0).tolist() == [0, 0, 510]
     rows.leave(1)
+    rows.settle()
     assert rows.room(now=10.0).tolist() == [0, 510]
     assert rows.next_due(now=10.0) == np.inf
 

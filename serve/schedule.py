@@ -1,0 +1,155 @@
+"""Which streams are in the next round, and how many steps it has."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.codec import Ids
+from serve.rows import PLAIN, UNIFORMS, Round, Rows
+from serve.runtime import Decoder
+
+MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
+FIRST_SECONDS = 0.010  # of a round for those who wait for their first character
+TURN_ROUNDS = 3  # for the same rows, before others have their turn
+NEWCOMERS = 0  # in place of a turn's number: a round between two others
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The streams that can go on, [streams] each."""
+
+    slots: Ids
+    room: Ids  # characters that may be generated
+    prompt: Ids  # characters to be read before
+    served: Ids  # the number of the last round it was in
+    kind: Ids  # `serve.rows.kind_of`
+    is_new: NDArray[np.bool_]  # has no character yet
+
+
+class Scheduler:
+    """Plans rounds of about `round_seconds` at most, or one step. Used by the engine thread only.
+
+    Streams take turns of a few rounds: who is in it does not change meanwhile, and what is made is sent at its end, so
+    that messages are worth sending. Those who wait for their first character need not wait that long: between any two
+    rounds, they can have one of their own.
+    """
+
+    def __init__(self, rows: Rows, decoder: Decoder, round_seconds: float) -> None:
+        self._rows, self._cohort, self._padding = rows, decoder.cohort, decoder.padding
+        self._round_seconds = round_seconds
+        self.times = StepTimes()
+        self._turn = NEWCOMERS  # the number of the last one
+        self._rounds_left = 0  # of it
+        self._members = np.zeros(rows.slots, bool)  # whose turn it is, by slot
+        self._newcomers_last = False
+
+    def plan(self, now: float) -> Round | None:
+        """The next round, or None if no stream can go on."""
+        ready = self._ready(now)
+        newcomers = self._newcomers(ready)
+        self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
+        if self._newcomers_last:
+            return self._round_of_newcomers(ready, newcomers)
+        if self._rounds_left:
+            chosen = np.flatnonzero(self._members[ready.slots])
+            if 2 * len(chosen) > self._members.sum():  # else too many have ended, or wait for their reader
+                return self._round_of_a_turn(ready, chosen)
+        self._turn += 1
+        self._rounds_left = TURN_ROUNDS
+        return self._round_of_a_turn(ready, np.arange(len(ready.slots)))
+
+    def _ready(self, now: float) -> Ready:
+        slots = self._rows.in_use
+        table = self._rows.table[slots]
+        room = self._rows.room_of(slots, table, now)
+        if (room <= 0).any():
+            slots, table, room = slots[room > 0], table[room > 0], room[room > 0]
+        is_new = table["made"] == table["first"]
+        return Ready(slots, room, table["prompt_left"], table["served"], table["kind"], is_new)
+
+    def _newcomers(self, ready: Ready) -> Ids:
+        """Which have no character yet and can have one within a short round."""
+        if not self._rows.starting:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(ready.is_new & (ready.prompt < self.times.steps(1, FIRST_SECONDS)))
+
+    def _round_of_newcomers(self, ready: Ready, chosen: Ids) -> Round:
+        """As many as have their first character about as soon as the one that has waited longest."""
+        chosen, leader = _of_a_kind(ready, chosen)
+        kind = int(ready.kind[leader])
+        most = self.times.steps(len(chosen), FIRST_SECONDS, kind)
+        steps = np.minimum(ready.prompt + 1, most)
+        chosen = _company(chosen, steps, leader)
+        # There may be many of them at once, but not with filters, which take more memory for each row.
+        if kind != PLAIN:
+            chosen = self._longest_unserved(ready, chosen)
+        return self._round(ready, chosen, int(steps[chosen].max()), NEWCOMERS)
+
+    def _round_of_a_turn(self, ready: Ready, chosen: Ids) -> Round | None:
+        """As many as can go about as far as the one that has waited longest; None if there is none."""
+        if not chosen.size:
+            self._rounds_left = 0
+            return None
+        chosen, leader = _of_a_kind(ready, chosen)
+        most = self.times.steps(min(len(chosen), self._cohort), self._round_seconds, int(ready.kind[leader]))
+        chosen = _company(chosen, np.minimum(ready.prompt + ready.room, most), leader)
+        r = self._round(ready, self._longest_unserved(ready, chosen), most, self._turn)
+        self._members[:] = False
+        self._members[r.slots] = True
+        self._rounds_left -= 1
+        return r
+
+    def _longest_unserved(self, ready: Ready, chosen: Ids) -> Ids:
+        """Those for whom there is place in a round."""
+        if len(chosen) <= self._cohort:
+            return chosen
+        by_need = np.argsort(ready.served[chosen], kind="stable")
+        return np.sort(chosen[by_need[: self._cohort]])
+
+    def _round(self, ready: Ready, chosen: Ids, most: int, turn: int) -> Round:
+        slots, prompt = ready.slots[chosen], ready.prompt[chosen]
+        steps = np.minimum(prompt + ready.room[chosen], most)
+        kind, padding = int(ready.kind[chosen[0]]), self._padding(len(slots))
+        return Round(slots, steps, np.minimum(prompt, steps), kind, padding, turn)
+
+
+def _of_a_kind(ready: Ready, chosen: Ids) -> tuple[Ids, int]:
+    """Which of the rows `chosen` are of the kind of the one that has waited longest, and which that is."""
+    leader = int(chosen[ready.served[chosen].argmin()])
+    return chosen[ready.kind[chosen] == ready.kind[leader]], leader
+
+
+def _company(chosen: Ids, steps: Ids, leader: int) -> Ids:
+    """Which of the rows `chosen` go along with one of them: as many as can without half of the round being in vain.
+
+    Rows that take few steps, because of their pace or their reader, cost the others as much as rows that take many.
+    """
+    while True:
+        own = steps[chosen]
+        most = own.max()
+        if 2 * own.sum() >= len(own) * most:
+            return chosen
+        chosen = chosen[(2 * own > most) == (2 * steps[leader] > most)]
+
+
+class StepTimes:
+    """How long a step takes at each batch size (in powers of two), learned from the rounds.
+
+    A round's time includes waiting for the GIL and for a core, which a shorter round would not shorten: what is wanted
+    is the step itself. So a faster round is believed more than a slower one.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, int], float] = {}
+
+    def learn(self, r: Round, seconds: float) -> None:
+        """A round took so long."""
+        key, seen = (r.kind, len(r.slots).bit_length()), seconds / r.time
+        known = self._seconds.get(key, seen)
+        self._seconds[key] = known + (0.5 if seen < known else 0.02) * (seen - known)
+
+    def steps(self, batch: int, seconds: float, kind: int = PLAIN) -> int:
+        """How many steps of `batch` rows fit in so many seconds: at least 1, at most MAX_STEPS."""
+        known = self._seconds.get((kind, batch.bit_length()), 1e-3)  # as good a guess as any
+        return int(min(max(seconds / known, 1), MAX_STEPS))
