@@ -11,7 +11,8 @@ from serve.runtime import Decoder
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
 FIRST_SECONDS = 0.010  # of a round for those who wait for their first character
-TURN_ROUNDS = 3  # for the same rows, before others have their turn
+TURN_SECONDS = 0.025  # until the last round of a turn begins
+TURN_STEPS = 16  # at least, where a step takes long
 NEWCOMERS = 0  # in place of a turn's number: a round between two others
 
 
@@ -30,9 +31,9 @@ class Ready:
 class Scheduler:
     """Plans rounds of about `round_seconds` at most, or one step. Used by the engine thread only.
 
-    Streams take turns of a few rounds: who is in it does not change meanwhile, and what is made is sent at its end, so
-    that messages are worth sending. Those who wait for their first character need not wait that long: between any two
-    rounds, they can have one of their own.
+    Streams take turns of several rounds, and what is made is sent at the end of a turn, so that messages are worth
+    sending. Those who wait for their first character need not wait that long: between any two rounds, they can have one
+    of their own, and then join the turn if there is place.
     """
 
     def __init__(self, rows: Rows, decoder: Decoder, round_seconds: float) -> None:
@@ -40,7 +41,7 @@ class Scheduler:
         self._round_seconds = round_seconds
         self.times = StepTimes()
         self._turn = NEWCOMERS  # the number of the last one
-        self._rounds_left = 0  # of it
+        self._turn_ends = 0.0  # time.monotonic()
         self._members = np.zeros(rows.slots, bool)  # whose turn it is, by slot
         self._newcomers_last = False
 
@@ -51,13 +52,15 @@ class Scheduler:
         self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
         if self._newcomers_last:
             return self._round_of_newcomers(ready, newcomers)
-        if self._rounds_left:
+        if now < self._turn_ends:
             chosen = np.flatnonzero(self._members[ready.slots])
             if 2 * len(chosen) > self._members.sum():  # else too many have ended, or wait for their reader
                 return self._round_of_a_turn(ready, chosen)
         self._turn += 1
-        self._rounds_left = TURN_ROUNDS
-        return self._round_of_a_turn(ready, np.arange(len(ready.slots)))
+        r = self._round_of_a_turn(ready, np.arange(len(ready.slots)))
+        if r:
+            self._turn_ends = now + max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
+        return r
 
     def _ready(self, now: float) -> Ready:
         slots = self._rows.in_use
@@ -84,12 +87,14 @@ class Scheduler:
         # There may be many of them at once, but not with filters, which take more memory for each row.
         if kind != PLAIN:
             chosen = self._longest_unserved(ready, chosen)
-        return self._round(ready, chosen, int(steps[chosen].max()), NEWCOMERS)
+        r = self._round(ready, chosen, int(steps[chosen].max()), NEWCOMERS)
+        if self._members.sum() + len(r.slots) <= self._cohort:
+            self._members[r.slots] = True
+        return r
 
     def _round_of_a_turn(self, ready: Ready, chosen: Ids) -> Round | None:
         """As many as can go about as far as the one that has waited longest; None if there is none."""
         if not chosen.size:
-            self._rounds_left = 0
             return None
         chosen, leader = _of_a_kind(ready, chosen)
         most = self.times.steps(min(len(chosen), self._cohort), self._round_seconds, int(ready.kind[leader]))
@@ -97,7 +102,6 @@ class Scheduler:
         r = self._round(ready, self._longest_unserved(ready, chosen), most, self._turn)
         self._members[:] = False
         self._members[r.slots] = True
-        self._rounds_left -= 1
         return r
 
     def _longest_unserved(self, ready: Ready, chosen: Ids) -> Ids:
@@ -149,7 +153,10 @@ class StepTimes:
         known = self._seconds.get(key, seen)
         self._seconds[key] = known + (0.5 if seen < known else 0.02) * (seen - known)
 
+    def step(self, batch: int, kind: int = PLAIN) -> float:
+        """Seconds that a step of `batch` rows takes."""
+        return self._seconds.get((kind, batch.bit_length()), 1e-3)  # as good a guess as any
+
     def steps(self, batch: int, seconds: float, kind: int = PLAIN) -> int:
-        """How many steps of `batch` rows fit in so many seconds: at least 1, at most MAX_STEPS."""
-        known = self._seconds.get((kind, batch.bit_length()), 1e-3)  # as good a guess as any
-        return int(min(max(seconds / known, 1), MAX_STEPS))
+        """How many steps of `batch` rows take so many seconds: at least 1, at most MAX_STEPS."""
+        return min(max(round(seconds / self.step(batch, kind)), 1), MAX_STEPS)
