@@ -44,6 +44,7 @@ def document(command: Sequence[str], options: Options, bundle: Bundle, found: Fo
         "settings": {
             "seconds": options.seconds,
             "max_chars": options.max_chars,
+            "top_p": options.top_p,
             "objective": asdict(options.objective),
             "device": options.device,
             "round_milliseconds": options.round_milliseconds,

@@ -5,7 +5,7 @@
 - eager: the loop that one writes in PyTorch, one step a character, for a model of the same shape. Its weights are
   random: how long a step takes does not depend on their values.
 
-All run on one thread.
+All run on one thread. With top-p, the last two sort.
 """
 
 import asyncio
@@ -13,13 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
+from numpy.typing import NDArray
 
 from bench.portable import portable_session
 from export.bundle import Bundle
+from export.sampling import Sampling
+from serve.rows import VARIANTS, kind_of
 from serve.runtime import Decoder, choose_device
 from serve.states import States
 from train.config import ModelConfig
@@ -67,9 +71,9 @@ class Floor:
 class Floors:
     """Raises StartError or ConfigError for a bundle that cannot run here."""
 
-    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, device: str = "cpu", top_p: float = 1.0) -> None:
         torch.set_num_threads(1)
-        self._bundle = bundle
+        self._bundle, self._top_p = bundle, top_p
         self._decoder = Decoder(bundle, *choose_device(device))
         self._session = portable_session(bundle)
         self._model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
@@ -78,9 +82,9 @@ class Floors:
         """The floors of these names at a batch size, not sampled yet."""
         steps = min(max(CHARACTERS // batch, 1), STEPS)
         calls = {
-            "decode": lambda: _decode_steps(self._decoder, self._bundle, batch, steps),
-            "step": lambda: _session_steps(self._session, self._bundle, batch, steps),
-            "eager": lambda: _eager_steps(self._model, self._bundle.vocabulary.start_id, batch, steps),
+            "decode": lambda: _decode_steps(self._decoder, self._bundle, batch, steps, self._top_p),
+            "step": lambda: _session_steps(self._session, self._bundle, batch, steps, self._top_p),
+            "eager": lambda: _eager_steps(self._model, self._bundle.vocabulary.start_id, batch, steps, self._top_p),
         }
         return [Floor(name, batch, steps, calls[name]()) for name in names]
 
@@ -92,28 +96,34 @@ async def sample(floors: Sequence[Floor], seconds: float) -> None:
         await asyncio.sleep(0)
 
 
-def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int) -> Callable[[], None]:
+def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_p: float) -> Callable[[], None]:
     """So many characters for `batch` rows in one call, going on from the call before."""
     states = States(
         [name for name, _ in bundle.states], (bundle.layers, batch, bundle.hidden), decoder.device, decoder.device_id
     ).batch(np.arange(batch))
-    feeds = {
+    feeds: dict[str, NDArray[Any]] = {
         "token": np.full(batch, bundle.vocabulary.start_id),
         "uniforms": np.random.default_rng(0).random((steps, batch), dtype=np.float32),
         "forced": np.full((steps, batch), -1),
         "steps": np.full(batch, steps),
         "temperature": np.ones(batch, np.float32),
     }
+    variant = VARIANTS[kind_of(Sampling(top_p=top_p))]
+    if top_p < 1:
+        feeds["top_p"], feeds["min_p"] = np.full(batch, top_p, np.float32), np.zeros(batch, np.float32)
+        feeds["logit_bias"] = np.zeros((batch, len(bundle.vocabulary)), np.float32)
 
     def call() -> None:
         nonlocal states
-        made, states = decoder.run("decode", feeds, states)
+        made, states = decoder.run(variant, feeds, states)
         feeds["token"] = made["tokens"][-1]
 
     return call
 
 
-def _session_steps(session: ort.InferenceSession, bundle: Bundle, batch: int, steps: int) -> Callable[[], None]:
+def _session_steps(
+    session: ort.InferenceSession, bundle: Bundle, batch: int, steps: int, top_p: float
+) -> Callable[[], None]:
     """So many characters for `batch` rows one by one: a run of model.onnx, softmax, inverse of the cumulative sums."""
     names = [name for name, _ in bundle.states]
     states = [np.zeros((bundle.layers, batch, bundle.hidden), np.float32) for _ in names]
@@ -126,13 +136,18 @@ def _session_steps(session: ort.InferenceSession, bundle: Bundle, batch: int, st
         for u in uniforms:
             logits, *states = session.run(outputs, {"tokens": tokens, **dict(zip(names, states, strict=True))})
             mass = np.exp(logits[:, 0] - logits[:, 0].max(axis=1, keepdims=True))
+            if top_p < 1:
+                largest = -np.sort(-mass)
+                above = largest.cumsum(axis=1) - largest
+                kept = (above < top_p * mass.sum(axis=1, keepdims=True)).sum(axis=1, keepdims=True)
+                mass *= mass >= np.take_along_axis(largest, kept - 1, axis=1)
             cumulative = mass.cumsum(axis=1)
             tokens = (cumulative > u * cumulative[:, -1:]).argmax(axis=1, keepdims=True)
 
     return call
 
 
-def _eager_steps(model: CharacterModel, start: int, batch: int, steps: int) -> Callable[[], None]:
+def _eager_steps(model: CharacterModel, start: int, batch: int, steps: int, top_p: float) -> Callable[[], None]:
     """So many characters for `batch` rows one by one: step, softmax, inverse of the cumulative distribution."""
     tokens = torch.full((batch, 1), start)
     state = model.initial_state(batch)
@@ -143,7 +158,12 @@ def _eager_steps(model: CharacterModel, start: int, batch: int, steps: int) -> C
         nonlocal tokens, state
         for u in uniforms:
             logits, state = model(tokens, state)  # (B, 1, V)
-            cumulative = torch.softmax(logits[:, 0], dim=1).cumsum(dim=1)  # (B, V)
+            mass = torch.softmax(logits[:, 0], dim=1)  # (B, V)
+            if top_p < 1:
+                largest = mass.sort(dim=1, descending=True).values
+                kept = (largest.cumsum(dim=1) - largest < top_p).sum(dim=1, keepdim=True)
+                mass *= mass >= largest.gather(1, kept - 1)
+            cumulative = mass.cumsum(dim=1)
             # Rounding may put u times the sum beyond the last character.
             tokens = torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp(max=model.vocabulary_size - 1)
 

@@ -23,6 +23,7 @@ class Options:
     streams: tuple[int, ...]
     seconds: float
     max_chars: int
+    top_p: float
     objective: Objective
     mixes: tuple[str, ...]
     percents: tuple[float, ...]
@@ -58,6 +59,8 @@ def options_of(arguments: list[str], about: str | None) -> Options:
         f"--seconds must be more than 0 and at most {MOST_SECONDS:g}, not {given.seconds:g}",
     )
     require(given.max_chars >= 1, f"--max-chars must be at least 1, not {given.max_chars}")
+    require(0 < given.top_p <= 1, f"--top-p must be more than 0 and at most 1, not {given.top_p:g}")
+    require(not (given.peers and given.top_p < 1), "the peers of --peers have no top-p")
     require(all(0 < percent <= 1000 for percent in given.rates), "--rates must be more than 0 and at most 1000 percent")
     require(
         all(0 <= value < float("inf") for value in given.objective), "--objective must be two times in milliseconds"
@@ -82,6 +85,7 @@ def options_of(arguments: list[str], about: str | None) -> Options:
         streams=tuple(dict.fromkeys(given.streams)),
         seconds=given.seconds,
         max_chars=given.max_chars,
+        top_p=given.top_p,
         objective=Objective(*given.objective),
         mixes=tuple(dict.fromkeys(given.mixes)),
         percents=tuple(dict.fromkeys(given.rates)),
@@ -108,6 +112,7 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
         " (default: 1 8 64 256 1000)")  # fmt: skip
     add("--seconds", type=float, default=5.0, metavar="S", help="of each load, after a warm-up (default: %(default)s)")
     add("--max-chars", type=int, default=2000, metavar="N", help="characters of a text (default: %(default)s)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="of all texts, and of the floors (default: off)")
     default = Objective()
     add("--objective", type=float, nargs=2, default=[default.first_ms, default.character_ms],
         metavar=("FIRST", "THEN"), help="a text is on time if its first character comes within FIRST ms, and each"

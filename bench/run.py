@@ -21,7 +21,7 @@ from bench.peers import STREAMS as PEER_STREAMS
 from bench.profile import FLAG, Profile, read_profile
 from bench.profile import STREAMS as PROFILE_STREAMS
 from bench.server import Server, on_core, own_server, rill, served_name
-from bench.texts import MIXES, Texts, plain
+from bench.texts import MIXES, Mix, Texts, plain
 from export.bundle import Bundle
 
 NEWCOMER_STREAMS = 64  # that are busy when a newcomer asks
@@ -92,7 +92,7 @@ class Parts:
 
     async def floor(self) -> None:
         """The floors alone."""
-        floors = Floors(self._bundle, self._options.device)
+        floors = self._floors()
         for streams in self._options.streams:
             self._bar.says(f"batches of {streams:,} in process")
             at = floors.at(streams)
@@ -103,13 +103,19 @@ class Parts:
 
     async def load(self, server: Server) -> None:
         """The closed loop, and the floors around its windows."""
-        floors = Floors(self._bundle, self._options.device)
+        floors = self._floors()
         for streams in self._options.streams:
             self._bar.says(f"{streams:,} streams over gRPC")
             at = floors.at(streams)
             self._found.floors += at
             load = await measure(
-                server, self._plain(), streams, self._options.seconds, self._options.objective, at, self._bar.advance
+                server,
+                self._texts(plain(self._options.max_chars)),
+                streams,
+                self._options.seconds,
+                self._options.objective,
+                at,
+                self._bar.advance,
             )
             self._found.loads.append(load)
 
@@ -121,7 +127,12 @@ class Parts:
         self._bar.advance()
         self._bar.says(f"newcomers beside {NEWCOMER_STREAMS} streams")
         self._found.newcomer = await newcomer_wait(
-            server, self.model, self._plain(), NEWCOMER_STREAMS, seconds, self._options.objective
+            server,
+            self.model,
+            self._texts(plain(self._options.max_chars)),
+            NEWCOMER_STREAMS,
+            seconds,
+            self._options.objective,
         )
         self._bar.advance()
 
@@ -130,7 +141,7 @@ class Parts:
         seconds, objective = self._options.seconds, self._options.objective
         for name in self._options.mixes:
             self._bar.says(f"{name} texts: the capacity")
-            texts = Texts(self.model, MIXES[name], self._bundle.vocabulary.symbols)
+            texts = self._texts(MIXES[name])
             full = await window(server, texts, CAPACITY_STREAMS, seconds, objective)
             capacity = full.speed / texts.mean_generated
             if not capacity:
@@ -138,14 +149,14 @@ class Parts:
             self._bar.advance()
             for percent in self._options.percents:
                 self._bar.says(f"{name} texts: {percent:g} % of the capacity")
-                texts = Texts(self.model, MIXES[name], self._bundle.vocabulary.symbols)
+                texts = self._texts(MIXES[name])
                 self._found.open.append(await open_loop(server, texts, capacity, percent, seconds, objective))
                 self._bar.advance()
 
     async def peers(self) -> None:
         """The same closed loop on each peer."""
         self._found.notes.append(mlserver_note())
-        floors = Floors(self._bundle, self._options.device)
+        floors = self._floors()
         for name, what in PEERS.items():
             command = [sys.executable, "-m", f"bench.peers.{name}", "--bundle", str(self._options.bundle)]
             async with own_server(command, self._core) as server:
@@ -153,7 +164,7 @@ class Parts:
                     self._bar.says(f"{what}: {streams} streams")
                     load = await measure(
                         server,
-                        self._plain(),
+                        self._texts(plain(self._options.max_chars)),
                         streams,
                         self._options.seconds,
                         self._options.objective,
@@ -182,12 +193,21 @@ class Parts:
             command = rill(self._options.bundle, *self._options.server_flags, FLAG, str(path))
             try:
                 async with own_server(command, self._core) as server:
-                    await window(server, self._plain(), streams, self._options.seconds, self._options.objective)
+                    await window(
+                        server,
+                        self._texts(plain(self._options.max_chars)),
+                        streams,
+                        self._options.seconds,
+                        self._options.objective,
+                    )
             except BenchError as error:
                 if f"unrecognized arguments: {FLAG}" in str(error):
                     raise BenchError(f"this version of the server has no {FLAG}") from None
                 raise
             return read_profile(path, streams)
 
-    def _plain(self) -> Texts:
-        return Texts(self.model, plain(self._options.max_chars), self._bundle.vocabulary.symbols)
+    def _texts(self, mix: Mix) -> Texts:
+        return Texts(self.model, mix, self._bundle.vocabulary.symbols, self._options.top_p)
+
+    def _floors(self) -> Floors:
+        return Floors(self._bundle, self._options.device, self._options.top_p)

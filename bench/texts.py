@@ -33,8 +33,8 @@ MIXES = {
 class Texts:
     """Requests of a mix to `model`, all different; the same ones in the same order for equal arguments."""
 
-    def __init__(self, model: str, mix: Mix, symbols: Sequence[str]) -> None:
-        self.mix, self._model = mix, model
+    def __init__(self, model: str, mix: Mix, symbols: Sequence[str], top_p: float = 1.0) -> None:
+        self.mix, self._model, self._top_p = mix, model, top_p
         self._random = np.random.default_rng(0)
         characters = [symbol for symbol in symbols if len(symbol) == 1]
         self._pool = "".join(characters[index] for index in self._random.integers(len(characters), size=POOL))
@@ -54,7 +54,7 @@ class Texts:
             model=self._model,
             prompt=self._pool[begin : begin + prompt],
             max_chars=int(_lengths(self._random, self.mix.generated, 1)[0]),
-            sampling=pb.Sampling(seed=self._seed),
+            sampling=pb.Sampling(seed=self._seed, top_p=self._top_p),
         )
 
 
