@@ -77,6 +77,23 @@ def uniforms(seed: int, start: int, count: int) -> Floats:
     return np.random.Generator(bits).random(start % 8 + count, dtype=np.float32)[start % 8 :]
 
 
+class UniformSource:
+    """`uniforms`, without making a generator each time: that asks the system for entropy which nobody uses."""
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(key=0)
+        self._random = np.random.Generator(self._bits)
+        self._state: Any = self._bits.state  # before the first value
+
+    def draw(self, seed: int, start: int, count: int) -> Floats:
+        """`uniforms(seed, start, count)`."""
+        inner = self._state["state"]
+        inner["key"][:] = seed, 0
+        inner["counter"][0] = start // 8
+        self._bits.state = self._state
+        return self._random.random(start % 8 + count, dtype=np.float32)[start % 8 :]
+
+
 def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id: int | None = None) -> int:
     """The id that `sampling` chooses from one row of logits, float32 [vocab], with the uniform `u` in [0, 1).
 

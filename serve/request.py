@@ -68,6 +68,8 @@ def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: 
 
 def _prompt(text: str, resumption: Resumption | None, model: Model, limits: Limits) -> Any:
     """The ids that the model reads first: from a token on, its last character is still to be read."""
+    if not (text or resumption):
+        return np.array([model.bundle.vocabulary.start_id])
     if len(text) > limits.prompt:
         raise RequestError("prompt", f"the prompt has {len(text)} characters; this server takes {limits.prompt}")
     try:
@@ -76,7 +78,7 @@ def _prompt(text: str, resumption: Resumption | None, model: Model, limits: Limi
         raise RequestError("prompt", f"prompt: {error}") from None
     if resumption:
         return np.concatenate([[resumption.snapshot.token], ids])
-    return ids if text else np.array([model.bundle.vocabulary.start_id])
+    return ids
 
 
 def _seed(message: pb.Sampling, resumption: Resumption | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.sampling import Sampling, uniforms, window_of
+from export.sampling import Sampling, UniformSource, window_of
 from serve.codec import Ids
 from serve.stream import Order
 
@@ -92,6 +92,7 @@ class Rows:
         self.read = np.zeros(slots, np.int64)  # characters that the stream's reader has taken
         self.logit_bias = np.zeros((slots + 1, vocabulary), np.float32)
         self.uniforms = np.zeros((slots + 1, UNIFORMS), np.float32)
+        self._source = UniformSource()
         self.starting: set[int] = set()
         self.paced = self.special = 0
         self._orders: dict[int, Order] = {}
@@ -232,7 +233,7 @@ class Rows:
     def _draw(self, slot: int) -> None:
         """The next block of uniforms, from the position where the row stands."""
         made = int(self.table["made"][slot])
-        self.uniforms[slot] = uniforms(self._orders[slot].seed, made, UNIFORMS)
+        self.uniforms[slot] = self._source.draw(self._orders[slot].seed, made, UNIFORMS)
         self.table["drawn"][slot] = made
 
 

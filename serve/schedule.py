@@ -10,8 +10,9 @@ from serve.rows import PLAIN, UNIFORMS, Round, Rows
 from serve.runtime import Decoder
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
-FIRST_SECONDS = 0.010  # of a round for those who wait for their first character
-TURN_SECONDS = 0.025  # until the last round of a turn begins
+SHORT_SECONDS = 0.020  # to read a prompt alone: those who have a longer one take turns like the others
+SAVED_SECONDS = 0.030  # at most, of the time that newcomers may take at once, because they have not before
+TURN_SECONDS = 0.025  # of rounds, until the last of a turn begins
 TURN_STEPS = 16  # at least, where a step takes long
 NEWCOMERS = 0  # in place of a turn's number: a round between two others
 
@@ -41,26 +42,34 @@ class Scheduler:
         self._round_seconds = round_seconds
         self.times = StepTimes()
         self._turn = NEWCOMERS  # the number of the last one
-        self._turn_ends = 0.0  # time.monotonic()
+        self._turn_left = 0.0  # seconds of rounds
         self._members = np.zeros(rows.slots, bool)  # whose turn it is, by slot
-        self._newcomers_last = False
+        self._saved = SAVED_SECONDS  # what newcomers may take
 
     def plan(self, now: float) -> Round | None:
         """The next round, or None if no stream can go on."""
         ready = self._ready(now)
         newcomers = self._newcomers(ready)
-        self._newcomers_last = newcomers.size > 0 and not self._newcomers_last
-        if self._newcomers_last:
+        if newcomers.size and self._saved > 0:
             return self._round_of_newcomers(ready, newcomers)
-        if now < self._turn_ends:
+        if self._turn_left > 0:
             chosen = np.flatnonzero(self._members[ready.slots])
             if 2 * len(chosen) > self._members.sum():  # else too many have ended, or wait for their reader
                 return self._round_of_a_turn(ready, chosen)
         self._turn += 1
         r = self._round_of_a_turn(ready, np.arange(len(ready.slots)))
         if r:
-            self._turn_ends = now + max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
+            self._turn_left = max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
         return r
+
+    def ran(self, r: Round, seconds: float) -> None:
+        """A round took so long: newcomers get as much time as the others, if they want it."""
+        self.times.learn(r, seconds)
+        if r.turn == NEWCOMERS:
+            self._saved -= seconds
+        else:
+            self._saved = min(self._saved + seconds, SAVED_SECONDS)
+            self._turn_left -= seconds
 
     def _ready(self, now: float) -> Ready:
         slots = self._rows.in_use
@@ -75,13 +84,13 @@ class Scheduler:
         """Which have no character yet and can have one within a short round."""
         if not self._rows.starting:
             return np.zeros(0, np.int64)
-        return np.flatnonzero(ready.is_new & (ready.prompt < self.times.steps(1, FIRST_SECONDS)))
+        return np.flatnonzero(ready.is_new & (ready.prompt < self.times.steps(1, SHORT_SECONDS)))
 
     def _round_of_newcomers(self, ready: Ready, chosen: Ids) -> Round:
         """As many as have their first character about as soon as the one that has waited longest."""
         chosen, leader = _of_a_kind(ready, chosen)
         kind = int(ready.kind[leader])
-        most = self.times.steps(len(chosen), FIRST_SECONDS, kind)
+        most = self.times.steps(len(chosen), self._round_seconds, kind)
         steps = np.minimum(ready.prompt + 1, most)
         chosen = _company(chosen, steps, leader)
         # There may be many of them at once, but not with filters, which take more memory for each row.
@@ -97,7 +106,8 @@ class Scheduler:
         if not chosen.size:
             return None
         chosen, leader = _of_a_kind(ready, chosen)
-        most = self.times.steps(min(len(chosen), self._cohort), self._round_seconds, int(ready.kind[leader]))
+        seconds = self._round_seconds if 2 * len(chosen) > self._cohort else self._round_seconds / 2
+        most = self.times.steps(min(len(chosen), self._cohort), seconds, int(ready.kind[leader]))
         chosen = _company(chosen, np.minimum(ready.prompt + ready.room, most), leader)
         r = self._round(ready, self._longest_unserved(ready, chosen), most, self._turn)
         self._members[:] = False

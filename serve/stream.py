@@ -103,7 +103,7 @@ class Stream:
         return self.position - self.order.position
 
     def deliver(self, piece: Piece, now: float) -> None:
-        """Add what the engine made. The reader is told of the first character at once, of the others by `tell`."""
+        """Add what the engine made. The reader is told of a snapshot or the first character at once, else by `tell`."""
         if piece.logprobs:
             self._logprobs.append(piece.logprobs)
         if piece.text:
@@ -115,6 +115,7 @@ class Stream:
             self._known += self._rest
             self._rest.clear()
             self._snapshot = piece.snapshot
+            self._news.set()
 
     def tell(self) -> None:
         """Let the reader have what there is."""

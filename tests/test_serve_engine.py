@@ -15,7 +15,6 @@ from serve.errors import DrainingError, EngineError, StartError, WaitingLineFull
 from serve.model import Model
 from serve.rows import PLAIN, TOP_K, TOP_P, Rows, kind_of
 from serve.runtime import COHORT, CPU, Decoder
-from serve.schedule import _company
 from serve.states import States
 from serve.stream import End, Order
 from train.vocab import Vocabulary
@@ -203,15 +202,6 @@ async def test_paced_streams_do_not_ride_in_long_rounds(model):
     assert np.mean(long) < 5
     assert max(short) > 5  # those who are due share a round
     await until_free(model)
-
-
-def test_rows_go_together_that_can_go_about_as_far():
-    rows = np.arange(6)
-    even, mixed = np.array([30, 30, 29, 3, 30, 30]), np.array([30, 1, 1, 2, 1, 1])
-    assert _company(rows, even, 3).tolist() == [0, 1, 2, 3, 4, 5]  # one in vain is cheaper than a round of its own
-    assert _company(rows, mixed, 0).tolist() == [0]
-    assert _company(rows, mixed, 3).tolist() == [1, 2, 3, 4, 5]
-    assert _company(rows[1:], mixed, 2).tolist() == [1, 2, 3, 4, 5]
 
 
 async def test_what_is_replayed_is_bounded_however_long_a_stop_is(model):
