@@ -13,7 +13,7 @@ from serve.schedule import NEWCOMERS, SAVED_SECONDS, SHORT_SECONDS, TURN_SECONDS
 from serve.stream import Order
 
 COHORT, ROUND_SECONDS, STEP = 4, 0.010, 0.0005  # a step takes as long however many rows there are
-FILTERED = Sampling(top_k=3)
+PLAIN_SAMPLING, FILTERED = Sampling(), Sampling(top_k=3)
 
 
 class Machine:
@@ -25,7 +25,7 @@ class Machine:
         self.scheduler.times.step = lambda batch, kind=PLAIN: step
         self.now, self.step, self.orders = 100.0, step, {}
 
-    def enter(self, slot, count=0, prompt=1, pace=0.0, sampling=Sampling()):
+    def enter(self, slot, count=0, prompt=1, pace=0.0, sampling=PLAIN_SAMPLING):
         order = Order(np.zeros(prompt, np.int64), prompt, sampling, 0, count, pace)
         self.rows.read[slot] = 0
         self.rows.enter(slot, order, self.now)
@@ -140,7 +140,7 @@ def test_newcomers_of_like_prompts_go_together():
 def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
     machine = Machine()
     for slot in range(4):
-        machine.enter(slot, sampling=FILTERED if slot % 2 else Sampling())
+        machine.enter(slot, sampling=FILTERED if slot % 2 else PLAIN_SAMPLING)
     rounds = machine.rounds(30)
     assert {tuple(slots) for slots in slots_of(rounds)} == {(0, 2), (1, 3)}
     made = machine.rows.table["made"][:4]
