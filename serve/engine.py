@@ -25,7 +25,7 @@ from serve.errors import DrainingError, EngineError, RillError
 from serve.harvest import Harvester, pieces
 from serve.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, Round, Rows
 from serve.runtime import Decoder
-from serve.schedule import NEWCOMERS, Scheduler
+from serve.schedule import Scheduler
 from serve.states import Batch, States
 from serve.stream import End, Piece, Stream
 
@@ -75,8 +75,7 @@ class Engine:
         self._inbox: deque[tuple[Callable[[Stream], None], Stream]] = deque()
         self._outbox: list[Delivery] = []
         self._streams: dict[int, Stream] = {}
-        self._turn: int | None = None  # the number of the one that goes on
-        self._told_later: dict[Stream, None] = {}  # whose readers are told when their turn is over
+        self._due: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
         self._wake = threading.Event()
         self._idle = self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -181,13 +180,11 @@ class Engine:
                 self._outbox.append(Delivery([stream], list, {stream: None}, error))
 
     def _schedule(self, now: float) -> Round | None:
-        """The next round, or None if no stream can go on; where a turn is over, its readers are told."""
+        """The next round, or None if no stream can go on; the readers of those who sit it out are told."""
         planned = self._scheduler.plan(now)
-        turn = planned.turn if planned else None
-        if turn not in (NEWCOMERS, self._turn):
-            self._turn = turn
-            self._outbox.append(Delivery((), list, {}, readers=list(self._told_later)))
-            self._told_later.clear()
+        if not (planned and planned.newcomers):
+            slots = set(planned.slots.tolist()) if planned else set()
+            self._tell([stream for stream in self._due if stream.slot not in slots])
         return planned
 
     def _run(self, r: Round, now: float) -> None:
@@ -198,7 +195,7 @@ class Engine:
         self._hand_over()
         made, after = self._call(r, feeds, before)
         self._update(r, feeds["token"], before, made, after, now)
-        if r.turn == NEWCOMERS and len(r.slots) >= len(self._streams):
+        if r.newcomers and len(r.slots) >= len(self._streams):
             # Nobody else waits: the event loop can send the first characters without waiting for the GIL.
             self._hand_over()
             self._wake.wait(GIVE_WAY_SECONDS)
@@ -229,12 +226,22 @@ class Engine:
         if self._rows.starting:
             for stream in streams:
                 stream.entered = stream.entered or now
+        for stream in streams:
+            self._due.setdefault(stream, now + self._scheduler.turn_seconds)
         harvest = self._harvester.reap(r, entry_tokens, before, after, made["tokens"])
         for column in harvest.ends:
             self._release(int(r.slots[column]))
         gone = {streams[column]: end for column, end in harvest.ends.items()}
-        self._told_later |= dict.fromkeys(streams)
         self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, made, harvest), gone))
+        now = time.monotonic()
+        self._tell([stream for stream, due in self._due.items() if due <= now])
+
+    def _tell(self, streams: Sequence[Stream]) -> None:
+        """Let the readers of `streams` have what has been made: not after each round, since a message has its price."""
+        if streams:
+            self._outbox.append(Delivery((), list, {}, readers=streams))
+        for stream in streams:
+            del self._due[stream]
 
     def _fail(self, planned: Round | None, error: Exception) -> None:
         """End the streams of a round, or all if it was not even planned."""
@@ -246,14 +253,19 @@ class Engine:
         self._outbox.append(Delivery(streams, list, dict.fromkeys(streams), failure))
 
     def _release(self, slot: int) -> None:
-        del self._streams[slot]
+        self._due.pop(self._streams.pop(slot), None)
         self._rows.leave(slot)
         self._harvester.leave(slot)
 
     def _hand_over(self) -> None:
-        for delivery in self._outbox:
-            self._loop.call_soon_threadsafe(self._deliver, delivery)
-        self._outbox.clear()
+        """Wake the event loop once for all that has happened."""
+        if self._outbox:
+            self._loop.call_soon_threadsafe(self._take_over, self._outbox)
+            self._outbox = []
+
+    def _take_over(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._deliver(delivery)
 
     def _sleep(self) -> None:
         """Wait for the event loop, or for the next paced stream's turn."""

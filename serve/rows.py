@@ -65,7 +65,7 @@ class Round:
     prompted: Ids  # [rows]: how many of the steps read a prompt
     kind: int  # of all its rows
     padding: int = 0  # rows beside them that take no step, for a batch size that the device knows
-    turn: int = 0  # the number of the turn that it is part of (`serve.schedule`)
+    newcomers: bool = False  # between two rounds of others, for those who have no character yet
 
     @property
     def variant(self) -> str:

@@ -14,7 +14,6 @@ SHORT_SECONDS = 0.020  # to read a prompt alone: those who have a longer one tak
 SAVED_SECONDS = 0.030  # at most, of the time that newcomers may take at once, because they have not before
 TURN_SECONDS = 0.025  # of rounds, until the last of a turn begins
 TURN_STEPS = 16  # at least, where a step takes long
-NEWCOMERS = 0  # in place of a turn's number: a round between two others
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,16 @@ class Ready:
 class Scheduler:
     """Plans rounds of about `round_seconds` at most, or one step. Used by the engine thread only.
 
-    Streams take turns of several rounds, and what is made is sent at the end of a turn, so that messages are worth
-    sending. Those who wait for their first character need not wait that long: between any two rounds, they can have one
-    of their own, and then join the turn if there is place.
+    Where there are too many for one round, streams take turns of several, so that messages are worth sending. Those who
+    wait for their first character need not wait that long: between any two rounds, they can have one of their own, and
+    then join the turn if there is place.
     """
 
     def __init__(self, rows: Rows, decoder: Decoder, round_seconds: float) -> None:
         self._rows, self._cohort, self._padding = rows, decoder.cohort, decoder.padding
         self._round_seconds = round_seconds
         self.times = StepTimes()
-        self._turn = NEWCOMERS  # the number of the last one
+        self.turn_seconds = TURN_SECONDS  # of the last turn
         self._turn_left = 0.0  # seconds of rounds
         self._members = np.zeros(rows.slots, bool)  # whose turn it is, by slot
         self._saved = SAVED_SECONDS  # what newcomers may take
@@ -56,16 +55,15 @@ class Scheduler:
             chosen = np.flatnonzero(self._members[ready.slots])
             if 2 * len(chosen) > self._members.sum():  # else too many have ended, or wait for their reader
                 return self._round_of_a_turn(ready, chosen)
-        self._turn += 1
         r = self._round_of_a_turn(ready, np.arange(len(ready.slots)))
         if r:
-            self._turn_left = max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
+            self._turn_left = self.turn_seconds = max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
         return r
 
     def ran(self, r: Round, seconds: float) -> None:
         """A round took so long: newcomers get as much time as the others, if they want it."""
         self.times.learn(r, seconds)
-        if r.turn == NEWCOMERS:
+        if r.newcomers:
             self._saved -= seconds
         else:
             self._saved = min(self._saved + seconds, SAVED_SECONDS)
@@ -96,7 +94,7 @@ class Scheduler:
         # There may be many of them at once, but not with filters, which take more memory for each row.
         if kind != PLAIN:
             chosen = self._longest_unserved(ready, chosen)
-        r = self._round(ready, chosen, int(steps[chosen].max()), NEWCOMERS)
+        r = self._round(ready, chosen, int(steps[chosen].max()), newcomers=True)
         if self._members.sum() + len(r.slots) <= self._cohort:
             self._members[r.slots] = True
         return r
@@ -109,7 +107,7 @@ class Scheduler:
         seconds = self._round_seconds if 2 * len(chosen) > self._cohort else self._round_seconds / 2
         most = self.times.steps(min(len(chosen), self._cohort), seconds, int(ready.kind[leader]))
         chosen = _company(chosen, np.minimum(ready.prompt + ready.room, most), leader)
-        r = self._round(ready, self._longest_unserved(ready, chosen), most, self._turn)
+        r = self._round(ready, self._longest_unserved(ready, chosen), most)
         self._members[:] = False
         self._members[r.slots] = True
         return r
@@ -121,11 +119,11 @@ class Scheduler:
         by_need = np.argsort(ready.served[chosen], kind="stable")
         return np.sort(chosen[by_need[: self._cohort]])
 
-    def _round(self, ready: Ready, chosen: Ids, most: int, turn: int) -> Round:
+    def _round(self, ready: Ready, chosen: Ids, most: int, newcomers: bool = False) -> Round:
         slots, prompt = ready.slots[chosen], ready.prompt[chosen]
         steps = np.minimum(prompt + ready.room[chosen], most)
         kind, padding = int(ready.kind[chosen[0]]), self._padding(len(slots))
-        return Round(slots, steps, np.minimum(prompt, steps), kind, padding, turn)
+        return Round(slots, steps, np.minimum(prompt, steps), kind, padding, newcomers)
 
 
 def _of_a_kind(ready: Ready, chosen: Ids) -> tuple[Ids, int]:

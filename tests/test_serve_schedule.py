@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from export.sampling import Sampling
 from serve.rows import PLAIN, Round, Rows
-from serve.schedule import NEWCOMERS, SAVED_SECONDS, SHORT_SECONDS, TURN_SECONDS, TURN_STEPS, Scheduler, _company
+from serve.schedule import SAVED_SECONDS, SHORT_SECONDS, TURN_SECONDS, TURN_STEPS, Scheduler, _company
 from serve.stream import Order
 
 COHORT, ROUND_SECONDS, STEP = 4, 0.010, 0.0005  # a step takes as long however many rows there are
@@ -65,35 +65,31 @@ def test_who_has_no_character_yet_has_a_round_between_two_of_a_turn():
     machine.rounds(2)  # the first characters, and a round of the turn
     machine.enter(2, prompt=6)
     newcomer, after = machine.rounds(2)
-    assert newcomer.turn == NEWCOMERS
+    assert newcomer.newcomers
     assert (newcomer.slots.tolist(), newcomer.time) == ([2], 6)
     assert sorted(after.slots.tolist()) == [0, 1, 2]  # there is place for it in the turn
-    assert after.turn == 1
+    assert not after.newcomers
 
 
 def test_a_turn_is_of_the_same_rows_until_its_time_is_over():
     machine = Machine()
     for slot in range(2 * COHORT):
         machine.enter(slot)
-    assert machine.round().turn == NEWCOMERS  # all of them: plain newcomers may be many
+    assert machine.round().newcomers  # all of them: plain newcomers may be many
     rounds = machine.rounds(12)
-    turns = [r.turn for r in rounds]
-    assert turns == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     assert {r.time * STEP for r in rounds} == {ROUND_SECONDS}
     assert 3 * ROUND_SECONDS > TURN_SECONDS > 2 * ROUND_SECONDS
-    assert slots_of(rounds[::3]) == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
-    assert slots_of(rounds[:3]) == [[0, 1, 2, 3]] * 3
+    assert slots_of(rounds) == ([[0, 1, 2, 3]] * 3 + [[4, 5, 6, 7]] * 3) * 2
 
 
 def test_where_a_step_takes_long_a_turn_is_some_characters():
     machine = Machine(step=0.008)
-    machine.enter(0)
-    machine.enter(1)
-    machine.enter(2)
-    rounds = machine.rounds(40)[1:]
-    first = [r for r in rounds if r.turn == 1]
-    assert TURN_STEPS <= sum(r.time for r in first) <= TURN_STEPS + 1
-    assert all(r.time * machine.step < 2 * ROUND_SECONDS for r in rounds)
+    for slot in range(2 * COHORT):
+        machine.enter(slot)
+    rounds = machine.rounds(2 * TURN_STEPS + 1)[1:]
+    assert slots_of(rounds) == [[0, 1, 2, 3]] * TURN_STEPS + [[4, 5, 6, 7]] * TURN_STEPS
+    assert all(r.time == 1 for r in rounds)
+    assert machine.scheduler.turn_seconds == TURN_STEPS * machine.step
 
 
 def test_few_rows_have_short_rounds():
@@ -115,7 +111,7 @@ def test_newcomers_take_no_more_time_than_the_others():
         if 1 not in machine.orders:
             machine.enter(1, count=1, prompt=20)
         r = machine.round()
-        times[r.turn == NEWCOMERS] += r.time * STEP
+        times[r.newcomers] += r.time * STEP
     assert times[True] <= times[False] + SAVED_SECONDS + ROUND_SECONDS
     assert times[True] > 0.3 * times[False]
 
@@ -125,7 +121,7 @@ def test_a_long_prompt_takes_turns():
     machine.enter(0)
     machine.round()
     machine.enter(1, prompt=10 * int(SHORT_SECONDS / STEP))
-    assert NEWCOMERS not in {r.turn for r in machine.rounds(4)}
+    assert not any(r.newcomers for r in machine.rounds(4))
 
 
 def test_newcomers_of_like_prompts_go_together():
@@ -134,7 +130,8 @@ def test_newcomers_of_like_prompts_go_together():
         machine.enter(slot, prompt=prompt)
     first, second = machine.rounds(2)
     assert sorted([slots_of([first])[0], slots_of([second])[0]]) == [[0, 2, 4], [1, 3]]
-    assert first.turn == second.turn == NEWCOMERS
+    assert first.newcomers
+    assert second.newcomers
 
 
 def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
@@ -194,7 +191,7 @@ def test_every_stream_gets_what_it_asked_for(coming, step):
         done += 1
         assert (r.steps >= 1).all()
         assert (r.prompted <= r.steps).all()
-        assert len(r.slots) <= COHORT or (r.turn == NEWCOMERS and r.kind == PLAIN)
+        assert len(r.slots) <= COHORT or (r.newcomers and r.kind == PLAIN)
         assert len(set(machine.rows.table["kind"][r.slots].tolist())) == 1
         assert (machine.rows.table["made"][r.slots] - before[r.slots] == r.steps - r.prompted).all()
         assert (machine.rows.table["made"][r.slots] <= machine.rows.table["limit"][r.slots]).all()
