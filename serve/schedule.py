@@ -12,7 +12,7 @@ from serve.runtime import Decoder
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
 SHORT_SECONDS = 0.020  # to read a prompt alone: those who have a longer one take turns like the others
 SAVED_SECONDS = 0.030  # at most, of the time that newcomers may take at once, because they have not before
-TURN_SECONDS = 0.025  # of rounds, until the last of a turn begins
+TURN_SECONDS = 0.028  # of rounds, until the last of a turn begins
 TURN_STEPS = 16  # at least, where a step takes long
 
 
@@ -104,7 +104,9 @@ class Scheduler:
         if not chosen.size:
             return None
         chosen, leader = _of_a_kind(ready, chosen)
-        seconds = self._round_seconds if 2 * len(chosen) > self._cohort else self._round_seconds / 2
+        # Few rows do not pay for the machine anyway; a single one pays for each round's preparation alone.
+        few = 1 < len(chosen) <= self._cohort // 2
+        seconds = self._round_seconds / 2 if few else self._round_seconds
         most = self.times.steps(min(len(chosen), self._cohort), seconds, int(ready.kind[leader]))
         chosen = _company(chosen, np.minimum(ready.prompt + ready.room, most), leader)
         r = self._round(ready, self._longest_unserved(ready, chosen), most)
