@@ -91,9 +91,10 @@ class Scheduler:
         most = self.times.steps(len(chosen), self._round_seconds, kind)
         steps = np.minimum(ready.prompt + 1, most)
         chosen = _company(chosen, steps, leader)
-        # There may be many of them at once, but not with filters, which take more memory for each row.
-        if kind != PLAIN:
-            chosen = self._longest_unserved(ready, chosen)
+        # Many may have it at once, but not with filters, which take more memory for each row. Where it takes more than
+        # this round, let some be done rather than all begin.
+        if kind != PLAIN or (ready.prompt[chosen] >= most).any():
+            chosen = self._least(ready.prompt, chosen)
         r = self._round(ready, chosen, int(steps[chosen].max()), newcomers=True)
         if self._members.sum() + len(r.slots) <= self._cohort:
             self._members[r.slots] = True
@@ -109,17 +110,16 @@ class Scheduler:
         seconds = self._round_seconds / 2 if few else self._round_seconds
         most = self.times.steps(min(len(chosen), self._cohort), seconds, int(ready.kind[leader]))
         chosen = _company(chosen, np.minimum(ready.prompt + ready.room, most), leader)
-        r = self._round(ready, self._longest_unserved(ready, chosen), most)
+        r = self._round(ready, self._least(ready.served, chosen), most)
         self._members[:] = False
         self._members[r.slots] = True
         return r
 
-    def _longest_unserved(self, ready: Ready, chosen: Ids) -> Ids:
-        """Those for whom there is place in a round."""
+    def _least(self, values: Ids, chosen: Ids) -> Ids:
+        """As many of the rows `chosen` as there is place for in a round, those with the least of `values`."""
         if len(chosen) <= self._cohort:
             return chosen
-        by_need = np.argsort(ready.served[chosen], kind="stable")
-        return np.sort(chosen[by_need[: self._cohort]])
+        return np.sort(chosen[np.argsort(values[chosen], kind="stable")[: self._cohort]])
 
     def _round(self, ready: Ready, chosen: Ids, most: int, newcomers: bool = False) -> Round:
         slots, prompt = ready.slots[chosen], ready.prompt[chosen]

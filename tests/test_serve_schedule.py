@@ -133,6 +133,15 @@ def test_newcomers_of_like_prompts_go_together():
     assert second.newcomers
 
 
+def test_of_many_prompts_some_are_read_before_all_are_begun():
+    machine = Machine()
+    for slot in range(3 * COHORT):
+        machine.enter(slot, prompt=30)
+    machine.rounds(2)
+    left = machine.rows.table["prompt_left"][: 3 * COHORT]
+    assert sorted(left.tolist()) == [0] * COHORT + [29] * 2 * COHORT
+
+
 def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
     machine = Machine()
     for slot in range(4):
