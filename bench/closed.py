@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean, median
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,7 +19,6 @@ from bench.floors import Floor, sample
 from bench.latency import Objective, Percentiles, Tally, Text, percentiles
 from bench.server import Server, Spent
 from bench.texts import Texts
-from protos.rill_pb2_grpc import TextGenerationStub
 
 WINDOWS = 8  # of a load, with the floors measured before, between and after them
 WARM_UP = 0.4  # of a window's time, before it
@@ -87,7 +87,7 @@ class Window:
 class Readers:
     """The streams of a closed loop; they count into `tally`, which may be replaced at any time."""
 
-    def __init__(self, stub: TextGenerationStub, texts: Texts, streams: int, objective: Objective) -> None:
+    def __init__(self, stub: Any, texts: Texts, streams: int, objective: Objective) -> None:
         self._stub, self._texts, self._streams, self._objective = stub, texts, streams, objective
         self._missing = streams  # streams without a character so far
         self.all_begun = asyncio.Event()
@@ -119,9 +119,12 @@ class Readers:
 
 
 @asynccontextmanager
-async def busy(channel: grpc.aio.Channel, texts: Texts, streams: int, objective: Objective) -> AsyncIterator[Readers]:
-    """So many streams that read meanwhile, all with a character already. Raises BenchError if one fails."""
-    readers = Readers(TextGenerationStub(channel), texts, streams, objective)
+async def busy(stub: Any, texts: Texts, streams: int, objective: Objective) -> AsyncIterator[Readers]:
+    """So many streams that read meanwhile, all with a character already. Raises BenchError if one fails.
+
+    `stub` has the `Generate` of a TextGenerationStub.
+    """
+    readers = Readers(stub, texts, streams, objective)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(readers.read(stream)) for stream in range(streams)]
@@ -139,7 +142,10 @@ async def busy(channel: grpc.aio.Channel, texts: Texts, streams: int, objective:
 
 async def window(server: Server, texts: Texts, streams: int, seconds: float, objective: Objective) -> Window:
     """Load `server` on one connection, for so long after a warm-up. Raises BenchError if a stream fails."""
-    async with grpc.aio.insecure_channel(server.target) as channel, busy(channel, texts, streams, objective) as readers:
+    async with (
+        grpc.aio.insecure_channel(server.target) as channel,
+        busy(server.stub(channel), texts, streams, objective) as readers,
+    ):
         await asyncio.sleep(WARM_UP * seconds)
         readers.tally = tally = Tally()
         before = server.spent()

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from bench.bar import Bar
@@ -16,7 +17,7 @@ from bench.found import Found, Peer
 from bench.idle import idle_wait, newcomer_wait
 from bench.open import CAPACITY_STREAMS, open_loop
 from bench.options import Options
-from bench.peers import PEERS, mlserver_note
+from bench.peers import MLSERVER, installed_peers, stub_of
 from bench.peers import STREAMS as PEER_STREAMS
 from bench.profile import FLAG, Profile, read_profile
 from bench.profile import STREAMS as PROFILE_STREAMS
@@ -68,7 +69,7 @@ def _measurements(options: Options) -> int:
         (loads if options.parts == ("floor",) else 0)
         + ((loads + 2) if "load" in options.parts else 0)
         + (len(options.mixes) * (1 + len(options.percents)) if "open" in options.parts else 0)
-        + (len(PEERS) * len(PEER_STREAMS) * WINDOWS if options.peers else 0)
+        + (len(installed_peers()) * len(PEER_STREAMS) * WINDOWS if options.peers else 0)
         + (len(PROFILE_STREAMS) if "profile" in options.parts else 0)
     )
 
@@ -155,15 +156,17 @@ class Parts:
 
     async def peers(self) -> None:
         """The same closed loop on each peer."""
-        self._found.notes.append(mlserver_note())
+        if MLSERVER not in installed_peers():
+            self._found.notes.append("MLServer is not installed: not measured")
         floors = self._floors()
-        for name, what in PEERS.items():
+        for name, what in installed_peers().items():
             command = [sys.executable, "-m", f"bench.peers.{name}", "--bundle", str(self._options.bundle)]
             async with own_server(command, self._core) as server:
+                peer = replace(server, stub=stub_of(name))
                 for streams in PEER_STREAMS:
                     self._bar.says(f"{what}: {streams} streams")
                     load = await measure(
-                        server,
+                        peer,
                         self._texts(plain(self._options.max_chars)),
                         streams,
                         self._options.seconds,

@@ -7,11 +7,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import grpc
 import grpc.aio
@@ -41,7 +41,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Server:
-    """`target` is HOST:PORT; the rest is known only of a server that was started here.
+    """`target` is HOST:PORT, `stub` makes what has its `Generate`; the rest is known only of one that was started here.
 
     `start_seconds` is from the start of the process to its "listening" line; `rest_megabytes` is its resident memory
     right after (a megabyte is 10^6 bytes).
@@ -51,6 +51,7 @@ class Server:
     process: psutil.Process | None = None
     start_seconds: float | None = None
     rest_megabytes: float | None = None
+    stub: Callable[[grpc.aio.Channel], Any] = TextGenerationStub
 
     def spent(self) -> Spent | None:
         """What has been spent on this machine so far, the host's share of it (steal) included in `others`."""

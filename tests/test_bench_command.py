@@ -18,6 +18,7 @@ from conftest import ROOT, Server
 from bench.__main__ import main
 from bench.bar import Bar
 from bench.open import WARM_UP, arrivals
+from bench.peers import installed_peers
 from bench.run import Parts
 from bench.server import on_core, two_cores
 
@@ -153,7 +154,7 @@ def test_open_loops_hang_together(whole: tuple[str, dict[str, Any], Path]) -> No
 def test_peers_are_measured_like_the_server(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     assert [(peer["name"], peer["streams"]) for peer in found["peers"]] == [
-        (name, streams) for name in ("eager", "step") for streams in (1, 3)
+        (name, streams) for name in installed_peers() for streams in (1, 3)
     ]
     for peer in found["peers"]:
         require_load(peer, found["machine"]["cores"])

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import grpc.aio
 import numpy as np
 import pytest
 import torch
 from conftest import LETTERS, ROOT, make_run, save_bundle
 
-from bench.peers import PEERS, mlserver_note
+from bench import peers
+from bench.peers import MLSERVER, PEERS, installed_peers, stub_of
 from bench.peers.eager import eager_texts
 from bench.peers.step import step_texts
 from bench.server import own_server
@@ -104,8 +106,33 @@ def _lavish(run: Run) -> Run:
     return run
 
 
-def test_mlserver_is_said_to_be_unmeasured() -> None:
-    assert mlserver_note().endswith("not measured")
+def test_mlserver_is_a_peer_where_it_is_installed(tiny_folder: Path) -> None:
+    """Measured as a peer is, through the client that speaks its protocol."""
+    pytest.importorskip("mlserver", reason="MLServer is not installed")
+
+    async def read() -> list[list[pb.GenerateResponse]]:
+        command = [sys.executable, "-m", f"bench.peers.{MLSERVER}", "--bundle", str(tiny_folder)]
+        async with own_server(command, None) as server, grpc.aio.insecure_channel(server.target) as channel:
+            stub = stub_of(MLSERVER)(channel)
+            requests = [
+                pb.GenerateRequest(prompt=prompt, max_chars=30, sampling=pb.Sampling(seed=seed))
+                for prompt, seed in [("The time", 1), ("The time", 1), ("The time", 2), ("", 1)]
+            ]
+            return [[message async for message in stub.Generate(request)] for request in requests]
+
+    first, same, *others = asyncio.run(read())
+    assert [message.position for message in first] == list(range(30))
+    assert all(len(message.text) == 1 and message.text in LETTERS for message in first)
+    ends = [message.finish_reason for message in first]
+    assert ends == [pb.FINISH_REASON_UNSPECIFIED] * 29 + [pb.FINISH_REASON_LENGTH]
+    assert first == same
+    assert first not in others
+    assert MLSERVER in installed_peers()
+
+
+def test_without_mlserver_the_plain_peers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert installed_peers() == PEERS
 
 
 def test_a_peer_is_ended_with_its_context(tiny_folder: Path) -> None:

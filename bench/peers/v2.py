@@ -1,0 +1,42 @@
+"""A client of the V2 inference protocol's streams that looks like the one of Rill's own API."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from mlserver.grpc import dataplane_pb2 as v2
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
+
+from protos import rill_pb2 as pb
+
+MODEL = "characters"
+
+
+class V2Stub:
+    """`Generate` by `ModelStreamInfer`: prompt, length and seed of a request, nothing else."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub: Any = GRPCInferenceServiceStub(channel)
+
+    async def Generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+        """One character a message."""
+        prompt = v2.ModelInferRequest.InferInputTensor(
+            name="prompt",
+            datatype="BYTES",
+            shape=[1],
+            contents=v2.InferTensorContents(bytes_contents=[request.prompt.encode()]),
+        )
+        parameters = {"max_chars": request.max_chars, "seed": request.sampling.seed}
+        asked = v2.ModelInferRequest(
+            model_name=MODEL,
+            inputs=[prompt],
+            parameters={name: v2.InferParameter(int64_param=value) for name, value in parameters.items()},
+        )
+        position = 0
+        async for answer in self._stub.ModelStreamInfer(iter([asked])):
+            for character in answer.outputs[0].contents.bytes_contents:
+                message = pb.GenerateResponse(text=character.decode(), position=position)
+                position += 1
+                if position == request.max_chars:
+                    message.finish_reason = pb.FINISH_REASON_LENGTH
+                yield message
