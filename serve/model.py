@@ -50,7 +50,7 @@ class Model:
         self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds, lane, loop)
         self._live: set[Stream] = set()  # in the engine
         self._calls = 0  # those that wait for a slot included
-        self._call_ended = asyncio.Event()
+        self._left = asyncio.Event()  # a call is over, or a stream gone
         self._draining = False
 
     @asynccontextmanager
@@ -73,7 +73,7 @@ class Model:
                     self.engine.leave(stream)
         finally:
             self._calls -= 1
-            self._call_ended.set()
+            self._left.set()
 
     def sent(self, stream: Stream, text: str) -> None:
         """`text` has been written to the reader of `stream`: the engine may make as much again."""
@@ -87,10 +87,10 @@ class Model:
         return self._calls
 
     async def last_call(self) -> None:
-        """Wait until no call is left."""
-        while self._calls:
-            self._call_ended.clear()
-            await self._call_ended.wait()
+        """Wait until no call is left, and no stream in the engine."""
+        while self._calls or self._live:
+            self._left.clear()
+            await self._left.wait()
 
     def drain(self) -> None:
         """End all streams as DRAINING, each where it is."""
@@ -103,6 +103,7 @@ class Model:
         self._live -= delivery.gone.keys()
         for stream in delivery.gone:
             self.admission.release(stream.slot)
+            self._left.set()
         if delivery.error:
             for stream in delivery.streams:
                 stream.fail(delivery.error)

@@ -252,8 +252,8 @@ async def test_the_old_model_and_its_memory_are_gone_with_its_last_stream(served
 async def test_a_stream_ends_with_the_text_that_it_began(served, store):
     async with loaded(served) as models:
         old = models.default
-        expected = await text_of(old, order(100_000))
-        async with old.stream(order(100_000)) as stream:
+        expected = await text_of(old, order(30_000))
+        async with old.stream(order(30_000)) as stream:
             first, _ = await stream.take()
             old.sent(stream, first.text)
             put(store / "new/a", served / "a")
