@@ -54,9 +54,8 @@ class Turnstile:
                     lane.stage = Stage.IDLE
                 case Stage.BETWEEN:
                     between.append(lane)
-        busy = [lane.had for lane in self.lanes if lane.stage is not Stage.IDLE]
-        self.least = max(self.least, min(busy, default=0.0))
-        for lane in sorted(waiting, key=lambda lane: (not lane.urgent, lane.had)):
+        waiting.sort(key=lambda lane: (not lane.urgent, lane.had))
+        for lane in waiting:
             kept = 0 if lane.urgent else sum(other.had + AHEAD_SECONDS < lane.had for other in between)
             if free <= kept:
                 return  # those behind it have had more
@@ -116,7 +115,9 @@ class Lane:
 
     def done(self) -> None:
         """The round is over."""
-        now = self._turnstile.clock()
+        turnstile, now = self._turnstile, self._turnstile.clock()
         self.had += now - self.since
         self.stage, self.since = Stage.BETWEEN, now
-        self._turnstile.let_through()
+        busy = [lane.had for lane in turnstile.lanes if lane.stage is not Stage.IDLE]
+        turnstile.least = max(turnstile.least, min(busy))
+        turnstile.let_through()
