@@ -2,9 +2,12 @@
 
     python -m serve bundles/shakespeare
     python -m serve bundles/a bundles/b --host 0.0.0.0 --port 50051 --device cuda
+    python -m serve bundles/
 
 When ready it prints one line on stdout: rill: listening on HOST:PORT (models: ...; provider: ...). Logs go to stderr.
-SIGTERM or Ctrl-C drains: live streams may finish for --drain-seconds; a second signal ends at once.
+SIGHUP reads the bundles again: new ones are added, changed ones replaced, vanished ones removed; streams finish on the
+model they began with. SIGTERM or Ctrl-C drains: live streams may finish for --drain-seconds; a second signal ends at
+once.
 """
 
 import argparse
@@ -46,7 +49,12 @@ def _settings(arguments: list[str] | None) -> Settings:
     def flag(name: str, kind: type, default: object, text: str) -> None:
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
 
-    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="a bundle folder; the first is the default model")
+    parser.add_argument(
+        "bundles",
+        nargs="+",
+        metavar="BUNDLE",
+        help="a bundle's folder, or one with bundles in it, which are taken by name; the first is the default model",
+    )
     flag("host", str, defaults.host, "address to listen on")
     flag("port", int, defaults.port, "port to listen on; 0 takes a free one")
     flag("device", str, defaults.device, "auto, cpu, cuda or cuda:N")

@@ -28,6 +28,7 @@ from serve.runtime import Decoder
 from serve.schedule import Scheduler
 from serve.states import Batch, States
 from serve.stream import End, Piece, Stream
+from serve.turnstile import Lane
 
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
 GIVE_WAY_SECONDS = 0.0007  # ... while first characters go out
@@ -56,8 +57,8 @@ class Delivery:
 class Engine:
     """Rounds over the streams of one model; its public methods are called from the event loop.
 
-    `deliver` is called on the event loop with what each round made. A round lasts about `round_seconds` at most, or one
-    step.
+    `deliver` is called on `loop`, the event loop, with what each round made. A round lasts about `round_seconds` at
+    most, or one step; it goes through `lane`. An engine may be made in any thread.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Engine:
         rows: Rows,
         states: States,
         deliver: Callable[[Delivery], None],
-        round_seconds: float = 0.010,
+        round_seconds: float,
+        lane: Lane,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
         self._harvester = Harvester(decoder, codec, rows, states)
@@ -78,7 +81,7 @@ class Engine:
         self._due: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
         self._wake = threading.Event()
         self._idle = self._stopping = False
-        self._loop = asyncio.get_running_loop()
+        self._lane, self._loop = lane, loop
         self._warm_up()
         self._thread = threading.Thread(target=self._main, name="rill-engine", daemon=True)
         self._thread.start()
@@ -126,8 +129,9 @@ class Engine:
             zeros = np.zeros(len(slots), np.int64)
             r = Round(slots, zeros + 4, zeros, kind, self._decoder.padding(len(slots)))
             for _ in range(2):
-                started = time.perf_counter()
-                self._decoder.run(r.variant, self._rows.feeds(r), self._states.batch(self._rows.batch(r)))
+                with self._lane.round():
+                    started = time.perf_counter()
+                    self._decoder.run(r.variant, self._rows.feeds(r), self._states.batch(self._rows.batch(r)))
             self._scheduler.times.learn(r, time.perf_counter() - started)
 
     # ---- the engine thread
@@ -136,6 +140,7 @@ class Engine:
         while True:
             self._wake.clear()
             if self._stopping:  # looked at after clearing: a stop that comes later wakes us again
+                self._lane.close()
                 return
             planned = None
             try:
@@ -206,9 +211,11 @@ class Engine:
 
     def _call(self, r: Round, feeds: Arrays, before: Batch) -> tuple[Arrays, Batch]:
         """What the serving graph made of them, without padding, and the states after it."""
-        started = time.perf_counter()
-        made, after = self._decoder.run(r.variant, feeds, before)
-        self._scheduler.ran(r, time.perf_counter() - started)
+        with self._lane.round(urgent=r.newcomers):
+            started = time.perf_counter()
+            made, after = self._decoder.run(r.variant, feeds, before)
+            seconds = time.perf_counter() - started
+        self._scheduler.ran(r, seconds)
         return {name: values[:, : len(r.slots)] for name, values in made.items()}, after
 
     def _update(
@@ -269,6 +276,7 @@ class Engine:
 
     def _sleep(self) -> None:
         """Wait for the event loop, or for the next paced stream's turn."""
+        self._lane.idle()
         self._idle = True
         # What the event loop did before it could see `_idle` is seen here.
         now = time.monotonic()

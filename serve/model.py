@@ -1,5 +1,6 @@
 """A served model: its bundle, its engine, and the way of a stream from a free slot to its end."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -15,14 +16,28 @@ from serve.rows import Rows
 from serve.runtime import Decoder, numerics
 from serve.states import States
 from serve.stream import Order, Stream
+from serve.turnstile import Turnstile
 
 log = logging.getLogger("rill")
 
 
 class Model:
-    """One bundle with its engine, slots and live streams; made and used on the event loop."""
+    """One bundle with its engine, slots and live streams; used on the event loop.
 
-    def __init__(self, bundle: Bundle, decoder: Decoder, slots: int, waiting: int, round_seconds: float) -> None:
+    Its rounds take turns at `turnstile` with those of the other models on the device. It may be made in another thread,
+    if that says which event loop.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        decoder: Decoder,
+        slots: int,
+        waiting: int,
+        round_seconds: float,
+        turnstile: Turnstile | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.bundle, self.provider = bundle, decoder.provider
         self.numerics = numerics(decoder.provider)
         self.codec, self.logprob_encoder = Codec(bundle.vocabulary), LogprobEncoder(bundle.vocabulary)
@@ -31,9 +46,11 @@ class Model:
         names = [name for name, _ in bundle.states]
         shape = (bundle.layers, slots + 1, bundle.hidden)  # one more: padding
         states = States(names, shape, decoder.device, decoder.device_id)
-        self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds)
+        lane, loop = (turnstile or Turnstile()).lane(), loop or asyncio.get_running_loop()
+        self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds, lane, loop)
         self._live: set[Stream] = set()  # in the engine
         self._calls = 0  # those that wait for a slot included
+        self._left = asyncio.Event()  # a call is over, or a stream gone
         self._draining = False
 
     @asynccontextmanager
@@ -56,6 +73,7 @@ class Model:
                     self.engine.leave(stream)
         finally:
             self._calls -= 1
+            self._left.set()
 
     def sent(self, stream: Stream, text: str) -> None:
         """`text` has been written to the reader of `stream`: the engine may make as much again."""
@@ -68,6 +86,12 @@ class Model:
         """Calls that are not over: they wait for a slot, generate, or have text left to send."""
         return self._calls
 
+    async def last_call(self) -> None:
+        """Wait until no call is left, and no stream in the engine."""
+        while self._calls or self._live:
+            self._left.clear()
+            await self._left.wait()
+
     def drain(self) -> None:
         """End all streams as DRAINING, each where it is."""
         self._draining = True
@@ -79,6 +103,7 @@ class Model:
         self._live -= delivery.gone.keys()
         for stream in delivery.gone:
             self.admission.release(stream.slot)
+            self._left.set()
         if delivery.error:
             for stream in delivery.streams:
                 stream.fail(delivery.error)

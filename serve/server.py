@@ -4,11 +4,12 @@ import asyncio
 import atexit
 import logging
 import logging.handlers
+import os
 import queue
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,18 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from export.bundle import Bundle, BundleError, read_bundle
+from export.bundle import Bundle
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
 from serve.errors import DrainingError, StartError
 from serve.model import Model
+from serve.models import Models
 from serve.profile import Profile
 from serve.request import Limits
-from serve.runtime import Decoder, choose_device, warn_of_two_runtimes
+from serve.runtime import CPU, Decoder, choose_device, warn_of_two_runtimes
 from serve.service import TextGeneration
 from serve.tokens import KEY_BYTES, Tokens, read_key
+from serve.turnstile import Turnstile
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
 # After each round the engine wants the GIL back from the event loop at once: at Python's own 5 ms, rounds and messages
@@ -63,23 +66,25 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
     sys.setswitchinterval(GIL_SECONDS)
     tokens = _tokens(settings)
-    models = _load(settings)
-    stop = _stop_signals()  # not before: loading holds up the event loop, and must not hold up Ctrl-C
+    models = Models(settings.bundles, _maker(settings))
+    reloading = asyncio.create_task(_reload_on_hangup(models))
     try:
+        await models.start()
+        stop = _stop_signals()  # not before: while loading, Ctrl-C ends at once
         service = TextGeneration(models, tokens, Limits(settings.max_prompt, settings.max_chars))
         if settings.profile:
             profile = Profile()
-            profile.watch(service, list(models.values()))
-        async with _listening(service, settings) as (port, healths):
-            provider = next(iter(models.values())).provider
+            profile.watch(service, models.all)
+        async with _listening(service, models, settings) as (port, healths):
             print(
-                f"rill: listening on {settings.host}:{port} (models: {', '.join(models)}; provider: {provider})",
+                f"rill: listening on {settings.host}:{port} (models: {', '.join(models.names)}; "
+                f"provider: {models.default.provider})",
                 flush=True,
             )
             if not settings.resume_key_file:
                 log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
             await stop.get()
-            log.info("draining: %d calls", sum(model.calls for model in models.values()))
+            log.info("draining: %d calls", sum(model.calls for model in models.all))
             await healths.enter_graceful_shutdown()
             drained = asyncio.create_task(_drain(service, models, settings.drain_seconds))
             again = asyncio.create_task(stop.get())
@@ -87,11 +92,21 @@ async def serve(settings: Settings) -> None:
             drained.cancel()
             again.cancel()
     finally:
-        for model in models.values():
-            model.engine.stop()
+        await models.close()
+        reloading.cancel()
     if settings.profile:
         profile.save(settings.profile)
     log.info("stopped")
+
+
+async def _reload_on_hangup(models: Models) -> None:
+    """Read the bundles again at each SIGHUP; any number of them while that goes on are one more."""
+    hangup = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        await models.reload()
 
 
 def _stop_signals() -> asyncio.Queue[signal.Signals]:
@@ -109,31 +124,29 @@ def _tokens(settings: Settings) -> Tokens:
     return Tokens(keys or [secrets.token_bytes(KEY_BYTES)], settings.resume_ttl)
 
 
-def _load(settings: Settings) -> dict[str, Model]:
-    """The models by name, in the order given, warmed up. Raises StartError for the first that cannot be served."""
+def _maker(settings: Settings) -> Callable[[Bundle], Model]:
+    """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
     provider, device_id = choose_device(settings.device)
-    decoders: list[tuple[Bundle, Decoder]] = []
-    for folder in settings.bundles:
-        try:
-            bundle = read_bundle(folder)
-        except BundleError as error:
-            raise StartError(str(error)) from None
-        if any(bundle.name == other.name for other, _ in decoders):
-            raise StartError(f"two bundles are named {bundle.name!r}; a server needs different names")
-        decoders.append((bundle, Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)))
-    return {
-        bundle.name: Model(bundle, decoder, settings.max_streams, settings.max_waiting, settings.round_seconds)
-        for bundle, decoder in decoders
-    }
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # One core is the event loop's.
+    turnstile = Turnstile(max((cores - 1) // settings.threads, 1) if provider == CPU else 1)
+    loop = asyncio.get_running_loop()
+
+    def make(bundle: Bundle) -> Model:
+        decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
+        slots, waiting = settings.max_streams, settings.max_waiting
+        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop)
+
+    return make
 
 
 @asynccontextmanager
 async def _listening(
-    service: TextGeneration, settings: Settings
+    service: TextGeneration, models: Models, settings: Settings
 ) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
-    calls = len(settings.bundles) * (settings.max_streams + settings.max_waiting)
+    calls = len(models.all) * (settings.max_streams + settings.max_waiting)
     server = grpc.aio.server(
         options=[
             # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
@@ -166,16 +179,17 @@ async def _listening(
         await server.stop(STOP_SECONDS)
 
 
-async def _drain(service: TextGeneration, models: dict[str, Model], seconds: float) -> None:
+async def _drain(service: TextGeneration, models: Models, seconds: float) -> None:
     """Refuse new streams, let live ones finish, and end those that have not in time to be told."""
     service.draining = True
-    for model in models.values():
+    models.keep()
+    for model in models.all:
         model.admission.refuse(DrainingError("the server is going away and takes no new streams"))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + max(seconds - STOP_SECONDS, 0)
-    while any(model.calls for model in models.values()) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds
+    while any(model.calls for model in models.all) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds
         await asyncio.sleep(0.01)
-    for model in models.values():
+    for model in models.all:
         model.drain()
 
 

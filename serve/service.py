@@ -1,14 +1,14 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
 import time
-from collections.abc import Mapping
 from functools import wraps
 from typing import Any
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
-from serve.errors import DrainingError, ModelNotFoundError, NotSupportedError, RillError
+from serve.errors import DrainingError, NotSupportedError, RillError
 from serve.model import Model
+from serve.models import Models
 from serve.request import Limits, order_of
 from serve.status import Context, abort
 from serve.stream import End, Order, Piece, Stream
@@ -35,9 +35,9 @@ def _statuses(handler: Any) -> Any:
 
 
 class TextGeneration(TextGenerationServicer):
-    """`models` by name, the first of them being the default."""
+    """All calls come here; what they may ask of `models` is within `limits`."""
 
-    def __init__(self, models: Mapping[str, Model], tokens: Tokens, limits: Limits) -> None:
+    def __init__(self, models: Models, tokens: Tokens, limits: Limits) -> None:
         self._models, self._tokens, self._limits = models, tokens, limits
         self.draining = False
 
@@ -45,9 +45,12 @@ class TextGeneration(TextGenerationServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Stream text; see rill.proto."""
         arrived = time.monotonic()
-        model = self._model(request.model)
-        order = await self._order(request, model, context)
+        model = self._model(request.model, request.resume_token)
+        order, same_numerics = self._order(request, model)
+        # There is no waiting before this: a model may be replaced at any time, and stays as long as it has calls.
         async with model.stream(order) as stream:
+            if not same_numerics:
+                await context.send_initial_metadata((("rill-numerics", "differs"),))
             end, first = None, True
             while end is None:
                 piece, end = await stream.take()
@@ -73,24 +76,22 @@ class TextGeneration(TextGenerationServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """What is served, and how busy it is."""
-        models = self._models.values()
+        models = self._models.all
         return pb.ListModelsResponse(
-            models=[_info(model) for model in models],
+            models=[_info(model) for model in self._models.served],
             streams_running=sum(model.admission.running for model in models),
             streams_waiting=sum(model.admission.waiting for model in models),
             streams_parked=sum(model.engine.parked() for model in models),
             draining=self.draining,
         )
 
-    async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
-        """What to generate; the client is told if its token comes from where texts may have other bits."""
+    def _order(self, request: pb.GenerateRequest, model: Model) -> tuple[Order, bool]:
+        """What to generate, and whether its token, if any, comes from where texts have the same bits."""
         resumption = None
         if request.resume_token:
             resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
         order = order_of(request, resumption, model, self._limits)
-        if resumption and not resumption.same_numerics:
-            await context.send_initial_metadata((("rill-numerics", "differs"),))
-        return order
+        return order, resumption is None or resumption.same_numerics
 
     def _message(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
         message = pb.GenerateResponse(text=piece.text, position=stream.position)
@@ -101,12 +102,13 @@ class TextGeneration(TextGenerationServicer):
             message.MergeFromString(encoded)
         return message
 
-    def _model(self, name: str) -> Model:
+    def _model(self, name: str, token: bytes = b"") -> Model:
+        """The model of this name, or without one that of the token, or without either the default."""
         if self.draining:
             raise DrainingError("the server is going away and takes no new streams")
-        if name and name not in self._models:
-            raise ModelNotFoundError(f"no model {name!r} is served here; there is {', '.join(map(repr, self._models))}")
-        return self._models[name] if name else next(iter(self._models.values()))
+        if name:
+            return self._models.named(name)
+        return self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
 
 
 def _usage(stream: Stream, generated: int, arrived: float) -> pb.Usage:

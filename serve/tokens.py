@@ -95,6 +95,11 @@ class Tokens:
         body = b"".join([fixed, *biases, *lengths, *stops, *states])
         return header + self._keys[self._first].encrypt(header[_BOUND:], body, header[:_BOUND])
 
+    def model_of(self, token: bytes) -> str:
+        """The beginning of its model's id, 32 hex digits. Raises TokenError."""
+        model: bytes = _FIXED.unpack_from(self._decrypt(token))[0]
+        return model.hex()
+
     def open(self, token: bytes, bundle: Bundle, numerics: str) -> Resumption:
         """What `token` holds. Raises TokenError, and OtherModelError if it is not of this bundle's model."""
         body = self._decrypt(token)

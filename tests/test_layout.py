@@ -33,16 +33,16 @@ def test_a_serving_process_loads_neither_torch_nor_onnx(tiny_folder):
 import asyncio, sys
 from serve.client import AsyncClient
 from serve.request import Limits
-from serve.server import Settings, TextGeneration, _listening, _load, _tokens
+from serve.server import Models, Settings, TextGeneration, _listening, _maker, _tokens
 
 async def main():
     settings = Settings([{str(tiny_folder)!r}], port=0)
-    models = _load(settings)
+    models = Models(settings.bundles, _maker(settings))
+    await models.start()
     service = TextGeneration(models, _tokens(settings), Limits())
-    async with _listening(service, settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
+    async with _listening(service, models, settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
         text = "".join([piece async for piece in client.generate("a", max_chars=50, top_k=3)])
-    for model in models.values():
-        model.engine.stop()
+    await models.close()
     print(len(text), *{{"torch", "onnx"}} & set(sys.modules))
 
 asyncio.run(main())

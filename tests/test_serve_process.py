@@ -25,6 +25,8 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_c
     damaged = tmp_path / "damaged"
     save_bundle(tiny_run, damaged)
     (damaged / "decode.onnx").write_bytes(b"not a graph")
+    empty = tmp_path / "empty"
+    empty.mkdir()
     copy = tmp_path / "copies" / "tiny"
     save_bundle(tiny_run, copy)
     with socket.socket() as taken:
@@ -32,7 +34,7 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_c
         taken.listen()
         cases = [
             ([tmp_path / "nothing"], "no such folder"),
-            ([tmp_path], "has no manifest.json"),
+            ([empty], "has no manifest.json"),
             ([damaged], "decode.onnx is damaged"),
             ([tiny_folder, copy], "two bundles are named 'tiny'"),
             ([tiny_folder, "--device", "tpu"], "--device 'tpu' is none of auto, cpu, cuda and cuda:N"),
