@@ -10,6 +10,7 @@ from protos.rill_pb2_grpc import TextGenerationServicer
 from serve.errors import DrainingError, ModelNotFoundError, NotSupportedError, RillError
 from serve.model import Model
 from serve.request import Limits, order_of
+from serve.score import Floats, Score, given_text, read
 from serve.status import Context, abort
 from serve.stream import End, Order, Piece, Stream
 from serve.tokens import Tokens
@@ -67,9 +68,26 @@ class TextGeneration(TextGenerationServicer):
         """Not in this version."""
         await abort(context, NotSupportedError("Interact is not supported by this version of the server"))
 
+    @_statuses
     async def Score(self, request: pb.ScoreRequest, context: Context) -> None:
-        """Not in this version."""
-        await abort(context, NotSupportedError("Score is not supported by this version of the server"))
+        """Judge a text; see rill.proto."""
+        model = self._model(request.model)
+        order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
+        text, score = await given_text(request.text, model, self._limits.score), Score()
+
+        async def write(logprobs: Floats) -> None:
+            await context.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
+            score.add(logprobs)
+
+        snapshot = await read(model, order, text, write)
+        total = pb.ScoreResponse.Total(
+            chars=score.chars,
+            logprob=score.logprob,
+            bits_per_char=score.bits_per_char,
+            perplexity=score.perplexity,
+            resume_token=self._tokens.seal(model.bundle, model.numerics, order, snapshot),
+        )
+        await context.write(pb.ScoreResponse(position=score.chars, total=total))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """What is served, and how busy it is."""
