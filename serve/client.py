@@ -117,7 +117,10 @@ class Client:
     def score(
         self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
     ) -> Iterator[pb.ScoreResponse]:
-        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto."""
+        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto.
+
+        The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
+        """
         request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
         for channel in self._channels:
             call, message = TextGenerationStub(channel).Score(request, timeout=timeout), None
@@ -194,7 +197,10 @@ class AsyncClient:
     async def score(
         self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
     ) -> AsyncIterator[pb.ScoreResponse]:
-        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto."""
+        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto.
+
+        The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
+        """
         request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
         for channel in self._channels:
             call, message = TextGenerationStub(channel).Score(request, timeout=timeout), None
