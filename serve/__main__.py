@@ -64,6 +64,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, per model; more are refused")
     flag("max-prompt", int, defaults.max_prompt, "characters of the longest prompt")
     flag("max-chars", int, defaults.max_chars, "characters that one call may generate; 0: no limit")
+    flag("max-score-chars", int, defaults.max_score_chars, "characters of the longest text that is scored")
     parser.add_argument(
         "--resume-key-file",
         action="append",
@@ -87,6 +88,7 @@ def _settings(arguments: list[str] | None) -> Settings:
         ("max_waiting", 0, 1_000_000),
         ("max_prompt", 1, 100_000_000),
         ("max_chars", 0, 2**62 - 1),
+        ("max_score_chars", 1, 500_000_000),  # gRPC has no messages of 2^31 bytes
     ]:
         if not least <= options[name] <= most:
             parser.error(f"--{name.replace('_', '-')} must be from {least} to {most}, not {options[name]}")

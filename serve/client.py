@@ -114,6 +114,26 @@ class Client:
         if (shown := text.lost_end()) is not None:
             yield shown
 
+    def score(
+        self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
+    ) -> Iterator[pb.ScoreResponse]:
+        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto.
+
+        The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
+        """
+        request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
+        for channel in self._channels:
+            call, message = TextGenerationStub(channel).Score(request, timeout=timeout), None
+            try:
+                for message in call:
+                    yield message
+                return
+            except grpc.RpcError as error:
+                if message or not _is_unreachable(error) or channel is self._channels[-1]:
+                    raise ServerError.of(error) from None
+            finally:
+                call.cancel()
+
     def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""
         for channel in self._channels:
@@ -173,6 +193,26 @@ class AsyncClient:
             await asyncio.sleep(text.ended(error))
         if (shown := text.lost_end()) is not None:
             yield shown
+
+    async def score(
+        self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
+    ) -> AsyncIterator[pb.ScoreResponse]:
+        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto.
+
+        The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
+        """
+        request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
+        for channel in self._channels:
+            call, message = TextGenerationStub(channel).Score(request, timeout=timeout), None
+            try:
+                async for message in call:
+                    yield message
+                return
+            except grpc.RpcError as error:
+                if message or not _is_unreachable(error) or channel is self._channels[-1]:
+                    raise ServerError.of(error) from None
+            finally:
+                call.cancel()
 
     async def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""

@@ -1,5 +1,7 @@
 """Between text and symbol ids, whole arrays at a time."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,3 +39,21 @@ class Codec:
         text = self._code_points[ids.T].tobytes("C").decode("utf-32-le")  # of all columns, one after another
         spans = zip(range(0, len(text), time), starts.tolist(), ends.tolist(), strict=True)
         return [text[at + start : at + end] for at, start, end in spans]
+
+
+@dataclass(frozen=True)
+class GivenText:
+    """A text as ids, some at a time: all of them at once would take eight bytes a character."""
+
+    text: str
+    codec: Codec
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def ids(self, start: int, end: int) -> Ids:
+        """Those of the characters `start` to `end`. Raises UnknownCharacterError, with their position in the text."""
+        try:
+            return self.codec.encode(self.text[start:end])
+        except UnknownCharacterError as error:
+            raise UnknownCharacterError(error.character, start + error.position) from None

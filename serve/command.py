@@ -3,6 +3,7 @@
 rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
 rill generate --target HOST:PORT --max-chars 0 | head -c 1000
 rill generate "To be" --save-token here.token && rill generate --resume-token here.token
+rill score book.txt
 rill models
 rill verify bundles/shakespeare
 """
@@ -21,6 +22,7 @@ from google.protobuf.json_format import MessageToDict
 
 from protos import rill_pb2 as pb
 from serve.client import RETRY_SECONDS, Client, ServerError, generate_request
+from serve.score_command import add_score
 from serve.verify_command import add_verify
 
 
@@ -112,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--chars-per-second", type=float, default=0.0, help="pace (default: as fast as it comes)")
     generate.add_argument("--stats", action="store_true", help="say on stderr how fast the text came, and its seed")
+
+    add_score(commands, shared)
 
     models = commands.add_parser("models", parents=[shared], help="list what is served")
     models.set_defaults(run=_models, retry_seconds=RETRY_SECONDS)

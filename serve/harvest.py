@@ -187,7 +187,7 @@ def pieces(codec: Codec, r: Round, made: Mapping[str, NDArray[Any]], harvest: Ha
         Piece(
             harvest.texts.get(at, text),
             harvest.snapshots.get(at),
-            Logprobs(*(made[name][r.prompted[at] : r.steps[at], at].copy() for name in names)),
+            Logprobs(*(made[name][r.prompted[at] : r.steps[at], at] for name in names)),
         )
         for at, text in enumerate(texts)
     ]

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from export.bundle import Bundle
 from serve.admission import Admission
@@ -49,9 +49,19 @@ class Model:
         lane, loop = (turnstile or Turnstile()).lane(), loop or asyncio.get_running_loop()
         self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds, lane, loop)
         self._live: set[Stream] = set()  # in the engine
-        self._calls = 0  # those that wait for a slot included
+        self._calls = 0
         self._left = asyncio.Event()  # a call is over, or a stream gone
         self._draining = False
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """A call of this model, which stays meanwhile even if it is replaced."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._left.set()
 
     @asynccontextmanager
     async def stream(self, order: Order) -> AsyncIterator[Stream]:
@@ -59,21 +69,16 @@ class Model:
 
         Raises WaitingLineFullError.
         """
-        self._calls += 1
+        stream = Stream(order, await self.admission.acquire())
+        self._live.add(stream)
+        self.engine.join(stream)
+        if self._draining:
+            self.engine.drain(stream)
         try:
-            stream = Stream(order, await self.admission.acquire())
-            self._live.add(stream)
-            self.engine.join(stream)
-            if self._draining:
-                self.engine.drain(stream)
-            try:
-                yield stream
-            finally:
-                if stream in self._live:
-                    self.engine.leave(stream)
+            yield stream
         finally:
-            self._calls -= 1
-            self._left.set()
+            if stream in self._live:
+                self.engine.leave(stream)
 
     def sent(self, stream: Stream, text: str) -> None:
         """`text` has been written to the reader of `stream`: the engine may make as much again."""

@@ -24,6 +24,7 @@ class Limits:
 
     prompt: int = 1_000_000
     chars: int = 0
+    score: int = 16_000_000
 
 
 def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: Model, limits: Limits) -> Order:

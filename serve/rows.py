@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.sampling import Sampling, UniformSource, window_of
-from serve.codec import Ids
+from serve.codec import GivenText, Ids
 from serve.stream import Order
 
 ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be made, and safe to add to
 BUFFER = 16_384  # characters that a stream may be ahead of its reader
-BUFFER_LOGPROBS = 1024  # ... with log-probabilities, which take 250 bytes a character
+BUFFER_LOGPROBS = 1024  # ... with log-probabilities of alternatives, which take up to 250 bytes a character
 UNIFORMS = 1024  # drawn at a time, per row
 
 # What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, how many masses it sorts.
@@ -96,6 +96,7 @@ class Rows:
         self.starting: set[int] = set()
         self.paced = self.special = 0
         self._orders: dict[int, Order] = {}
+        self._given: dict[int, GivenText] = {}  # the characters of streams that do not choose theirs
         self.in_use = np.zeros(0, np.int64)  # their slots, as of the last `settle`
         self._is_settled = True
         self._rounds = 0
@@ -111,7 +112,7 @@ class Rows:
         row["served"] = self._rounds
         row["limit"] = order.position + order.max_chars if order.max_chars else ENDLESS
         # What may become a stop has not reached the reader.
-        row["buffer"] = (BUFFER if order.logprobs is None else BUFFER_LOGPROBS) + max(map(len, order.stops), default=0)
+        row["buffer"] = (BUFFER_LOGPROBS if order.logprobs else BUFFER) + max(map(len, order.stops), default=0)
         row["pace"] = order.chars_per_second or np.inf
         row["since"] = now - order.position / row["pace"]
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
@@ -121,6 +122,8 @@ class Rows:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
+        if order.given:
+            self._given[slot] = order.given
         self.go_on(slot)
         self._draw(slot)
         self.starting.add(slot)
@@ -137,6 +140,7 @@ class Rows:
     def leave(self, slot: int) -> None:
         """End the stream in `slot`."""
         self.starting.discard(slot)
+        self._given.pop(slot, None)
         self._count(self._orders.pop(slot), -1)
 
     def _count(self, order: Order, change: int) -> None:
@@ -197,6 +201,12 @@ class Rows:
                 prompt, reads = self._orders[int(slots[column])].prompt, int(prompted[column])
                 at = len(prompt) - int(table["prompt_left"][column])
                 forced[:reads, column] = prompt[at : at + reads]
+        if self._given and r.kind == LOGPROBS:
+            for column, slot in enumerate(r.slots.tolist()):
+                if text := self._given.get(slot):
+                    at = int(table["made"][column] - table["first"][column])
+                    begin, end = int(prompted[column]), int(steps[column])
+                    forced[begin:end, column] = text.ids(at, at + end - begin)
         feeds: dict[str, NDArray[Any]] = {
             "token": np.ascontiguousarray(table["token"]),
             "uniforms": self.uniforms[slots, index],

@@ -55,6 +55,7 @@ class Settings:
     max_waiting: int = 1024
     max_prompt: int = Limits.prompt
     max_chars: int = Limits.chars
+    max_score_chars: int = Limits.score
     resume_key_file: Sequence[str] = ()
     resume_ttl: float = 7 * 86_400
     round_seconds: float = 0.010
@@ -71,7 +72,8 @@ async def serve(settings: Settings) -> None:
     try:
         await models.start()
         stop = _stop_signals()  # not before: while loading, Ctrl-C ends at once
-        service = TextGeneration(models, tokens, Limits(settings.max_prompt, settings.max_chars))
+        limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars)
+        service = TextGeneration(models, tokens, limits)
         if settings.profile:
             profile = Profile()
             profile.watch(service, models.all)
@@ -155,8 +157,11 @@ async def _listening(
             # Clients ask whether the server is still there, however long a slow stream says nothing.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
-            # A prompt that is too long should get our own answer: room for 4 bytes a character and more.
-            ("grpc.max_receive_message_length", 8 * settings.max_prompt + 65_536),
+            # A text that is too long should get our own answer: room for 4 bytes a character and more.
+            (
+                "grpc.max_receive_message_length",
+                max(8 * settings.max_prompt, 4 * settings.max_score_chars) + 65_536,
+            ),
         ]
     )
     add_TextGenerationServicer_to_server(service, server)

@@ -10,6 +10,7 @@ from serve.errors import DrainingError, NotSupportedError, RillError
 from serve.model import Model
 from serve.models import Models
 from serve.request import Limits, order_of
+from serve.score import Floats, Score, given_text, read
 from serve.status import Context, abort
 from serve.stream import End, Order, Piece, Stream
 from serve.tokens import Tokens
@@ -46,11 +47,15 @@ class TextGeneration(TextGenerationServicer):
         """Stream text; see rill.proto."""
         arrived = time.monotonic()
         model = self._model(request.model, request.resume_token)
-        order, same_numerics = self._order(request, model)
-        # There is no waiting before this: a model may be replaced at any time, and stays as long as it has calls.
+        with model.call():
+            order = await self._order(request, model, context)
+            end = await self._generate(model, order, context, arrived)
+        if end is End.DRAINING:
+            raise DrainingError("the server is going away; the text ends early")
+
+    async def _generate(self, model: Model, order: Order, context: Context, arrived: float) -> End:
+        """Send a stream's messages; returns how it ended."""
         async with model.stream(order) as stream:
-            if not same_numerics:
-                await context.send_initial_metadata((("rill-numerics", "differs"),))
             end, first = None, True
             while end is None:
                 piece, end = await stream.take()
@@ -63,16 +68,33 @@ class TextGeneration(TextGenerationServicer):
                     message.usage.CopyFrom(_usage(stream, stream.sent + len(piece.text), arrived))
                 await context.write(message)
                 model.sent(stream, piece.text)
-        if end is End.DRAINING:
-            raise DrainingError("the server is going away; the text ends early")
+        return end
 
     async def Interact(self, request_iterator: Any, context: Context) -> None:
         """Not in this version."""
         await abort(context, NotSupportedError("Interact is not supported by this version of the server"))
 
+    @_statuses
     async def Score(self, request: pb.ScoreRequest, context: Context) -> None:
-        """Not in this version."""
-        await abort(context, NotSupportedError("Score is not supported by this version of the server"))
+        """Judge a text; see rill.proto."""
+        model, score = self._model(request.model, request.resume_token), Score()
+
+        async def write(logprobs: Floats) -> None:
+            await context.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
+            score.add(logprobs)
+
+        with model.call():
+            order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
+            text = await given_text(request.text, model, self._limits.score)
+            snapshot = await read(model, order, text, write)
+        total = pb.ScoreResponse.Total(
+            chars=score.chars,
+            logprob=score.logprob,
+            bits_per_char=score.bits_per_char,
+            perplexity=score.perplexity,
+            resume_token=self._tokens.seal(model.bundle, model.numerics, order, snapshot),
+        )
+        await context.write(pb.ScoreResponse(position=score.chars, total=total))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """What is served, and how busy it is."""
@@ -85,13 +107,15 @@ class TextGeneration(TextGenerationServicer):
             draining=self.draining,
         )
 
-    def _order(self, request: pb.GenerateRequest, model: Model) -> tuple[Order, bool]:
-        """What to generate, and whether its token, if any, comes from where texts have the same bits."""
+    async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
+        """What to generate; the client is told if its token comes from where texts may have other bits."""
         resumption = None
         if request.resume_token:
             resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
         order = order_of(request, resumption, model, self._limits)
-        return order, resumption is None or resumption.same_numerics
+        if resumption and not resumption.same_numerics:
+            await context.send_initial_metadata((("rill-numerics", "differs"),))
+        return order
 
     def _message(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
         message = pb.GenerateResponse(text=piece.text, position=stream.position)

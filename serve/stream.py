@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.sampling import Sampling
+from serve.codec import GivenText
 from serve.errors import RillError
 
 LOGPROBS_AT_ONCE = 64  # characters of a message
@@ -55,6 +56,7 @@ class Order:
     position: int = 0  # of the first character among all of the stream, resumes included
     state: State | None = None  # that reads the prompt; None: zeros
     begun: str = ""  # the end of the text before `position` that may be the beginning of a stop
+    given: GivenText | None = None  # what the characters are, `max_chars` of them, instead of chosen ones
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class Logprobs:
     chosen: NDArray[np.float32]  # [characters]
     tokens: NDArray[np.int64]  # [characters, alternatives], the most probable first
     values: NDArray[np.float32]  # likewise
+
+    def of_most(self, alternatives: int) -> "Logprobs":
+        """A copy with so many alternatives at most."""
+        return Logprobs(self.chosen.copy(), self.tokens[:, :alternatives].copy(), self.values[:, :alternatives].copy())
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Stream:
     def deliver(self, piece: Piece, now: float) -> None:
         """Add what the engine made. The reader is told of a snapshot or the first character at once, else by `tell`."""
         if piece.logprobs:
-            self._logprobs.append(piece.logprobs)
+            self._logprobs.append(piece.logprobs.of_most(self.order.logprobs or 0))
         if piece.text:
             self._rest.append(piece.text)
             if self.first_char is None:
@@ -145,7 +151,8 @@ class Stream:
         waiting = self._known if self._snapshot else self._rest
         text, snapshot = "".join(waiting), self._snapshot
         waiting.clear()
-        most = 1 if self.sent == 0 else len(text) if self.order.logprobs is None else LOGPROBS_AT_ONCE
+        is_short = self.order.logprobs is not None and not self.order.given  # numbers alone are written fast
+        most = 1 if self.sent == 0 else LOGPROBS_AT_ONCE if is_short else len(text)
         if len(text) > most:
             waiting.append(text[most:])
             text, snapshot = text[:most], None

@@ -108,10 +108,9 @@ def test_unknown_model(stub):
     assert "'tiny'" in error.details()
 
 
-def test_interact_and_score_are_not_there_yet(stub):
-    for call in (stub.Interact(iter([])), stub.Score(pb.ScoreRequest(text="a"))):
-        error, _ = refusal(call)
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+def test_interact_is_not_there_yet(stub):
+    error, _ = refusal(stub.Interact(iter([])))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_list_models(stub, tiny):

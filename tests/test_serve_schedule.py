@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.sampling import Sampling
@@ -180,6 +180,7 @@ streams = st.builds(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(streams, min_size=1, max_size=20), st.sampled_from([0.0001, STEP, 0.003, 0.02]))
 def test_every_stream_gets_what_it_asked_for(coming, step):
     machine = Machine(step=step)
