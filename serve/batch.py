@@ -122,7 +122,7 @@ class _Patience:
                 raise error
         else:
             raise error
-        longest = min(FIRST_WAIT * 2 ** min(self._failures, 10), LONGEST_WAIT)
+        longest = min(FIRST_WAIT * 2.0 ** min(self._failures, 10), LONGEST_WAIT)
         self._failures += 1
         return random.uniform(1, 1.5) * max(longest, error.retry_seconds or 0.0)
 
