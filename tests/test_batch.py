@@ -206,21 +206,22 @@ def test_kills_lose_and_double_nothing(many, tmp_path, server, tiny_folder, wher
     prompts, expected = many
     out = tmp_path / "out"
     source = ["--target", server.target] if where == "served" else ["--bundle", tiny_folder]
-    kills = 0
+    kills, is_torn = 0, False
     for share in shares:
         with running(prompts, out, *source) as process:
             wait_until(lambda share=share: count(out) > share * MANY or process.poll() is not None)
             process.kill()
             kills += process.wait() == -signal.SIGKILL
-        if not out.exists():
+        is_torn = not out.exists()
+        if is_torn:
             with open(f"{out}.part", "ab") as part:  # what a kill in the middle of a write would leave
                 part.write(b'{"line": 1, "text": "')
     with running(prompts, out, *source) as process:
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 1
     assert kills
-    assert "cut a last line that was not whole" in said
-    assert f" of {MANY} lines\n" in said
+    assert ("cut a last line that was not whole" in said) == is_torn
+    assert (f" of {MANY} lines\n" in said) == is_torn
     assert out.read_bytes() == expected
     assert list(tmp_path.iterdir()) == [out]
 
