@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 import signal
 import subprocess
@@ -178,12 +177,35 @@ def many(tmp_path_factory, tiny_folder):
     return prompts, (folder / "out").read_bytes()
 
 
+# `rill`, which ends by kill -9 after so many lines, in the middle of the next one.
+DOOMED = """
+import os, signal, sys
+from serve.command import main
+from serve.texts import Texts
+
+lines, torn = map(int, sys.argv[1:3])
+add = Texts.add
+
+def add_or_die(self, line, fields):
+    global lines
+    if lines == 0:
+        self._file.write(b'{"line": 1, "run": "'[:torn])
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    lines -= 1
+    add(self, line, fields)
+
+Texts.add = add_or_die
+sys.exit(main(sys.argv[3:]))
+"""
+
+
 @contextmanager
-def running(prompts, out, *arguments):
+def running(prompts, out, *arguments, program=("-m", "serve.client")):
     """The command in a process of its own."""
     rill = ["batch", prompts, "--out", out, "--max-chars", LONG, "--streams", 8, *arguments]
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "serve.client", *map(str, rill)],
+        [sys.executable, "-W", "error", *map(str, [*program, *rill])],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -196,52 +218,58 @@ def running(prompts, out, *arguments):
             process.kill()
 
 
+def killed(prompts, out, lines, torn, *arguments):
+    """What the command said that was killed after so many lines, and so many bytes of one."""
+    with running(prompts, out, *arguments, program=("-c", DOOMED, lines, torn)) as process:
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == -signal.SIGKILL
+    return said
+
+
 def count(out):
     part = out.with_name(f"{out.name}.part")
     return part.read_bytes().count(b"\n") if part.exists() else MANY if out.exists() else 0
 
 
-@pytest.mark.parametrize(("where", "shares"), [("served", (0.1, 0.4, 0.7)), ("local", (0.3, 0.6))])
-def test_kills_lose_and_double_nothing(many, tmp_path, server, tiny_folder, where, shares):
+@pytest.mark.parametrize("where", ["served", "local"])
+def test_kills_lose_and_double_nothing(many, tmp_path, server, tiny_folder, where):
     prompts, expected = many
-    out = tmp_path / "out"
+    out, part = tmp_path / "out", tmp_path / "out.part"
     source = ["--target", server.target] if where == "served" else ["--bundle", tiny_folder]
-    kills, is_torn = 0, False
-    for share in shares:
-        with running(prompts, out, *source) as process:
-            wait_until(lambda share=share: count(out) > share * MANY or process.poll() is not None)
-            process.kill()
-            kills += process.wait() == -signal.SIGKILL
-        is_torn = not out.exists()
-        if is_torn:
-            with open(f"{out}.part", "ab") as part:  # what a kill in the middle of a write would leave
-                part.write(b'{"line": 1, "text": "')
+    assert killed(prompts, out, 0, 9, *source) == ""
+    assert killed(prompts, out, 17, 0, *source) == f"{part}: cut a last line that was not whole\n"
+    assert killed(prompts, out, 50, 20, *source) == f"{part}: goes on after 17 of {MANY} lines\n"
     with running(prompts, out, *source) as process:
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=60)[1].splitlines()
         assert process.returncode == 1
-    assert kills
-    assert ("cut a last line that was not whole" in said) == is_torn
-    assert (f" of {MANY} lines\n" in said) == is_torn
+    assert said[:-1] == [
+        f"{part}: cut a last line that was not whole", f"{part}: goes on after 67 of {MANY} lines"
+    ]  # fmt: skip
     assert out.read_bytes() == expected
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_an_interrupt_says_how_to_go_on(many, tmp_path, server):
-    prompts, expected = many
-    out, done = tmp_path / "out", 0
-    for number, status in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
-        with running(prompts, out, "--target", server.target) as process:
-            before = done
-            wait_until(lambda before=before: count(out) > before + 5)
-            os.kill(process.pid, number)
-            said = process.communicate(timeout=20)[1].splitlines()
-        done = count(out)
-        assert process.returncode == status
-        assert said[-1] == f"{out}.part has {done} of {MANY} lines; the same command goes on from there"
-        assert len(said) == 1 + (before > 0)
-    with running(prompts, out, "--target", server.target) as process:
-        assert process.communicate(timeout=60)[1].startswith(f"{out}.part: goes on after {done} of {MANY} lines\n")
-    assert out.read_bytes() == expected
+@pytest.fixture
+def slow(tmp_path):
+    """Prompts of 20 texts that are there soon, and then of 8 that take long."""
+    lines = [{"prompt": "a", "max_chars": count} for count in [20] * 20 + [1_000_000] * 8]
+    (tmp_path / "slow").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "slow"
+
+
+def test_an_interrupt_says_how_to_go_on(slow, tmp_path, server):
+    out = tmp_path / "out"
+    here = f"{out}.part has 20 of 28 lines; the same command goes on from there\n"
+    with running(slow, out, "--target", server.target) as process:
+        wait_until(lambda: count(out) == 20)
+        process.send_signal(signal.SIGINT)
+        assert (process.communicate(timeout=20)[1], process.returncode) == (here, 130)
+    with running(slow, out, "--target", server.target) as process:
+        assert process.stderr.readline() == f"{out}.part: goes on after 20 of 28 lines\n"
+        process.send_signal(signal.SIGTERM)
+        assert (process.communicate(timeout=20)[1], process.returncode) == (here, 143)
+    with server.client() as client:
+        wait_until(lambda: client.models().streams_running == 0)
 
 
 def test_servers_that_drain_and_die_are_survived(many, tmp_path, tiny_folder):
@@ -276,19 +304,18 @@ def test_a_server_that_is_restarted_is_waited_for(many, tmp_path, tiny_folder):
     assert out.read_bytes() == expected
 
 
-def test_a_lost_server_keeps_what_is_complete(many, tmp_path, tiny_folder):
-    prompts, _ = many
+def test_a_lost_server_keeps_what_is_complete(slow, tmp_path, tiny_folder):
     out = tmp_path / "out"
     with (
         run_server(tiny_folder) as only,
-        running(prompts, out, "--target", only.target, "--retry-seconds", 0.5) as process,
+        running(slow, out, "--target", only.target, "--retry-seconds", 0.5) as process,
     ):
-        wait_until(lambda: count(out) > 5)
+        wait_until(lambda: count(out) == 20)
         only.process.kill()
         said = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == 1
-    assert said[0] == f"{out}.part has {count(out)} of {MANY} lines; the same command goes on from there"
-    assert said[1].startswith("error: ")
+    assert said[0] == f"{out}.part has 20 of 28 lines; the same command goes on from there"
+    assert said[1].startswith("error: the stream broke after ")
     assert said[1].endswith("(UNAVAILABLE)")
 
 
@@ -296,9 +323,7 @@ def test_another_model_does_not_go_on(many, tmp_path, server, capsys):
     save_bundle(make_run(seed=5), tmp_path / "tiny")
     prompts, _ = many
     out = tmp_path / "out"
-    with running(prompts, out, "--target", server.target) as process:
-        wait_until(lambda: count(out) > 5)
-        process.kill()
+    killed(prompts, out, 5, 0, "--target", server.target)
     rill = ["batch", str(prompts), "--out", str(out), "--max-chars", str(LONG), "--bundle", str(tmp_path / "tiny")]
     assert main(rill) == 2
     assert capsys.readouterr().err == (
