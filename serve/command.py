@@ -5,6 +5,7 @@ rill generate --target HOST:PORT --max-chars 0 | head -c 1000
 rill generate "To be" --save-token here.token && rill generate --resume-token here.token
 rill score book.txt
 rill models
+rill batch prompts.jsonl --out texts.jsonl
 rill verify bundles/shakespeare
 """
 
@@ -21,7 +22,9 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from protos import rill_pb2 as pb
+from serve.batch_command import add_batch
 from serve.client import RETRY_SECONDS, Client, ServerError, generate_request
+from serve.flags import add_sampling
 from serve.score_command import add_score
 from serve.verify_command import add_verify
 
@@ -31,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or it writes about its connections between the lines of the text
     options = _parser().parse_args(arguments)
     try:
-        if "verify" in options:
-            status: int = options.verify(options)
+        if "command" in options:
+            status: int = options.command(options)
             return status
         run: Callable[[Client, argparse.Namespace], None] = options.run
         with Client(options.target, retry_seconds=options.retry_seconds) as client:
@@ -70,26 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", nargs="?", default="", help="what the model reads first")
     generate.add_argument("--model", default="", help="a served model's name (default: the server's first)")
     generate.add_argument("--max-chars", type=int, default=400, help="characters; 0 is endless (default: 400)")
-    for name, kind, text in [
-        ("temperature", float, "0 is greedy (default: 1)"),
-        ("top-k", int, "keep the k most probable characters; 0 is off (default: off)"),
-        ("top-p", float, "keep the most probable characters up to this mass (default: 1, off)"),
-        ("min-p", float, "keep characters with this share of the largest probability (default: off)"),
-        ("seed", int, "the same seed gives the same text (default: the server draws one)"),
-    ]:
-        generate.add_argument(f"--{name}", type=kind, help=text)
-    generate.add_argument(
-        "--logit-bias",
-        type=_bias,
-        action="append",
-        default=[],
-        metavar="C=X",
-        help="add X to a character's logit; -inf bans it",
-    )
-    generate.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT appears; may be repeated"
-    )
-    generate.add_argument("--include-stop", action="store_true", help="end after the TEXT of --stop instead")
+    generate.add_argument("--seed", type=int, help="the same seed gives the same text (default: the server draws one)")
+    add_sampling(generate)
     generate.add_argument(
         "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and those of N alternatives"
     )
@@ -120,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", parents=[shared], help="list what is served")
     models.set_defaults(run=_models, retry_seconds=RETRY_SECONDS)
 
+    add_batch(commands)
     add_verify(commands)
     return parser
 
@@ -128,13 +114,6 @@ def _seconds(text: str) -> float:
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text!r}")
     return float(text)
-
-
-def _bias(text: str) -> tuple[str, float]:
-    character, separator, value = text[:1], text[1:2], text[2:]
-    if separator != "=":
-        raise argparse.ArgumentTypeError(f"must be CHARACTER=NUMBER, not {text!r}")
-    return character, float(value)
 
 
 def _token(path: str) -> bytes:

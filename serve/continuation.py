@@ -29,11 +29,14 @@ Detail = TypeVar("Detail", bound=Message)
 
 
 class ServerError(Exception):
-    """The server ended a call with an error, or cannot be reached. `code` is the gRPC status."""
+    """The server ended a call with an error, or cannot be reached. `code` is the gRPC status.
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    `retry_seconds` is after how long to try again, where the server says so.
+    """
+
+    def __init__(self, code: grpc.StatusCode, details: str, retry_seconds: float | None = None) -> None:
         super().__init__(details)
-        self.code = code
+        self.code, self.retry_seconds = code, retry_seconds
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> "ServerError":
@@ -142,8 +145,8 @@ class Continuation:
         if self._finished or self._caught_up:  # it did what it was to do, whatever its status says
             return 0.0
         code, details = (error.code(), error.details()) if error else (grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
-        failure = ServerError(code, details or code.name)
         status = _status(error)
+        failure = ServerError(code, details or code.name, _retry_seconds(status))
         if not self._may_go_on(code, status):
             raise failure
         now = self._clock()
@@ -158,7 +161,7 @@ class Continuation:
             self._place = _Place(b"", self._start or 0, blake2b())  # this server is there: the same one again
         else:
             self.address = (self.address + 1) % self._addresses
-        return self._wait(status, now - self._broken)
+        return self._wait(failure.retry_seconds or 0.0, now - self._broken)
 
     def lost_end(self) -> pb.GenerateResponse | None:
         """The last message, if the whole text was delivered and only the word that this was all got lost."""
@@ -219,12 +222,13 @@ class Continuation:
         refused = code is grpc.StatusCode.INVALID_ARGUMENT and _reason(status).startswith("RESUME_TOKEN_")
         return refused and bool(self._place.token)
 
-    def _wait(self, status: Status, tried: float) -> float:
-        """How long to wait: not at all before every address had its turn, and never beyond the last moment to try."""
+    def _wait(self, asked: float, tried: float) -> float:
+        """How long to wait, `asked` seconds at least: not at all before every address had its turn, and never beyond
+        the last moment to try.
+        """
         rounds = self._failures - self._addresses
         if rounds < 0 or self._start is None:
             return 0.0
-        asked = max((info.retry_delay.ToMilliseconds() / 1000 for info in _details(status, RetryInfo)), default=0.0)
         wait = max(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(rounds, 20))), asked)
         left = self.time_left()
         return min(wait, self._retry_seconds - tried, wait if left is None else left)
@@ -235,6 +239,7 @@ class Continuation:
             failure.code,
             f"the stream broke after {delivered:,} characters and could not be continued within "
             f"{self._retry_seconds:g} s ({self._failures - 1} attempts): {failure}",
+            failure.retry_seconds,
         )
 
 
@@ -260,6 +265,10 @@ def _details(status: Status, kind: type[Detail]) -> list[Detail]:
             if packed.Unpack(detail):
                 found.append(detail)
     return found
+
+
+def _retry_seconds(status: Status) -> float | None:
+    return max((info.retry_delay.ToMilliseconds() / 1000 for info in _details(status, RetryInfo)), default=None)
 
 
 def _reason(status: Status) -> str:

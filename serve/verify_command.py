@@ -180,7 +180,7 @@ def add_verify(commands: Any) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(verify=run)
+    parser.set_defaults(command=run)
     parser.add_argument("bundles", nargs="*", metavar="BUNDLE", help="a bundle folder, served here for the purpose")
     parser.add_argument("--target", metavar="HOST:PORT[,HOST:PORT…]", help="running servers, instead of bundles")
     parser.add_argument("--model", default="", help="with --target: a served model's name (default: the first)")
