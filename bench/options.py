@@ -120,7 +120,7 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
     add("--mixes", nargs="+", default=list(MIXES), choices=tuple(MIXES), help="of the open loop (default: all)")
     add("--rates", type=float, nargs="+", default=list(PERCENTS), metavar="P", help="of the open loop, in percent of"
         " the measured capacity (default: 25 50 75 90 110 200)")  # fmt: skip
-    add("--peers", action="store_true", help="also measure two plain servers of the same API, for comparison")
+    add("--peers", action="store_true", help="also measure plain servers, and MLServer if it is installed")
     add("--target", metavar="HOST:PORT", help="measure this running server; --bundle must be one that it serves")
     add("--device", default="auto", help="of the decode graph: auto, cpu, cuda or cuda:N (default: %(default)s)")
     add("--round-milliseconds", type=float, metavar="MS", help="of the server's engine rounds, at most")
