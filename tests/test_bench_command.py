@@ -270,6 +270,8 @@ def test_a_bar_without_a_terminal_says_nothing(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("number", ["SIGHUP", "SIGINT"])
 def test_a_signal_ends_the_server_too(tiny_folder: Path, number: str) -> None:
+    if number == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        pytest.skip("these tests were started to outlive their terminal (nohup), and so was the benchmark")
     command = [sys.executable, "-m", "bench", "--bundle", str(tiny_folder), "--streams", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         watched = psutil.Process(process.pid)
