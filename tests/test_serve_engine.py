@@ -10,10 +10,11 @@ import pytest
 
 from export.sampling import Sampling
 from serve import engine as engine_module
+from serve import schedule
 from serve.admission import Admission
 from serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
 from serve.model import Model
-from serve.rows import PLAIN, TOP_K, TOP_P, Rows, kind_of
+from serve.rows import BUFFER, PLAIN, TOP_K, TOP_P, Rows, kind_of
 from serve.runtime import COHORT, CPU, Decoder
 from serve.states import States
 from serve.stream import End, Order
@@ -349,3 +350,26 @@ def test_graphs_that_are_not_the_manifests_are_refused_at_load(tiny, change):
     with pytest.raises(StartError, match="bundle 'tiny'") as caught:
         Decoder(replace(tiny, **change(tiny)), CPU)
     assert "\n" not in str(caught.value)
+
+
+async def test_readers_are_told_now_and_then_and_not_after_each_round(model, monkeypatch):
+    """Four streams without end: a message has the text of several rounds, and comes long before the buffer is full."""
+    monkeypatch.setattr(schedule, "TURN_SECONDS", 0.06)  # a dozen rounds, or two where the machine is very busy
+    characters = []
+
+    async def read(wanted):
+        async with model.stream(wanted) as stream:
+            while True:
+                piece, _ = await stream.take()
+                model.sent(stream, piece.text)
+                characters.append(len(piece.text))
+
+    tasks = [asyncio.create_task(read(order(0, seed=seed))) for seed in range(4)]
+    while len(characters) < 40:
+        await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    long = [time for _, _, time, prompted in model.decoder.rounds if not prompted and time > 1]
+    assert 1.5 * np.median(long) < np.median(characters) < BUFFER / 2
+    await until_free(model)
