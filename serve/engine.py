@@ -97,9 +97,9 @@ class Engine:
         """Forget `stream`, whatever it is doing; a Delivery says when it is gone."""
         self._ask(self._forget, stream)
 
-    def drain(self, stream: Stream) -> None:
-        """End `stream` where it is, with a snapshot; a Delivery says when it is gone."""
-        self._ask(self._end, stream)
+    def end(self, stream: Stream, why: End) -> None:
+        """End `stream` where it is, with a snapshot, unless it has ended; a Delivery says when it is gone."""
+        self._ask(partial(self._end, why), stream)
 
     def read(self, stream: Stream, characters: int) -> None:
         """The reader of `stream`, which is not gone, has taken so many more characters."""
@@ -174,12 +174,12 @@ class Engine:
             self._release(stream.slot)
             self._outbox.append(Delivery((), list, {stream: None}))
 
-    def _end(self, stream: Stream) -> None:
+    def _end(self, why: End, stream: Stream) -> None:
         if self._streams.get(stream.slot) is stream:
             snapshot = self._harvester.snapshot(stream.slot)
             self._release(stream.slot)
             if snapshot:
-                self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: End.DRAINING}))
+                self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: why}))
             else:  # the same call can be made elsewhere
                 error = DrainingError("the server is going away, and nothing has been made yet")
                 self._outbox.append(Delivery([stream], list, {stream: None}, error))

@@ -186,7 +186,7 @@ async def _listening(
 
 async def _drain(service: TextGeneration, models: Models, seconds: float) -> None:
     """Refuse new streams, let live ones finish, and end those that have not in time to be told."""
-    service.draining = True
+    service.drain()
     models.keep()
     for model in models.all:
         model.admission.refuse(DrainingError("the server is going away and takes no new streams"))

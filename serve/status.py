@@ -14,8 +14,8 @@ from serve.errors import (
     DrainingError,
     EngineError,
     ModelNotFoundError,
-    NotSupportedError,
     OtherModelError,
+    OutOfOrderError,
     RequestError,
     RillError,
     TokenError,
@@ -37,7 +37,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
     TokenError: grpc.StatusCode.INVALID_ARGUMENT,
     OtherModelError: grpc.StatusCode.FAILED_PRECONDITION,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
-    NotSupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    OutOfOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
@@ -70,6 +70,8 @@ def _details(error: RillError) -> list[Message]:
             return [ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN)]
         case OtherModelError():
             return [ErrorInfo(reason="RESUME_TOKEN_OTHER_MODEL", domain=DOMAIN)]
+        case OutOfOrderError():
+            return [ErrorInfo(reason="ACTION_OUT_OF_ORDER", domain=DOMAIN)]
         case WaitingLineFullError():
             delay = Duration()
             delay.FromMilliseconds(int(error.retry_seconds * 1000))

@@ -23,6 +23,7 @@ class End(Enum):
     LENGTH = "length"
     STOP = "stop"
     DRAINING = "draining"
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True)
