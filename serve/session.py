@@ -208,7 +208,8 @@ class AsyncSession(_Known):
 
     def __init__(self, channels: Sequence[Any], beginning: Beginning, timeout: float | None) -> None:
         super().__init__(channels, beginning, timeout)
-        self._actions: asyncio.Queue[pb.InteractRequest] = asyncio.Queue()
+        self._actions: asyncio.Queue[pb.InteractRequest | None] = asyncio.Queue()
+        self._events: AsyncIterator[pb.InteractResponse]  # not `read`, which stops where a last action cannot be sent
         self._reading: asyncio.Task[None] | None = None  # the next event, for all who wait
 
     async def feed(self, text: str) -> pb.InteractResponse.Fed:
@@ -255,6 +256,7 @@ class AsyncSession(_Known):
     async def close(self) -> None:
         """End the call, which frees the slot."""
         self._dialogue.ended(_closed())
+        self._actions.put_nowait(None)  # gRPC lets nobody else end the loop over them when a call has ended by itself
         if self._call:
             self._call.cancel()
         if self._reading:
@@ -271,22 +273,20 @@ class AsyncSession(_Known):
     async def _read(self) -> None:
         """The next event."""
         try:
-            event = await self._call.read()
+            self._dialogue.received(await anext(self._events))
+        except StopAsyncIteration:
+            self._dialogue.ended(None)
         except grpc.RpcError as error:
-            self._dialogue.ended(ServerError.of(error))
+            self._dialogue.ended(_reason(error))
         except asyncio.CancelledError:  # what gRPC raises where a call was cancelled
             self._dialogue.ended(_closed())
-        else:
-            if event is grpc.aio.EOF:
-                self._dialogue.ended(None)
-            else:
-                self._dialogue.received(event)
 
     async def __aenter__(self) -> Self:
         for channel in self._channels:
             self._actions = asyncio.Queue()
             self._dialogue = Dialogue(self._actions.put_nowait)
             self._call = TextGenerationStub(channel).Interact(_taken(self._actions), timeout=self._timeout)
+            self._events = aiter(self._call)
             try:
                 (await self._wait(self._dialogue.open(*self._beginning))).take()
                 return self
@@ -300,6 +300,13 @@ class AsyncSession(_Known):
         await self.close()
 
 
-async def _taken(actions: asyncio.Queue[pb.InteractRequest]) -> AsyncIterator[pb.InteractRequest]:
-    while True:
-        yield await actions.get()
+def _reason(error: grpc.RpcError) -> ServerError:
+    """Why a call ended. gRPC's asyncio half forgets the server's status if it was just sending an action."""
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
+        return ServerError(grpc.StatusCode.UNAVAILABLE, "the session ended while an action was on its way")
+    return ServerError.of(error)
+
+
+async def _taken(actions: asyncio.Queue[pb.InteractRequest | None]) -> AsyncIterator[pb.InteractRequest]:
+    while (action := await actions.get()) is not None:
+        yield action
