@@ -113,12 +113,15 @@ class Chat:
         return True
 
     async def update(self, **sampling: Any) -> None:
-        """Change how characters are chosen."""
-
-        async def act(session: AsyncSession) -> None:
-            session.update(**sampling)
-
-        await self._do(act)
+        """Change how characters are chosen. By another session, as what opens one is answered."""
+        if self.at.ahead:
+            await self._settle()
+        while True:
+            try:
+                self._keep(await self._enter("", self.at.token, sampling))
+                break
+            except ServerError as error:
+                await self._lost(error)
         self.at = replace(self.at, sampling={**self.at.sampling, **sampling})
 
     async def token(self) -> bytes:

@@ -21,8 +21,14 @@ class OrderError(RuntimeError):
 
 
 def sampling_of(parameters: dict[str, Any]) -> pb.Sampling:
-    """Those of the parameters that are not None. Raises ValueError for what no message can hold."""
-    return pb.Sampling(**{name: value for name, value in parameters.items() if value is not None})
+    """Those of the parameters that are not None. Raises ValueError, with the name, for what no message can hold."""
+    sampling = pb.Sampling()
+    for name, value in parameters.items():
+        try:
+            sampling.MergeFrom(pb.Sampling(**{name: value}))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}: {error}") from None
+    return sampling
 
 
 class Answer:

@@ -134,7 +134,8 @@ class Session(_Known):
     def update(self, **sampling: Any) -> None:
         """Change temperature, top_k, top_p, min_p, seed or logit_bias, for the characters to come.
 
-        Nothing answers. Values without meaning end the session: the next method that waits raises the ServerError.
+        Nothing answers. Values without meaning end the session, which the next `feed` or text raises; a snapshot asked
+        for right behind them may be of the state before.
         """
         with self._changed:
             self._dialogue.update(sampling_of(sampling))
