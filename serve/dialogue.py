@@ -100,9 +100,9 @@ class Dialogue:
         return self._generation if self._generation and not self._generation.is_over else None
 
     def open(self, model: str, resume_token: bytes, sampling: pb.Sampling) -> Answer:
-        """Begin; the answer is the state as a token, which comes right behind the seed."""
-        self._ask(_Request(open=_Request.Open(model=model, resume_token=resume_token, sampling=sampling)), "opened")
-        return self.snapshot()
+        """Begin."""
+        begin = _Request.Open(model=model, resume_token=resume_token, sampling=sampling)
+        return self._ask(_Request(open=begin), "opened")
 
     def feed(self, text: str) -> Answer:
         """Let the model read a text."""

@@ -193,6 +193,7 @@ class Session(_Known):
             self._call = TextGenerationStub(channel).Interact(iter(self._actions.get, None), timeout=self._timeout)
             try:
                 self._wait(self._dialogue.open(*self._beginning)).take()
+                self.snapshot()
                 return self
             except BaseException as error:
                 self.close()
@@ -246,7 +247,10 @@ class AsyncSession(_Known):
             self._dialogue.pause()
 
     def update(self, **sampling: Any) -> None:
-        """Change how characters are chosen; see `Session.update`."""
+        """Change how characters are chosen; see `Session.update`.
+
+        Where values have no meaning and the next action is on its way already, gRPC may lose the server's sentence.
+        """
         self._dialogue.update(sampling_of(sampling))
 
     async def snapshot(self) -> pb.InteractResponse.Snapshot:
@@ -290,6 +294,7 @@ class AsyncSession(_Known):
             self._events = aiter(self._call)
             try:
                 (await self._wait(self._dialogue.open(*self._beginning))).take()
+                await self.snapshot()
                 return self
             except BaseException as error:
                 await self.close()
@@ -302,7 +307,7 @@ class AsyncSession(_Known):
 
 
 def _reason(error: grpc.RpcError) -> ServerError:
-    """Why a call ended. gRPC's asyncio half forgets the server's status if it was just sending an action."""
+    """Why a call ended. gRPC's asyncio half loses the server's status if an action could not be sent any more."""
     if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
         return ServerError(grpc.StatusCode.UNAVAILABLE, "the session ended while an action was on its way")
     return ServerError.of(error)

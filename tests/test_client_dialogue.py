@@ -81,7 +81,7 @@ def test_every_answer_finds_its_action(steps):  # noqa: PLR0912  # a case for ea
     server = MadeUpServer()
     dialogue = Dialogue(server.actions.append)
     opened = dialogue.open("", b"", pb.Sampling())
-    feeds, snapshots, generations, texts = [], [opened], [], []
+    feeds, snapshots, generations, texts = [], [dialogue.snapshot()], [], []
 
     def take():
         for generation, pieces in zip(generations, texts, strict=True):
@@ -122,6 +122,7 @@ def test_every_answer_finds_its_action(steps):  # noqa: PLR0912  # a case for ea
             dialogue.received(server.events.popleft())
     take()
 
+    assert opened.take().seed == 7
     assert (dialogue.seed, dialogue.model_id, dialogue.position) == (7, "tiny", server.position)
     assert [answer.take().chars for _, answer in feeds] == [number for number, _ in feeds]
     serials = [int(answer.take().resume_token.split()[0]) for answer in snapshots]
@@ -140,6 +141,7 @@ def sent():
 def dialogue(sent):
     dialogue = Dialogue(sent.append)
     dialogue.open("", b"", pb.Sampling())
+    dialogue.snapshot()
     dialogue.received(Event(opened=Event.Opened(seed=1)))
     dialogue.received(Event(snapshot=Event.Snapshot(resume_token=b"new")))
     return dialogue
