@@ -16,14 +16,14 @@ import ipaddress
 import sys
 from pathlib import Path
 
-from serve.errors import StartError
+from serve.errors import BrokenEngineError, StartError
 from serve.server import Settings, log, log_to_stderr, serve
 
 LONGEST_TTL = 1e10  # seconds: three centuries
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 2 if the server could not start."""
+    """Run the command; returns the exit status: 2 if the server could not start, 1 if it could not go on."""
     settings = _settings(arguments)
     log_to_stderr()
     if not _is_loopback(settings.host):
@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenEngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # while loading; later it drains
         return 130
     return 0

@@ -212,6 +212,8 @@ class Continuation:
                 return True
             case grpc.StatusCode.RESOURCE_EXHAUSTED:  # its waiting line is full
                 return True
+            case grpc.StatusCode.INTERNAL:  # there was a token, if the state is not lost
+                return _reason(status) == "ENGINE_ROUND_FAILED"
             case grpc.StatusCode.FAILED_PRECONDITION:
                 return self._addresses > 1 and _reason(status) == "RESUME_TOKEN_OTHER_MODEL"
             case _:

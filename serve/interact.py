@@ -197,9 +197,9 @@ class Interaction:
                 if piece.text or message.finish_reason:
                     await self._output(message)
                     self._model.sent(stream, piece.text)
+                if piece.snapshot:
+                    self._at = replace(self._at, snapshot=piece.snapshot)
         self._inbox.interrupt = None
-        assert piece.snapshot
-        self._at = replace(self._at, snapshot=piece.snapshot)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
         return end

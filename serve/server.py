@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from export.bundle import Bundle
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
-from serve.errors import DrainingError, StartError
+from serve.errors import BrokenEngineError, DrainingError, StartError
 from serve.model import Model
 from serve.models import Models
 from serve.profile import Profile
@@ -64,14 +65,18 @@ class Settings:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    Raises StartError, and BrokenEngineError after a drain because an engine can run no more.
+    """
     sys.setswitchinterval(GIL_SECONDS)
     tokens = _tokens(settings)
-    models = Models(settings.bundles, _maker(settings))
+    stop: asyncio.Queue[signal.Signals | BrokenEngineError] = asyncio.Queue()
+    models = Models(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
     try:
         await models.start()
-        stop = _stop_signals()  # not before: while loading, Ctrl-C ends at once
+        _listen_for_signals(stop)  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars)
         service = TextGeneration(models, tokens, limits)
         if settings.profile:
@@ -85,7 +90,7 @@ async def serve(settings: Settings) -> None:
             )
             if not settings.resume_key_file:
                 log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
-            await stop.get()
+            reason = await stop.get()
             log.info("draining: %d calls", sum(model.calls for model in models.all))
             await healths.enter_graceful_shutdown()
             drained = asyncio.create_task(_drain(service, models, settings.drain_seconds))
@@ -99,6 +104,8 @@ async def serve(settings: Settings) -> None:
     if settings.profile:
         profile.save(settings.profile)
     log.info("stopped")
+    if isinstance(reason, BrokenEngineError):
+        raise reason
 
 
 async def _reload_on_hangup(models: Models) -> None:
@@ -111,13 +118,11 @@ async def _reload_on_hangup(models: Models) -> None:
         await models.reload()
 
 
-def _stop_signals() -> asyncio.Queue[signal.Signals]:
-    """A queue that receives the signals which ask the server to stop."""
-    received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+def _listen_for_signals(stop: asyncio.Queue[Any]) -> None:
+    """Let `stop` receive the signals which ask the server to."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received.put_nowait, number)
-    return received
+        loop.add_signal_handler(number, stop.put_nowait, number)
 
 
 def _tokens(settings: Settings) -> Tokens:
@@ -126,7 +131,7 @@ def _tokens(settings: Settings) -> Tokens:
     return Tokens(keys or [secrets.token_bytes(KEY_BYTES)], settings.resume_ttl)
 
 
-def _maker(settings: Settings) -> Callable[[Bundle], Model]:
+def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -> Callable[[Bundle], Model]:
     """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
     provider, device_id = choose_device(settings.device)
@@ -138,7 +143,7 @@ def _maker(settings: Settings) -> Callable[[Bundle], Model]:
     def make(bundle: Bundle) -> Model:
         decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
         slots, waiting = settings.max_streams, settings.max_waiting
-        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop)
+        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop, on_broken)
 
     return make
 
