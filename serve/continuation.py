@@ -208,9 +208,7 @@ class Continuation:
         if not self._retry_seconds:
             return False
         match code:
-            case grpc.StatusCode.UNAVAILABLE:
-                return True
-            case grpc.StatusCode.RESOURCE_EXHAUSTED:  # its waiting line is full
+            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.RESOURCE_EXHAUSTED:  # its waiting line is full
                 return True
             case grpc.StatusCode.INTERNAL:  # there was a token, if the state is not lost
                 return _reason(status) == "ENGINE_ROUND_FAILED"

@@ -61,6 +61,7 @@ class Settings:
     resume_ttl: float = 7 * 86_400
     round_seconds: float = 0.010
     drain_seconds: float = 10.0
+    keepalive_seconds: float = 30.0
     profile: Path | None = None
 
 
@@ -161,6 +162,11 @@ async def _listening(
             ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
             # Clients ask whether the server is still there, however long a slow stream says nothing.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # ... and are asked whether they are, since one that has vanished without a word reads nothing either.
+            ("grpc.keepalive_time_ms", int(1000 * settings.keepalive_seconds)),
+            ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_seconds)),
+            # Where a ping is under way for other reasons, keepalive sends none.
+            ("grpc.http2.ping_timeout_ms", int(1000 * settings.keepalive_seconds)),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
             # A text that is too long should get our own answer: room for 4 bytes a character and more.
             (

@@ -1,8 +1,13 @@
-"""Servers whose graph fails: what their clients get, and whether they go on."""
+"""Servers whose graph fails, and whose clients vanish: what the others get, and whether they go on."""
+
+import select
+import socket
+import threading
+from contextlib import closing
 
 import grpc
 import pytest
-from conftest import run_server
+from conftest import run_server, wait_until
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
@@ -91,3 +96,48 @@ def test_a_server_that_cannot_go_on_ends(failing):
     _, errors = server.process.communicate(timeout=30)
     assert server.process.returncode == 1
     assert errors.endswith("error: the serving graph does not run any more: out of memory\n")
+
+
+class Wire:
+    """A connection to `target` that can be cut without anybody being told: nothing goes through, nothing is closed."""
+
+    def __init__(self, target):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        host, port = target.split(":")
+        self._server = socket.create_connection((host, int(port)))
+        self.is_cut = False
+        self._thread = threading.Thread(target=self._forward)
+        self._thread.start()
+
+    def _forward(self):
+        client, _ = self._listener.accept()
+        with client:
+            while not self.is_cut:
+                for source in select.select([client, self._server], [], [], 0.05)[0]:
+                    if data := source.recv(65_536):
+                        (self._server if source is client else client).sendall(data)
+
+    def close(self):
+        self.is_cut = True
+        self._thread.join()
+        self._server.close()
+        self._listener.close()
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["reading", "idle"])
+def test_a_client_that_vanishes_is_noticed(tiny_folder, busy):
+    """No FIN, no answer: its slot is free all the same."""
+    with (
+        run_server(tiny_folder, "--keepalive-seconds", 1) as server,
+        server.client() as other,
+        closing(Wire(server.target)) as wire,
+        grpc.insecure_channel(wire.target) as channel,
+    ):
+        pace = 0 if busy else 0.1
+        call = TextGenerationStub(channel).Generate(pb.GenerateRequest(chars_per_second=pace))
+        next(call)
+        assert other.models().streams_running == 1
+        wire.is_cut = True
+        wait_until(lambda: other.models().streams_running == 0)
+        call.cancel()
