@@ -10,6 +10,7 @@ RillError
 ├── WaitingLineFullError    too many streams; says when to try again
 ├── DrainingError           the server is going away
 └── EngineError             an engine round failed; the fault is ours
+    └── BrokenEngineError   no round can be run any more
 """
 
 
@@ -63,3 +64,7 @@ class DrainingError(RillError):
 
 class EngineError(RillError):
     """An engine round failed; its streams end."""
+
+
+class BrokenEngineError(EngineError):
+    """No round can be run any more: the server ends."""

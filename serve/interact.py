@@ -33,6 +33,7 @@ class Inbox:
         self._places = asyncio.Semaphore(AHEAD)
         self._news = asyncio.Event()
         self._is_over = self._is_draining = False
+        self._error: Exception | None = None
         self.interrupt: Callable[[], None] | None = None  # called when an action comes
         self._filling = asyncio.create_task(self._fill())
 
@@ -42,17 +43,18 @@ class Inbox:
         return len(self._line)
 
     async def take(self) -> pb.InteractRequest | None:
-        """The next action, or None if no more will come. Raises DrainingError, also while it waits."""
+        """The next action, or None if no more will come. Raises DrainingError, and what kept it from reading on."""
         while not (self._line or self._is_over or self._is_draining):
             self._news.clear()
             await self._news.wait()
         if self._is_draining:
             raise DrainingError("the server is going away; the state goes on elsewhere, from its token")
-        if not self._line:
-            await self._filling  # raises what kept it from reading
-            return None
-        self._places.release()
-        return self._line.popleft()
+        if self._line:
+            self._places.release()
+            return self._line.popleft()
+        if self._error:
+            raise self._error
+        return None
 
     def drain(self) -> None:
         """Nothing is taken any more."""
@@ -71,9 +73,10 @@ class Inbox:
                 self._news.set()
                 if self.interrupt:
                     self.interrupt()
-        finally:
-            self._is_over = True
-            self._news.set()
+        except Exception as error:  # bytes that are no InteractRequest
+            self._error = error
+        self._is_over = True
+        self._news.set()
 
 
 class Interaction:
@@ -194,9 +197,9 @@ class Interaction:
                 if piece.text or message.finish_reason:
                     await self._output(message)
                     self._model.sent(stream, piece.text)
+                if piece.snapshot:
+                    self._at = replace(self._at, snapshot=piece.snapshot)
         self._inbox.interrupt = None
-        assert piece.snapshot
-        self._at = replace(self._at, snapshot=piece.snapshot)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
         return end

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from export.bundle import Bundle
 from serve.admission import Admission
 from serve.codec import Codec
 from serve.engine import Delivery, Engine
-from serve.errors import EngineError
+from serve.errors import BrokenEngineError, EngineError
 from serve.logprobs import LogprobEncoder
 from serve.rows import Rows
 from serve.runtime import Decoder, numerics
@@ -25,7 +25,7 @@ class Model:
     """One bundle with its engine, slots and live streams; used on the event loop.
 
     Its rounds take turns at `turnstile` with those of the other models on the device. It may be made in another thread,
-    if that says which event loop.
+    if that says which event loop. `on_broken` is called when it can run no more.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Model:
         round_seconds: float,
         turnstile: Turnstile | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        on_broken: Callable[[BrokenEngineError], None] = lambda error: None,
     ) -> None:
         self.bundle, self.provider = bundle, decoder.provider
         self.numerics = numerics(decoder.provider)
@@ -50,6 +51,7 @@ class Model:
         self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds, lane, loop)
         self._live: dict[int, Stream] = {}  # in the engine, by slot
         self._held: set[int] = set()  # slots of calls that are not over
+        self._on_broken = on_broken
         self._calls = 0
         self._left = asyncio.Event()  # a call is over, or a stream gone
         self._draining = False
@@ -132,10 +134,6 @@ class Model:
             if stream.slot not in self._held:
                 self.admission.release(stream.slot)
             self._left.set()
-        if delivery.error:
-            for stream in delivery.streams:
-                stream.fail(delivery.error)
-            return
         try:
             pieces = delivery.pieces()
         except Exception as error:  # whatever it is, nobody waits for what will not come
@@ -146,7 +144,11 @@ class Model:
         for stream, piece in zip(delivery.streams, pieces, strict=True):
             stream.deliver(piece, now)
         for stream, end in delivery.gone.items():
-            if end:
+            if delivery.error:
+                stream.fail(delivery.error)
+            elif end:
                 stream.finish(end)
+        if isinstance(delivery.error, BrokenEngineError):
+            self._on_broken(delivery.error)
         for stream in delivery.readers:
             stream.tell()
