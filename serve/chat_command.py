@@ -178,14 +178,21 @@ class Talk:
     async def _interruptible(self, answer: Any, chat: Chat, reader: Reader) -> None:
         """To its end, or up to where the user wants no more of it: a turn is paused, all else given up."""
         task = asyncio.create_task(answer)
+        given_up = asyncio.Event()
 
         def interrupt() -> None:
             if not chat.pause():
-                task.cancel()
+                given_up.set()
 
+        giving_up = asyncio.create_task(given_up.wait())
         with reader.watched(interrupt):
-            await asyncio.wait([task])
-        if task.cancelled():
+            await asyncio.wait([task, giving_up], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await chat.close()  # so that nothing waits for a server that does not answer
+                task.cancel()
+                await asyncio.wait([task])
+        giving_up.cancel()
+        if given_up.is_set() and (task.cancelled() or task.exception()):
             self.say("given up")
         else:
             task.result()

@@ -14,8 +14,8 @@ events mean is the business of `serve.dialogue`. When its server ends, a session
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from contextlib import aclosing, closing, suppress
 from typing import Any, NamedTuple, Self, TypeVar
 
 import grpc
@@ -103,13 +103,14 @@ class Session(_Known):
         fed: pb.InteractResponse.Fed = self._wait(answer).take()
         return fed
 
-    def generate(self, **parameters: Any) -> Iterator[str]:
+    def generate(self, **parameters: Any) -> Generator[str, None, None]:
         """The pieces of a text as they arrive, up to its limit, a stop or `pause`. Parameters as for `stream`."""
-        for message in self.stream(**parameters):
-            if message.text:
-                yield message.text
+        with closing(self.stream(**parameters)) as messages:
+            for message in messages:
+                if message.text:
+                    yield message.text
 
-    def stream(self, **parameters: Any) -> Iterator[pb.GenerateResponse]:
+    def stream(self, **parameters: Any) -> Generator[pb.GenerateResponse, None, None]:
         """The messages of a text; it begins when the first is asked for.
 
         `parameters`: max_chars, stop, include_stop, logprobs and chars_per_second, as in rill.proto. An iterator that
