@@ -114,8 +114,7 @@ class Chat:
 
     async def update(self, **sampling: Any) -> None:
         """Change how characters are chosen. By another session, as what opens one is answered."""
-        if self.at.ahead:
-            await self._settle()
+        await self._settle()
         while True:
             try:
                 self._keep(await self._enter("", self.at.token, sampling))
@@ -249,7 +248,7 @@ class Chat:
             raise error
         if self._broken is None:
             self._broken = now
-            self._say(f"the server is lost ({error}); trying to go on for up to {self._retry_seconds:g} s")
+            self._say(f"interrupted ({error}); trying to go on for up to {self._retry_seconds:g} s")
         limit = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._failures, 20)) if self._failures else 0.0
         self._failures += 1
         await asyncio.sleep(max(random.uniform(0, limit), error.retry_seconds or 0.0))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -229,7 +230,7 @@ async def test_servers_that_drain_change_nothing(tiny_folder, server, tmp_path):
                 made += await written(chat)
                 await chat.close()
     assert len(said) == 2
-    assert all(sentence.startswith("the server is lost (") for sentence in said)
+    assert all(sentence.startswith("interrupted (") for sentence in said)
     with server.client() as client:
         messages = list(client.stream(request(prompt="\n", seed=7, temperature=0.9, max_chars=300)))
         rest = client.generate("ROMEO\n", resume_token=messages[-1].resume_token, max_chars=300)
@@ -245,6 +246,7 @@ async def test_a_token_that_no_server_takes(tiny_folder, tmp_path):
                 await chat.feed("To be\n")
                 made = await written(chat)
                 one.stop(signal.SIGKILL)
+                await chat.update(temperature=0.8)
                 more = await written(chat)
                 await chat.close()
                 assert chat.at.text == "To be\n" + made + more
@@ -252,7 +254,7 @@ async def test_a_token_that_no_server_takes(tiny_folder, tmp_path):
         assert said[1].endswith("it has read the text once more instead, and writes on as it likes")
         with Client(other.target) as client:
             prompt = "\nTo be\n" + made
-            assert more == "".join(client.generate(prompt, seed=7, temperature=0.9, max_chars=40))
+            assert more == "".join(client.generate(prompt, seed=7, temperature=0.8, max_chars=40))
 
 
 async def test_tokens_follow_a_long_turn(tiny_folder, tmp_path, monkeypatch):
@@ -292,7 +294,7 @@ async def test_what_fails_leaves_the_text_where_it_was(server, tmp_path):
                 with pytest.raises(ServerError) as caught:
                     await act(argument)
                 assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-                assert chat.at == before
+                assert chat.at == replace(before, token=chat.at.token)  # which is sealed anew
             # Given up in the midst of a turn: what was shown is generated once more, and the text goes on from there.
             with pytest.raises(asyncio.CancelledError):
                 await written(chat, then=asyncio.current_task().cancel)

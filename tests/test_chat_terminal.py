@@ -207,12 +207,12 @@ def test_a_server_that_is_killed_and_started_again(tiny_folder, server, tmp_path
         opened.wait_for_prompt(1)
         opened.begin("To be")
     try:
-        wait_until(lambda: "(the server is lost (" in opened.shown)
+        wait_until(lambda: "(interrupted (" in opened.shown)
         with killed_at_the_end(tiny_folder, key, port) as (_, process):
             length = len(opened.shown)
             wait_until(lambda: len(opened.shown) > length + 50)
             turn = opened.press("\x1b")
-            shown = re.sub(r"\(the server is lost \([^\n]*\); trying to go on for up to 30 s\)\n", "", turn)
+            shown = re.sub(r"\(interrupted \([^\n]*\); trying to go on for up to 30 s\)\n", "", turn)
             assert len(turn) > len(shown) + 50
             more = opened.line("/seed 8")
             assert more == ""
@@ -220,7 +220,7 @@ def test_a_server_that_is_killed_and_started_again(tiny_folder, server, tmp_path
             process.send_signal(signal.SIGSTOP)
             opened.give_up()  # a server that does not answer
         opened.type("\r")
-        wait_until(lambda: opened.shown.count("(the server is lost (") == 2)
+        wait_until(lambda: opened.shown.count("(interrupted (") == 2)
         opened.give_up()  # one that is not there
         assert opened.shown.count("(given up)") == 2
     finally:
