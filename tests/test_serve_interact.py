@@ -233,7 +233,7 @@ def test_another_seed_takes_effect_in_mid_text(served):
         at.tell(update=pb.Sampling(seed=9))
         at.tell(snapshot=Request.Snapshot())
         _, snapshot = at.until("snapshot")
-        after, _ = at.pause()
+        after = at.event("output").text + at.pause()[0]
         after += joined(at.generate(max_chars=50))
     assert generated(served, resume_token=snapshot.resume_token, max_chars=len(after))[0] == after
     seeded = pb.Sampling(seed=9)
