@@ -6,6 +6,7 @@ from typing import Any
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
+from serve.clients import Clients
 from serve.errors import DrainingError, NotSupportedError, RillError
 from serve.model import Model
 from serve.models import Models
@@ -36,10 +37,11 @@ def _statuses(handler: Any) -> Any:
 
 
 class TextGeneration(TextGenerationServicer):
-    """All calls come here; what they may ask of `models` is within `limits`."""
+    """All calls come here; what they may ask of `models` is within `limits`, and how many at once is for `clients`."""
 
-    def __init__(self, models: Models, tokens: Tokens, limits: Limits) -> None:
+    def __init__(self, models: Models, tokens: Tokens, limits: Limits, clients: Clients | None = None) -> None:
         self._models, self._tokens, self._limits = models, tokens, limits
+        self._clients = clients or Clients()
         self.draining = False
 
     @_statuses
@@ -47,7 +49,7 @@ class TextGeneration(TextGenerationServicer):
         """Stream text; see rill.proto."""
         arrived = time.monotonic()
         model = self._model(request.model, request.resume_token)
-        with model.call():
+        with self._clients.place(context), model.call():
             order = await self._order(request, model, context)
             end = await self._generate(model, order, context, arrived)
         if end is End.DRAINING:
@@ -83,7 +85,7 @@ class TextGeneration(TextGenerationServicer):
             await context.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
             score.add(logprobs)
 
-        with model.call():
+        with self._clients.place(context), model.call():
             order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
             snapshot = await read(model, order, text, write)

@@ -11,6 +11,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from serve.errors import (
+    ClientLimitError,
     DrainingError,
     EngineError,
     ModelNotFoundError,
@@ -39,6 +40,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     NotSupportedError: grpc.StatusCode.UNIMPLEMENTED,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ClientLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
 }
@@ -70,7 +72,7 @@ def _details(error: RillError) -> list[Message]:
             return [ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN)]
         case OtherModelError():
             return [ErrorInfo(reason="RESUME_TOKEN_OTHER_MODEL", domain=DOMAIN)]
-        case WaitingLineFullError():
+        case WaitingLineFullError() | ClientLimitError():
             delay = Duration()
             delay.FromMilliseconds(int(error.retry_seconds * 1000))
             return [RetryInfo(retry_delay=delay)]
