@@ -30,7 +30,7 @@ from serve.model import Model
 from serve.models import Models
 from serve.profile import Profile
 from serve.request import Limits
-from serve.runtime import CPU, Decoder, choose_device, warn_of_two_runtimes
+from serve.runtime import CPU, Decoder, choose_device, one_line, warn_of_two_runtimes
 from serve.service import TextGeneration
 from serve.tokens import KEY_BYTES, Tokens, read_key
 from serve.turnstile import Turnstile
@@ -162,7 +162,10 @@ def _maker(settings: Settings) -> Callable[[Bundle], Model]:
     def make(bundle: Bundle) -> Model:
         decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
         slots, waiting = settings.max_streams, settings.max_waiting
-        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop)
+        try:
+            return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop)
+        except Exception as error:  # its graphs fail, or there is not enough memory: no narrower base for all of that
+            raise StartError(f"bundle {bundle.name!r} cannot be run: {one_line(error)}") from error
 
     return make
 
