@@ -120,7 +120,7 @@ def _settings(arguments: list[str] | None) -> Settings:
 
 
 def _lack(settings: Settings) -> str:
-    """What keeps nobody who can reach the server from using it, or from listening; empty if nothing does."""
+    """What is missing on a server that others can reach, and what follows from it; empty if nothing is."""
     is_encrypted = bool(settings.tls_cert)
     knows_its_callers = bool(settings.auth_token_file or settings.tls_client_ca)
     if is_encrypted and knows_its_callers:

@@ -175,8 +175,8 @@ async def _listening(
     service: TextGeneration,
     models: Models,
     settings: Settings,
-    certificates: Certificates | None,
-    bearers: BearerTokens | None,
+    certificates: Certificates | None = None,
+    bearers: BearerTokens | None = None,
 ) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
     calls = len(models.all) * (settings.max_streams + settings.max_waiting)

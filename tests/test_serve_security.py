@@ -2,7 +2,7 @@
 
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -242,9 +242,9 @@ def test_what_a_server_beyond_loopback_lacks(given, lack):
 
 @pytest.fixture(scope="module")
 def token_server(tiny_folder, tmp_path_factory):
-    """Two holders, with two streams each; no reflection."""
+    """Two holders, with two streams each; no reflection; short texts."""
     path = secret_file(tmp_path_factory.mktemp("tokens") / "tokens", f"# who may call\n\n{ALICE}\n  {BOB}  \n")
-    limits = ("--max-streams-per-client", 2, "--no-reflection")
+    limits = ("--max-streams-per-client", 2, "--no-reflection", "--max-prompt", 1000, "--max-score-chars", 1000)
     with run_server(tiny_folder, "--auth-token-file", path, *limits) as running:
         yield running
 
@@ -326,6 +326,17 @@ def test_reflection_can_be_turned_off(token_server):
         assert code_of(call) is grpc.StatusCode.UNIMPLEMENTED
 
 
+def described(server, token):
+    """How reflection ends."""
+    with grpc.insecure_channel(server.target) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        call = stub.ServerReflectionInfo(iter([request]), metadata=(("authorization", f"Bearer {token}"),))
+        with suppress(grpc.RpcError):
+            list(call)
+        return call.code()
+
+
 def test_tokens_are_rotated_while_a_stream_runs(tiny_folder, tmp_path):
     path = secret_file(tmp_path / "tokens", ALICE)
     with run_server(tiny_folder, "--auth-token-file", path) as running:
@@ -333,6 +344,8 @@ def test_tokens_are_rotated_while_a_stream_runs(tiny_folder, tmp_path):
             stream = alice.stream(pb.GenerateRequest(chars_per_second=50))
             next(stream)
             assert refused(bob).code is grpc.StatusCode.UNAUTHENTICATED
+            assert described(running, BOB) is grpc.StatusCode.UNAUTHENTICATED
+            assert described(running, ALICE) is grpc.StatusCode.OK
             secret_file(path, BOB)
 
             def is_taken():
@@ -382,6 +395,7 @@ def test_a_token_file_that_makes_no_sense_changes_nothing(tmp_path, monkeypatch)
         (None, "is not there"),
         ("", "has no token"),
         ("# a comment of sufficient length\n\n", "has no token"),
+        ("a-token-of-many-01234\n" * 1001, "has 1001 tokens; at most 1000"),
         (f"{ALICE}\nshort\n", "line 2: a token has at least 16 characters"),
         (f"{ALICE} {BOB}\n", "line 1: a token has neither spaces nor control characters"),
         (f"{ALICE}\x07\n", "line 1: a token has neither"),
@@ -535,10 +549,12 @@ def test_metadata_has_a_limit(server):
         assert stub.ListModels(pb.ListModelsRequest()).models
 
 
-def test_a_message_has_a_limit(server):
-    """Of bytes, before a limit of characters can be looked at."""
-    with grpc.insecure_channel(server.target) as channel:
-        call = Security().stub(channel).Generate(pb.GenerateRequest(resume_token=bytes(70_000_000)), timeout=30)
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_a_message_has_a_limit(token_server, compression):
+    """Of bytes, before a limit of characters can be looked at, and however few they are on their way."""
+    request, metadata = pb.GenerateRequest(resume_token=bytes(1_000_000)), metadata_of(ALICE)[1:]
+    with grpc.insecure_channel(token_server.target) as channel:
+        call = Security().stub(channel).Generate(request, metadata=metadata, compression=compression, timeout=30)
         assert code_of(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
