@@ -4,7 +4,7 @@ rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
 rill generate --target HOST:PORT --max-chars 0 | head -c 1000
 rill generate "To be" --save-token here.token && rill generate --resume-token here.token
 rill score book.txt
-rill models
+rill models --target text.example.com:50051 --tls --token-file token
 rill batch prompts.jsonl --out texts.jsonl
 rill verify bundles/shakespeare
 """

@@ -42,10 +42,11 @@ def security_of(options: argparse.Namespace) -> Security:
 def _token(path: str) -> str:
     if not path:
         return os.environ.get(TOKEN, "").strip()
-    token = _read("--token-file", path).decode("ascii", "replace").strip()
-    if not token:
-        raise ValueError(f"--token-file {path} is empty")
-    return token
+    lines = map(str.strip, _read("--token-file", path).decode("ascii", "replace").splitlines())
+    tokens = [line for line in lines if line and not line.startswith("#")]
+    if len(tokens) != 1:
+        raise ValueError(f"--token-file {path} has {len(tokens)} tokens, one a line; a client needs one")
+    return tokens[0]
 
 
 def _read(flag: str, path: str) -> bytes:

@@ -25,7 +25,7 @@ def secured(tiny_folder, tmp_path_factory):
     own, own_key = make_certificate("client", authority).write(folder, "client")
     tokens = folder / "tokens"
     tokens.touch(0o600)
-    tokens.write_text(f"{TOKEN}\n")
+    tokens.write_text(f"# of the tests\n\n{TOKEN}\n")
     arguments = ("--tls-cert", chain, "--tls-key", key, "--tls-client-ca", ca, "--auth-token-file", tokens)
     with run_server(tiny_folder, *arguments) as running:
         flags = ["--target", running.target, "--tls-ca", ca, "--tls-cert", own, "--tls-key", own_key]
@@ -75,7 +75,8 @@ def test_what_is_wrong_is_said_in_one_line(secured):
         ([*secured.flags[:-1], other], TOKEN, 1, "the certificates or the key given to this client are damaged"),
         (secured.flags[:-2], TOKEN, 2, "--tls-cert and --tls-key go together"),
         ([*anonymous, "--token-file", "nowhere"], "", 2, "--token-file nowhere cannot be read"),
-        ([*anonymous, "--token-file", os.devnull], "", 2, "is empty"),
+        ([*anonymous, "--token-file", os.devnull], "", 2, "has 0 tokens"),
+        ([*anonymous, "--token-file", __file__], "", 2, "a client needs one"),
         ([*anonymous[:2], "--tls-ca", "nowhere"], "", 2, "--tls-ca nowhere cannot be read"),
         (["--target", "203.0.113.7:1"], TOKEN, 2, "the bearer token would go to 203.0.113.7:1 in plain text"),
     ]:
