@@ -39,6 +39,8 @@ class Security:
     def __post_init__(self) -> None:
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise ValueError("a bearer token is plain ASCII without spaces")
+        if self.root_certificates == b"":  # not the same as None: nobody asked for plain text
+            raise ValueError("there is no certificate of an authority (--tls-ca) that could be trusted")
 
     def channel(self, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
         """A channel to HOST:PORT. Raises ValueError if the token would go there in plain text."""

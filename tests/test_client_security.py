@@ -132,5 +132,10 @@ def test_tokens_that_no_call_can_have_are_refused(token):
         Security(token=token)
 
 
+def test_no_authorities_at_all_are_not_plain_text():
+    with pytest.raises(ValueError, match="no certificate of an authority"):
+        Security(root_certificates=b"")
+
+
 def test_a_stream_that_breaks_says_nothing_of_tls():
     assert explained("Socket closed") == "Socket closed"
