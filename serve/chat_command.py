@@ -33,7 +33,8 @@ from typing import Any, Protocol
 from serve.chat import AWAY, Chat
 from serve.client import RETRY_SECONDS, AsyncClient, ServerError
 from serve.flags import add_sampling
-from serve.token_file import read_token, write_token
+from serve.resume_file import read_token, write_token
+from serve.security_flags import add_security, security_of
 
 READING_SPEED = 60  # characters a second
 NUMBERS: dict[str, tuple[str, type]] = {
@@ -77,6 +78,7 @@ def add_chat(commands: Any) -> None:
         metavar="SECONDS",
         help="how long to look for a server when one is lost; 0 is not at all (default: %(default)g)",
     )
+    add_security(parser)
 
 
 def _count(text: str) -> int:
@@ -97,7 +99,8 @@ async def _chat(options: argparse.Namespace) -> int:
     talk = Talk()
     if turn["chars_per_second"] is None:
         turn["chars_per_second"] = READING_SPEED if talk.is_terminal else 0
-    async with AsyncClient(options.target, retry_seconds=options.retry_seconds) as client:
+    security = security_of(options)
+    async with AsyncClient(options.target, retry_seconds=options.retry_seconds, security=security) as client:
         chat = Chat(client, options.model, turn, options.retry_seconds, talk.say)
         try:
             await chat.begin(options.load, sampling)
@@ -152,9 +155,9 @@ class Talk:
         """Until there are no more lines; returns the exit status."""
         reader = await self._reader(chat)
         status = 0
-        while (line := await reader.line()) not in (None, "/quit"):
+        while (line := await reader.line()) is not None and line.strip() != "/quit":
             try:
-                await self._interruptible(self._answer(chat, line or ""), chat, reader)
+                await self._interruptible(self._answer(chat, line), chat, reader)
             except ServerError as error:
                 if error.code in AWAY and not self.is_terminal:
                     raise

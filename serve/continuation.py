@@ -21,6 +21,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from protos import rill_pb2 as pb
+from serve.security import explained
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds: a wait is random, from 0 to a limit that doubles between these
 ENDED_EARLY = "the server ended the stream without a last message"
@@ -43,8 +44,8 @@ class ServerError(Exception):
     @classmethod
     def of(cls, error: grpc.RpcError) -> "ServerError":
         """The same as gRPC says it."""
-        status = _status(error)
-        return cls(error.code(), error.details() or error.code().name, _retry_seconds(status), _reason(status))
+        status, details = _status(error), explained(error.details() or error.code().name)
+        return cls(error.code(), details, _retry_seconds(status), _reason(status))
 
 
 class _Place(NamedTuple):
@@ -149,7 +150,7 @@ class Continuation:
             return 0.0
         code, details = (error.code(), error.details()) if error else (grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
         status = _status(error)
-        failure = ServerError(code, details or code.name, _retry_seconds(status))
+        failure = ServerError(code, explained(details or code.name), _retry_seconds(status))
         if not self._may_go_on(code, status):
             raise failure
         now = self._clock()

@@ -48,8 +48,8 @@ def _not_open(_: pb.InteractRequest) -> None:
 class _Known:
     """What both kinds of session know without asking."""
 
-    def __init__(self, channels: Sequence[Any], beginning: Beginning, timeout: float | None) -> None:
-        self._channels, self._beginning, self._timeout = channels, beginning, timeout
+    def __init__(self, stubs: Sequence[TextGenerationStub], beginning: Beginning, timeout: float | None) -> None:
+        self._stubs, self._beginning, self._timeout = stubs, beginning, timeout
         self._dialogue = Dialogue(_not_open)
         self._call: Any = None
 
@@ -78,9 +78,9 @@ class _Known:
         """Generated characters before that state."""
         return self._dialogue.resume_position
 
-    def _may_try_another(self, channel: Any, error: BaseException) -> bool:
+    def _may_try_another(self, stub: TextGenerationStub, error: BaseException) -> bool:
         is_away = isinstance(error, ServerError) and error.code is grpc.StatusCode.UNAVAILABLE
-        return is_away and channel is not self._channels[-1]
+        return is_away and stub is not self._stubs[-1]
 
 
 class Session(_Known):
@@ -90,8 +90,8 @@ class Session(_Known):
     while it generates. Other threads may use it too: to `pause`, say.
     """
 
-    def __init__(self, channels: Sequence[Any], beginning: Beginning, timeout: float | None) -> None:
-        super().__init__(channels, beginning, timeout)
+    def __init__(self, stubs: Sequence[TextGenerationStub], beginning: Beginning, timeout: float | None) -> None:
+        super().__init__(stubs, beginning, timeout)
         self._actions: queue.SimpleQueue[pb.InteractRequest | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._is_read = False  # by one thread, for all
@@ -188,19 +188,19 @@ class Session(_Known):
             raise
 
     def __enter__(self) -> Self:
-        for channel in self._channels:
+        for stub in self._stubs:
             self._actions = queue.SimpleQueue()
             self._dialogue = Dialogue(self._actions.put)
-            self._call = TextGenerationStub(channel).Interact(iter(self._actions.get, None), timeout=self._timeout)
+            self._call = stub.Interact(iter(self._actions.get, None), timeout=self._timeout)
             try:
                 self._wait(self._dialogue.open(*self._beginning)).take()
                 self.snapshot()
                 return self
             except BaseException as error:
                 self.close()
-                if not self._may_try_another(channel, error):
+                if not self._may_try_another(stub, error):
                     raise
-        raise AssertionError("there is at least one channel")
+        raise AssertionError("there is at least one address")
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -209,8 +209,8 @@ class Session(_Known):
 class AsyncSession(_Known):
     """`Session` for asyncio: what waits there is asynchronous here. Cancelling what waits does not end the session."""
 
-    def __init__(self, channels: Sequence[Any], beginning: Beginning, timeout: float | None) -> None:
-        super().__init__(channels, beginning, timeout)
+    def __init__(self, stubs: Sequence[TextGenerationStub], beginning: Beginning, timeout: float | None) -> None:
+        super().__init__(stubs, beginning, timeout)
         self._actions: asyncio.Queue[pb.InteractRequest | None] = asyncio.Queue()
         self._events: AsyncIterator[pb.InteractResponse]  # not `read`, which stops where a last action cannot be sent
         self._reading: asyncio.Task[None] | None = None  # the next event, for all who wait
@@ -288,10 +288,10 @@ class AsyncSession(_Known):
             self._dialogue.ended(_closed())
 
     async def __aenter__(self) -> Self:
-        for channel in self._channels:
+        for stub in self._stubs:
             self._actions = asyncio.Queue()
             self._dialogue = Dialogue(self._actions.put_nowait)
-            self._call = TextGenerationStub(channel).Interact(_taken(self._actions), timeout=self._timeout)
+            self._call = stub.Interact(_taken(self._actions), timeout=self._timeout)
             self._events = aiter(self._call)
             try:
                 (await self._wait(self._dialogue.open(*self._beginning))).take()
@@ -299,9 +299,9 @@ class AsyncSession(_Known):
                 return self
             except BaseException as error:
                 await self.close()
-                if not self._may_try_another(channel, error):
+                if not self._may_try_another(stub, error):
                     raise
-        raise AssertionError("there is at least one channel")
+        raise AssertionError("there is at least one address")
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
