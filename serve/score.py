@@ -16,7 +16,7 @@ from export.sampling import Sampling
 from serve.codec import GivenText
 from serve.errors import DrainingError, RequestError
 from serve.model import Model
-from serve.stream import End, Order, Snapshot
+from serve.stream import End, Order, Snapshot, Stream
 from train.vocab import UnknownCharacterError
 
 CHECKED_AT_ONCE = 65_536  # characters: half a millisecond, in which the event loop can do nothing else
@@ -66,16 +66,24 @@ async def given_text(text: str, model: Model, most: int) -> GivenText:
     return given
 
 
-async def read(model: Model, order: Order, text: GivenText, write: Callable[[Floats], Awaitable[None]]) -> Snapshot:
+async def read(
+    model: Model,
+    order: Order,
+    text: GivenText,
+    joined: Callable[[Stream], None],
+    write: Callable[[Floats], Awaitable[None]],
+) -> Snapshot:
     """Read `text` where `order` would begin to generate: the snapshot of its stream behind the text.
 
-    `write` takes the log-probabilities of the characters in pieces, float32 [characters], in order; the engine is never
-    far ahead of it. Raises WaitingLineFullError, DrainingError and EngineError.
+    `joined` is told of its stream, once there is one. `write` takes the log-probabilities of the characters in pieces,
+    float32 [characters], in order; the engine is never far ahead of it. Raises WaitingLineFullError, DrainingError and
+    EngineError.
     """
     if not text:
         return _snapshot_of(order, model)
     end = None
     async with model.stream(_reading(order, text)) as stream:
+        joined(stream)
         while end is None:
             piece, end = await stream.take()
             if piece.logprobs:

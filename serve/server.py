@@ -1,11 +1,8 @@
 """The server's life: start up, serve until a signal, drain."""
 
 import asyncio
-import atexit
 import logging
-import logging.handlers
 import os
-import queue
 import secrets
 import signal
 import sys
@@ -23,6 +20,8 @@ from export.bundle import Bundle
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
 from serve.errors import DrainingError, StartError
+from serve.gauges import keep_current
+from serve.metrics import IS_SHARED
 from serve.model import Model
 from serve.models import Models
 from serve.profile import Profile
@@ -61,6 +60,10 @@ class Settings:
     round_seconds: float = 0.010
     drain_seconds: float = 10.0
     profile: Path | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "text"
+    access_log: bool = True
 
 
 async def serve(settings: Settings) -> None:
@@ -69,6 +72,8 @@ async def serve(settings: Settings) -> None:
     tokens = _tokens(settings)
     models = Models(settings.bundles, _maker(settings))
     reloading = asyncio.create_task(_reload_on_hangup(models))
+    # Without a page nobody sees them.
+    watching = asyncio.create_task(keep_current(models)) if settings.metrics_port is not None or IS_SHARED else None
     try:
         await models.start()
         stop = _stop_signals()  # not before: while loading, Ctrl-C ends at once
@@ -96,6 +101,8 @@ async def serve(settings: Settings) -> None:
     finally:
         await models.close()
         reloading.cancel()
+        if watching:
+            watching.cancel()
     if settings.profile:
         profile.save(settings.profile)
     log.info("stopped")
@@ -196,16 +203,3 @@ async def _drain(service: TextGeneration, models: Models, seconds: float) -> Non
         await asyncio.sleep(0.01)
     for model in models.all:
         model.drain()
-
-
-def log_to_stderr() -> None:
-    """Log through a queue, so that a slow stderr never holds up the event loop."""
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    out = logging.StreamHandler(sys.stderr)
-    out.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    listener = logging.handlers.QueueListener(lines, out)
-    listener.start()
-    log.addHandler(logging.handlers.QueueHandler(lines))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    atexit.register(listener.stop)

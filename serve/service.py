@@ -6,6 +6,7 @@ from typing import Any
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
+from serve.calls import Call, observed
 from serve.errors import DrainingError, NotSupportedError, RillError
 from serve.model import Model
 from serve.models import Models
@@ -23,12 +24,13 @@ _FINISH = {
 
 
 def _statuses(handler: Any) -> Any:
-    """Let a handler raise RillError; the call then ends with its status."""
+    """Let a handler raise RillError; the call then ends with its status. It is given the Call, to tell it of itself."""
 
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
         try:
-            return await handler(self, request, context)
+            with observed(handler.__name__, context) as call:
+                return await handler(self, request, context, call)
         except RillError as error:
             await abort(context, error)
 
@@ -43,19 +45,19 @@ class TextGeneration(TextGenerationServicer):
         self.draining = False
 
     @_statuses
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+    async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
         """Stream text; see rill.proto."""
-        arrived = time.monotonic()
-        model = self._model(request.model, request.resume_token)
+        model = self._model(call, request.model, request.resume_token)
         with model.call():
             order = await self._order(request, model, context)
-            end = await self._generate(model, order, context, arrived)
+            end = await self._generate(model, order, context, call)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
 
-    async def _generate(self, model: Model, order: Order, context: Context, arrived: float) -> End:
+    async def _generate(self, model: Model, order: Order, context: Context, call: Call) -> End:
         """Send a stream's messages; returns how it ended."""
         async with model.stream(order) as stream:
+            call.joined(stream)
             end, first = None, True
             while end is None:
                 piece, end = await stream.take()
@@ -65,28 +67,32 @@ class TextGeneration(TextGenerationServicer):
                     first = False
                 if end:
                     message.finish_reason = _FINISH[end]
-                    message.usage.CopyFrom(_usage(stream, stream.sent + len(piece.text), arrived))
+                    message.usage.CopyFrom(_usage(stream, stream.sent + len(piece.text), call))
                 await context.write(message)
                 model.sent(stream, piece.text)
+                call.generated(len(piece.text))
+        call.end = end.value
         return end
 
-    async def Interact(self, request_iterator: Any, context: Context) -> None:
+    @_statuses
+    async def Interact(self, request_iterator: Any, context: Context, call: Call) -> None:
         """Not in this version."""
-        await abort(context, NotSupportedError("Interact is not supported by this version of the server"))
+        raise NotSupportedError("Interact is not supported by this version of the server")
 
     @_statuses
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> None:
+    async def Score(self, request: pb.ScoreRequest, context: Context, call: Call) -> None:
         """Judge a text; see rill.proto."""
-        model, score = self._model(request.model, request.resume_token), Score()
+        model, score = self._model(call, request.model, request.resume_token), Score()
 
         async def write(logprobs: Floats) -> None:
             await context.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
             score.add(logprobs)
+            call.scored(len(logprobs))
 
         with model.call():
             order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
-            snapshot = await read(model, order, text, write)
+            snapshot = await read(model, order, text, call.joined, write)
         total = pb.ScoreResponse.Total(
             chars=score.chars,
             logprob=score.logprob,
@@ -96,7 +102,8 @@ class TextGeneration(TextGenerationServicer):
         )
         await context.write(pb.ScoreResponse(position=score.chars, total=total))
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+    @_statuses
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context, call: Call) -> pb.ListModelsResponse:
         """What is served, and how busy it is."""
         models = self._models.all
         return pb.ListModelsResponse(
@@ -126,25 +133,25 @@ class TextGeneration(TextGenerationServicer):
             message.MergeFromString(encoded)
         return message
 
-    def _model(self, name: str, token: bytes = b"") -> Model:
+    def _model(self, call: Call, name: str, token: bytes = b"") -> Model:
         """The model of this name, or without one that of the token, or without either the default."""
         if self.draining:
             raise DrainingError("the server is going away and takes no new streams")
         if name:
-            return self._models.named(name)
-        return self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
+            model = self._models.named(name)
+        else:
+            model = self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
+        call.found(model.metrics)
+        return model
 
 
-def _usage(stream: Stream, generated: int, arrived: float) -> pb.Usage:
-    def since(moment: float | None) -> float:
-        return moment - arrived if moment else 0.0
-
+def _usage(stream: Stream, generated: int, call: Call) -> pb.Usage:
     return pb.Usage(
         prompt_chars=stream.order.prompt_chars,
         generated_chars=generated,
-        queued_seconds=since(stream.entered),
-        first_char_seconds=since(stream.first_char),
-        total_seconds=since(time.monotonic()),
+        queued_seconds=call.since_arrival(stream.entered),
+        first_char_seconds=call.since_arrival(stream.first_char),
+        total_seconds=call.since_arrival(time.monotonic()),
     )
 
 

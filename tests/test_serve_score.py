@@ -356,7 +356,7 @@ async def test_who_does_not_take_them_costs_nothing(model):
         got.append(logprobs)
         await goes_on.wait()
 
-    reading = asyncio.create_task(read(model, order, text, write))
+    reading = asyncio.create_task(read(model, order, text, lambda stream: None, write))
     while not got or model.engine.parked() == 0:
         await asyncio.sleep(0.01)
     assert model.engine._rows.table["made"][0] == BUFFER
