@@ -139,14 +139,14 @@ def of_model(name: str) -> ModelMetrics:
 
 
 @contextmanager
-def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[None]:
+def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[int | None]:
     """Show the figures at http://HOST:PORT/metrics meanwhile, by threads of its own. Port 0: a free one; None: no page.
 
-    They are those of this process or, with `folder`, of all that run with it as PROMETHEUS_MULTIPROC_DIR. Raises
-    StartError if the port cannot be had.
+    Gives the port. The figures are those of this process or, with `folder`, of all that run with it as
+    PROMETHEUS_MULTIPROC_DIR. Raises StartError if the port cannot be had.
     """
     if port is None:
-        yield
+        yield None
         return
     registry = REGISTRY
     if folder:
@@ -158,7 +158,7 @@ def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[No
         raise StartError(f"cannot show metrics on {host}:{port}: {error.strerror}") from None
     log.info("metrics: http://%s:%d/metrics", host, server.server_port)
     try:
-        yield
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
