@@ -12,9 +12,10 @@ import grpc
 import grpc.aio
 
 from serve.errors import RillError
+from serve.messages import Times
 from serve.metrics import CALL_LATENCY, CALLS, REJECTIONS, ModelMetrics
 from serve.status import Context, code_of, reason_of
-from serve.stream import Stream
+from serve.stream import Order
 
 REQUEST_ID = "x-request-id"  # in a call's metadata, and in its trailing metadata, which costs no message
 LONGEST_ID = 128  # characters
@@ -36,56 +37,51 @@ class Call:
         self.method, self.id = method, request_id
         self.arrived = time.monotonic()
         self.end = "complete"
-        self.generated_chars = self.scored_chars = 0
         self._metrics: ModelMetrics | None = None
-        self._stream: Stream | None = None
-        self._last_message: float | None = None
+        self._is_refused = True  # until it has a slot
+        self._chars = {"prompt": 0, "generated": 0, "scored": 0}
+        self._first: Times | None = None  # of its first text
+        self._text: Times | None = None  # of the last one
+        self._last_message = 0.0  # of that, time.monotonic()
         self._code = grpc.StatusCode.OK
-
-    def since_arrival(self, moment: float | None) -> float:
-        """Seconds from the arrival to `moment`, in time.monotonic(); 0 for None."""
-        return moment - self.arrived if moment else 0.0
 
     def found(self, metrics: ModelMetrics) -> None:
         """Its model is known."""
         self._metrics = metrics
 
-    def joined(self, stream: Stream) -> None:
-        """It has a slot: from now on it is not refused, but broken off."""
+    def joined(self, order: Order) -> None:
+        """It has a slot for what it begins with: from now on it is not refused, but broken off."""
         assert self._metrics
-        self._stream = stream
-        if stream.order.state:
+        self._is_refused = False
+        if order.state:
             self._metrics.resumes.inc()
 
-    def generated(self, characters: int) -> None:
-        """A message with the next characters of its text has been written."""
+    def read(self, characters: int) -> None:
+        """The model has read a prompt."""
         assert self._metrics
-        assert self._stream
+        self._metrics.prompt.inc(characters)
+        self._chars["prompt"] += characters
+
+    def generated(self, times: Times, characters: int) -> None:
+        """A message with the next characters of a text has been written; each text has `times` of its own."""
+        assert self._metrics
         now = time.monotonic()
-        if self._last_message is None:
-            self._begin()
-            if self._stream.first_char:  # not if a stop was all
-                self._metrics.time_to_first_character.observe(self.since_arrival(self._stream.first_char))
+        if times is not self._text:
+            self._text, self._first = times, self._first or times
+            self._metrics.queue_time.observe(times.queued_seconds)
+            if times.first_char_seconds:  # not if a stop was all
+                self._metrics.time_to_first_character.observe(times.first_char_seconds)
         elif characters:
             self._metrics.inter_character_latency.observe((now - self._last_message) / characters)
         self._last_message = now
         self._metrics.generated.inc(characters)
-        self.generated_chars += characters
+        self._chars["generated"] += characters
 
     def scored(self, characters: int) -> None:
         """A message with the log-probabilities of the next characters has been written."""
         assert self._metrics
-        if not self.scored_chars:
-            self._begin()
         self._metrics.scored.inc(characters)
-        self.scored_chars += characters
-
-    def _begin(self) -> None:
-        """Its first message has been written."""
-        assert self._metrics
-        assert self._stream
-        self._metrics.queue_time.observe(self.since_arrival(self._stream.entered))
-        self._metrics.prompt.inc(self._stream.order.prompt_chars)
+        self._chars["scored"] += characters
 
     # ---- its end
 
@@ -94,7 +90,7 @@ class Call:
         match error:
             case RillError():
                 self._code, self.end = code_of(error), reason_of(error)
-                if self._stream is None:
+                if self._is_refused:
                     REJECTIONS.labels(self._model, self.end).inc()
             # What is written to a call that is over fails; its cancellation may come later.
             case asyncio.CancelledError() | grpc.aio.InternalError():
@@ -106,9 +102,9 @@ class Call:
 
     def close(self) -> None:
         """It is over."""
-        seconds = self.since_arrival(time.monotonic())
+        seconds = time.monotonic() - self.arrived
         CALLS.labels(self.method, self._model, self._code.name).inc()
-        if self._stream:
+        if not self._is_refused:
             CALL_LATENCY.labels(self._model, self.method).observe(seconds)
         if self.method not in NOT_LOGGED:
             log.info("call", extra={"fields": self._fields(seconds)})
@@ -126,16 +122,10 @@ class Call:
             "code": self._code.name,
             "end": self.end,
         }
-        if stream := self._stream:
-            fields["prompt_chars"] = stream.order.prompt_chars
-            if self.scored_chars:
-                fields["scored_chars"] = self.scored_chars
-            else:
-                fields["generated_chars"] = self.generated_chars
-            if stream.entered:
-                fields["queued_seconds"] = round(self.since_arrival(stream.entered), 6)
-            if stream.first_char:
-                fields["first_char_seconds"] = round(self.since_arrival(stream.first_char), 6)
+        fields |= {f"{name}_chars": count for name, count in self._chars.items() if count}
+        if self._first:
+            fields["queued_seconds"] = round(self._first.queued_seconds, 6)
+            fields["first_char_seconds"] = round(self._first.first_char_seconds, 6)
         return fields | {"total_seconds": round(seconds, 6)}
 
 

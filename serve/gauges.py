@@ -42,7 +42,7 @@ def _values(models: Models) -> dict[Series, float]:
         name = (model.bundle.name,)
         values[STREAMS_RUNNING, name] += model.admission.running
         values[STREAMS_WAITING, name] += model.admission.waiting
-        values[STREAMS_PARKED, name] += model.engine.parked()
+        values[STREAMS_PARKED, name] += model.parked
     for model in models.served:
         bundle = model.bundle
         values[MODEL_INFO, (bundle.name, bundle.model_id, bundle.precision, model.provider, model.numerics)] = 1

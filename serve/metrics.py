@@ -40,7 +40,7 @@ _POWERS = tuple(2**exponent for exponent in range(11))
 
 TIME_TO_FIRST_CHARACTER = Histogram(
     "rill_time_to_first_character_seconds",
-    "From a call's arrival until the first character of its text was there.",
+    "From a call's arrival (Interact: a Generate's) until the first character of its text was there.",
     ["model"],
     buckets=_LATENCIES,
 )
@@ -53,13 +53,13 @@ INTER_CHARACTER_LATENCY = Histogram(
 )
 QUEUE_TIME = Histogram(
     "rill_queue_time_seconds",
-    "From a call's arrival until its stream entered its first engine round.",
+    "From a call's arrival (Interact: a Generate's) until its text entered its first engine round.",
     ["model"],
     buckets=_LATENCIES,
 )
 CALL_LATENCY = Histogram(
     "rill_call_latency_seconds",
-    "From arrival to end, of calls that had a stream, however they ended.",
+    "From arrival to end, of calls that had a slot, however they ended.",
     ["model", "method"],
     buckets=_DURATIONS,
 )
@@ -74,12 +74,12 @@ ROUND_STEPS = Histogram(
     "rill_round_steps", "Characters a stream at most in an engine round.", ["model"], buckets=_POWERS
 )
 
-GENERATED = Counter("rill_generated_characters", "Characters sent.", ["model"])
-PROMPT = Counter("rill_prompt_characters", "Prompt characters read, where a first message followed.", ["model"])
+GENERATED = Counter("rill_generated_characters", "Generated characters that were sent.", ["model"])
+PROMPT = Counter("rill_prompt_characters", "Characters of prompts and feeds that were read.", ["model"])
 SCORED = Counter("rill_scored_characters", "Characters whose log-probability was sent.", ["model"])
 CALLS = Counter("rill_calls", "Calls that are over, by their gRPC status.", ["method", "model", "code"])
 RESUMES = Counter("rill_resumes", "Calls that went on from a resume token.", ["model"])
-REJECTIONS = Counter("rill_rejections", "Calls that were refused before they had a stream.", ["model", "reason"])
+REJECTIONS = Counter("rill_rejections", "Calls that were refused before they had a slot.", ["model", "reason"])
 RELOADS = Counter(
     "rill_reloads", "SIGHUPs: all bundles read (ok), some refused (partial), nothing changed (failed).", ["result"]
 )
@@ -93,7 +93,7 @@ STREAMS_RUNNING = Gauge(
 STREAMS_WAITING = Gauge("rill_streams_waiting", "Calls in the waiting line.", ["model"], multiprocess_mode="livesum")
 STREAMS_PARKED = Gauge(
     "rill_streams_parked",
-    "Streams that wait for their reader or their pace.",
+    "Streams that wait for their reader, their pace, or what their reader wants next.",
     ["model"],
     multiprocess_mode="livesum",
 )

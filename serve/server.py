@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from export.bundle import Bundle
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
-from serve.errors import DrainingError, StartError
+from serve.errors import BrokenEngineError, DrainingError, StartError
 from serve.gauges import keep_current
 from serve.metrics import IS_SHARED
 from serve.model import Model
@@ -35,6 +36,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
 # After each round the engine wants the GIL back from the event loop at once: at Python's own 5 ms, rounds and messages
 # take turns instead of overlapping, and 64 streams are 0.6 times as fast.
 GIL_SECONDS = 5e-5
+PENDING_CALLS = 4096
 STOP_SECONDS = 1.0  # of the drain, and at least: for the last messages
 
 log = logging.getLogger("rill")
@@ -59,6 +61,7 @@ class Settings:
     resume_ttl: float = 7 * 86_400
     round_seconds: float = 0.010
     drain_seconds: float = 10.0
+    keepalive_seconds: float = 30.0
     profile: Path | None = None
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
@@ -67,16 +70,20 @@ class Settings:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    Raises StartError, and BrokenEngineError after a drain because an engine can run no more.
+    """
     sys.setswitchinterval(GIL_SECONDS)
     tokens = _tokens(settings)
-    models = Models(settings.bundles, _maker(settings))
+    stop: asyncio.Queue[signal.Signals | BrokenEngineError] = asyncio.Queue()
+    models = Models(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
     # Without a page nobody sees them.
     watching = asyncio.create_task(keep_current(models)) if settings.metrics_port is not None or IS_SHARED else None
     try:
         await models.start()
-        stop = _stop_signals()  # not before: while loading, Ctrl-C ends at once
+        _listen_for_signals(stop)  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars)
         service = TextGeneration(models, tokens, limits)
         if settings.profile:
@@ -90,7 +97,7 @@ async def serve(settings: Settings) -> None:
             )
             if not settings.resume_key_file:
                 log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
-            await stop.get()
+            reason = await stop.get()
             log.info("draining: %d calls", sum(model.calls for model in models.all))
             await healths.enter_graceful_shutdown()
             drained = asyncio.create_task(_drain(service, models, settings.drain_seconds))
@@ -106,6 +113,8 @@ async def serve(settings: Settings) -> None:
     if settings.profile:
         profile.save(settings.profile)
     log.info("stopped")
+    if isinstance(reason, BrokenEngineError):
+        raise reason
 
 
 async def _reload_on_hangup(models: Models) -> None:
@@ -118,13 +127,11 @@ async def _reload_on_hangup(models: Models) -> None:
         await models.reload()
 
 
-def _stop_signals() -> asyncio.Queue[signal.Signals]:
-    """A queue that receives the signals which ask the server to stop."""
-    received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+def _listen_for_signals(stop: asyncio.Queue[Any]) -> None:
+    """Let `stop` receive the signals which ask the server to."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received.put_nowait, number)
-    return received
+        loop.add_signal_handler(number, stop.put_nowait, number)
 
 
 def _tokens(settings: Settings) -> Tokens:
@@ -133,7 +140,7 @@ def _tokens(settings: Settings) -> Tokens:
     return Tokens(keys or [secrets.token_bytes(KEY_BYTES)], settings.resume_ttl)
 
 
-def _maker(settings: Settings) -> Callable[[Bundle], Model]:
+def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -> Callable[[Bundle], Model]:
     """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
     provider, device_id = choose_device(settings.device)
@@ -145,7 +152,7 @@ def _maker(settings: Settings) -> Callable[[Bundle], Model]:
     def make(bundle: Bundle) -> Model:
         decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
         slots, waiting = settings.max_streams, settings.max_waiting
-        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop)
+        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop, on_broken)
 
     return make
 
@@ -155,14 +162,20 @@ async def _listening(
     service: TextGeneration, models: Models, settings: Settings
 ) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
-    calls = len(models.all) * (settings.max_streams + settings.max_waiting)
+    calls = max(len(models.all) * (settings.max_streams + settings.max_waiting), PENDING_CALLS)
     server = grpc.aio.server(
         options=[
             # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
+            # Those who find no place are to be told that, and when to come again.
             ("grpc.server.max_pending_requests", calls),
             ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
             # Clients ask whether the server is still there, however long a slow stream says nothing.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # ... and are asked whether they are, since one that has vanished without a word reads nothing either.
+            ("grpc.keepalive_time_ms", int(1000 * settings.keepalive_seconds)),
+            ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_seconds)),
+            # Where a ping is under way for other reasons, keepalive sends none.
+            ("grpc.http2.ping_timeout_ms", int(1000 * settings.keepalive_seconds)),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
             # A text that is too long should get our own answer: room for 4 bytes a character and more.
             (
@@ -193,7 +206,7 @@ async def _listening(
 
 async def _drain(service: TextGeneration, models: Models, seconds: float) -> None:
     """Refuse new streams, let live ones finish, and end those that have not in time to be told."""
-    service.draining = True
+    service.drain()
     models.keep()
     for model in models.all:
         model.admission.refuse(DrainingError("the server is going away and takes no new streams"))

@@ -37,7 +37,7 @@ from serve.server import Models, Settings, TextGeneration, _listening, _maker, _
 
 async def main():
     settings = Settings([{str(tiny_folder)!r}], port=0)
-    models = Models(settings.bundles, _maker(settings))
+    models = Models(settings.bundles, _maker(settings, print))
     await models.start()
     service = TextGeneration(models, _tokens(settings), Limits())
     async with _listening(service, models, settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:

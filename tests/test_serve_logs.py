@@ -64,8 +64,9 @@ def test_a_line_for_each_call(tiny_folder, form, parse):
             list(stub.Score(pb.ScoreRequest(text="Secret text"), metadata=[(REQUEST_ID, "x-3")]))
             with pytest.raises(grpc.RpcError):
                 list(stub.Generate(pb.GenerateRequest(chars_per_second=0.01), 0.5, metadata=[(REQUEST_ID, "x-4")]))
-            left = stub.Generate(pb.GenerateRequest(chars_per_second=0.01), metadata=[(REQUEST_ID, "x-5")])
-            next(left)
+            left = stub.Generate(pb.GenerateRequest(chars_per_second=20), metadata=[(REQUEST_ID, "x-5")])
+            for _ in range(3):
+                next(left)
             left.cancel()
             stub.ListModels(pb.ListModelsRequest())
             wait_until(lambda: stub.ListModels(pb.ListModelsRequest()).streams_running == 0)
@@ -100,7 +101,8 @@ def test_a_line_for_each_call(tiny_folder, form, parse):
         assert float(line[name]) == pytest.approx(getattr(usage, name), abs=1e-6)
     assert float(line["total_seconds"]) >= usage.total_seconds - 1e-6
     assert lines["x-3"]["scored_chars"] == "11"
-    assert lines["x-4"]["generated_chars"] == lines["x-5"]["generated_chars"] == "1"
+    assert lines["x-4"]["generated_chars"] == "1"
+    assert int(lines["x-5"]["generated_chars"]) >= 2
     assert lines["x-1"].keys() == {"id", "method", "model", "code", "end", "total_seconds"}
 
 
