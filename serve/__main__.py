@@ -27,7 +27,7 @@ LONGEST_TTL = 1e10  # seconds: three centuries
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 2 if the server could not start, 1 if it could not go on."""
     settings = _settings(arguments)
-    start_logging(settings.log_format, settings.access_log, stderr())
+    writer = start_logging(settings.log_format, settings.access_log, stderr())
     if not _is_loopback(settings.host):
         log.warning(
             "listening on %s without encryption or credentials: anybody who can reach it can use it", settings.host
@@ -35,12 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with page(settings.metrics_host, settings.metrics_port):
             asyncio.run(serve(settings))
-    except StartError as error:
+    except (StartError, BrokenEngineError) as error:
+        writer.stop()  # the error is the last line
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, StartError) else 1
     except KeyboardInterrupt:  # while loading; later it drains
         return 130
     return 0

@@ -105,7 +105,7 @@ class Writer(threading.Thread):
                 return
 
     def stop(self) -> None:
-        """Write what is left, as far as somebody reads it."""
+        """Write what is left, as far as somebody reads it; nothing after it."""
         self._ends.set()
         self._source.queue.put(None)
         self.join(STOP_SECONDS)
@@ -130,7 +130,7 @@ class Writer(threading.Thread):
             DROPPED_LINES.inc(len(lines))
 
 
-def start_logging(form: str, calls: bool, descriptor: int) -> None:
+def start_logging(form: str, calls: bool, descriptor: int) -> Writer:
     """Write all logs from INFO on to `descriptor`, as one of FORMATS; without `calls`, no line for each call.
 
     Other libraries' logs, from WARNING on, take the same way: nothing that logs waits for whoever reads.
@@ -142,6 +142,7 @@ def start_logging(form: str, calls: bool, descriptor: int) -> None:
     logging.getLogger().addHandler(handler)
     logging.getLogger("rill").setLevel(logging.INFO)
     logging.getLogger("rill.calls").setLevel(logging.INFO if calls else logging.WARNING)
+    return writer
 
 
 def stderr() -> int:
