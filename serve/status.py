@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 
 from serve.errors import (
     BrokenEngineError,
+    ClientLimitError,
     DrainingError,
     EngineError,
     ModelNotFoundError,
@@ -40,6 +41,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     OutOfOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ClientLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
     BrokenEngineError: grpc.StatusCode.INTERNAL,
@@ -65,6 +67,8 @@ def reason_of(error: RillError) -> str:
             return f"resume_token_{error.reason.lower()}"
         case WaitingLineFullError():
             return "waiting_line_full"
+        case ClientLimitError():
+            return "client_limit"
         case DrainingError():
             return "draining"
         case _:
@@ -95,7 +99,7 @@ def _details(error: RillError) -> list[Message]:
             ]
         case TokenError():
             return [ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN)]
-        case WaitingLineFullError():
+        case WaitingLineFullError() | ClientLimitError():
             delay = Duration()
             delay.FromMilliseconds(int(error.retry_seconds * 1000))
             return [RetryInfo(retry_delay=delay)]

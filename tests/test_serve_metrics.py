@@ -258,6 +258,27 @@ def test_gauges_agree_with_list_models(folder):
         assert page("call_latency_seconds_count") == 2
 
 
+def test_who_has_no_token_or_too_many_streams_is_counted(folder, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a token of the test\n".replace(" ", "-"))
+    tokens.chmod(0o600)
+    arguments = ("--metrics-port", 0, "--auth-token-file", tokens, "--max-streams-per-client", 1)
+    with run_server(folder, *arguments) as server, grpc.insecure_channel(server.target) as channel:
+        page, stub = page_of(server), TextGenerationStub(channel)
+        request, metadata = pb.GenerateRequest(chars_per_second=0.01), [("authorization", "Bearer a-token-of-the-test")]
+        assert refused(stub.Generate(request)) == "UNAUTHENTICATED"
+        assert refused(channel.unary_stream("/rill.v1.TextGeneration/Nothing")(b"")) == "UNAUTHENTICATED"
+        first = stub.Generate(request, metadata=metadata)
+        next(first)
+        assert refused(stub.Generate(request, metadata=metadata)) == "RESOURCE_EXHAUSTED"
+        page.read()
+        first.cancel()
+    assert page("calls_total", method="", model="", code="UNAUTHENTICATED") == 2
+    assert page("rejections_total", model="", reason="unauthenticated") == 2
+    assert page("rejections_total", model="a", reason="client_limit") == 1
+    assert page("rejections_total") == 3
+
+
 def test_names_that_clients_make_up_are_no_labels(folder):
     with run_server(folder, "--metrics-port", 0) as server, grpc.insecure_channel(server.target) as channel:
         page, stub = page_of(server), TextGenerationStub(channel)
