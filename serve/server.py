@@ -1,11 +1,8 @@
 """The server's life: start up, serve until a signal, drain."""
 
 import asyncio
-import atexit
 import logging
-import logging.handlers
 import os
-import queue
 import secrets
 import signal
 import sys
@@ -27,6 +24,8 @@ from serve.bearer import BearerTokens, RequireToken
 from serve.certificates import Certificates
 from serve.clients import Clients
 from serve.errors import BrokenEngineError, DrainingError, StartError
+from serve.gauges import keep_current
+from serve.metrics import IS_SHARED
 from serve.model import Model
 from serve.models import Models
 from serve.profile import Profile
@@ -75,6 +74,10 @@ class Settings:
     drain_seconds: float = 10.0
     keepalive_seconds: float = 30.0
     profile: Path | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "text"
+    access_log: bool = True
 
 
 async def serve(settings: Settings) -> None:
@@ -89,6 +92,8 @@ async def serve(settings: Settings) -> None:
     stop: asyncio.Queue[signal.Signals | BrokenEngineError] = asyncio.Queue()
     models = Models(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
+    # Without a page nobody sees them.
+    watching = asyncio.create_task(keep_current(models)) if settings.metrics_port is not None or IS_SHARED else None
     try:
         await models.start()
         _listen_for_signals(stop)  # not before: while loading, Ctrl-C ends at once
@@ -116,6 +121,8 @@ async def serve(settings: Settings) -> None:
     finally:
         await models.close()
         reloading.cancel()
+        if watching:
+            watching.cancel()
     if settings.profile:
         profile.save(settings.profile)
     log.info("stopped")
@@ -259,16 +266,3 @@ async def _drain(service: TextGeneration, models: Models, seconds: float) -> Non
         await asyncio.sleep(0.01)
     for model in models.all:
         model.drain()
-
-
-def log_to_stderr() -> None:
-    """Log through a queue, so that a slow stderr never holds up the event loop."""
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    out = logging.StreamHandler(sys.stderr)
-    out.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    listener = logging.handlers.QueueListener(lines, out)
-    listener.start()
-    log.addHandler(logging.handlers.QueueHandler(lines))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    atexit.register(listener.stop)
