@@ -101,6 +101,12 @@ def _settings(arguments: list[str] | None) -> Settings:
         defaults.keepalive_seconds,
         "a client that is quiet for so long is asked, and gone if it does not answer within as long again",
     )
+    flag(
+        "stall-seconds",
+        float,
+        defaults.stall_seconds,
+        "a stream whose reader takes nothing for so long is ended; 0: never",
+    )
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write where the time went there, as JSON, when the server stops"
     )
@@ -136,7 +142,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     ]:
         if options[name] is not None and not least <= options[name] <= most:
             parser.error(f"--{name.replace('_', '-')} must be from {least} to {most}, not {options[name]}")
-    for name in ("round_milliseconds", "drain_seconds", "resume_ttl"):
+    for name in ("round_milliseconds", "drain_seconds", "stall_seconds", "resume_ttl"):
         if not 0 <= options[name] < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")
     if not 1 <= options["keepalive_seconds"] <= 86_400:

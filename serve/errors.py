@@ -9,6 +9,7 @@ RillError
 ├── OutOfOrderError         an action of Interact that has no meaning where it comes
 ├── WaitingLineFullError    too many streams; says when to try again
 ├── ClientLimitError        too many streams of one client; likewise
+├── StalledError            nobody reads what is sent
 ├── DrainingError           the server is going away
 └── EngineError             an engine round failed; the fault is ours
     └── BrokenEngineError   no round can be run any more
@@ -65,6 +66,10 @@ class ClientLimitError(RillError):
     def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class StalledError(RillError):
+    """The reader of a stream takes nothing."""
 
 
 class DrainingError(RillError):

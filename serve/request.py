@@ -20,11 +20,12 @@ ALTERNATIVES = 20  # as many as the serving graph gives
 
 @dataclass(frozen=True)
 class Limits:
-    """What the operator allows in one request, in characters. `chars` 0: any number."""
+    """What the operator allows in one request, in characters (`chars` 0: any number), and its reader in seconds."""
 
     prompt: int = 1_000_000
     chars: int = 0
     score: int = 16_000_000
+    stall: float = 300.0  # that a message may wait to be taken; 0: for ever
 
 
 def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: Model, limits: Limits) -> Order:

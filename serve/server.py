@@ -73,6 +73,7 @@ class Settings:
     round_seconds: float = 0.010
     drain_seconds: float = 10.0
     keepalive_seconds: float = 30.0
+    stall_seconds: float = Limits.stall
     profile: Path | None = None
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
@@ -97,7 +98,7 @@ async def serve(settings: Settings) -> None:
     try:
         await models.start()
         _listen_for_signals(stop)  # not before: while loading, Ctrl-C ends at once
-        limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars)
+        limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars, settings.stall_seconds)
         service = TextGeneration(models, tokens, limits, Clients(settings.max_streams_per_client, bearers))
         if settings.profile:
             profile = Profile()

@@ -1,14 +1,17 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
+
+from google.protobuf.message import Message
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
 from serve.calls import Call, observed
 from serve.clients import Clients
-from serve.errors import DrainingError, OutOfOrderError, RillError
+from serve.errors import DrainingError, OutOfOrderError, RillError, StalledError
 from serve.interact import Inbox, Interaction
 from serve.messages import FINISH, Messages, Times
 from serve.model import Model
@@ -77,7 +80,7 @@ class TextGeneration(TextGenerationServicer):
                 if end:
                     message.finish_reason = FINISH[end]
                     message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
-                await context.write(message)
+                await self._write(context, message)
                 model.sent(stream, piece.text)
                 call.generated(times, len(piece.text))
         call.end = end.value
@@ -99,7 +102,9 @@ class TextGeneration(TextGenerationServicer):
                 order = await self._order(request, model, context)
                 async with model.slot() as slot:
                     call.joined(order)
-                    await Interaction(model, slot, order, self.messages, self._limits, inbox, context.write, call).run()
+                    await Interaction(
+                        model, slot, order, self.messages, self._limits, inbox, partial(self._write, context), call
+                    ).run()
         finally:
             self._inboxes.remove(inbox)
             inbox.close()
@@ -110,7 +115,7 @@ class TextGeneration(TextGenerationServicer):
         model, score = self._model(call, request.model, request.resume_token), Score()
 
         async def write(logprobs: Floats) -> None:
-            await context.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
+            await self._write(context, pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
             score.add(logprobs)
             call.scored(len(logprobs))
 
@@ -127,7 +132,7 @@ class TextGeneration(TextGenerationServicer):
             perplexity=score.perplexity,
             resume_token=self.messages.token(model, order, snapshot),
         )
-        await context.write(pb.ScoreResponse(position=score.chars, total=total))
+        await self._write(context, pb.ScoreResponse(position=score.chars, total=total))
 
     @_statuses
     async def ListModels(self, request: pb.ListModelsRequest, context: Context, call: Call) -> pb.ListModelsResponse:
@@ -140,6 +145,14 @@ class TextGeneration(TextGenerationServicer):
             streams_parked=sum(model.parked for model in models),
             draining=self.draining,
         )
+
+    async def _write(self, context: Context, message: Message) -> None:
+        """Send a message. Raises StalledError if it is not taken."""
+        try:
+            async with asyncio.timeout(self._limits.stall or None):
+                await context.write(message)
+        except TimeoutError:
+            raise StalledError(f"nothing was read for {self._limits.stall:g} seconds") from None
 
     async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
         """What to generate; the client is told if its token comes from where texts may have other bits."""

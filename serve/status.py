@@ -20,6 +20,7 @@ from serve.errors import (
     OutOfOrderError,
     RequestError,
     RillError,
+    StalledError,
     TokenError,
     WaitingLineFullError,
 )
@@ -42,6 +43,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
     OutOfOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ClientLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StalledError: grpc.StatusCode.ABORTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
     BrokenEngineError: grpc.StatusCode.INTERNAL,
@@ -50,6 +52,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
 _REASONS: dict[type[RillError], str] = {
     OtherModelError: "RESUME_TOKEN_OTHER_MODEL",
     OutOfOrderError: "ACTION_OUT_OF_ORDER",
+    StalledError: "READER_STALLED",
     EngineError: "ENGINE_ROUND_FAILED",
     BrokenEngineError: "ENGINE_ROUND_FAILED",
 }

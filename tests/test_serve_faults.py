@@ -155,3 +155,52 @@ def test_many_at_once_find_no_place_and_know_why(tiny_folder):
         calls = [stub.Generate(pb.GenerateRequest(prompt="a" * 100)) for _ in range(500)]
         assert {call.code() for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         held.cancel()
+
+
+# A reader that takes nothing holds up the server as soon as 64 KB are under way, and not when megabytes are.
+NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+
+
+def test_a_reader_that_stops_is_ended(tiny_folder):
+    """Its slot is free, and it hears of it when it reads again; the text so far is the right one."""
+    with (
+        run_server(tiny_folder, "--stall-seconds", 1) as server,
+        server.client() as other,
+        grpc.insecure_channel(server.target, NARROW) as channel,
+    ):
+        stub = TextGenerationStub(channel)
+        stalled = stub.Generate(pb.GenerateRequest(sampling=pb.Sampling(seed=1)))
+        scored = stub.Score(pb.ScoreRequest(text="a" * 200_000))
+        talk = stub.Interact(iter([open_action(), generate_action()]))
+        slow = stub.Generate(pb.GenerateRequest(chars_per_second=5, max_chars=20))
+        wait_until(lambda: other.models().streams_running >= 3)
+        assert len("".join(message.text for message in slow)) == 20  # who only waits for its pace is none
+        wait_until(lambda: other.models().streams_running == 0)
+        text = ""
+        for call in (stalled, scored, talk):
+            messages = []
+            with pytest.raises(grpc.RpcError) as caught:
+                messages.extend(call)
+            text += "".join(message.text for message in messages if call is stalled)
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+            assert "nothing was read for 1 seconds" in caught.value.details()
+        assert text == "".join(other.generate(max_chars=len(text), seed=1))
+
+
+def open_action():
+    return pb.InteractRequest(open=pb.InteractRequest.Open())
+
+
+def generate_action():
+    return pb.InteractRequest(generate=pb.InteractRequest.Generate())
+
+
+def test_a_client_that_was_away_goes_on(tiny_folder, monkeypatch):
+    """Nothing of the text is lost, though the server has ended its stream meanwhile."""
+    monkeypatch.setattr("serve.client.CHANNEL_OPTIONS", NARROW)
+    with run_server(tiny_folder, "--stall-seconds", 1) as server, server.client() as client, server.client() as other:
+        whole = "".join(other.generate(max_chars=200_000, seed=2))
+        pieces = client.generate(max_chars=200_000, seed=2)
+        text = next(pieces)
+        wait_until(lambda: other.models().streams_running == 0)
+        assert text + "".join(pieces) == whole
