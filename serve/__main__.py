@@ -7,7 +7,7 @@
 When ready it prints one line on stdout: rill: listening on HOST:PORT (models: ...; provider: ...). Logs go to stderr.
 SIGHUP reads the bundles again: new ones are added, changed ones replaced, vanished ones removed; streams finish on the
 model they began with. SIGTERM or Ctrl-C drains: live streams may finish for --drain-seconds; a second signal ends at
-once.
+once. With --engines N, signals go to the parent of the N processes.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from serve.errors import StartError
 from serve.server import Settings, log, log_to_stderr, serve
+from serve.workers import serve_together
 
 LONGEST_TTL = 1e10  # seconds: three centuries
 
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
             "listening on %s without encryption or credentials: anybody who can reach it can use it", settings.host
         )
     try:
+        if settings.engines > 1:
+            return asyncio.run(serve_together(settings))
         asyncio.run(serve(settings))
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,11 +60,12 @@ def _settings(arguments: list[str] | None) -> Settings:
     )
     flag("host", str, defaults.host, "address to listen on")
     flag("port", int, defaults.port, "port to listen on; 0 takes a free one")
+    flag("engines", int, defaults.engines, "processes on the port, for CPUs with many cores; Linux only")
     flag("device", str, defaults.device, "auto, cpu, cuda or cuda:N")
     flag("threads", int, defaults.threads, "ONNX Runtime threads per model")
     flag("gpu-memory", int, defaults.gpu_memory, "MiB of GPU memory that ONNX Runtime may use for a graph; 0: no limit")
-    flag("max-streams", int, defaults.max_streams, "streams that a model runs at once")
-    flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, per model; more are refused")
+    flag("max-streams", int, defaults.max_streams, "streams that a model runs at once, in each process")
+    flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, likewise; more are refused")
     flag("max-prompt", int, defaults.max_prompt, "characters of the longest prompt")
     flag("max-chars", int, defaults.max_chars, "characters that one call may generate; 0: no limit")
     flag("max-score-chars", int, defaults.max_score_chars, "characters of the longest text that is scored")
@@ -82,6 +86,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     options = vars(parser.parse_args(arguments))
     for name, least, most in [
         ("port", 0, 65_535),
+        ("engines", 1, 1024),
         ("threads", 1, 1024),
         ("gpu_memory", 0, 1_000_000),
         ("max_streams", 1, 1_000_000),
@@ -99,6 +104,10 @@ def _settings(arguments: list[str] | None) -> Settings:
         parser.error(f"--resume-ttl must be at most {LONGEST_TTL:g} seconds; 0 is for ever")
     if options["profile"] and not options["profile"].parent.is_dir():
         parser.error(f"--profile {options['profile']}: there is no folder {options['profile'].parent}")
+    if options["engines"] > 1 and options["profile"]:
+        parser.error("--profile is of one process: leave --engines out")
+    if options["engines"] > 1 and sys.platform != "linux":
+        parser.error("--engines needs Linux: elsewhere processes cannot share a port")
     return Settings(round_seconds=options.pop("round_milliseconds") / 1000, **options)
 
 

@@ -48,6 +48,7 @@ class Settings:
     bundles: Sequence[str]
     host: str = "127.0.0.1"
     port: int = 50051
+    engines: int = 1  # processes on the port
     device: str = "auto"
     threads: int = 1
     gpu_memory: int = 0  # MiB that ONNX Runtime may use for a graph; 0: no limit
@@ -63,15 +64,26 @@ class Settings:
     profile: Path | None = None
 
 
-async def serve(settings: Settings) -> None:
+@dataclass(frozen=True)
+class Parent:
+    """What one of several processes on a port has of its parent (`serve.workers`).
+
+    `stops` makes the queue that receives something each time the parent says stop; signals are the parent's.
+    """
+
+    keys: Sequence[bytes]  # of resume tokens
+    stops: Callable[[], asyncio.Queue[signal.Signals]]
+
+
+async def serve(settings: Settings, parent: Parent | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
     sys.setswitchinterval(GIL_SECONDS)
-    tokens = _tokens(settings)
+    tokens = Tokens(parent.keys if parent else keys_of(settings), settings.resume_ttl)
     models = Models(settings.bundles, _maker(settings))
     reloading = asyncio.create_task(_reload_on_hangup(models))
     try:
         await models.start()
-        stop = _stop_signals()  # not before: while loading, Ctrl-C ends at once
+        stop = parent.stops() if parent else stop_signals()  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars)
         service = TextGeneration(models, tokens, limits)
         if settings.profile:
@@ -83,8 +95,8 @@ async def serve(settings: Settings) -> None:
                 f"provider: {models.default.provider})",
                 flush=True,
             )
-            if not settings.resume_key_file:
-                log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
+            if not parent:
+                warn_of_short_lived_tokens(settings)
             await stop.get()
             log.info("draining: %d calls", sum(model.calls for model in models.all))
             await healths.enter_graceful_shutdown()
@@ -111,7 +123,7 @@ async def _reload_on_hangup(models: Models) -> None:
         await models.reload()
 
 
-def _stop_signals() -> asyncio.Queue[signal.Signals]:
+def stop_signals() -> asyncio.Queue[signal.Signals]:
     """A queue that receives the signals which ask the server to stop."""
     received: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -120,19 +132,30 @@ def _stop_signals() -> asyncio.Queue[signal.Signals]:
     return received
 
 
-def _tokens(settings: Settings) -> Tokens:
-    """What makes and reads resume tokens. Raises StartError for a key file that is none."""
-    keys = [read_key(path) for path in settings.resume_key_file]
-    return Tokens(keys or [secrets.token_bytes(KEY_BYTES)], settings.resume_ttl)
+def keys_of(settings: Settings) -> list[bytes]:
+    """The keys of resume tokens; a new one if no file is given. Raises StartError for a key file that is none."""
+    return [read_key(path) for path in settings.resume_key_file] or [secrets.token_bytes(KEY_BYTES)]
+
+
+def warn_of_short_lived_tokens(settings: Settings) -> None:
+    """Say in the log that there is no key file, if there is none."""
+    if not settings.resume_key_file:
+        log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
 
 
 def _maker(settings: Settings) -> Callable[[Bundle], Model]:
     """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
     provider, device_id = choose_device(settings.device)
+    if settings.engines > 1 and provider != CPU:
+        raise StartError(
+            f"--engines {settings.engines} is for CPUs: processes only take turns at a GPU, which one keeps busy; "
+            "leave --engines out, or add --device cpu"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # One core is the event loop's.
-    turnstile = Turnstile(max((cores - 1) // settings.threads, 1) if provider == CPU else 1)
+    # Of each process's share, one core is the event loop's.
+    places = (cores // settings.engines - 1) // settings.threads
+    turnstile = Turnstile(max(places, 1) if provider == CPU else 1)
     loop = asyncio.get_running_loop()
 
     def make(bundle: Bundle) -> Model:
@@ -156,7 +179,8 @@ async def _listening(
             ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
             # Clients ask whether the server is still there, however long a slow stream says nothing.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+            # A port in use is an error, not a second server; for several processes, `serve.workers` sees to that.
+            ("grpc.so_reuseport", int(settings.engines > 1)),
             # A text that is too long should get our own answer: room for 4 bytes a character and more.
             (
                 "grpc.max_receive_message_length",
@@ -174,7 +198,7 @@ async def _listening(
     except RuntimeError:
         port = 0
     if not port:
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: in use, or no address of this machine")
+        raise port_error(settings.host, settings.port)
     for name in ("", SERVICE):
         await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     await server.start()
@@ -198,11 +222,16 @@ async def _drain(service: TextGeneration, models: Models, seconds: float) -> Non
         model.drain()
 
 
-def log_to_stderr() -> None:
-    """Log through a queue, so that a slow stderr never holds up the event loop."""
+def port_error(host: str, port: int) -> StartError:
+    """The port cannot be had."""
+    return StartError(f"cannot listen on {host}:{port}: in use, or no address of this machine")
+
+
+def log_to_stderr(label: str = "") -> None:
+    """Log through a queue, so that a slow stderr never holds up the event loop. `label` is before each message."""
     lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     out = logging.StreamHandler(sys.stderr)
-    out.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    out.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {label}%(message)s"))
     listener = logging.handlers.QueueListener(lines, out)
     listener.start()
     log.addHandler(logging.handlers.QueueHandler(lines))

@@ -1,0 +1,59 @@
+"""One of several server processes on a port, which its parent (`serve.workers`) starts as `python -m serve.worker`.
+
+stdin     from the parent: what to serve, pickled; later a byte each time it is to stop. Its end is the parent's end.
+stdout    to the parent: the "listening" line, or why there is none
+
+SIGHUP is as for any server. SIGTERM and SIGINT are blocked: a terminal or an init system may send them to the parent
+and to all processes at once, and a process would take what the parent passes on for the second.
+"""
+
+import asyncio
+import os
+import pickle
+import signal
+import sys
+
+from serve.errors import StartError
+from serve.server import Parent, log_to_stderr, serve
+
+
+def main() -> int:
+    """Serve until the parent says stop; returns the exit status: 2 if the server could not start."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can do as it says
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    try:
+        number, settings, keys = pickle.load(sys.stdin.buffer)
+    except EOFError:  # the parent is gone
+        return 1
+    log_to_stderr(f"engine {number}: ")
+    try:
+        asyncio.run(serve(settings, Parent(keys, _stops)))
+    except StartError as error:
+        print(f"error: {error}", flush=True)
+        return 2
+    except BrokenPipeError:  # the parent is gone
+        return 1
+    return 0
+
+
+def _stops() -> asyncio.Queue[signal.Signals]:
+    """A queue that receives a signal each time the parent says stop, or once if it ends without a word."""
+    received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+    told = False
+
+    def hear() -> None:
+        nonlocal told
+        word = os.read(stdin, 1)
+        if word or not told:
+            received.put_nowait(signal.SIGTERM)
+            told = True
+        if not word:
+            loop.remove_reader(stdin)
+
+    loop.add_reader(stdin, hear)
+    return received
+
+
+if __name__ == "__main__":
+    sys.exit(main())
