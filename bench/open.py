@@ -53,6 +53,7 @@ class Open:
     first_character_ms: Percentiles
     inter_character_us: Percentiles
     queued_ms: Percentiles
+    refused_ms: Percentiles  # until those that were refused knew
     on_time_texts: float
     on_time_characters_per_second: float
     client_cpu_share: float
@@ -73,7 +74,8 @@ class Arriving:
     def __init__(self, channel: grpc.aio.Channel, texts: Texts, objective: Objective, begin: float) -> None:
         self._stub, self._texts, self._objective, self._begin = TextGenerationStub(channel), texts, objective, begin
         self.outstanding: dict[Text, asyncio.Task[None]] = {}
-        self.offered = self.dropped = self.refused = 0
+        self.offered = self.dropped = 0
+        self.refusals: list[float] = []  # seconds
         self.tally, self.flow = Tally(), Tally()
         self._uncounted = Tally()
 
@@ -103,7 +105,8 @@ class Arriving:
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise BenchError(f"a text failed: {error.code().name}: {error.details()}") from None
-            self.refused += self.counts(text)
+            if self.counts(text):
+                self.refusals.append(time.perf_counter() - text.start)
         del self.outstanding[text]
 
     async def end(self, seconds: float) -> int:
@@ -148,7 +151,7 @@ async def open_loop(
         offered=arriving.offered,
         completed=tally.texts,
         dropped=arriving.dropped,
-        refused=arriving.refused,
+        refused=len(arriving.refusals),
         unfinished=unfinished,
         offered_texts_per_second=arriving.offered / seconds,
         achieved_texts_per_second=flow.texts / client.seconds,
@@ -157,6 +160,7 @@ async def open_loop(
         first_character_ms=percentiles(tally.first, 1e3),
         inter_character_us=percentiles(tally.inter, 1e6),
         queued_ms=percentiles(tally.queued, 1e3),
+        refused_ms=percentiles(arriving.refusals, 1e3),
         on_time_texts=tally.on_time_texts / max(arriving.offered, 1),
         on_time_characters_per_second=tally.on_time_characters / seconds,
         client_cpu_share=client.cpu / client.seconds,

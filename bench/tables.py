@@ -87,6 +87,8 @@ def open_table(rates: Sequence[Open], objective: Objective) -> Table:
     _row(made, "characters/s on time *", [rate.on_time_characters_per_second for rate in rates], whole)
     lost = [rate.dropped + rate.refused for rate in rates]
     _row(made, "dropped or refused, of offered", _shares(lost, rates), percent)
+    if any(rate.refused for rate in rates):
+        _percentiles(made, "refused after, ms", [rate.refused_ms for rate in rates], ("p50", "p99"), tenths)
     _row(made, "unfinished, of offered", _shares([rate.unfinished for rate in rates], rates), percent)
     _client(made, rates)
     return made

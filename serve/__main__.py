@@ -16,7 +16,7 @@ import ipaddress
 import sys
 from pathlib import Path
 
-from serve.errors import StartError
+from serve.errors import BrokenEngineError, StartError
 from serve.server import Settings, log, log_to_stderr, serve
 from serve.workers import serve_together
 
@@ -24,7 +24,7 @@ LONGEST_TTL = 1e10  # seconds: three centuries
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 2 if the server could not start."""
+    """Run the command; returns the exit status: 2 if the server could not start, 1 if it could not go on."""
     settings = _settings(arguments)
     log_to_stderr()
     if not _is_loopback(settings.host):
@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenEngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # while loading; later it drains
         return 130
     return 0
@@ -80,6 +83,12 @@ def _settings(arguments: list[str] | None) -> Settings:
     flag("resume-ttl", float, defaults.resume_ttl, "seconds that a resume token is good for; 0: for ever")
     flag("round-milliseconds", float, 1000 * defaults.round_seconds, "how long an engine round lasts at most, about")
     flag("drain-seconds", float, defaults.drain_seconds, "how long live streams may finish when the server is to stop")
+    flag(
+        "keepalive-seconds",
+        float,
+        defaults.keepalive_seconds,
+        "a client that is quiet for so long is asked, and gone if it does not answer within as long again",
+    )
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write where the time went there, as JSON, when the server stops"
     )
@@ -100,6 +109,8 @@ def _settings(arguments: list[str] | None) -> Settings:
     for name in ("round_milliseconds", "drain_seconds", "resume_ttl"):
         if not 0 <= options[name] < float("inf"):
             parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")
+    if not 1 <= options["keepalive_seconds"] <= 86_400:
+        parser.error(f"--keepalive-seconds must be from 1 to 86400, not {options['keepalive_seconds']}")
     if options["resume_ttl"] > LONGEST_TTL:
         parser.error(f"--resume-ttl must be at most {LONGEST_TTL:g} seconds; 0 is for ever")
     if options["profile"] and not options["profile"].parent.is_dir():

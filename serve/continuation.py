@@ -208,10 +208,10 @@ class Continuation:
         if not self._retry_seconds:
             return False
         match code:
-            case grpc.StatusCode.UNAVAILABLE:
+            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.RESOURCE_EXHAUSTED:  # its waiting line is full
                 return True
-            case grpc.StatusCode.RESOURCE_EXHAUSTED:  # its waiting line is full
-                return True
+            case grpc.StatusCode.INTERNAL:  # there was a token, if the state is not lost
+                return _reason(status) == "ENGINE_ROUND_FAILED"
             case grpc.StatusCode.FAILED_PRECONDITION:
                 return self._addresses > 1 and _reason(status) == "RESUME_TOKEN_OTHER_MODEL"
             case _:

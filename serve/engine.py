@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.codec import Codec, Ids
-from serve.errors import DrainingError, EngineError, RillError
+from serve.errors import BrokenEngineError, DrainingError, EngineError, RillError
 from serve.harvest import Harvester, pieces
 from serve.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, Round, Rows
 from serve.runtime import Decoder
@@ -44,7 +44,7 @@ class Delivery:
     """What has happened since the last one: what a round made, and the streams that are gone.
 
     `pieces` are those of `streams`, in the same order. The streams in `gone` have left the engine, and their slots are
-    free: because of `error`, because they were left (None), or at their end.
+    free: because of `error`, after their pieces, because they were left (None), or at their end.
     """
 
     streams: Sequence[Stream]
@@ -80,7 +80,7 @@ class Engine:
         self._streams: dict[int, Stream] = {}
         self._due: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
         self._wake = threading.Event()
-        self._idle = self._stopping = False
+        self._idle = self._stopping = self._is_updating = False
         self._lane, self._loop = lane, loop
         self._warm_up()
         self._thread = threading.Thread(target=self._main, name="rill-engine", daemon=True)
@@ -97,9 +97,9 @@ class Engine:
         """Forget `stream`, whatever it is doing; a Delivery says when it is gone."""
         self._ask(self._forget, stream)
 
-    def drain(self, stream: Stream) -> None:
-        """End `stream` where it is, with a snapshot; a Delivery says when it is gone."""
-        self._ask(self._end, stream)
+    def end(self, stream: Stream, why: End) -> None:
+        """End `stream` where it is, with a snapshot, unless it has ended; a Delivery says when it is gone."""
+        self._ask(partial(self._end, why), stream)
 
     def read(self, stream: Stream, characters: int) -> None:
         """The reader of `stream`, which is not gone, has taken so many more characters."""
@@ -154,7 +154,8 @@ class Engine:
                     self._sleep()
             except Exception as error:  # whatever it is: its streams cannot go on, the others can
                 log.exception("an engine round failed")
-                self._fail(planned, error)
+                self._fail(planned, EngineError(f"an engine round failed: {error}"))
+                self._probe()
 
     def _admit(self) -> None:
         """Let streams join and leave, in the order they asked."""
@@ -174,15 +175,15 @@ class Engine:
             self._release(stream.slot)
             self._outbox.append(Delivery((), list, {stream: None}))
 
-    def _end(self, stream: Stream) -> None:
+    def _end(self, why: End, stream: Stream) -> None:
         if self._streams.get(stream.slot) is stream:
             snapshot = self._harvester.snapshot(stream.slot)
             self._release(stream.slot)
             if snapshot:
-                self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: End.DRAINING}))
+                self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: why}))
             else:  # the same call can be made elsewhere
                 error = DrainingError("the server is going away, and nothing has been made yet")
-                self._outbox.append(Delivery([stream], list, {stream: None}, error))
+                self._outbox.append(Delivery((), list, {stream: None}, error))
 
     def _schedule(self, now: float) -> Round | None:
         """The next round, or None if no stream can go on; the readers of those who sit it out are told."""
@@ -228,6 +229,7 @@ class Engine:
         now: float,
     ) -> None:
         """Take over what a round made, and let go of the streams that are complete."""
+        self._is_updating = True
         self._states.keep(self._rows.batch(r), after)
         streams = [self._streams[slot] for slot in r.slots.tolist()]
         if self._rows.starting:
@@ -240,6 +242,7 @@ class Engine:
             self._release(int(r.slots[column]))
         gone = {streams[column]: end for column, end in harvest.ends.items()}
         self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, made, harvest), gone))
+        self._is_updating = False
         now = time.monotonic()
         self._tell([stream for stream, due in self._due.items() if due <= now])
 
@@ -250,14 +253,33 @@ class Engine:
         for stream in streams:
             del self._due[stream]
 
-    def _fail(self, planned: Round | None, error: Exception) -> None:
-        """End the streams of a round, or all if it was not even planned."""
+    def _fail(self, planned: Round | None, error: EngineError) -> None:
+        """End the streams of a round where they were before it, or all if it was not even planned."""
         slots = list(self._streams) if planned is None else planned.slots.tolist()
         streams = [self._streams[slot] for slot in slots if slot in self._streams]
+        rest = [self._before(stream.slot) for stream in streams]
         for stream in streams:
             self._release(stream.slot)
-        failure = EngineError(f"an engine round failed: {error}")
-        self._outbox.append(Delivery(streams, list, dict.fromkeys(streams), failure))
+        self._is_updating = False
+        self._outbox.append(Delivery(streams, lambda: rest, dict.fromkeys(streams), error))
+
+    def _before(self, slot: int) -> Piece:
+        """The snapshot of a stream before the round that failed, if it can be had."""
+        try:
+            return Piece("", None if self._is_updating else self._harvester.snapshot(slot))
+        except Exception:  # the device may be gone, and the states with it
+            log.exception("the state of a stream is lost")
+            return Piece("")
+
+    def _probe(self) -> None:
+        """One step of a row that is nobody's: if that fails too, no stream can go on, now or later."""
+        one = np.ones(1, np.int64)
+        r = Round(one * self._rows.slots, one, 0 * one, PLAIN, self._decoder.padding(1))
+        try:
+            self._decoder.run(r.variant, *self._assemble(r))
+        except Exception as error:
+            log.exception("the serving graph does not run any more")
+            self._fail(None, BrokenEngineError(f"the serving graph does not run any more: {error}"))
 
     def _release(self, slot: int) -> None:
         self._due.pop(self._streams.pop(slot), None)

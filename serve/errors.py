@@ -6,10 +6,11 @@ RillError
 ├── TokenError              a resume token is forged, damaged or expired
 ├── OtherModelError         a resume token is of another model
 ├── ModelNotFoundError      no such model here
-├── NotSupportedError       a part of the API that this version does not have
+├── OutOfOrderError         an action of Interact that has no meaning where it comes
 ├── WaitingLineFullError    too many streams; says when to try again
 ├── DrainingError           the server is going away
 └── EngineError             an engine round failed; the fault is ours
+    └── BrokenEngineError   no round can be run any more
 """
 
 
@@ -45,8 +46,8 @@ class ModelNotFoundError(RillError):
     """No model of that name is served here."""
 
 
-class NotSupportedError(RillError):
-    """The request uses a part of the API that this version does not have."""
+class OutOfOrderError(RillError):
+    """An action of Interact has no meaning where it comes; the state is as it was."""
 
 
 class WaitingLineFullError(RillError):
@@ -63,3 +64,7 @@ class DrainingError(RillError):
 
 class EngineError(RillError):
     """An engine round failed; its streams end."""
+
+
+class BrokenEngineError(EngineError):
+    """No round can be run any more: the server ends."""

@@ -40,7 +40,7 @@ class Profile:
         for model in models:
             self._watch_engine(model.engine)
             self._around(model.engine, "_deliver", "decode")
-        self._around(service, "_message", "serialise", lambda *_: self.counts.update(messages=1))
+        self._around(service.messages, "output", "serialise", lambda *_: self.counts.update(messages=1))
         generate, profile = service.Generate, self
 
         async def with_timed_writes(request: Any, context: Any) -> None:

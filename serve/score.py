@@ -52,30 +52,32 @@ class Score:
         return -self.logprob / self.chars if self.chars else 0.0
 
 
-async def given_text(text: str, model: Model, most: int) -> GivenText:
+async def given_text(text: str, model: Model, most: int, field: str = "text") -> GivenText:
     """`text` for `read`, of `most` characters at most. Raises RequestError if it is longer, or has an unknown one."""
     if len(text) > most:
-        raise RequestError("text", f"the text has {len(text)} characters; this server scores {most} a call")
+        raise RequestError(field, f"{field} has {len(text)} characters; this server reads {most} at once")
     given = GivenText(text, model.codec)
     for start in range(0, len(text), CHECKED_AT_ONCE):
         try:
             given.ids(start, start + CHECKED_AT_ONCE)
         except UnknownCharacterError as error:
-            raise RequestError("text", f"text: {error}") from None
+            raise RequestError(field, f"{field}: {error}") from None
         await asyncio.sleep(0)  # others may have waited
     return given
 
 
-async def read(model: Model, order: Order, text: GivenText, write: Callable[[Floats], Awaitable[None]]) -> Snapshot:
+async def read(
+    model: Model, slot: int, order: Order, text: GivenText, write: Callable[[Floats], Awaitable[None]]
+) -> Snapshot:
     """Read `text` where `order` would begin to generate: the snapshot of its stream behind the text.
 
     `write` takes the log-probabilities of the characters in pieces, float32 [characters], in order; the engine is never
-    far ahead of it. Raises WaitingLineFullError, DrainingError and EngineError.
+    far ahead of it. Raises DrainingError and EngineError.
     """
     if not text:
-        return _snapshot_of(order, model)
+        return snapshot_of(order, model)
     end = None
-    async with model.stream(_reading(order, text)) as stream:
+    with model.stream_in(slot, _reading(order, text)) as stream:
         while end is None:
             piece, end = await stream.take()
             if piece.logprobs:
@@ -101,7 +103,7 @@ def _reading(order: Order, text: GivenText) -> Order:
     )
 
 
-def _snapshot_of(order: Order, model: Model) -> Snapshot:
+def snapshot_of(order: Order, model: Model) -> Snapshot:
     """Of a stream that has not begun; it has one character to read."""
     bundle, (token,) = model.bundle, order.prompt.tolist()
     zeros = np.zeros((bundle.layers, bundle.hidden), np.float32)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from export.bundle import Bundle
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
-from serve.errors import DrainingError, StartError
+from serve.errors import BrokenEngineError, DrainingError, StartError
 from serve.model import Model
 from serve.models import Models
 from serve.profile import Profile
@@ -61,29 +62,37 @@ class Settings:
     resume_ttl: float = 7 * 86_400
     round_seconds: float = 0.010
     drain_seconds: float = 10.0
+    keepalive_seconds: float = 30.0
     profile: Path | None = None
+
+
+Stop = asyncio.Queue[signal.Signals | BrokenEngineError]  # receives whatever asks the server to
 
 
 @dataclass(frozen=True)
 class Parent:
-    """What one of several processes on a port has of its parent (`serve.workers`).
+    """What one of several processes on a port has of its parent (`serve.workers`), to which signals go.
 
-    `stops` makes the queue that receives something each time the parent says stop; signals are the parent's.
+    `listen` lets the queue receive a signal each time the parent says stop.
     """
 
     keys: Sequence[bytes]  # of resume tokens
-    stops: Callable[[], asyncio.Queue[signal.Signals]]
+    listen: Callable[[Stop], None]
 
 
 async def serve(settings: Settings, parent: Parent | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Raises StartError."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    Raises StartError, and BrokenEngineError after a drain because an engine can run no more.
+    """
     sys.setswitchinterval(GIL_SECONDS)
     tokens = Tokens(parent.keys if parent else keys_of(settings), settings.resume_ttl)
-    models = Models(settings.bundles, _maker(settings))
+    stop: Stop = asyncio.Queue()
+    models = Models(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
     try:
         await models.start()
-        stop = parent.stops() if parent else stop_signals()  # not before: while loading, Ctrl-C ends at once
+        (parent.listen if parent else listen_for_signals)(stop)  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars)
         service = TextGeneration(models, tokens, limits)
         if settings.profile:
@@ -96,8 +105,8 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
                 flush=True,
             )
             if not parent:
-                warn_of_short_lived_tokens(settings)
-            await stop.get()
+                say_how_long_tokens_last(settings)
+            reason = await stop.get()
             log.info("draining: %d calls", sum(model.calls for model in models.all))
             await healths.enter_graceful_shutdown()
             drained = asyncio.create_task(_drain(service, models, settings.drain_seconds))
@@ -111,6 +120,8 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
     if settings.profile:
         profile.save(settings.profile)
     log.info("stopped")
+    if isinstance(reason, BrokenEngineError):
+        raise reason
 
 
 async def _reload_on_hangup(models: Models) -> None:
@@ -123,27 +134,25 @@ async def _reload_on_hangup(models: Models) -> None:
         await models.reload()
 
 
-def stop_signals() -> asyncio.Queue[signal.Signals]:
-    """A queue that receives the signals which ask the server to stop."""
-    received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+def listen_for_signals(stop: asyncio.Queue[Any]) -> None:
+    """Let `stop` receive the signals which ask the server to."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received.put_nowait, number)
-    return received
+        loop.add_signal_handler(number, stop.put_nowait, number)
 
 
 def keys_of(settings: Settings) -> list[bytes]:
-    """The keys of resume tokens; a new one if no file is given. Raises StartError for a key file that is none."""
+    """The keys of resume tokens; a new one where no file is given. Raises StartError for a key file that is none."""
     return [read_key(path) for path in settings.resume_key_file] or [secrets.token_bytes(KEY_BYTES)]
 
 
-def warn_of_short_lived_tokens(settings: Settings) -> None:
-    """Say in the log that there is no key file, if there is none."""
+def say_how_long_tokens_last(settings: Settings) -> None:
+    """In the log, where it is not long."""
     if not settings.resume_key_file:
         log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
 
 
-def _maker(settings: Settings) -> Callable[[Bundle], Model]:
+def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -> Callable[[Bundle], Model]:
     """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
     provider, device_id = choose_device(settings.device)
@@ -153,7 +162,7 @@ def _maker(settings: Settings) -> Callable[[Bundle], Model]:
             "leave --engines out, or add --device cpu"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Of each process's share, one core is the event loop's.
+    # Of a process's share, one core is the event loop's.
     places = (cores // settings.engines - 1) // settings.threads
     turnstile = Turnstile(max(places, 1) if provider == CPU else 1)
     loop = asyncio.get_running_loop()
@@ -161,7 +170,7 @@ def _maker(settings: Settings) -> Callable[[Bundle], Model]:
     def make(bundle: Bundle) -> Model:
         decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
         slots, waiting = settings.max_streams, settings.max_waiting
-        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop)
+        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop, on_broken)
 
     return make
 
@@ -179,7 +188,12 @@ async def _listening(
             ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
             # Clients ask whether the server is still there, however long a slow stream says nothing.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            # A port in use is an error, not a second server; for several processes, `serve.workers` sees to that.
+            # ... and are asked whether they are, since one that has vanished without a word reads nothing either.
+            ("grpc.keepalive_time_ms", int(1000 * settings.keepalive_seconds)),
+            ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_seconds)),
+            # Where a ping is under way for other reasons, keepalive sends none.
+            ("grpc.http2.ping_timeout_ms", int(1000 * settings.keepalive_seconds)),
+            # A port in use is an error, not a second server; of several processes, `serve.workers` sees to that.
             ("grpc.so_reuseport", int(settings.engines > 1)),
             # A text that is too long should get our own answer: room for 4 bytes a character and more.
             (
@@ -198,7 +212,7 @@ async def _listening(
     except RuntimeError:
         port = 0
     if not port:
-        raise port_error(settings.host, settings.port)
+        raise port_error(settings)
     for name in ("", SERVICE):
         await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     await server.start()
@@ -210,7 +224,7 @@ async def _listening(
 
 async def _drain(service: TextGeneration, models: Models, seconds: float) -> None:
     """Refuse new streams, let live ones finish, and end those that have not in time to be told."""
-    service.draining = True
+    service.drain()
     models.keep()
     for model in models.all:
         model.admission.refuse(DrainingError("the server is going away and takes no new streams"))
@@ -222,9 +236,9 @@ async def _drain(service: TextGeneration, models: Models, seconds: float) -> Non
         model.drain()
 
 
-def port_error(host: str, port: int) -> StartError:
+def port_error(settings: Settings) -> StartError:
     """The port cannot be had."""
-    return StartError(f"cannot listen on {host}:{port}: in use, or no address of this machine")
+    return StartError(f"cannot listen on {settings.host}:{settings.port}: in use, or no address of this machine")
 
 
 def log_to_stderr(label: str = "") -> None:

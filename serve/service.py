@@ -1,25 +1,22 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
 import time
+from collections.abc import AsyncIterator
 from functools import wraps
 from typing import Any
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
-from serve.errors import DrainingError, NotSupportedError, RillError
+from serve.errors import DrainingError, OutOfOrderError, RillError
+from serve.interact import Inbox, Interaction
+from serve.messages import FINISH, Messages, Times
 from serve.model import Model
 from serve.models import Models
 from serve.request import Limits, order_of
 from serve.score import Floats, Score, given_text, read
 from serve.status import Context, abort
-from serve.stream import End, Order, Piece, Stream
+from serve.stream import End, Order
 from serve.tokens import Tokens
-
-_FINISH = {
-    End.LENGTH: pb.FINISH_REASON_LENGTH,
-    End.STOP: pb.FINISH_REASON_STOP,
-    End.DRAINING: pb.FINISH_REASON_DRAINING,
-}
 
 
 def _statuses(handler: Any) -> Any:
@@ -40,7 +37,15 @@ class TextGeneration(TextGenerationServicer):
 
     def __init__(self, models: Models, tokens: Tokens, limits: Limits) -> None:
         self._models, self._tokens, self._limits = models, tokens, limits
+        self.messages = Messages(tokens)
+        self._inboxes: set[Inbox] = set()
         self.draining = False
+
+    def drain(self) -> None:
+        """Take no new calls, and end those that wait for their client."""
+        self.draining = True
+        for inbox in self._inboxes:
+            inbox.drain()
 
     @_statuses
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
@@ -55,24 +60,42 @@ class TextGeneration(TextGenerationServicer):
 
     async def _generate(self, model: Model, order: Order, context: Context, arrived: float) -> End:
         """Send a stream's messages; returns how it ended."""
+        times = Times(arrived)
         async with model.stream(order) as stream:
             end, first = None, True
             while end is None:
                 piece, end = await stream.take()
-                message = self._message(model, stream, piece)
+                message = self.messages.output(model, stream, piece)
                 if first:
                     message.seed = order.seed
                     first = False
                 if end:
-                    message.finish_reason = _FINISH[end]
-                    message.usage.CopyFrom(_usage(stream, stream.sent + len(piece.text), arrived))
+                    times.note(stream)
+                    message.finish_reason = FINISH[end]
+                    message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
                 await context.write(message)
                 model.sent(stream, piece.text)
         return end
 
-    async def Interact(self, request_iterator: Any, context: Context) -> None:
-        """Not in this version."""
-        await abort(context, NotSupportedError("Interact is not supported by this version of the server"))
+    @_statuses
+    async def Interact(self, actions: AsyncIterator[pb.InteractRequest], context: Context) -> None:
+        """One live state; see rill.proto."""
+        inbox = Inbox(actions)
+        self._inboxes.add(inbox)
+        try:
+            first = await inbox.take()
+            if first is None or not first.HasField("open"):
+                raise OutOfOrderError("the first action must be open")
+            asked = first.open
+            model = self._model(asked.model, asked.resume_token)
+            request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
+            with model.call():
+                order = await self._order(request, model, context)
+                async with model.slot() as slot:
+                    await Interaction(model, slot, order, self.messages, self._limits, inbox, context.write).run()
+        finally:
+            self._inboxes.remove(inbox)
+            inbox.close()
 
     @_statuses
     async def Score(self, request: pb.ScoreRequest, context: Context) -> None:
@@ -86,13 +109,14 @@ class TextGeneration(TextGenerationServicer):
         with model.call():
             order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
-            snapshot = await read(model, order, text, write)
+            async with model.slot() as slot:
+                snapshot = await read(model, slot, order, text, write)
         total = pb.ScoreResponse.Total(
             chars=score.chars,
             logprob=score.logprob,
             bits_per_char=score.bits_per_char,
             perplexity=score.perplexity,
-            resume_token=self._tokens.seal(model.bundle, model.numerics, order, snapshot),
+            resume_token=self.messages.token(model, order, snapshot),
         )
         await context.write(pb.ScoreResponse(position=score.chars, total=total))
 
@@ -103,7 +127,7 @@ class TextGeneration(TextGenerationServicer):
             models=[_info(model) for model in self._models.served],
             streams_running=sum(model.admission.running for model in models),
             streams_waiting=sum(model.admission.waiting for model in models),
-            streams_parked=sum(model.engine.parked() for model in models),
+            streams_parked=sum(model.parked for model in models),
             draining=self.draining,
         )
 
@@ -117,15 +141,6 @@ class TextGeneration(TextGenerationServicer):
             await context.send_initial_metadata((("rill-numerics", "differs"),))
         return order
 
-    def _message(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
-        message = pb.GenerateResponse(text=piece.text, position=stream.position)
-        if piece.snapshot:
-            message.resume_token = self._tokens.seal(model.bundle, model.numerics, stream.order, piece.snapshot)
-        if piece.logprobs:
-            encoded = model.logprob_encoder.encode(piece.text, piece.logprobs, stream.order.logprobs or 0)
-            message.MergeFromString(encoded)
-        return message
-
     def _model(self, name: str, token: bytes = b"") -> Model:
         """The model of this name, or without one that of the token, or without either the default."""
         if self.draining:
@@ -133,19 +148,6 @@ class TextGeneration(TextGenerationServicer):
         if name:
             return self._models.named(name)
         return self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
-
-
-def _usage(stream: Stream, generated: int, arrived: float) -> pb.Usage:
-    def since(moment: float | None) -> float:
-        return moment - arrived if moment else 0.0
-
-    return pb.Usage(
-        prompt_chars=stream.order.prompt_chars,
-        generated_chars=generated,
-        queued_seconds=since(stream.entered),
-        first_char_seconds=since(stream.first_char),
-        total_seconds=since(time.monotonic()),
-    )
 
 
 def _info(model: Model) -> pb.ModelInfo:

@@ -11,11 +11,12 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from serve.errors import (
+    BrokenEngineError,
     DrainingError,
     EngineError,
     ModelNotFoundError,
-    NotSupportedError,
     OtherModelError,
+    OutOfOrderError,
     RequestError,
     RillError,
     TokenError,
@@ -37,10 +38,18 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
     TokenError: grpc.StatusCode.INVALID_ARGUMENT,
     OtherModelError: grpc.StatusCode.FAILED_PRECONDITION,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
-    NotSupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    OutOfOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
+    BrokenEngineError: grpc.StatusCode.INTERNAL,
+}
+
+_REASONS: dict[type[RillError], str] = {
+    OtherModelError: "RESUME_TOKEN_OTHER_MODEL",
+    OutOfOrderError: "ACTION_OUT_OF_ORDER",
+    EngineError: "ENGINE_ROUND_FAILED",
+    BrokenEngineError: "ENGINE_ROUND_FAILED",
 }
 
 
@@ -68,12 +77,12 @@ def _details(error: RillError) -> list[Message]:
             ]
         case TokenError():
             return [ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN)]
-        case OtherModelError():
-            return [ErrorInfo(reason="RESUME_TOKEN_OTHER_MODEL", domain=DOMAIN)]
         case WaitingLineFullError():
             delay = Duration()
             delay.FromMilliseconds(int(error.retry_seconds * 1000))
             return [RetryInfo(retry_delay=delay)]
+        case _ if reason := _REASONS.get(type(error)):
+            return [ErrorInfo(reason=reason, domain=DOMAIN)]
         case _:
             return []
 

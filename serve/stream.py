@@ -23,6 +23,7 @@ class End(Enum):
     LENGTH = "length"
     STOP = "stop"
     DRAINING = "draining"
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True)
@@ -134,19 +135,19 @@ class Stream:
         self._news.set()
 
     def fail(self, error: RillError) -> None:
-        """The stream ends with an error, at once."""
+        """No more will come, because of `error`: it is raised when all that there is was taken."""
         self._error = error
         self._news.set()
 
     async def take(self) -> tuple[Piece, End | None]:
-        """What has piled up, and how the stream ended if this is all of it. Raises the error it failed with.
+        """What has piled up, and how the stream ended if this is all of it. Raises the error that it failed with.
 
         The very first take gives one character, so that it can be sent at once. Others give everything up to the last
         snapshot, if there is one: nobody is ever further from one than the request says. With log-probabilities, which
         take long to write, not too much at once.
         """
         await self._news.wait()
-        if self._error:
+        if self._error and not (self._known or self._rest or self._snapshot):
             raise self._error
         waiting = self._known if self._snapshot else self._rest
         text, snapshot = "".join(waiting), self._snapshot
@@ -159,7 +160,7 @@ class Stream:
         else:
             self._snapshot = None
         is_all = not waiting and not self._rest
-        if is_all and not self._end:
+        if is_all and not (self._end or self._error):
             self._news.clear()
         return Piece(text, snapshot, self._take_logprobs(len(text))), self._end if is_all else None
 

@@ -13,8 +13,8 @@ import pickle
 import signal
 import sys
 
-from serve.errors import StartError
-from serve.server import Parent, log_to_stderr, serve
+from serve.errors import BrokenEngineError, StartError
+from serve.server import Parent, Stop, log, log_to_stderr, serve
 
 
 def main() -> int:
@@ -27,32 +27,32 @@ def main() -> int:
         return 1
     log_to_stderr(f"engine {number}: ")
     try:
-        asyncio.run(serve(settings, Parent(keys, _stops)))
+        asyncio.run(serve(settings, Parent(keys, _listen)))
     except StartError as error:
         print(f"error: {error}", flush=True)
         return 2
+    except BrokenEngineError as error:
+        log.error("%s", error)
+        return 1
     except BrokenPipeError:  # the parent is gone
         return 1
     return 0
 
 
-def _stops() -> asyncio.Queue[signal.Signals]:
-    """A queue that receives a signal each time the parent says stop, or once if it ends without a word."""
-    received: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
-    told = False
+def _listen(stop: Stop) -> None:
+    """Let `stop` receive a signal each time the parent says so, and once if it ends without a word."""
+    loop, stdin, told = asyncio.get_running_loop(), sys.stdin.fileno(), False
 
     def hear() -> None:
         nonlocal told
         word = os.read(stdin, 1)
         if word or not told:
-            received.put_nowait(signal.SIGTERM)
+            stop.put_nowait(signal.SIGTERM)
             told = True
         if not word:
             loop.remove_reader(stdin)
 
     loop.add_reader(stdin, hear)
-    return received
 
 
 if __name__ == "__main__":

@@ -11,35 +11,41 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from serve.errors import StartError
-from serve.server import Settings, keys_of, log, port_error, stop_signals, warn_of_short_lived_tokens
+from serve.errors import BrokenEngineError, StartError
+from serve.server import Settings, keys_of, listen_for_signals, log, port_error, say_how_long_tokens_last
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a process is replaced: doubled each time it does not start
 LAST_SECONDS = 5.0  # for the end, beyond the drain; then processes are killed
 PARENTS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # signals that the processes have blocked when they start
 
+Result = TypeVar("Result")
+
 
 async def serve_together(settings: Settings) -> int:
     """Serve by `settings.engines` processes until a signal, as `serve` does; returns the exit status.
 
-    Raises StartError if one of them does not start, or later none of them any more.
+    Raises StartError if one of them does not start, and BrokenEngineError if later none of them does any more.
     """
     keys = keys_of(settings)
-    with reserved(settings.host, settings.port) as port:
+    with reserved(settings) as port:
         numbers = range(1, settings.engines + 1)
         workers = [Worker(number, replace(settings, port=port), keys) for number in numbers]
+        stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        listen_for_signals(stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, workers)
+        told = asyncio.create_task(stop.get())
         try:
-            lines = await asyncio.gather(*(worker.start() for worker in workers))
-            stop = stop_signals()  # not before: while they load, Ctrl-C ends at once
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, workers)
+            lines = await _unless(told, *(worker.start() for worker in workers))
+            if lines is None:
+                return 128 + told.result()  # as shells have it; nobody is served yet
             print(lines[0], end="", flush=True)
-            warn_of_short_lived_tokens(settings)
-            await _serving(workers, stop)
+            say_how_long_tokens_last(settings)
+            await _unless(told, *(_keep(worker, workers) for worker in workers))
             return await _drained(workers, stop, settings.drain_seconds)
         finally:
             await asyncio.gather(*(worker.kill() for worker in workers))
@@ -111,15 +117,16 @@ class Worker:
 
 
 @contextmanager
-def reserved(host: str, port: int) -> Iterator[int]:
-    """Keep a port that only processes of this user can have which are willing to share it; 0 takes a free one.
+def reserved(settings: Settings) -> Iterator[int]:
+    """Keep the port, which only processes of this user can have that are willing to share it; 0 takes a free one.
 
-    Raises StartError if the port is in use.
+    Raises StartError if it is in use.
     """
+    host, port = settings.host.strip("[]"), settings.port
     with ExitStack() as stack:
         held = 0
         try:
-            for family, kind, _, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                 keeper = stack.enter_context(socket.socket(family, kind))
                 # Connections of a server that has ended are no hindrance.
                 keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -135,9 +142,9 @@ def reserved(host: str, port: int) -> Iterator[int]:
                 held += 1
                 port = keeper.getsockname()[1]
         except OSError:
-            raise port_error(host, port) from None
+            raise port_error(settings) from None
         if not held:
-            raise port_error(host, port)
+            raise port_error(settings)
         yield port
 
 
@@ -146,19 +153,20 @@ def _reload(workers: Sequence[Worker]) -> None:
         worker.reload()
 
 
-async def _serving(workers: Sequence[Worker], stop: asyncio.Queue[signal.Signals]) -> None:
-    """Replace those who die until a signal comes. Raises StartError if nobody is left and one cannot be started."""
-    told = asyncio.create_task(stop.get())
-    keeping = asyncio.gather(*(_keep(worker, workers) for worker in workers))
-    await _first_of(told, keeping)
+async def _unless(told: asyncio.Task[Any], *coroutines: Coroutine[Any, Any, Result]) -> list[Result] | None:
+    """What they return; or None if a signal is `told` before, which ends them. Raises what one of them raises."""
+    together = asyncio.gather(*coroutines)
+    await asyncio.wait([told, together], return_when=asyncio.FIRST_COMPLETED)
     if not told.done():
-        told.cancel()
-        await keeping
-    keeping.cancel()
+        return await together
+    together.cancel()
+    with suppress(asyncio.CancelledError):
+        await together
+    return None
 
 
-async def _keep(worker: Worker, workers: Sequence[Worker]) -> None:
-    """Start `worker` again whenever it has ended. Raises StartError if that fails while no other serves."""
+async def _keep(worker: Worker, workers: Sequence[Worker]) -> NoReturn:
+    """Start `worker` again whenever it has ended. Raises BrokenEngineError if that fails while no other serves."""
     while True:
         log.error("engine %d ended with status %d; it is started again", worker.number, await worker.ended())
         pause = FIRST_PAUSE
@@ -169,7 +177,7 @@ async def _keep(worker: Worker, workers: Sequence[Worker]) -> None:
                 await worker.start()
             except StartError as error:
                 if not any(other.serving for other in workers):
-                    raise StartError(f"{error}; no engine is left") from None
+                    raise BrokenEngineError(f"no engine is left: {error}") from None
                 log.error("engine %d does not start: %s", worker.number, error)
 
 
@@ -178,20 +186,17 @@ async def _drained(workers: Sequence[Worker], stop: asyncio.Queue[signal.Signals
     serving = [worker for worker in workers if worker.serving]
     for worker in serving:
         worker.stop()
-    ended = asyncio.gather(*(worker.ended() for worker in serving))
     again = asyncio.create_task(stop.get())
-    await _first_of(ended, again, seconds=seconds + LAST_SECONDS)
-    if again.done():
-        for worker in serving:
-            worker.stop()
-        await _first_of(ended, seconds=LAST_SECONDS)
-    again.cancel()
-    if not ended.done():
+    try:
+        async with asyncio.timeout(seconds + LAST_SECONDS):
+            statuses = await _unless(again, *(worker.ended() for worker in serving))
+        if statuses is None:
+            for worker in serving:
+                worker.stop()
+            async with asyncio.timeout(LAST_SECONDS):
+                statuses = await asyncio.gather(*(worker.ended() for worker in serving))
+    except TimeoutError:
         log.error("an engine does not end; it is killed")
         return 1
-    return int(any(ended.result()))
-
-
-async def _first_of(*futures: asyncio.Future[Any], seconds: float | None = None) -> None:
-    """Wait until one of them is done, for so long at most."""
-    await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    return int(any(statuses))

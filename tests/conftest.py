@@ -6,7 +6,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +128,10 @@ class Server:
 
 
 @contextmanager
-def run_server(*arguments: object) -> Iterator[Server]:
+def run_server(*arguments: object, program: Sequence[str] = ("-m", "serve")) -> Iterator[Server]:
     """`python -m serve ARGUMENTS --port 0`, from its listening line to its end."""
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "serve", *map(str, arguments), "--port", "0"],
+        [sys.executable, "-W", "error", *program, *map(str, arguments), "--port", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

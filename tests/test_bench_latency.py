@@ -157,6 +157,7 @@ async def test_what_never_comes_is_counted() -> None:
         found = await offer(server, 200, 0.3)
     assert found.unfinished > 0
     assert found.refused > 0
+    assert 0 < found.refused_ms.p50 <= found.refused_ms.max
     assert found.completed + found.refused + found.unfinished == found.offered
     assert found.on_time_texts <= found.completed / found.offered
     assert found.first_character_ms.max > 500  # the wait of a text that was given up after twice 0.3 s

@@ -108,11 +108,6 @@ def test_unknown_model(stub):
     assert "'tiny'" in error.details()
 
 
-def test_interact_is_not_there_yet(stub):
-    error, _ = refusal(stub.Interact(iter([])))
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 def test_list_models(stub, tiny):
     response = stub.ListModels(pb.ListModelsRequest())
     (model,) = response.models

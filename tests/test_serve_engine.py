@@ -72,15 +72,69 @@ async def until_free(model):
         await asyncio.sleep(0.01)
 
 
+async def failing(model, told):
+    """What comes of a stream that fails after `told` was called with its text: text, snapshot, error."""
+    got, snapshot = "", None
+    async with model.stream(order(0)) as stream:
+        try:
+            while True:
+                piece, _ = await stream.take()
+                model.sent(stream, piece.text)
+                got, snapshot = got + piece.text, piece.snapshot
+                if not snapshot:
+                    told(got)
+        except EngineError as error:
+            return got, snapshot, error
+
+
 async def test_a_failing_round_fails_its_streams_and_no_others(model):
-    expected = await text_of(model, order(50))
-    async with model.stream(order(0)) as doomed:
-        await doomed.take()
-        model.decoder.fail = True
-        with pytest.raises(EngineError, match="out of memory"):
-            await read_on(model, doomed)
-    assert await text_of(model, order(50)) == expected
+    """What was made before it is sent, with a snapshot from which the same text goes on."""
+    expected = await text_of(model, order(10_000))
+
+    def fail(got):
+        model.decoder.fail = len(got) > 500
+
+    got, snapshot, error = await failing(model, fail)
+    assert type(error) is EngineError
+    assert "out of memory" in str(error)
+    assert snapshot.position == len(got)
+    rest = replace(order(50), prompt=np.array([snapshot.token]), position=len(got), state=snapshot.state)
+    assert got + await text_of(model, rest) == expected[: len(got) + 50]
     await until_free(model)
+
+
+@pytest.mark.parametrize("stage", ["keep", "reap"])
+async def test_half_a_round_is_no_place_to_go_on_from(model, monkeypatch, stage):
+    """What failed after the round may have taken over a part of it."""
+    owner = model.engine._states if stage == "keep" else model.engine._harvester
+    right, failures = getattr(owner, stage), []
+
+    def fail_once(*arguments):
+        if failures:
+            raise failures.pop()
+        return right(*arguments)
+
+    monkeypatch.setattr(owner, stage, fail_once)
+    got, snapshot, error = await failing(model, lambda got: got and failures.append(RuntimeError("broken")))
+    assert "broken" in str(error)
+    assert got
+    assert snapshot is None
+    failures.clear()
+    assert len(await text_of(model, order(20))) == 20
+    await until_free(model)
+
+
+async def test_an_engine_that_fails_for_good_says_so(tiny):
+    """Each stream gets an answer, those that come later too."""
+    broken = []
+    model = Model(tiny, Watched(tiny, CPU), 4, 4, 0.010, on_broken=broken.append)
+    model.engine._decoder.run = lambda *arguments: 1 / 0
+    for _ in range(2):
+        with pytest.raises(EngineError, match="division by zero"):
+            await text_of(model, order(10))
+    await until_free(model)
+    assert len(broken) == 2
+    model.engine.stop()
 
 
 @pytest.mark.parametrize("broken", ["_schedule", "_admit"])

@@ -207,7 +207,7 @@ def test_folders_that_cannot_be_served(what, tmp_path, store, run_command):
 
 @asynccontextmanager
 async def loaded(*paths):
-    models = Models(list(map(str, paths)), _maker(Settings([], max_streams=8)))
+    models = Models(list(map(str, paths)), _maker(Settings([], max_streams=8), print))
     try:
         await models.start()
         yield models
@@ -315,7 +315,7 @@ async def test_the_last_model_stays(served):
 
 async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
     """A bundle that is whole, and fails in ONNX Runtime."""
-    make = _maker(Settings([], max_streams=8))
+    make = _maker(Settings([], max_streams=8), print)
     fails = [StartError("ONNX Runtime does not want it"), RuntimeError("out of memory")]
 
     def make_or_fail(bundle):
@@ -337,7 +337,7 @@ async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
 
 
 async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
-    make = _maker(Settings([], max_streams=8))
+    make = _maker(Settings([], max_streams=8), print)
     proceed = threading.Event()
 
     def make_slowly(bundle):

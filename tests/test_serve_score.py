@@ -270,8 +270,8 @@ def limited(tiny_folder):
     [
         ("abc漢", "text: character '漢' (U+6F22) at position 3"),
         ("a" * (2 * CHECKED_AT_ONCE + 7) + "漢" + "a漢", f"(U+6F22) at position {2 * CHECKED_AT_ONCE + 7} is not in"),
-        ("a" * 200_001, "the text has 200001 characters; this server scores 200000 a call"),
-        ("😀" * 200_001, "the text has 200001 characters"),
+        ("a" * 200_001, "text has 200001 characters; this server reads 200000 at once"),
+        ("😀" * 200_001, "text has 200001 characters"),
     ],
     ids=["unknown", "far", "long", "wide"],
 )
@@ -356,12 +356,13 @@ async def test_who_does_not_take_them_costs_nothing(model):
         got.append(logprobs)
         await goes_on.wait()
 
-    reading = asyncio.create_task(read(model, order, text, write))
-    while not got or model.engine.parked() == 0:
-        await asyncio.sleep(0.01)
-    assert model.engine._rows.table["made"][0] == BUFFER
-    goes_on.set()
-    snapshot = await reading
+    async with model.slot() as slot:
+        reading = asyncio.create_task(read(model, slot, order, text, write))
+        while not got or model.engine.parked() == 0:
+            await asyncio.sleep(0.01)
+        assert model.engine._rows.table["made"][0] == BUFFER
+        goes_on.set()
+        snapshot = await reading
     assert sum(map(len, got)) == len(text)
     assert (snapshot.position, snapshot.token) == (0, model.bundle.vocabulary.id_of("a"))
     assert model.admission.running == 0

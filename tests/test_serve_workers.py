@@ -3,13 +3,15 @@
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import grpc
 import psutil
 import pytest
-from conftest import run_server, save_bundle, wait_until
+from conftest import ROOT, run_server, save_bundle, wait_until
 
 from protos import rill_pb2 as pb
 from serve import server as server_module
@@ -157,11 +159,25 @@ def test_all_killed_and_none_can_be_started(tiny_folder, tmp_path):
         for process in workers_of(running):
             process.kill()
         _, log = running.process.communicate(timeout=20)
-        assert running.process.returncode == 2
+        assert running.process.returncode == 1
         assert log.splitlines()[-1] == (
-            f"error: {tmp_path}/tiny is not a bundle: no such folder; make one with python -m export RUN --out FOLDER; "
-            "no engine is left"
+            f"error: no engine is left: {tmp_path}/tiny is not a bundle: no such folder; "
+            "make one with python -m export RUN --out FOLDER"
         )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_they_load_ends_at_once(tiny_folder, number, status):
+    command = [sys.executable, "-W", "error", "-m", "serve", str(tiny_folder), "--port", "0", *map(str, TWO)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe) as process:
+        parent = psutil.Process(process.pid)
+        wait_until(lambda: len(parent.children()) == 2)
+        processes = parent.children()
+        process.send_signal(number)
+        assert process.communicate(timeout=20) == (b"", b"")
+        assert process.returncode == status
+        assert not any(other.is_running() for other in processes)
 
 
 def test_a_killed_parent_leaves_nobody_behind(tiny_folder):
@@ -209,7 +225,8 @@ def test_a_port_with_processes_is_refused_to_a_single_one(pair, tiny_folder, run
 
 
 def test_a_reserved_port_is_only_for_those_who_share_it():
-    with reserved("127.0.0.1", 0) as port:
+    settings = Settings(bundles=[], engines=2, port=0)
+    with reserved(settings) as port:
         with socket.socket() as shared:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind(("127.0.0.1", port))
@@ -217,9 +234,9 @@ def test_a_reserved_port_is_only_for_those_who_share_it():
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with pytest.raises(OSError, match="in use"):
                 alone.bind(("127.0.0.1", port))
-        with pytest.raises(StartError), reserved("127.0.0.1", port):
+        with pytest.raises(StartError), reserved(replace(settings, port=port)):
             pass
-    with reserved("localhost", port) as again:
+    with reserved(replace(settings, host="localhost", port=port)) as again:
         assert again == port
 
 
@@ -234,4 +251,4 @@ def test_elsewhere_than_on_linux(monkeypatch, capsys):
 async def test_not_on_a_gpu(monkeypatch):
     monkeypatch.setattr(server_module, "choose_device", lambda device: ("CUDAExecutionProvider", 0))
     with pytest.raises(StartError, match="--engines 2 is for CPUs"):
-        server_module._maker(Settings(bundles=["bundle"], engines=2))
+        server_module._maker(Settings(bundles=["bundle"], engines=2), print)

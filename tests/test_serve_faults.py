@@ -1,0 +1,143 @@
+"""Servers whose graph fails, and whose clients vanish: what the others get, and whether they go on."""
+
+import select
+import socket
+import threading
+from contextlib import closing
+
+import grpc
+import pytest
+from conftest import run_server, wait_until
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from protos import rill_pb2 as pb
+from protos.rill_pb2_grpc import TextGenerationStub
+from serve.client import Client, ServerError
+
+# A server whose graph fails as often as the file that is its first argument says.
+FAILING = """
+import pathlib, sys
+from serve.__main__ import main
+from serve.runtime import Decoder
+
+faults, right = pathlib.Path(sys.argv.pop(1)), Decoder.run
+
+def run(*arguments):
+    left = int(faults.read_text() or 0) if faults.exists() else 0
+    if left:
+        faults.write_text(str(left - 1))
+        raise RuntimeError("out of memory")
+    return right(*arguments)
+
+Decoder.run = run
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def failing(tiny_folder, tmp_path):
+    """A server, and what makes its graph fail some times from now on."""
+
+    def fail(times):
+        (tmp_path / "new").write_text(str(times))
+        (tmp_path / "new").rename(tmp_path / "faults")
+
+    with run_server(tmp_path / "faults", tiny_folder, program=["-c", FAILING]) as server:
+        yield server, fail
+
+
+def test_the_last_message_before_the_status_has_a_token(failing):
+    """Of the place before the round: the text goes on from there as if nothing had been."""
+    server, fail = failing
+    with grpc.insecure_channel(server.target) as channel:
+        stub = TextGenerationStub(channel)
+        call = stub.Generate(pb.GenerateRequest(sampling=pb.Sampling(seed=3)))
+        messages = [next(call)]
+        fail(1)
+        with pytest.raises(grpc.RpcError) as caught:
+            messages.extend(call)
+        error = caught.value
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert "out of memory" in error.details()
+        (packed,) = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]).details
+        info = ErrorInfo()
+        assert packed.Unpack(info)
+        assert info.reason == "ENGINE_ROUND_FAILED"
+        text = "".join(message.text for message in messages)
+        rest = stub.Generate(pb.GenerateRequest(resume_token=messages[-1].resume_token, max_chars=100))
+        text += "".join(message.text for message in rest)
+        with server.client() as client:
+            assert text == "".join(client.generate(max_chars=len(text), seed=3))
+    assert server.process.poll() is None
+
+
+def test_the_client_goes_on(failing):
+    server, fail = failing
+    with server.client() as client:
+        whole = "".join(client.generate("To be", max_chars=60_000, seed=4))
+        got = ""
+        for piece in client.generate("To be", max_chars=60_000, seed=4, resume_every=0):
+            if len(got) // 20_000 < (len(got) + len(piece)) // 20_000:
+                fail(1)
+            got += piece
+        assert got == whole
+
+
+def test_a_server_that_cannot_go_on_ends(failing):
+    """With what it failed of, and not 0; its streams have had an answer, and those that begin meanwhile."""
+    server, fail = failing
+    with Client(server.target, retry_seconds=0) as client:
+        pieces = client.generate(max_chars=0)
+        next(pieces)
+        fail(10**9)
+        with pytest.raises(ServerError, match="out of memory"):
+            list(pieces)
+    _, errors = server.process.communicate(timeout=30)
+    assert server.process.returncode == 1
+    assert errors.endswith("error: the serving graph does not run any more: out of memory\n")
+
+
+class Wire:
+    """A connection to `target` that can be cut without anybody being told: nothing goes through, nothing is closed."""
+
+    def __init__(self, target):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        host, port = target.split(":")
+        self._server = socket.create_connection((host, int(port)))
+        self.is_cut = False
+        self._thread = threading.Thread(target=self._forward)
+        self._thread.start()
+
+    def _forward(self):
+        client, _ = self._listener.accept()
+        with client:
+            while not self.is_cut:
+                for source in select.select([client, self._server], [], [], 0.05)[0]:
+                    if data := source.recv(65_536):
+                        (self._server if source is client else client).sendall(data)
+
+    def close(self):
+        self.is_cut = True
+        self._thread.join()
+        self._server.close()
+        self._listener.close()
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["reading", "idle"])
+def test_a_client_that_vanishes_is_noticed(tiny_folder, busy):
+    """No FIN, no answer: its slot is free all the same."""
+    with (
+        run_server(tiny_folder, "--keepalive-seconds", 1) as server,
+        server.client() as other,
+        closing(Wire(server.target)) as wire,
+        grpc.insecure_channel(wire.target) as channel,
+    ):
+        pace = 0 if busy else 0.1
+        call = TextGenerationStub(channel).Generate(pb.GenerateRequest(chars_per_second=pace))
+        next(call)
+        assert other.models().streams_running == 1
+        wire.is_cut = True
+        wait_until(lambda: other.models().streams_running == 0)
+        call.cancel()
