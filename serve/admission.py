@@ -26,15 +26,19 @@ class Admission:
         """Callers in the line."""
         return len(self._line)
 
-    async def acquire(self) -> int:
-        """A slot, as soon as there is one. Raises WaitingLineFullError at once if the line is full."""
-        if self._free:
-            return self._free.pop()
-        if len(self._line) >= self._most_waiting:
+    def require_room(self) -> None:
+        """Raise WaitingLineFullError if nobody can come in now: before any work is done for who cannot."""
+        if not self._free and len(self._line) >= self._most_waiting:
             raise WaitingLineFullError(
                 f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later",
                 RETRY_SECONDS,
             )
+
+    async def acquire(self) -> int:
+        """A slot, as soon as there is one. Raises WaitingLineFullError at once if the line is full."""
+        self.require_room()
+        if self._free:
+            return self._free.pop()
         place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._line.append(place)
         try:

@@ -37,6 +37,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
 # After each round the engine wants the GIL back from the event loop at once: at Python's own 5 ms, rounds and messages
 # take turns instead of overlapping, and 64 streams are 0.6 times as fast.
 GIL_SECONDS = 5e-5
+PENDING_CALLS = 4096
 STOP_SECONDS = 1.0  # of the drain, and at least: for the last messages
 
 log = logging.getLogger("rill")
@@ -180,10 +181,11 @@ async def _listening(
     service: TextGeneration, models: Models, settings: Settings
 ) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
-    calls = len(models.all) * (settings.max_streams + settings.max_waiting)
+    calls = max(len(models.all) * (settings.max_streams + settings.max_waiting), PENDING_CALLS)
     server = grpc.aio.server(
         options=[
             # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
+            # Those who find no place are to be told that, and when to come again.
             ("grpc.server.max_pending_requests", calls),
             ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
             # Clients ask whether the server is still there, however long a slow stream says nothing.

@@ -133,6 +133,7 @@ class TextGeneration(TextGenerationServicer):
 
     async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
         """What to generate; the client is told if its token comes from where texts may have other bits."""
+        model.admission.require_room()
         resumption = None
         if request.resume_token:
             resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)

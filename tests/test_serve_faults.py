@@ -141,3 +141,17 @@ def test_a_client_that_vanishes_is_noticed(tiny_folder, busy):
         wire.is_cut = True
         wait_until(lambda: other.models().streams_running == 0)
         call.cancel()
+
+
+def test_many_at_once_find_no_place_and_know_why(tiny_folder):
+    """Each of those who are too many is told so, however many come: gRPC itself would cancel some."""
+    with (
+        run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = TextGenerationStub(channel)
+        held = stub.Generate(pb.GenerateRequest(chars_per_second=0.01))
+        next(held)
+        calls = [stub.Generate(pb.GenerateRequest(prompt="a" * 100)) for _ in range(500)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        held.cancel()
