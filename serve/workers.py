@@ -21,7 +21,6 @@ from serve.server import Settings, keys_of, listen_for_signals, log, port_error,
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a process is replaced: doubled each time it does not start
 LAST_SECONDS = 5.0  # for the end, beyond the drain; then processes are killed
-PARENTS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # signals that the processes have blocked when they start
 
 Result = TypeVar("Result")
 
@@ -62,8 +61,9 @@ class Worker:
 
     async def start(self) -> str:
         """Start it; returns its "listening" line. Raises StartError with what it says instead."""
-        # The process inherits the blocked signals. Nothing else runs between here and its start.
-        signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS)
+        # The process inherits what is blocked. Nothing else runs between here and its start.
+        ours = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         try:
             self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -74,7 +74,7 @@ class Worker:
                 stdout=asyncio.subprocess.PIPE,
             )
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         assert process.stdin
         assert process.stdout
         self._reload_later = False
