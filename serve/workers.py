@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 async def serve_together(settings: Settings) -> int:
     """Serve by `settings.engines` processes until a signal, as `serve` does; returns the exit status.
 
-    Raises StartError if one of them does not start, and BrokenEngineError if later none of them does any more.
+    Raises StartError or BrokenEngineError if one of them does not start, and BrokenEngineError if later none is left.
     """
     keys = keys_of(settings)
     with reserved(settings) as port:
@@ -60,7 +60,10 @@ class Worker:
         self._reload_later = False
 
     async def start(self) -> str:
-        """Start it; returns its "listening" line. Raises StartError with what it says instead."""
+        """Start it; returns its "listening" line.
+
+        Raises StartError with what it says instead, and BrokenEngineError if it ends without a word.
+        """
         # The process inherits what is blocked. Nothing else runs between here and its start.
         ours = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, ours)
@@ -82,8 +85,9 @@ class Worker:
         line = (await process.stdout.readline()).decode()
         if not line.startswith("rill: listening"):
             status = await process.wait()
-            said = line.removeprefix("error: ").strip()
-            raise StartError(said or f"engine {self.number} ended with status {status} while it was starting")
+            if line:
+                raise StartError(line.removeprefix("error: ").strip())
+            raise BrokenEngineError(f"engine {self.number} ended with status {status} while it was starting")
         self.serving = True
         log.info("engine %d is process %d", self.number, process.pid)
         if self._reload_later:
@@ -166,7 +170,7 @@ async def _unless(told: asyncio.Task[Any], *coroutines: Coroutine[Any, Any, Resu
 
 
 async def _keep(worker: Worker, workers: Sequence[Worker]) -> NoReturn:
-    """Start `worker` again whenever it has ended. Raises BrokenEngineError if that fails while no other serves."""
+    """Start `worker` again whenever it has ended. Raises BrokenEngineError if it cannot while no other serves."""
     while True:
         log.error("engine %d ended with status %d; it is started again", worker.number, await worker.ended())
         pause = FIRST_PAUSE
@@ -179,6 +183,8 @@ async def _keep(worker: Worker, workers: Sequence[Worker]) -> NoReturn:
                 if not any(other.serving for other in workers):
                     raise BrokenEngineError(f"no engine is left: {error}") from None
                 log.error("engine %d does not start: %s", worker.number, error)
+            except BrokenEngineError as error:
+                log.error("%s", error)
 
 
 async def _drained(workers: Sequence[Worker], stop: asyncio.Queue[signal.Signals], seconds: float) -> int:
