@@ -55,7 +55,7 @@ class Worker:
 
     def __init__(self, number: int, settings: Settings, keys: Sequence[bytes]) -> None:
         self.number, self.serving = number, False
-        self._told = pickle.dumps((number, settings, keys))
+        self._given = pickle.dumps((number, settings, keys))
         self._process: asyncio.subprocess.Process | None = None
         self._reload_later = False
 
@@ -81,7 +81,7 @@ class Worker:
         assert process.stdin
         assert process.stdout
         self._reload_later = False
-        process.stdin.write(self._told)
+        process.stdin.write(self._given)
         line = (await process.stdout.readline()).decode()
         if not line.startswith("rill: listening"):
             status = await process.wait()
@@ -145,7 +145,7 @@ def reserved(settings: Settings) -> Iterator[int]:
                 keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 held += 1
                 port = keeper.getsockname()[1]
-        except OSError:
+        except (OSError, UnicodeError):  # the latter of a name that cannot be one
             raise port_error(settings) from None
         if not held:
             raise port_error(settings)

@@ -12,14 +12,16 @@ import grpc
 import psutil
 import pytest
 from conftest import ROOT, run_server, save_bundle, wait_until
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import rill_pb2 as pb
 from serve import server as server_module
 from serve.__main__ import main
 from serve.client import Client, ServerError, generate_request
 from serve.errors import StartError
-from serve.server import Settings
-from serve.workers import reserved
+from serve.server import SERVICE, Settings
+from serve.workers import reserved, serve_together
 
 TWO = ("--engines", 2)
 
@@ -69,6 +71,19 @@ def test_texts_are_the_same_from_each_process_and_from_a_single_one(pair, server
         ]
     assert texts[0] == texts[1] == texts[2]
     assert len(set(texts[0])) == len(parameters)
+
+
+def test_health_and_reflection_of_all_processes(pair):
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(pair.target, own)) for _ in range(12)]
+        for channel in channels:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+            assert SERVICE in [service.name for service in answer.list_services_response.service]
+        assert all(map(connected, workers_of(pair)))
 
 
 def test_a_token_of_one_process_is_good_at_the_other(pair):
@@ -199,29 +214,33 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_run, tiny_folder, pair,
     damaged = tmp_path / "damaged"
     save_bundle(tiny_run, damaged)
     (damaged / "decode.onnx").write_bytes(b"not a graph")
+    taken = pair.target.split(":")[1]
+    for arguments, message in [
+        ([damaged, *TWO], "decode.onnx is damaged"),
+        ([tiny_folder, *TWO, "--port", taken], "cannot listen on 127.0.0.1"),
+        ([tiny_folder, "--port", taken], "cannot listen on 127.0.0.1"),
+        ([tiny_folder, *TWO, "--profile", tmp_path / "profile"], "--profile is of one process"),
+    ]:
+        done = run_command("serve", *arguments)
+        assert done.returncode == 2, arguments
+        assert done.stderr.count(message) == 1
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+
+
+async def test_refuses_before_it_starts_a_process(tmp_path):
+    settings = Settings(bundles=["bundle"], engines=2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        cases = [
-            ([damaged], "decode.onnx is damaged"),
-            ([tiny_folder, "--port", taken.getsockname()[1]], "cannot listen on 127.0.0.1"),
-            ([tiny_folder, "--port", pair.target.split(":")[1]], "cannot listen on 127.0.0.1"),
-            ([tiny_folder, "--host", "203.0.113.7", "--port", "0"], "cannot listen on 203.0.113.7"),
-            ([tiny_folder, "--resume-key-file", tmp_path / "none"], "--resume-key-file"),
-            ([tiny_folder, "--profile", tmp_path / "profile"], "--profile is of one process"),
-        ]
-        for arguments, message in cases:
-            done = run_command("serve", *arguments, *TWO)
-            assert done.returncode == 2, arguments
-            assert done.stderr.count(message) == 1
-            assert "Traceback" not in done.stderr
-            assert done.stdout == ""
-
-
-def test_a_port_with_processes_is_refused_to_a_single_one(pair, tiny_folder, run_command):
-    done = run_command("serve", tiny_folder, "--port", pair.target.split(":")[1])
-    assert done.returncode == 2
-    assert "cannot listen on 127.0.0.1" in done.stderr
+        for given, message in [
+            ({"port": taken.getsockname()[1]}, "cannot listen on 127.0.0.1"),
+            ({"host": "203.0.113.7", "port": 0}, "cannot listen on 203.0.113.7"),
+            ({"host": 80 * "a"}, "cannot listen on aaa"),
+            ({"resume_key_file": [str(tmp_path / "none")]}, "--resume-key-file"),
+        ]:
+            with pytest.raises(StartError, match=message):
+                await serve_together(replace(settings, **given))
 
 
 def test_a_reserved_port_is_only_for_those_who_share_it():
