@@ -26,6 +26,10 @@ from train.vocab import Vocabulary
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 64 * 2**20  # far above any real vocabulary: a manifest is read whole
+_GRAPH_BYTES = 2**31 - 1  # no ONNX model is larger
+# Far above any model of this kind: memory is taken for as many states as there may be streams.
+_MOST_LAYERS, _MOST_HIDDEN, _MOST_SYMBOLS = 1_000, 100_000, 2_000_000
+_LONGEST_NAME = 255
 
 # The graphs by their key in the manifest; a bundle that cannot stream has the first only.
 FILES = {
@@ -169,11 +173,11 @@ def read_bundle(folder: str | Path) -> Bundle:
         model = _model(manifest)
         tags = model["task"] == "tag"
         bundle = Bundle(
-            name=_string(manifest, "name"),
+            name=_name(manifest),
             model_id=_string(manifest, "model_id"),
             model=model,
             precision=_precision(manifest),
-            vocabulary=Vocabulary(_strings(manifest, "vocabulary"), characters=not tags),
+            vocabulary=Vocabulary(_symbols(manifest), characters=not tags),
             states=_states(manifest, model),
             graphs=_graphs(folder, manifest, model),
             labels=_strings(manifest, "labels") if tags else (),
@@ -200,7 +204,7 @@ def is_replaceable(folder: Path) -> bool:
         return False
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True  # damaged
     return isinstance(content, dict) and "format_version" in content
 
@@ -211,12 +215,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder} is not a bundle: no such folder; make one with python -m export RUN --out FOLDER")
     if not path.is_file():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with python -m export")
-    if path.stat().st_size > _MANIFEST_BYTES:
-        raise BundleError(f"{path} is larger than {_MANIFEST_BYTES} bytes: not a manifest of ours")
+    data = _read_file(path, _MANIFEST_BYTES)
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror})") from None
+        manifest: dict[str, Any] = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}); export the run again") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
@@ -244,9 +245,11 @@ def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"task {model['task']!r} is neither generate nor tag")
     if model["cell"] not in _STATE_PARTS:
         raise ValueError(f"cell {model['cell']!r} is none of {', '.join(_STATE_PARTS)}")
-    for size in ("layers", "hidden"):
+    for size, most in (("layers", _MOST_LAYERS), ("hidden", _MOST_HIDDEN)):
         if type(model[size]) is not int or model[size] < 1:
             raise ValueError(f"{size} must be a whole number of at least 1, not {model[size]!r}")
+        if model[size] > most:
+            raise ValueError(f"{size} must be at most {most}, not {model[size]}")
     if not isinstance(model["bidirectional"], bool):
         raise ValueError(f"bidirectional must be true or false, not {model['bidirectional']!r}")
     return model
@@ -283,13 +286,32 @@ def _graphs(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any])
 
 
 def _read_graph(path: Path, sha256: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); export the run again") from None
+    data = _read_file(path, _GRAPH_BYTES)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise BundleError(f"{path} is damaged: its checksum is not the manifest's; export the run again")
     return data
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    """All of a file of a bundle: a real one, in its folder, of `most` bytes. Raises BundleError."""
+    try:
+        if not path.resolve(strict=True).is_relative_to(path.parent.resolve()):
+            raise BundleError(f"{path} is a link to a file outside of the bundle; copy the file itself there")
+        if not path.is_file():
+            raise BundleError(f"{path} is not a file")
+        if path.stat().st_size > most:
+            raise BundleError(f"{path} is larger than {most} bytes: not a file of ours")
+        return path.read_bytes()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{path} cannot be read ({reason}); export the run again") from None
+
+
+def _name(manifest: Mapping[str, Any]) -> str:
+    name = _string(manifest, "name")
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"'name' must have at most {_LONGEST_NAME} characters, all of them printable")
+    return name
 
 
 def _string(manifest: Mapping[str, Any], key: str) -> str:
@@ -297,6 +319,13 @@ def _string(manifest: Mapping[str, Any], key: str) -> str:
     if not (isinstance(value, str) and value):
         raise ValueError(f"{key!r} must be a string that is not empty")
     return value
+
+
+def _symbols(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    symbols = _strings(manifest, "vocabulary")
+    if len(symbols) > _MOST_SYMBOLS:
+        raise ValueError(f"the vocabulary must have at most {_MOST_SYMBOLS} symbols, not {len(symbols)}")
+    return symbols
 
 
 def _strings(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:

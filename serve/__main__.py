@@ -10,13 +10,18 @@ model they began with. SIGTERM or Ctrl-C drains: live streams may finish for --d
 once. With --engines N, signals go to the parent of the N processes.
 """
 
+import os
+
+# Before gRPC is imported, or it writes a line about every handshake that fails, whoever makes it fail.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 import argparse
 import asyncio
-import ipaddress
 import sys
 from pathlib import Path
 
 from serve.errors import BrokenEngineError, StartError
+from serve.security import is_loopback
 from serve.server import Settings, log, log_to_stderr, serve
 from serve.workers import serve_together
 
@@ -27,10 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 2 if the server could not start, 1 if it could not go on."""
     settings = _settings(arguments)
     log_to_stderr()
-    if not _is_loopback(settings.host):
-        log.warning(
-            "listening on %s without encryption or credentials: anybody who can reach it can use it", settings.host
-        )
+    if not is_loopback(settings.host) and (lack := _lack(settings)):
+        log.warning("listening on %s %s", settings.host, lack)
     try:
         if settings.engines > 1:
             return asyncio.run(serve_together(settings))
@@ -63,15 +66,27 @@ def _settings(arguments: list[str] | None) -> Settings:
     )
     flag("host", str, defaults.host, "address to listen on")
     flag("port", int, defaults.port, "port to listen on; 0 takes a free one")
-    flag("engines", int, defaults.engines, "processes on the port, for CPUs with many cores; Linux only")
+    flag("engines", int, defaults.engines, "processes on the port, each with these limits; for CPUs with many cores")
     flag("device", str, defaults.device, "auto, cpu, cuda or cuda:N")
     flag("threads", int, defaults.threads, "ONNX Runtime threads per model")
     flag("gpu-memory", int, defaults.gpu_memory, "MiB of GPU memory that ONNX Runtime may use for a graph; 0: no limit")
-    flag("max-streams", int, defaults.max_streams, "streams that a model runs at once, in each process")
-    flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, likewise; more are refused")
+    flag("max-streams", int, defaults.max_streams, "streams that a model runs at once")
+    flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, per model; more are refused")
     flag("max-prompt", int, defaults.max_prompt, "characters of the longest prompt")
     flag("max-chars", int, defaults.max_chars, "characters that one call may generate; 0: no limit")
     flag("max-score-chars", int, defaults.max_score_chars, "characters of the longest text that is scored")
+    flag("max-streams-per-client", int, defaults.max_streams_per_client, "streams of one client at once; 0: no limit")
+    flag("max-connections", int, defaults.max_connections, "connections at once; 0: no limit")
+    for name, text in [
+        ("tls-cert", "the server's certificate chain, PEM: listen with TLS; read again when it changes, like its key"),
+        ("tls-key", "the private key of --tls-cert, PEM"),
+        ("tls-client-ca", "authorities, PEM: clients must have a certificate of one of them"),
+        ("auth-token-file", "bearer tokens, one a line: calls must have one of them; read again when it changes"),
+    ]:
+        parser.add_argument(f"--{name}", default="", metavar="FILE", help=text)
+    parser.add_argument(
+        "--no-reflection", dest="reflection", action="store_false", help="do not describe the service to its callers"
+    )
     parser.add_argument(
         "--resume-key-file",
         action="append",
@@ -100,6 +115,8 @@ def _settings(arguments: list[str] | None) -> Settings:
         ("gpu_memory", 0, 1_000_000),
         ("max_streams", 1, 1_000_000),
         ("max_waiting", 0, 1_000_000),
+        ("max_streams_per_client", 0, 1_000_000),
+        ("max_connections", 0, 1_000_000),
         ("max_prompt", 1, 100_000_000),
         ("max_chars", 0, 2**62 - 1),
         ("max_score_chars", 1, 500_000_000),  # gRPC has no messages of 2^31 bytes
@@ -122,11 +139,17 @@ def _settings(arguments: list[str] | None) -> Settings:
     return Settings(round_seconds=options.pop("round_milliseconds") / 1000, **options)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _lack(settings: Settings) -> str:
+    """What is missing on a server that others can reach, and what follows from it; empty if nothing is."""
+    is_encrypted = bool(settings.tls_cert)
+    knows_its_callers = bool(settings.auth_token_file or settings.tls_client_ca)
+    if is_encrypted and knows_its_callers:
+        return ""
+    if is_encrypted:
+        return "without credentials: anybody who can reach it can use it (--auth-token-file, --tls-client-ca)"
+    if knows_its_callers:
+        return "without encryption: texts and bearer tokens can be read on their way (--tls-cert, --tls-key)"
+    return "without encryption or credentials: anybody who can reach it can use it"
 
 
 if __name__ == "__main__":

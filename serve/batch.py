@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from protos import rill_pb2 as pb
-from serve.client import AsyncClient, ServerError
+from serve.client import PLAIN, AsyncClient, Security, ServerError
 from serve.prompts import Prompt
 from serve.texts import Texts
 
@@ -55,12 +55,12 @@ class Servers:
     `retry_seconds` is a ServerError. Made and used on one event loop.
     """
 
-    def __init__(self, target: str, model: str, retry_seconds: float) -> None:
+    def __init__(self, target: str, model: str, retry_seconds: float, security: Security = PLAIN) -> None:
         addresses = target.split(",")
         self._model, self._retry_seconds = model, retry_seconds
         # A client calls its first address as long as it is there.
         self._clients = [
-            AsyncClient(",".join(addresses[at:] + addresses[:at]), retry_seconds=retry_seconds)
+            AsyncClient(",".join(addresses[at:] + addresses[:at]), retry_seconds=retry_seconds, security=security)
             for at in range(len(addresses))
         ]
         self._turns = cycle(self._clients)

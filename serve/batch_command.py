@@ -27,6 +27,7 @@ from serve.client import ServerError
 from serve.errors import RillError, StartError
 from serve.flags import add_sampling
 from serve.prompts import KEYS, Checked, check, read
+from serve.security_flags import add_security, security_of
 from serve.texts import Run, Texts
 
 TARGET = "127.0.0.1:50051"
@@ -57,6 +58,7 @@ def add_batch(commands: Any) -> None:
         metavar="SECONDS",
         help="how long to try to reach a server before giving up (default: %(default)g)",
     )
+    add_security(parser)
     texts = parser.add_argument_group("defaults of the lines that do not say")
     texts.add_argument("--max-chars", type=int, default=400, help="characters (default: 400)")
     texts.add_argument("--seed", type=int, default=0, help="a line's seed is made of this and its number (default: 0)")
@@ -131,7 +133,7 @@ async def _source(options: argparse.Namespace) -> AsyncIterator[Source]:
         finally:
             local.close()
         return
-    servers = Servers(options.target or TARGET, options.model or "", options.retry_seconds)
+    servers = Servers(options.target or TARGET, options.model or "", options.retry_seconds, security_of(options))
     try:
         yield servers
     finally:

@@ -11,6 +11,11 @@ to servers meanwhile. Needs grpcio and protobuf only. The command is `rill` (`se
 `python -m serve.client`.
 """
 
+import os
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as `serve.command` does, before gRPC is imported
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -20,10 +25,10 @@ import grpc
 import grpc.aio
 
 from protos import rill_pb2 as pb
-from protos.rill_pb2_grpc import TextGenerationStub
 from serve.continuation import Continuation, ServerError
+from serve.security import Security
 
-__all__ = ["AsyncClient", "Client", "ServerError", "generate_request"]
+__all__ = ["AsyncClient", "Client", "Security", "ServerError", "generate_request"]
 
 RETRY_SECONDS = 30.0
 CHANNEL_OPTIONS = [
@@ -40,6 +45,7 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 30_000),  # where a ping is under way for other reasons, and keepalive sends none
     ("grpc.http2.max_pings_without_data", 0),
 ]
+PLAIN = Security()
 
 
 def generate_request(
@@ -86,11 +92,14 @@ class Client:
 
     A stream that breaks after it began is continued, for up to `retry_seconds` without a new character; 0: not at all.
     Methods raise ServerError. Safe to use from several threads; a context manager.
+
+        Client("text.example.com:50051", security=Security(tls=True, token="..."))
     """
 
-    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS, security: Security = PLAIN) -> None:
         self._retry_seconds = _seconds(retry_seconds)
-        self._channels = [grpc.insecure_channel(address, CHANNEL_OPTIONS) for address in _addresses(target)]
+        self._channels = [security.channel(address, CHANNEL_OPTIONS) for address in _addresses(target)]
+        self._stubs = [security.stub(channel) for channel in self._channels]
 
     def generate(self, prompt: str = "", *, timeout: float | None = None, **parameters: Any) -> Iterator[str]:
         """The pieces of a text as they arrive. `parameters` as for `generate_request`; `timeout` in seconds."""
@@ -100,9 +109,9 @@ class Client:
 
     def stream(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> Iterator[pb.GenerateResponse]:
         """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
-        text = Continuation(request, len(self._channels), self._retry_seconds, timeout)
+        text = Continuation(request, len(self._stubs), self._retry_seconds, timeout)
         while (asked := text.request()) is not None:
-            call = TextGenerationStub(self._channels[text.address]).Generate(asked, timeout=text.time_left())
+            call = self._stubs[text.address].Generate(asked, timeout=text.time_left())
             error = None
             try:
                 for message in call:
@@ -124,28 +133,26 @@ class Client:
         The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
         """
         request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
-        for channel in self._channels:
-            call, message = TextGenerationStub(channel).Score(request, timeout=timeout), None
+        for stub in self._stubs:
+            call, message = stub.Score(request, timeout=timeout), None
             try:
                 for message in call:
                     yield message
                 return
             except grpc.RpcError as error:
-                if message or not _is_unreachable(error) or channel is self._channels[-1]:
+                if message or not _is_unreachable(error) or stub is self._stubs[-1]:
                     raise ServerError.of(error) from None
             finally:
                 call.cancel()
 
     def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""
-        for channel in self._channels:
+        for stub in self._stubs:
             try:
-                response: pb.ListModelsResponse = TextGenerationStub(channel).ListModels(
-                    pb.ListModelsRequest(), timeout=timeout
-                )
+                response: pb.ListModelsResponse = stub.ListModels(pb.ListModelsRequest(), timeout=timeout)
                 return response
             except grpc.RpcError as error:
-                if not _is_unreachable(error) or channel is self._channels[-1]:
+                if not _is_unreachable(error) or stub is self._stubs[-1]:
                     raise ServerError.of(error) from None
         raise AssertionError("there is at least one channel")
 
@@ -164,9 +171,10 @@ class Client:
 class AsyncClient:
     """`Client` for asyncio: the same methods, asynchronous. Make and use it on one event loop."""
 
-    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS, security: Security = PLAIN) -> None:
         self._retry_seconds = _seconds(retry_seconds)
-        self._channels = [grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) for address in _addresses(target)]
+        self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in _addresses(target)]
+        self._stubs = [security.stub(channel) for channel in self._channels]
 
     async def generate(
         self, prompt: str = "", *, timeout: float | None = None, **parameters: Any
@@ -180,9 +188,9 @@ class AsyncClient:
         self, request: pb.GenerateRequest, *, timeout: float | None = None
     ) -> AsyncIterator[pb.GenerateResponse]:
         """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
-        text = Continuation(request, len(self._channels), self._retry_seconds, timeout)
+        text = Continuation(request, len(self._stubs), self._retry_seconds, timeout)
         while (asked := text.request()) is not None:
-            call = TextGenerationStub(self._channels[text.address]).Generate(asked, timeout=text.time_left())
+            call = self._stubs[text.address].Generate(asked, timeout=text.time_left())
             error = None
             try:
                 async for message in call:
@@ -204,28 +212,26 @@ class AsyncClient:
         The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
         """
         request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
-        for channel in self._channels:
-            call, message = TextGenerationStub(channel).Score(request, timeout=timeout), None
+        for stub in self._stubs:
+            call, message = stub.Score(request, timeout=timeout), None
             try:
                 async for message in call:
                     yield message
                 return
             except grpc.RpcError as error:
-                if message or not _is_unreachable(error) or channel is self._channels[-1]:
+                if message or not _is_unreachable(error) or stub is self._stubs[-1]:
                     raise ServerError.of(error) from None
             finally:
                 call.cancel()
 
     async def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""
-        for channel in self._channels:
+        for stub in self._stubs:
             try:
-                response: pb.ListModelsResponse = await TextGenerationStub(channel).ListModels(
-                    pb.ListModelsRequest(), timeout=timeout
-                )
+                response: pb.ListModelsResponse = await stub.ListModels(pb.ListModelsRequest(), timeout=timeout)
                 return response
             except grpc.RpcError as error:
-                if not _is_unreachable(error) or channel is self._channels[-1]:
+                if not _is_unreachable(error) or stub is self._stubs[-1]:
                     raise ServerError.of(error) from None
         raise AssertionError("there is at least one channel")
 

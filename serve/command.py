@@ -4,14 +4,18 @@ rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
 rill generate --target HOST:PORT --max-chars 0 | head -c 1000
 rill generate "To be" --save-token here.token && rill generate --resume-token here.token
 rill score book.txt
-rill models
+rill models --target text.example.com:50051 --tls --token-file token
 rill batch prompts.jsonl --out texts.jsonl
 rill verify bundles/shakespeare
 """
 
+import os
+
+# Before gRPC is imported, or it writes about its connections between the lines of the text.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 import argparse
 import json
-import os
 import sys
 import time
 from base64 import b64encode
@@ -26,19 +30,20 @@ from serve.batch_command import add_batch
 from serve.client import RETRY_SECONDS, Client, ServerError, generate_request
 from serve.flags import add_sampling
 from serve.score_command import add_score
+from serve.security_flags import add_security, security_of
 from serve.verify_command import add_verify
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 for the server's errors, 2 for wrong usage, 130 for Ctrl-C."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or it writes about its connections between the lines of the text
     options = _parser().parse_args(arguments)
     try:
         if "command" in options:
             status: int = options.command(options)
             return status
         run: Callable[[Client, argparse.Namespace], None] = options.run
-        with Client(options.target, retry_seconds=options.retry_seconds) as client:
+        security = security_of(options)
+        with Client(options.target, retry_seconds=options.retry_seconds, security=security) as client:
             run(client, options)
             sys.stdout.flush()
     except ServerError as error:
@@ -67,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT[,HOST:PORT…]", help="the server")
     shared.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after so long")
     shared.add_argument("--json", action="store_true", help="print JSON: a line for each message")
+    add_security(shared)
 
     generate = commands.add_parser("generate", parents=[shared], help="print a text as it is made")
     generate.set_defaults(run=_generate)

@@ -21,6 +21,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from protos import rill_pb2 as pb
+from serve.security import explained
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds: a wait is random, from 0 to a limit that doubles between these
 ENDED_EARLY = "the server ended the stream without a last message"
@@ -41,7 +42,7 @@ class ServerError(Exception):
     @classmethod
     def of(cls, error: grpc.RpcError) -> "ServerError":
         """The same as gRPC says it."""
-        return cls(error.code(), error.details() or error.code().name)
+        return cls(error.code(), explained(error.details() or error.code().name))
 
 
 class _Place(NamedTuple):
@@ -146,7 +147,7 @@ class Continuation:
             return 0.0
         code, details = (error.code(), error.details()) if error else (grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
         status = _status(error)
-        failure = ServerError(code, details or code.name, _retry_seconds(status))
+        failure = ServerError(code, explained(details or code.name), _retry_seconds(status))
         if not self._may_go_on(code, status):
             raise failure
         now = self._clock()

@@ -8,6 +8,7 @@ RillError
 ├── ModelNotFoundError      no such model here
 ├── OutOfOrderError         an action of Interact that has no meaning where it comes
 ├── WaitingLineFullError    too many streams; says when to try again
+├── ClientLimitError        too many streams of one client; likewise
 ├── DrainingError           the server is going away
 └── EngineError             an engine round failed; the fault is ours
     └── BrokenEngineError   no round can be run any more
@@ -52,6 +53,14 @@ class OutOfOrderError(RillError):
 
 class WaitingLineFullError(RillError):
     """All slots and all places in the waiting line are taken."""
+
+    def __init__(self, message: str, retry_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class ClientLimitError(RillError):
+    """A client has as many streams as it may have at once."""
 
     def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(message)

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from export.bundle import Bundle
 from serve.errors import StartError
+from serve.graphs import require_self_contained
 from serve.rows import VARIANTS
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 COHORT = 64  # rows of a round on a CPU: with more, a character costs as much
 CUDA_BATCHES = (1, 8, 64, 256)
+LONGEST_ERROR = 500  # characters
 MADE = ("tokens", "logprobs", "top_tokens", "top_logprobs")  # outputs of a serving graph, all but the first of one only
 
 log = logging.getLogger("rill")
@@ -108,13 +110,24 @@ def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: 
     if provider == CUDA:
         # A node that fell back to the CPU would cost two copies a step, and nobody would see it: refuse it.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # Found by its first bytes otherwise, and what is looked for in ONNX models would not be in that one.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    require_self_contained(graph, name)
     try:
         session = ort.InferenceSession(graph, options, providers=providers_of(provider, device_id, memory))
     except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
-        raise StartError(f"bundle {name!r} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from None
+        raise StartError(
+            f"bundle {name!r} cannot be loaded by ONNX Runtime {ort.__version__}: {one_line(error)}"
+        ) from None
     if session.get_providers()[0] != provider:
         raise StartError(f"ONNX Runtime did not give bundle {name!r} the {provider}; see its messages above")
     return session
+
+
+def one_line(error: Exception) -> str:
+    """What ONNX Runtime says, which may quote a graph: without line ends and control characters, and not too long."""
+    said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return said if len(said) <= LONGEST_ERROR else said[:LONGEST_ERROR] + "…"
 
 
 def providers_of(provider: str, device_id: int, memory: int) -> list[Any]:
@@ -143,7 +156,11 @@ def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> Non
     if missing := {"token", "forced", "steps", "uniforms", "temperature"} - inputs.keys() | {"tokens"} - outputs.keys():
         raise refuse(f"is no serving graph of this version: it has no {', '.join(sorted(missing))}")
     vocabulary = session.get_modelmeta().custom_metadata_map.get("rill.vocabulary", "null")
-    if json.loads(vocabulary) != list(bundle.vocabulary.symbols):
+    try:
+        is_the_same = json.loads(vocabulary) == list(bundle.vocabulary.symbols)
+    except (ValueError, RecursionError):
+        is_the_same = False
+    if not is_the_same:
         raise refuse("has another vocabulary than the manifest")
 
 

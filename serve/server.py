@@ -23,12 +23,15 @@ from grpc_reflection.v1alpha import reflection
 from export.bundle import Bundle
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
+from serve.bearer import BearerTokens, RequireToken
+from serve.certificates import Certificates
+from serve.clients import Clients
 from serve.errors import BrokenEngineError, DrainingError, StartError
 from serve.model import Model
 from serve.models import Models
 from serve.profile import Profile
 from serve.request import Limits
-from serve.runtime import CPU, Decoder, choose_device, warn_of_two_runtimes
+from serve.runtime import CPU, Decoder, choose_device, one_line, warn_of_two_runtimes
 from serve.service import TextGeneration
 from serve.tokens import KEY_BYTES, Tokens, read_key
 from serve.turnstile import Turnstile
@@ -38,6 +41,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"].full_name
 # take turns instead of overlapping, and 64 streams are 0.6 times as fast.
 GIL_SECONDS = 5e-5
 PENDING_CALLS = 4096
+METADATA_BYTES = 16_384  # of a call: gRPC's own default for what is refused always
 STOP_SECONDS = 1.0  # of the drain, and at least: for the last messages
 
 log = logging.getLogger("rill")
@@ -59,6 +63,13 @@ class Settings:
     max_prompt: int = Limits.prompt
     max_chars: int = Limits.chars
     max_score_chars: int = Limits.score
+    max_streams_per_client: int = 0  # 0: no limit
+    max_connections: int = 0  # 0: no limit
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    auth_token_file: str = ""
+    reflection: bool = True
     resume_key_file: Sequence[str] = ()
     resume_ttl: float = 7 * 86_400
     round_seconds: float = 0.010
@@ -88,6 +99,8 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
     """
     sys.setswitchinterval(GIL_SECONDS)
     tokens = Tokens(parent.keys if parent else keys_of(settings), settings.resume_ttl)
+    certificates = _certificates(settings)
+    bearers = BearerTokens(settings.auth_token_file) if settings.auth_token_file else None
     stop: Stop = asyncio.Queue()
     models = Models(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
@@ -95,11 +108,11 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
         await models.start()
         (parent.listen if parent else listen_for_signals)(stop)  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars)
-        service = TextGeneration(models, tokens, limits)
+        service = TextGeneration(models, tokens, limits, Clients(settings.max_streams_per_client, bearers))
         if settings.profile:
             profile = Profile()
             profile.watch(service, models.all)
-        async with _listening(service, models, settings) as (port, healths):
+        async with _listening(service, models, settings, certificates, bearers) as (port, healths):
             print(
                 f"rill: listening on {settings.host}:{port} (models: {', '.join(models.names)}; "
                 f"provider: {models.default.provider})",
@@ -153,6 +166,17 @@ def say_how_long_tokens_last(settings: Settings) -> None:
         log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
 
 
+def _certificates(settings: Settings) -> Certificates | None:
+    """What the server shows its clients. Raises StartError."""
+    if not settings.tls_cert and not settings.tls_key:
+        if settings.tls_client_ca:
+            raise StartError("--tls-client-ca needs --tls-cert and --tls-key: clients show certificates over TLS only")
+        return None
+    if not (settings.tls_cert and settings.tls_key):
+        raise StartError("--tls-cert and --tls-key go together: a certificate chain and its private key, both in PEM")
+    return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
 def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -> Callable[[Bundle], Model]:
     """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
@@ -171,18 +195,26 @@ def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -
     def make(bundle: Bundle) -> Model:
         decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
         slots, waiting = settings.max_streams, settings.max_waiting
-        return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop, on_broken)
+        try:
+            return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop, on_broken)
+        except Exception as error:  # its graphs fail, or there is not enough memory: no narrower base for all of that
+            raise StartError(f"bundle {bundle.name!r} cannot be run: {one_line(error)}") from error
 
     return make
 
 
 @asynccontextmanager
 async def _listening(
-    service: TextGeneration, models: Models, settings: Settings
+    service: TextGeneration,
+    models: Models,
+    settings: Settings,
+    certificates: Certificates | None = None,
+    bearers: BearerTokens | None = None,
 ) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
     calls = max(len(models.all) * (settings.max_streams + settings.max_waiting), PENDING_CALLS)
     server = grpc.aio.server(
+        interceptors=[RequireToken(bearers)] if bearers else [],
         options=[
             # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
             # Those who find no place are to be told that, and when to come again.
@@ -202,15 +234,33 @@ async def _listening(
                 "grpc.max_receive_message_length",
                 max(8 * settings.max_prompt, 4 * settings.max_score_chars) + 65_536,
             ),
-        ]
+            # Below the second limit and above the first, gRPC refuses some calls at random: one limit for all.
+            ("grpc.max_metadata_size", METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+            # Whoever connects and says nothing, or what is no gRPC, is gone after this; the default is two minutes.
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            # More on one connection than the server has place for twice over would only be refused.
+            ("grpc.max_concurrent_streams", 2 * calls + 100),
+            *(
+                [("grpc.max_allowed_incoming_connections", settings.max_connections)]
+                if settings.max_connections
+                else []
+            ),
+        ],
     )
     add_TextGenerationServicer_to_server(service, server)
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    if settings.reflection:
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         host = f"[{settings.host}]" if ":" in settings.host.strip("[]") and settings.host[0] != "[" else settings.host
-        port = server.add_insecure_port(f"{host}:{settings.port}")
+        address = f"{host}:{settings.port}"
+        port = (
+            server.add_secure_port(address, certificates.credentials())
+            if certificates
+            else server.add_insecure_port(address)
+        )
     except RuntimeError:
         port = 0
     if not port:

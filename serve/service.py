@@ -7,6 +7,7 @@ from typing import Any
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
+from serve.clients import Clients
 from serve.errors import DrainingError, OutOfOrderError, RillError
 from serve.interact import Inbox, Interaction
 from serve.messages import FINISH, Messages, Times
@@ -33,12 +34,13 @@ def _statuses(handler: Any) -> Any:
 
 
 class TextGeneration(TextGenerationServicer):
-    """All calls come here; what they may ask of `models` is within `limits`."""
+    """All calls come here; what they may ask of `models` is within `limits`, and how many at once is for `clients`."""
 
-    def __init__(self, models: Models, tokens: Tokens, limits: Limits) -> None:
+    def __init__(self, models: Models, tokens: Tokens, limits: Limits, clients: Clients | None = None) -> None:
         self._models, self._tokens, self._limits = models, tokens, limits
         self.messages = Messages(tokens)
         self._inboxes: set[Inbox] = set()
+        self._clients = clients or Clients()
         self.draining = False
 
     def drain(self) -> None:
@@ -52,7 +54,7 @@ class TextGeneration(TextGenerationServicer):
         """Stream text; see rill.proto."""
         arrived = time.monotonic()
         model = self._model(request.model, request.resume_token)
-        with model.call():
+        with self._clients.place(context), model.call():
             order = await self._order(request, model, context)
             end = await self._generate(model, order, context, arrived)
         if end is End.DRAINING:
@@ -89,7 +91,7 @@ class TextGeneration(TextGenerationServicer):
             asked = first.open
             model = self._model(asked.model, asked.resume_token)
             request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
-            with model.call():
+            with self._clients.place(context), model.call():
                 order = await self._order(request, model, context)
                 async with model.slot() as slot:
                     await Interaction(model, slot, order, self.messages, self._limits, inbox, context.write).run()
@@ -106,7 +108,7 @@ class TextGeneration(TextGenerationServicer):
             await context.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
             score.add(logprobs)
 
-        with model.call():
+        with self._clients.place(context), model.call():
             order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
             async with model.slot() as slot:

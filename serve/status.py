@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 
 from serve.errors import (
     BrokenEngineError,
+    ClientLimitError,
     DrainingError,
     EngineError,
     ModelNotFoundError,
@@ -40,6 +41,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     OutOfOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ClientLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
     BrokenEngineError: grpc.StatusCode.INTERNAL,
@@ -77,7 +79,7 @@ def _details(error: RillError) -> list[Message]:
             ]
         case TokenError():
             return [ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN)]
-        case WaitingLineFullError():
+        case WaitingLineFullError() | ClientLimitError():
             delay = Duration()
             delay.FromMilliseconds(int(error.retry_seconds * 1000))
             return [RetryInfo(retry_delay=delay)]

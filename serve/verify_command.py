@@ -25,6 +25,8 @@ import grpc.aio
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
+from serve.security import Security
+from serve.security_flags import add_security, security_of
 from serve.verify import Finding, Json, Subject, VerifyError, findings_of
 
 ROUND_MILLISECONDS = (10.0, 0.3)  # of the two servers
@@ -61,13 +63,15 @@ async def _verify(subject: Subject, say: Callable[[str], None]) -> Json:
 
 
 @asynccontextmanager
-async def _subjects(targets: Sequence[str], model: str, options: argparse.Namespace) -> AsyncIterator[list[Subject]]:
+async def _subjects(
+    targets: Sequence[str], model: str, options: argparse.Namespace, security: Security
+) -> AsyncIterator[list[Subject]]:
     """The model on these servers: those with the same model and numerics together. Raises VerifyError."""
     async with AsyncExitStack() as stack:
         together: dict[tuple[str, str], Subject] = {}
         for target in targets:
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(target, CHANNEL_OPTIONS))
-            stub = TextGenerationStub(channel)
+            channel = await stack.enter_async_context(security.aio_channel(target, CHANNEL_OPTIONS))
+            stub = security.stub(channel)
             info = await _info(stub, target, model)
             key = (info.model_id, info.numerics)
             subject = together.get(key, Subject(info, {}, options.chars, options.streams))
@@ -139,10 +143,12 @@ async def _report(options: argparse.Namespace, say: Callable[[str], None]) -> Js
         try:
             async with AsyncExitStack() as stack:
                 if bundle is None:
+                    security = security_of(options)
                     targets = [target.strip() for target in options.target.split(",")]
                 else:
+                    security = Security()
                     targets = await stack.enter_async_context(_own_servers(bundle, options.device))
-                subjects = await stack.enter_async_context(_subjects(targets, options.model, options))
+                subjects = await stack.enter_async_context(_subjects(targets, options.model, options, security))
                 if len(subjects) > 1:
                     each = "; ".join(" and ".join(subject.servers) for subject in subjects)
                     say(f"the servers have other models or numerics, so other texts; each by itself: {each}")
@@ -188,6 +194,7 @@ def add_verify(commands: Any) -> None:
     parser.add_argument("--chars", type=_count, default=2000, help="characters of each text (default: 2000)")
     parser.add_argument("--streams", type=_count, default=200, help="streams of the crowd (default: 200)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    add_security(parser)
 
 
 def _count(text: str) -> int:

@@ -155,7 +155,8 @@ def test_a_conversation_is_one_text(served):
         assert messages[-1].resume_token
         assert messages[-1].usage.generated_chars == len(joined(messages))
         assert 0 < messages[-1].usage.first_char_seconds <= messages[-1].usage.total_seconds
-        assert not any(message.resume_token or message.seed for message in messages[1:-1])
+        assert not any(message.seed for message in messages[1:])
+        assert not any(message.resume_token for message in messages[:-1])
 
 
 @pytest.mark.parametrize("model", ["gru", "lstm"])
@@ -213,7 +214,7 @@ def test_an_update_takes_effect_at_the_next_character(served):
         at.tell(snapshot=Request.Snapshot())
         text, snapshot = at.until("snapshot")
         text = before + text
-        after, _ = at.pause()
+        after = at.event("output").text + at.pause()[0]
     assert snapshot.position == len(text)
     whole = generated(served, max_chars=len(text), sampling=pb.Sampling(seed=3))[0]
     changed = next((at for at, (old, new) in enumerate(zip(whole, text, strict=True)) if old != new), len(text))
@@ -222,6 +223,38 @@ def test_an_update_takes_effect_at_the_next_character(served):
     assert rest
     assert generated(served, prompt="\n" + text[:changed], max_chars=len(rest), sampling=greedy)[0] == rest
     assert generated(served, resume_token=snapshot.resume_token, max_chars=len(after) or 1)[0].startswith(after)
+
+
+def test_another_seed_takes_effect_in_mid_text(served):
+    with talk(served) as at:
+        at.open(seed=3)
+        at.begin()
+        at.event("output")
+        at.tell(update=pb.Sampling(seed=9))
+        at.tell(snapshot=Request.Snapshot())
+        _, snapshot = at.until("snapshot")
+        after = at.event("output").text + at.pause()[0]
+        after += joined(at.generate(max_chars=50))
+    assert generated(served, resume_token=snapshot.resume_token, max_chars=len(after))[0] == after
+    seeded = pb.Sampling(seed=9)
+    assert generated(served, resume_token=snapshot.resume_token, max_chars=50, sampling=seeded)[0] == after[:50]
+
+
+def test_what_comes_meanwhile_adds_no_characters(served):
+    with talk(served) as at:
+        at.open(seed=3)
+        at.begin(max_chars=10_000)
+        text = ""
+        for _ in range(5):
+            at.tell(snapshot=Request.Snapshot())
+            more, snapshot = at.until("snapshot")
+            text += more
+            assert snapshot.position == len(text)
+        while not (message := at.event("output")).finish_reason:
+            text += message.text
+        text += message.text
+    assert message.usage.generated_chars == len(text) == 10_000
+    assert text == generated(served, max_chars=10_000, sampling=pb.Sampling(seed=3))[0]
 
 
 def test_what_it_is_fed_is_scored(served):
@@ -528,34 +561,113 @@ class Failing(Decoder):
         return super().run(*arguments)
 
 
-async def test_a_failing_round_leaves_the_state_before_it(tiny):
-    model = Model(tiny, Failing(tiny, CPU), 4, 4, 0.010)
-    actions, events = asyncio.Queue(), []
+@pytest.fixture
+async def conversation(tiny):
+    """A call without a connection: `run` gives its events; its model's decoder can fail."""
+    model, tokens = Model(tiny, Failing(tiny, CPU), 4, 4, 0.010), Tokens([bytes(32)], 0)
 
-    async def read():
-        while (action := await actions.get()) is not None:
-            yield action
+    async def run(*first, then=lambda event: ()):
+        """The `first` actions are there from the beginning; `then` tells which come with an event."""
+        actions, events = asyncio.Queue(), []
 
-    async def write(event):
-        events.append(event)
-        if event.HasField("fed"):
-            model.engine._decoder.fail = True
-            actions.put_nowait(Request(generate=Request.Generate(max_chars=10)))
+        async def read():
+            while (action := await actions.get()) is not None:
+                yield action
 
-    tokens, inbox = Tokens([bytes(32)], 0), Inbox(read())
-    order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=1)), None, model, Limits())
-    try:
-        async with model.slot() as slot:
-            actions.put_nowait(Request(feed="abc"))
-            with pytest.raises(EngineError, match="out of memory"):
+        async def come(*more):
+            for action in more:
+                actions.put_nowait(action)
+            while not actions.empty():
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+        async def write(event):
+            events.append(event)
+            await come(*then(event))
+
+        inbox = Inbox(read())
+        order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
+        await come(*first)
+        try:
+            async with asyncio.timeout(20), model.slot() as slot:
                 await Interaction(model, slot, order, Messages(tokens), Limits(), inbox, write).run()
-    finally:
-        inbox.close()
-        model.engine.stop()
-    assert [event.WhichOneof("event") for event in events] == ["opened", "fed", "snapshot"]
+        except EngineError as error:
+            events.append(error)
+        finally:
+            inbox.close()
+        return events
+
+    yield run, model, tokens
+    model.engine.stop()
+    assert model.admission.running == 0
+
+
+def kinds(events):
+    return [event.WhichOneof("event") for event in events]
+
+
+def text_of(events):
+    return "".join(event.output.text for event in events)
+
+
+def at_its_end(*actions):
+    """These come with the end of the first generation."""
+    left = [actions]
+    return lambda event: left.pop() if left and event.output.finish_reason else ()
+
+
+PAUSE, SNAPSHOT, END = Request(pause=Request.Pause()), Request(snapshot=Request.Snapshot()), None
+
+
+async def test_what_has_come_before_a_generation_interrupts_it(conversation):
+    run, *_ = conversation
+    assert kinds(await run(Request(generate=Request.Generate()), PAUSE, END))[-1] == "paused"
+
+
+async def test_a_stop_that_has_begun_is_known_after_an_interruption(conversation):
+    """The first generation ends in the midst of the stop; the second is interrupted before its first character."""
+    run, *_ = conversation
+    whole = text_of(await run(Request(**generate(max_chars=300)), END))
+    stop = whole[100:110]
+    begun = whole.index(stop) + 4
+    again = Request(**generate(max_chars=100, stop=[stop]))
+    events = await run(Request(**generate(max_chars=begun, stop=[stop])), then=at_its_end(again, SNAPSHOT, END))
+    assert kinds(events)[-2:] == ["snapshot", "output"]
+    assert (text_of(events), events[-1].output.finish_reason) == (whole[:begun], STOPPED)
+
+
+async def test_a_failing_round_leaves_the_state_before_it(conversation, tiny):
+    run, model, tokens = conversation
+
+    def fail(event):
+        model.engine._decoder.fail = event.HasField("fed")
+        return ()
+
+    *events, error = await run(Request(feed="abc"), Request(**generate(max_chars=10)), END, then=fail)
+    assert "out of memory" in str(error)
+    assert kinds(events) == ["opened", "fed", "snapshot"]
     resumption = tokens.open(events[-1].snapshot.resume_token, tiny, model.numerics)
     assert resumption.snapshot.token == tiny.vocabulary.id_of("c")
-    assert model.admission.running == 0
+
+
+async def test_the_state_is_sound_where_a_stop_had_begun_and_the_next_round_is_lost(conversation, tiny, monkeypatch):
+    """The beginning of a stop that is not looked for any more is none."""
+    run, model, tokens = conversation
+    whole = text_of(await run(Request(**generate(max_chars=300)), END))
+    stop = whole[100:110]
+    begun, lost = whole.index(stop) + 4, []
+    next_generation = at_its_end(Request(**generate(max_chars=9, stop=["other"])), END)
+    right = model.engine._harvester.reap
+
+    def then(event):
+        lost.extend([1] * bool(event.output.finish_reason))
+        return next_generation(event)
+
+    monkeypatch.setattr(model.engine._harvester, "reap", lambda *round_: 1 / 0 if lost else right(*round_))
+    *events, error = await run(Request(**generate(max_chars=begun, stop=[stop])), then=then)
+    assert "division by zero" in str(error)
+    resumption = tokens.open(events[-1].snapshot.resume_token, tiny, model.numerics)
+    assert (resumption.snapshot.position, resumption.snapshot.begun) == (begun, "")
 
 
 async def test_actions_are_read_a_few_ahead():
