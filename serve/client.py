@@ -26,7 +26,9 @@ import grpc.aio
 
 from protos import rill_pb2 as pb
 from serve.continuation import Continuation, ServerError
+from serve.dialogue import sampling_of
 from serve.security import Security
+from serve.session import AsyncSession, Beginning, Session
 
 __all__ = ["AsyncClient", "Client", "Security", "ServerError", "generate_request"]
 
@@ -145,6 +147,16 @@ class Client:
             finally:
                 call.cancel()
 
+    def interact(
+        self, model: str = "", resume_token: bytes = b"", *, timeout: float | None = None, **sampling: Any
+    ) -> Session:
+        """A live state on the server, to be used in a with statement, which opens it; see `serve.session`.
+
+        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. The next address is tried if one cannot be
+        reached; a session whose server ends is over. `timeout` is for all of it.
+        """
+        return Session(self._stubs, Beginning(model, resume_token, sampling_of(sampling)), timeout)
+
     def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""
         for stub in self._stubs:
@@ -223,6 +235,16 @@ class AsyncClient:
                     raise ServerError.of(error) from None
             finally:
                 call.cancel()
+
+    def interact(
+        self, model: str = "", resume_token: bytes = b"", *, timeout: float | None = None, **sampling: Any
+    ) -> AsyncSession:
+        """A live state on the server, to be used in an async with statement, which opens it; see `serve.session`.
+
+        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. The next address is tried if one cannot be
+        reached; a session whose server ends is over. `timeout` is for all of it.
+        """
+        return AsyncSession(self._stubs, Beginning(model, resume_token, sampling_of(sampling)), timeout)
 
     async def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """What is served, and how busy the server is."""

@@ -3,6 +3,7 @@
 rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
 rill generate --target HOST:PORT --max-chars 0 | head -c 1000
 rill generate "To be" --save-token here.token && rill generate --resume-token here.token
+rill chat --temperature 0.7
 rill score book.txt
 rill models --target text.example.com:50051 --tls --token-file token
 rill batch prompts.jsonl --out texts.jsonl
@@ -27,8 +28,10 @@ from google.protobuf.json_format import MessageToDict
 
 from protos import rill_pb2 as pb
 from serve.batch_command import add_batch
+from serve.chat_command import add_chat
 from serve.client import RETRY_SECONDS, Client, ServerError, generate_request
 from serve.flags import add_sampling
+from serve.resume_file import read_token, write_token
 from serve.score_command import add_score
 from serve.security_flags import add_security, security_of
 from serve.verify_command import add_verify
@@ -85,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and those of N alternatives"
     )
     generate.add_argument(
-        "--resume-token", type=_token, default=b"", metavar="FILE", help="continue from what --save-token wrote"
+        "--resume-token", type=read_token, default=b"", metavar="FILE", help="continue from what --save-token wrote"
     )
     generate.add_argument(
         "--save-token", type=_new_file, metavar="FILE", help="write the last resume token there, after Ctrl-C too"
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models, retry_seconds=RETRY_SECONDS)
 
     add_batch(commands)
+    add_chat(commands)
     add_verify(commands)
     return parser
 
@@ -120,16 +124,6 @@ def _seconds(text: str) -> float:
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text!r}")
     return float(text)
-
-
-def _token(path: str) -> bytes:
-    try:
-        token = Path(path).read_bytes()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot read {path}: {error.strerror}") from None
-    if not token:
-        raise argparse.ArgumentTypeError(f"{path} is empty")
-    return token
 
 
 def _new_file(path: str) -> Path:
@@ -187,16 +181,11 @@ class _Text:
         )
 
     def save_token(self, path: Path) -> None:
-        """Write the last token aside and rename it: the file is never half a token."""
+        """Write the last token."""
         if not self.token:
             print(f"\nno resume token came; {path} is as it was", file=sys.stderr)
             return
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            aside.write_bytes(self.token)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_token(path, self.token)
         if self.count > self.token_count:
             print(f"\n{path} continues after {self.token_count:,} of these {self.count:,} characters", file=sys.stderr)
 

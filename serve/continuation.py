@@ -32,17 +32,20 @@ Detail = TypeVar("Detail", bound=Message)
 class ServerError(Exception):
     """The server ended a call with an error, or cannot be reached. `code` is the gRPC status.
 
-    `retry_seconds` is after how long to try again, where the server says so.
+    `retry_seconds` is after how long to try again, `reason` why a token was refused, where the server says so.
     """
 
-    def __init__(self, code: grpc.StatusCode, details: str, retry_seconds: float | None = None) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, details: str, retry_seconds: float | None = None, reason: str = ""
+    ) -> None:
         super().__init__(details)
-        self.code, self.retry_seconds = code, retry_seconds
+        self.code, self.retry_seconds, self.reason = code, retry_seconds, reason
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> "ServerError":
         """The same as gRPC says it."""
-        return cls(error.code(), explained(error.details() or error.code().name))
+        status, details = _status(error), explained(error.details() or error.code().name)
+        return cls(error.code(), details, _retry_seconds(status), _reason(status))
 
 
 class _Place(NamedTuple):

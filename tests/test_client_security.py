@@ -34,10 +34,11 @@ def secured(tiny_folder, tmp_path_factory):
 
 
 def rill(*arguments, token=""):
-    """The command, with a token in its environment."""
+    """The command, with a token in its environment and a line to read."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "serve.client", *map(str, arguments)],
         cwd=ROOT,
+        input="a\n",
         capture_output=True,
         text=True,
         timeout=60,
@@ -53,6 +54,7 @@ def test_all_commands_that_connect(secured, tmp_path):
     for command in (
         ["models"],
         ["generate", "a", "--max-chars", 20],
+        ["chat", "--max-chars", 20],
         ["score", text],
         ["batch", prompts, "--out", tmp_path / "texts.jsonl", "--max-chars", 20],
         ["verify", "--chars", 40, "--streams", 2],

@@ -11,8 +11,8 @@ from conftest import ROOT
     ("module", "forbidden"),
     [
         ("serve.__main__", ["torch", "onnx", "safetensors", "rich", "matplotlib", "train.model", "export.decode"]),
-        ("serve.client", ["torch", "onnx", "onnxruntime", "numpy", "train", "export", "rich"]),
-        ("serve.command", ["torch", "onnx", "onnxruntime", "numpy", "train", "export", "rich"]),
+        ("serve.client", ["torch", "onnx", "onnxruntime", "numpy", "train", "export", "rich", "prompt_toolkit"]),
+        ("serve.command", ["torch", "onnx", "onnxruntime", "numpy", "train", "export", "rich", "prompt_toolkit"]),
         ("export.bundle", ["torch", "onnx", "onnxruntime"]),
         ("export.sampling", ["torch", "onnx", "onnxruntime"]),
         ("train.vocab", ["torch", "numpy"]),

@@ -488,6 +488,17 @@ def test_a_call_keeps_its_slot_until_it_ends(tiny_folder):
         assert server.stop()[0] == 0
 
 
+def test_a_call_is_one_of_its_clients_streams(tiny_folder):
+    with run_server(tiny_folder, "--max-streams-per-client", 1) as server:
+        for _ in range(2):
+            with talk(server.target) as first, talk(server.target) as second:
+                first.open()
+                second.tell(open=Request.Open())
+                assert second.error()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+                first.end()
+                assert list(first.call) == []
+
+
 def test_a_drain_ends_each_with_its_token(tiny_folder, tmp_path):
     """One that waits for its client is told at once, one that generates at its end: the text goes on elsewhere."""
     key = tmp_path / "key"

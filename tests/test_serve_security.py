@@ -295,7 +295,7 @@ def test_calls_with_a_token_are_taken(token_server, authorization):
         stub = Security().stub(channel)
         assert stub.ListModels(pb.ListModelsRequest(), metadata=metadata).models
         assert sum(len(m.text) for m in stub.Generate(pb.GenerateRequest(max_chars=9), metadata=metadata)) == 9
-        assert code_of(lambda: list(stub.Interact(iter([]), metadata=metadata))) is grpc.StatusCode.UNIMPLEMENTED
+        assert code_of(lambda: list(stub.Interact(iter([]), metadata=metadata))) is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_clients_have_their_token_with_every_call(token_server):
