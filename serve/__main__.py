@@ -21,8 +21,10 @@ import sys
 from pathlib import Path
 
 from serve.errors import BrokenEngineError, StartError
+from serve.logs import FORMATS, start_logging, stderr
+from serve.metrics import page
 from serve.security import is_loopback
-from serve.server import Settings, log, log_to_stderr, serve
+from serve.server import Settings, log, serve
 from serve.workers import serve_together
 
 LONGEST_TTL = 1e10  # seconds: three centuries
@@ -31,19 +33,18 @@ LONGEST_TTL = 1e10  # seconds: three centuries
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 2 if the server could not start, 1 if it could not go on."""
     settings = _settings(arguments)
-    log_to_stderr()
+    writer = start_logging(settings.log_format, settings.access_log, stderr())
     if not is_loopback(settings.host) and (lack := _lack(settings)):
         log.warning("listening on %s %s", settings.host, lack)
     try:
         if settings.engines > 1:
             return asyncio.run(serve_together(settings))
-        asyncio.run(serve(settings))
-    except StartError as error:
+        with page(settings.metrics_host, settings.metrics_port):
+            asyncio.run(serve(settings))
+    except (StartError, BrokenEngineError) as error:
+        writer.stop()  # the error is the last line
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, StartError) else 1
     except KeyboardInterrupt:  # while loading; later it drains
         return 130
     return 0
@@ -107,10 +108,27 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write where the time went there, as JSON, when the server stops"
     )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="show Prometheus metrics at http://HOST:PORT/metrics; 0 takes a free port (default: no metrics)",
+    )
+    flag("metrics-host", str, defaults.metrics_host, "address of the metrics")
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=defaults.log_format,
+        help="of the logs on stderr (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-access-log", dest="access_log", action="store_false", help="do not log a line for each call that is over"
+    )
     options = vars(parser.parse_args(arguments))
     for name, least, most in [
         ("port", 0, 65_535),
         ("engines", 1, 1024),
+        ("metrics_port", 0, 65_535),
         ("threads", 1, 1024),
         ("gpu_memory", 0, 1_000_000),
         ("max_streams", 1, 1_000_000),
@@ -121,7 +139,7 @@ def _settings(arguments: list[str] | None) -> Settings:
         ("max_chars", 0, 2**62 - 1),
         ("max_score_chars", 1, 500_000_000),  # gRPC has no messages of 2^31 bytes
     ]:
-        if not least <= options[name] <= most:
+        if options[name] is not None and not least <= options[name] <= most:
             parser.error(f"--{name.replace('_', '-')} must be from {least} to {most}, not {options[name]}")
     for name in ("round_milliseconds", "drain_seconds", "resume_ttl"):
         if not 0 <= options[name] < float("inf"):

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from serve.errors import StartError
+from serve.metrics import CALLS, REJECTIONS
 from serve.watched import Watched, read_file, warn_if_others_may_read
 
 FLAG = "--auth-token-file"
@@ -85,6 +86,9 @@ def bearer_token(metadata: Metadata) -> bytes | None:
 
 def _refuse(message: str) -> Callable[[Any, Any], Awaitable[None]]:
     async def refuse(_: Any, context: Any) -> None:
+        # Under no method: one that does not exist is refused here too.
+        CALLS.labels("", "", grpc.StatusCode.UNAUTHENTICATED.name).inc()
+        REJECTIONS.labels("", "unauthenticated").inc()
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
 
     return refuse

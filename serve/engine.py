@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from serve.codec import Codec, Ids
 from serve.errors import BrokenEngineError, DrainingError, EngineError, RillError
 from serve.harvest import Harvester, pieces
+from serve.metrics import ModelMetrics
 from serve.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, Round, Rows
 from serve.runtime import Decoder
 from serve.schedule import Scheduler
@@ -71,6 +72,7 @@ class Engine:
         round_seconds: float,
         lane: Lane,
         loop: asyncio.AbstractEventLoop,
+        metrics: ModelMetrics,
     ) -> None:
         self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
         self._harvester = Harvester(decoder, codec, rows, states)
@@ -81,7 +83,7 @@ class Engine:
         self._due: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
         self._wake = threading.Event()
         self._idle = self._stopping = self._is_updating = False
-        self._lane, self._loop = lane, loop
+        self._lane, self._loop, self._metrics = lane, loop, metrics
         self._warm_up()
         self._thread = threading.Thread(target=self._main, name="rill-engine", daemon=True)
         self._thread.start()
@@ -217,6 +219,7 @@ class Engine:
             made, after = self._decoder.run(r.variant, feeds, before)
             seconds = time.perf_counter() - started
         self._scheduler.ran(r, seconds)
+        self._metrics.ran(len(r.slots), r.time, seconds)
         return {name: values[:, : len(r.slots)] for name, values in made.items()}, after
 
     def _update(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from protos import rill_pb2 as pb
+from serve.calls import Call
 from serve.errors import DrainingError, OutOfOrderError, RequestError, RillError
 from serve.messages import FINISH, Messages, Times
 from serve.model import Model
@@ -94,9 +95,10 @@ class Interaction:
         limits: Limits,
         inbox: Inbox,
         write: Callable[[pb.InteractResponse], Awaitable[None]],
+        call: Call,
     ) -> None:
         self._model, self._slot, self._messages, self._limits = model, slot, messages, limits
-        self._inbox, self._write = inbox, write
+        self._inbox, self._write, self._call = inbox, write, call
         self._at = Resumption(
             snapshot_of(order, model), order.seed, order.sampling, order.stops, order.include_stop, same_numerics=True
         )
@@ -149,6 +151,7 @@ class Interaction:
             score.add(logprobs)
 
         snapshot = await read(self._model, self._slot, self._order(pb.GenerateRequest()), given, add)
+        self._call.read(score.chars)
         self._at = replace(self._at, snapshot=snapshot)
         fed = pb.InteractResponse.Fed(chars=score.chars, logprob=score.logprob)
         await self._write(pb.InteractResponse(fed=fed))
@@ -197,6 +200,7 @@ class Interaction:
                 if piece.text or message.finish_reason:
                     await self._output(message)
                     self._model.sent(stream, piece.text)
+                    self._call.generated(times, len(piece.text))
                 if piece.snapshot:
                     self._at = replace(self._at, snapshot=piece.snapshot)
         self._inbox.interrupt = None

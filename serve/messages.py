@@ -27,19 +27,28 @@ class Times:
         self._entered = self._entered or stream.entered
         self._first_char = self._first_char or stream.first_char
 
+    @property
+    def queued_seconds(self) -> float:
+        """Until its first engine round; 0 before."""
+        return self._since(self._entered)
+
+    @property
+    def first_char_seconds(self) -> float:
+        """Until its first character was there; 0 before."""
+        return self._since(self._first_char)
+
     def usage(self, prompt: int, generated: int) -> pb.Usage:
         """What the call has cost so far; characters."""
-
-        def since(moment: float | None) -> float:
-            return moment - self._arrived if moment else 0.0
-
         return pb.Usage(
             prompt_chars=prompt,
             generated_chars=generated,
-            queued_seconds=since(self._entered),
-            first_char_seconds=since(self._first_char),
-            total_seconds=since(time.monotonic()),
+            queued_seconds=self.queued_seconds,
+            first_char_seconds=self.first_char_seconds,
+            total_seconds=self._since(time.monotonic()),
         )
+
+    def _since(self, moment: float | None) -> float:
+        return moment - self._arrived if moment else 0.0
 
 
 class Messages:

@@ -12,6 +12,7 @@ from serve.codec import Codec
 from serve.engine import Delivery, Engine
 from serve.errors import BrokenEngineError, EngineError
 from serve.logprobs import LogprobEncoder
+from serve.metrics import of_model
 from serve.rows import Rows
 from serve.runtime import Decoder, numerics
 from serve.states import States
@@ -41,6 +42,7 @@ class Model:
     ) -> None:
         self.bundle, self.provider = bundle, decoder.provider
         self.numerics = numerics(decoder.provider)
+        self.metrics = of_model(bundle.name)
         self.codec, self.logprob_encoder = Codec(bundle.vocabulary), LogprobEncoder(bundle.vocabulary)
         self.admission = Admission(slots, waiting)
         rows = Rows(slots, len(bundle.vocabulary))
@@ -48,7 +50,7 @@ class Model:
         shape = (bundle.layers, slots + 1, bundle.hidden)  # one more: padding
         states = States(names, shape, decoder.device, decoder.device_id)
         lane, loop = (turnstile or Turnstile()).lane(), loop or asyncio.get_running_loop()
-        self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds, lane, loop)
+        self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds, lane, loop, self.metrics)
         self._live: dict[int, Stream] = {}  # in the engine, by slot
         self._held: set[int] = set()  # slots of calls that are not over
         self._on_broken = on_broken

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.bundle import FILES, MANIFEST, Bundle, BundleError, read_bundle
 from serve.errors import ModelNotFoundError, OtherModelError, StartError
+from serve.metrics import RELOADS
 from serve.model import Model
 
 log = logging.getLogger("rill")
@@ -42,12 +43,15 @@ class Models:
         """
         async with self._reloading:
             newcomers: list[Model] = []
+            refused: list[Path] = []
             try:
-                served = await self._renewed(newcomers)
+                served = await self._renewed(newcomers, refused)
             except StartError as error:
                 log.error("%s; what is served stays as it is", error)
+                RELOADS.labels("failed").inc()
                 leaving = newcomers
             else:
+                RELOADS.labels("partial" if refused else "ok").inc()
                 leaving = [model for model in self._served.values() if model not in served.values()]
                 self._served = served
                 log.info("models: %s", ", ".join(self.names))
@@ -102,8 +106,11 @@ class Models:
         names = ", ".join(map(repr, self.names))
         raise OtherModelError(f"the resume token is of another model than those that are served here: {names}")
 
-    async def _renewed(self, newcomers: list[Model]) -> dict[Path, Model]:
-        """What is to be served now; whatever is loaded for it is added to `newcomers`. Raises StartError."""
+    async def _renewed(self, newcomers: list[Model], refused: list[Path]) -> dict[Path, Model]:
+        """What is to be served now. Raises StartError.
+
+        Whatever is loaded for it is added to `newcomers`, and the folders that cannot be served to `refused`.
+        """
         served: list[tuple[Path, Model]] = []
         for folder in await asyncio.to_thread(_bundle_folders, self._paths):
             if self._is_final:
@@ -122,6 +129,7 @@ class Models:
             except Exception as error:  # whatever it is: the others can be served
                 stays = f"{_label(model)} goes on" if model else "it is not served"
                 log.error("%s; %s", error, stays, exc_info=not isinstance(error, StartError))
+                refused.append(folder)
             if model:
                 served.append((folder, model))
         if not served:

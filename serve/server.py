@@ -1,11 +1,8 @@
 """The server's life: start up, serve until a signal, drain."""
 
 import asyncio
-import atexit
 import logging
-import logging.handlers
 import os
-import queue
 import secrets
 import signal
 import sys
@@ -27,6 +24,8 @@ from serve.bearer import BearerTokens, RequireToken
 from serve.certificates import Certificates
 from serve.clients import Clients
 from serve.errors import BrokenEngineError, DrainingError, StartError
+from serve.gauges import keep_current
+from serve.metrics import IS_SHARED
 from serve.model import Model
 from serve.models import Models
 from serve.profile import Profile
@@ -76,6 +75,10 @@ class Settings:
     drain_seconds: float = 10.0
     keepalive_seconds: float = 30.0
     profile: Path | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "text"
+    access_log: bool = True
 
 
 Stop = asyncio.Queue[signal.Signals | BrokenEngineError]  # receives whatever asks the server to
@@ -104,6 +107,8 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
     stop: Stop = asyncio.Queue()
     models = Models(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
+    # Without a page nobody sees them.
+    watching = asyncio.create_task(keep_current(models)) if settings.metrics_port is not None or IS_SHARED else None
     try:
         await models.start()
         (parent.listen if parent else listen_for_signals)(stop)  # not before: while loading, Ctrl-C ends at once
@@ -131,6 +136,8 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
     finally:
         await models.close()
         reloading.cancel()
+        if watching:
+            watching.cancel()
     if settings.profile:
         profile.save(settings.profile)
     log.info("stopped")
@@ -291,16 +298,3 @@ async def _drain(service: TextGeneration, models: Models, seconds: float) -> Non
 def port_error(settings: Settings) -> StartError:
     """The port cannot be had."""
     return StartError(f"cannot listen on {settings.host}:{settings.port}: in use, or no address of this machine")
-
-
-def log_to_stderr(label: str = "") -> None:
-    """Log through a queue, so that a slow stderr never holds up the event loop. `label` is before each message."""
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    out = logging.StreamHandler(sys.stderr)
-    out.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {label}%(message)s"))
-    listener = logging.handlers.QueueListener(lines, out)
-    listener.start()
-    log.addHandler(logging.handlers.QueueHandler(lines))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    atexit.register(listener.stop)

@@ -1,12 +1,12 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
-import time
 from collections.abc import AsyncIterator
 from functools import wraps
 from typing import Any
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
+from serve.calls import Call, observed
 from serve.clients import Clients
 from serve.errors import DrainingError, OutOfOrderError, RillError
 from serve.interact import Inbox, Interaction
@@ -21,12 +21,13 @@ from serve.tokens import Tokens
 
 
 def _statuses(handler: Any) -> Any:
-    """Let a handler raise RillError; the call then ends with its status."""
+    """Let a handler raise RillError; the call then ends with its status. It is given the Call, to tell it of itself."""
 
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
         try:
-            return await handler(self, request, context)
+            with observed(handler.__name__, context) as call:
+                return await handler(self, request, context, call)
         except RillError as error:
             await abort(context, error)
 
@@ -50,37 +51,40 @@ class TextGeneration(TextGenerationServicer):
             inbox.drain()
 
     @_statuses
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+    async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
         """Stream text; see rill.proto."""
-        arrived = time.monotonic()
-        model = self._model(request.model, request.resume_token)
+        model = self._model(call, request.model, request.resume_token)
         with self._clients.place(context), model.call():
             order = await self._order(request, model, context)
-            end = await self._generate(model, order, context, arrived)
+            end = await self._generate(model, order, context, call)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
 
-    async def _generate(self, model: Model, order: Order, context: Context, arrived: float) -> End:
+    async def _generate(self, model: Model, order: Order, context: Context, call: Call) -> End:
         """Send a stream's messages; returns how it ended."""
-        times = Times(arrived)
+        times = Times(call.arrived)
         async with model.stream(order) as stream:
+            call.joined(order)
             end, first = None, True
             while end is None:
                 piece, end = await stream.take()
+                times.note(stream)
                 message = self.messages.output(model, stream, piece)
                 if first:
                     message.seed = order.seed
+                    call.read(order.prompt_chars)
                     first = False
                 if end:
-                    times.note(stream)
                     message.finish_reason = FINISH[end]
                     message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
                 await context.write(message)
                 model.sent(stream, piece.text)
+                call.generated(times, len(piece.text))
+        call.end = end.value
         return end
 
     @_statuses
-    async def Interact(self, actions: AsyncIterator[pb.InteractRequest], context: Context) -> None:
+    async def Interact(self, actions: AsyncIterator[pb.InteractRequest], context: Context, call: Call) -> None:
         """One live state; see rill.proto."""
         inbox = Inbox(actions)
         self._inboxes.add(inbox)
@@ -89,29 +93,32 @@ class TextGeneration(TextGenerationServicer):
             if first is None or not first.HasField("open"):
                 raise OutOfOrderError("the first action must be open")
             asked = first.open
-            model = self._model(asked.model, asked.resume_token)
+            model = self._model(call, asked.model, asked.resume_token)
             request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
             with self._clients.place(context), model.call():
                 order = await self._order(request, model, context)
                 async with model.slot() as slot:
-                    await Interaction(model, slot, order, self.messages, self._limits, inbox, context.write).run()
+                    call.joined(order)
+                    await Interaction(model, slot, order, self.messages, self._limits, inbox, context.write, call).run()
         finally:
             self._inboxes.remove(inbox)
             inbox.close()
 
     @_statuses
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> None:
+    async def Score(self, request: pb.ScoreRequest, context: Context, call: Call) -> None:
         """Judge a text; see rill.proto."""
-        model, score = self._model(request.model, request.resume_token), Score()
+        model, score = self._model(call, request.model, request.resume_token), Score()
 
         async def write(logprobs: Floats) -> None:
             await context.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
             score.add(logprobs)
+            call.scored(len(logprobs))
 
         with self._clients.place(context), model.call():
             order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
             async with model.slot() as slot:
+                call.joined(order)
                 snapshot = await read(model, slot, order, text, write)
         total = pb.ScoreResponse.Total(
             chars=score.chars,
@@ -122,7 +129,8 @@ class TextGeneration(TextGenerationServicer):
         )
         await context.write(pb.ScoreResponse(position=score.chars, total=total))
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+    @_statuses
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context, call: Call) -> pb.ListModelsResponse:
         """What is served, and how busy it is."""
         models = self._models.all
         return pb.ListModelsResponse(
@@ -144,13 +152,16 @@ class TextGeneration(TextGenerationServicer):
             await context.send_initial_metadata((("rill-numerics", "differs"),))
         return order
 
-    def _model(self, name: str, token: bytes = b"") -> Model:
+    def _model(self, call: Call, name: str, token: bytes = b"") -> Model:
         """The model of this name, or without one that of the token, or without either the default."""
         if self.draining:
             raise DrainingError("the server is going away and takes no new streams")
         if name:
-            return self._models.named(name)
-        return self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
+            model = self._models.named(name)
+        else:
+            model = self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
+        call.found(model.metrics)
+        return model
 
 
 def _info(model: Model) -> pb.ModelInfo:

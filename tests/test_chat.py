@@ -17,6 +17,7 @@ from serve.chat import Chat
 from serve.chat_command import text_of
 from serve.client import AsyncClient, Client, ServerError, generate_request
 from serve.command import main
+from serve.session import AsyncSession
 
 TURN = {"max_chars": 40, "stop": [], "include_stop": False, "chars_per_second": 0.0}
 
@@ -255,6 +256,49 @@ async def test_a_token_that_no_server_takes(tiny_folder, tmp_path):
         with Client(other.target) as client:
             prompt = "\nTo be\n" + made
             assert more == "".join(client.generate(prompt, seed=7, temperature=0.8, max_chars=40))
+
+
+async def test_a_server_that_is_lost_while_it_pauses(tiny_folder, server, tmp_path):
+    """The turn is over all the same; what was shown of it stays."""
+
+    def pause():
+        one.process.send_signal(signal.SIGSTOP)
+        chat.pause()
+        one.process.kill()
+
+    turn = {**TURN, "max_chars": 0, "chars_per_second": 1000.0}
+    with servers(tiny_folder, tmp_path, (1, 1)) as (one, other):
+        async with AsyncClient(f"{one.target},{other.target}") as client:
+            with chat_with(client, turn) as (chat, said):
+                await chat.begin(b"", {"seed": 7})
+                made = await asyncio.wait_for(written(chat, then=pause), 30)
+                assert (await chat.feed("a")).chars == 1
+                assert chat.at.text == made + "a"
+                assert chat.at.position == len(made)
+                await chat.close()
+    assert len(said) == 1
+    with server.client() as client:
+        assert made == "".join(client.generate(seed=7, max_chars=len(made)))
+
+
+async def test_a_turn_whose_last_word_is_lost(server, monkeypatch):
+    generate, losses = AsyncSession.generate, [ServerError(grpc.StatusCode.UNAVAILABLE, "gone")]
+
+    async def lose(self, **parameters):
+        async for piece in generate(self, **parameters):
+            yield piece
+        if losses:
+            raise losses.pop()
+
+    monkeypatch.setattr(AsyncSession, "generate", lose)
+    async with AsyncClient(server.target) as client:
+        with chat_with(client) as (chat, said):
+            await chat.begin(b"", {"seed": 7})
+            made = await asyncio.wait_for(written(chat), 30) + await written(chat)
+            await chat.close()
+    assert len(said) == 1
+    with server.client() as client:
+        assert made == "".join(client.generate(seed=7, max_chars=80))
 
 
 async def test_tokens_follow_a_long_turn(tiny_folder, tmp_path, monkeypatch):

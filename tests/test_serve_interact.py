@@ -19,6 +19,7 @@ from google.rpc.status_pb2 import Status
 from export.sampling import Sampling
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
+from serve.calls import Call
 from serve.errors import EngineError
 from serve.interact import AHEAD, Inbox, Interaction
 from serve.messages import Messages
@@ -596,12 +597,13 @@ async def conversation(tiny):
             events.append(event)
             await come(*then(event))
 
-        inbox = Inbox(read())
+        inbox, call = Inbox(read()), Call("Interact", "an id")
+        call.found(model.metrics)
         order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
         await come(*first)
         try:
             async with asyncio.timeout(20), model.slot() as slot:
-                await Interaction(model, slot, order, Messages(tokens), Limits(), inbox, write).run()
+                await Interaction(model, slot, order, Messages(tokens), Limits(), inbox, write, call).run()
         except EngineError as error:
             events.append(error)
         finally:
