@@ -14,7 +14,8 @@ import signal
 import sys
 
 from serve.errors import BrokenEngineError, StartError
-from serve.server import Parent, Stop, log, log_to_stderr, serve
+from serve.logs import start_logging, stderr
+from serve.server import Parent, Stop, log, serve
 
 
 def main() -> int:
@@ -25,7 +26,7 @@ def main() -> int:
         number, settings, keys = pickle.load(sys.stdin.buffer)
     except EOFError:  # the parent is gone
         return 1
-    log_to_stderr(f"engine {number}: ")
+    start_logging(settings.log_format, settings.access_log, stderr(), {"engine": number})
     try:
         asyncio.run(serve(settings, Parent(keys, _listen)))
     except StartError as error:

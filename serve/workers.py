@@ -7,16 +7,18 @@ replaces a process that dies, while its clients go on at the others. If the pare
 
 import asyncio
 import errno
+import os
 import pickle
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from serve.errors import BrokenEngineError, StartError
+from serve.metrics import forget, shared_page
 from serve.server import Settings, keys_of, listen_for_signals, log, port_error, say_how_long_tokens_last
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a process is replaced: doubled each time it does not start
@@ -31,9 +33,9 @@ async def serve_together(settings: Settings) -> int:
     Raises StartError or BrokenEngineError if one of them does not start, and BrokenEngineError if later none is left.
     """
     keys = keys_of(settings)
-    with reserved(settings) as port:
+    with reserved(settings) as port, shared_page(settings.metrics_host, settings.metrics_port) as environment:
         numbers = range(1, settings.engines + 1)
-        workers = [Worker(number, replace(settings, port=port), keys) for number in numbers]
+        workers = [Worker(number, replace(settings, port=port), keys, environment) for number in numbers]
         stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
         listen_for_signals(stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, workers)
@@ -51,10 +53,13 @@ async def serve_together(settings: Settings) -> int:
 
 
 class Worker:
-    """One process; `serving` is whether it listens. Another can be started in its place when it has ended."""
+    """One process; `serving` is whether it listens. Another can be started in its place when it has ended.
 
-    def __init__(self, number: int, settings: Settings, keys: Sequence[bytes]) -> None:
-        self.number, self.serving = number, False
+    `environment` is what it has in addition to the parent's.
+    """
+
+    def __init__(self, number: int, settings: Settings, keys: Sequence[bytes], environment: Mapping[str, str]) -> None:
+        self.number, self.serving, self._environment = number, False, environment
         self._given = pickle.dumps((number, settings, keys))
         self._process: asyncio.subprocess.Process | None = None
         self._reload_later = False
@@ -75,6 +80,7 @@ class Worker:
                 "serve.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, **self._environment},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
@@ -111,6 +117,7 @@ class Worker:
         assert self._process
         status = await self._process.wait()
         self.serving = False
+        forget(self._process.pid, self._environment)
         return status
 
     async def kill(self) -> None:

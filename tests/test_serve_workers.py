@@ -7,6 +7,8 @@ import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import psutil
@@ -110,7 +112,7 @@ def test_a_signal_to_all_processes_drains_once(tiny_folder):
         _, log = running.process.communicate(timeout=20)
         assert running.process.returncode == 0
         assert not any(process.is_running() for process in processes)
-        assert all(f"INFO engine {number}: draining: 1 calls\n" in log for number in (1, 2))
+        assert all(f"INFO draining: 1 calls engine={number}\n" in log for number in (1, 2))
 
 
 def test_streams_that_do_not_finish_in_time_are_told(tiny_folder):
@@ -165,6 +167,34 @@ def test_a_killed_process_is_replaced_and_its_streams_go_on(tiny_folder):
         status, log = running.stop()
         assert status == 0
         assert log.count("ended with status -9; it is started again") == 1
+
+
+def test_one_page_of_metrics(tiny_folder):
+    arguments = (tiny_folder, *TWO, "--metrics-port", 0, "--drain-seconds", 1)
+    with run_server(*arguments) as running, clients_of_both(running) as clients:
+        line = running.process.stderr.readline()
+        assert " INFO metrics: http://" in line
+
+        def figure(name):
+            with urlopen(line.split()[-1], timeout=20) as response:
+                samples = [sample.split() for sample in response.read().decode().splitlines()]
+            return sum(float(value) for series, value, *_ in samples if series.startswith(f"rill_{name}{{"))
+
+        for client, count in zip(clients, (300, 50), strict=True):
+            assert len("".join(client.generate("a", max_chars=count))) == count
+        wait_until(lambda: figure("generated_characters_total") == 350)
+        streams = [client.generate("a", chars_per_second=1) for client in clients]
+        for stream in streams:
+            next(stream)
+        wait_until(lambda: figure("streams_running") == 2)
+        process = workers_of(running)[0]
+        folder = Path(process.environ()["PROMETHEUS_MULTIPROC_DIR"])
+        made = figure("generated_characters_total")
+        process.kill()
+        wait_until(lambda: figure("streams_running") == 1)
+        assert figure("generated_characters_total") >= made
+        assert running.stop()[0] == 0
+        assert not folder.exists()
 
 
 def test_all_killed_and_none_can_be_started(tiny_folder, tmp_path):
