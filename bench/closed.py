@@ -141,10 +141,10 @@ async def busy(stub: Any, texts: Texts, streams: int, objective: Objective) -> A
 
 
 async def window(server: Server, texts: Texts, streams: int, seconds: float, objective: Objective) -> Window:
-    """Load `server` on one connection, for so long after a warm-up. Raises BenchError if a stream fails."""
+    """Load `server`, for so long after a warm-up. Raises BenchError if a stream fails."""
     async with (
-        grpc.aio.insecure_channel(server.target) as channel,
-        busy(server.stub(channel), texts, streams, objective) as readers,
+        server.connected() as stub,
+        busy(stub, texts, streams, objective) as readers,
     ):
         await asyncio.sleep(WARM_UP * seconds)
         readers.tally = tally = Tally()

@@ -48,6 +48,7 @@ def document(command: Sequence[str], options: Options, bundle: Bundle, found: Fo
             "objective": asdict(options.objective),
             "device": options.device,
             "round_milliseconds": options.round_milliseconds,
+            "engines": options.engines,
             "server_core": found.pinned[0] if found.pinned else None,
             "client_core": found.pinned[1] if found.pinned else None,
         },
@@ -83,7 +84,7 @@ def _processor() -> str:
 def _server(server: Server, peak_megabytes: float | None) -> dict[str, Any]:
     return {
         "target": server.target,
-        "started_here": server.process is not None,
+        "started_here": bool(server.processes),
         "start_seconds": server.start_seconds,
         "rest_megabytes": server.rest_megabytes,
         "peak_megabytes": peak_megabytes,

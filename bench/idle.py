@@ -46,7 +46,8 @@ async def newcomer_wait(
     """One text after the other, at random moments, beside so many streams of a closed loop."""
     async with (
         grpc.aio.insecure_channel(server.target) as channel,
-        busy(server.stub(channel), texts, streams, objective),
+        server.connected() as stub,
+        busy(stub, texts, streams, objective),
     ):
         await _pairs(channel, model, WARM_UP, 0.0, PAUSE)
         return _wait(streams, *await _pairs(channel, model, 1, seconds, PAUSE))

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,7 +19,6 @@ from bench.errors import BenchError
 from bench.latency import Objective, Percentiles, Tally, Text, percentiles
 from bench.server import Server
 from bench.texts import Texts
-from protos.rill_pb2_grpc import TextGenerationStub
 
 PERCENTS = (25, 50, 75, 90, 110, 200)  # of the measured capacity
 CAPACITY_STREAMS = 64  # of the closed loop that measures it
@@ -71,8 +71,8 @@ def arrivals(random: np.random.Generator, rate: float, seconds: float) -> Iterat
 class Arriving:
     """The texts of an open loop. Those due from `begin` on count; `flow` is what arrives, and may be replaced."""
 
-    def __init__(self, channel: grpc.aio.Channel, texts: Texts, objective: Objective, begin: float) -> None:
-        self._stub, self._texts, self._objective, self._begin = TextGenerationStub(channel), texts, objective, begin
+    def __init__(self, stub: Any, texts: Texts, objective: Objective, begin: float) -> None:
+        self._stub, self._texts, self._objective, self._begin = stub, texts, objective, begin
         self.outstanding: dict[Text, asyncio.Task[None]] = {}
         self.offered = self.dropped = 0
         self.refusals: list[float] = []  # seconds
@@ -128,10 +128,9 @@ async def open_loop(
     rate = capacity * percent / 100
     warm_up = WARM_UP * seconds
     try:
-        async with grpc.aio.insecure_channel(server.target) as channel, asyncio.TaskGroup() as group:
-            await channel.channel_ready()
+        async with server.connected() as stub, asyncio.TaskGroup() as group:
             start = time.perf_counter()
-            arriving = Arriving(channel, texts, objective, start + warm_up)
+            arriving = Arriving(stub, texts, objective, start + warm_up)
             offering = group.create_task(arriving.run(group, start, rate, warm_up + seconds))
             await asyncio.sleep(warm_up)
             arriving.flow = flow = Tally()

@@ -16,7 +16,10 @@ MOST_SECONDS = 600.0  # of one load
 
 @dataclass(frozen=True)
 class Options:
-    """The flags; `parts` are those to run, `cores` the server's and the client's if they are kept apart."""
+    """The flags; `parts` are those to run, `cores` the server's and the client's if they are kept apart.
+
+    `engines` are the server's processes; a profile is always of one.
+    """
 
     parts: tuple[str, ...]
     bundle: Path
@@ -29,6 +32,7 @@ class Options:
     percents: tuple[float, ...]
     peers: bool
     target: str | None
+    engines: int
     device: str
     round_milliseconds: float | None
     cores: tuple[int, int] | None
@@ -71,7 +75,12 @@ def options_of(arguments: list[str], about: str | None) -> Options:
     )
     require(not (given.target and given.part == "profile"), "profile needs a server that is started here, not --target")
     require(not given.peers or given.part in (None, "load"), "--peers goes with load, or with everything")
-    cores = None if given.target or given.pin is False else two_cores()
+    require(given.engines >= 1, f"--engines must be at least 1, not {given.engines}")
+    require(
+        given.engines == 1 or not (given.target or given.pin or given.part in ("floor", "profile")),
+        "--engines is for a server that is started here, without --pin or profile",
+    )
+    cores = None if given.target or given.pin is False or given.engines > 1 else two_cores()
     require(not (given.pin and cores is None), "--pin needs Linux and at least two cores")
     for flag, path in (("--json", given.json), ("--plot", given.plot)):
         require(path is None or path.parent.is_dir(), f"{flag} {path}: there is no folder {path and path.parent}")
@@ -91,6 +100,7 @@ def options_of(arguments: list[str], about: str | None) -> Options:
         percents=tuple(dict.fromkeys(given.rates)),
         peers=given.peers,
         target=given.target,
+        engines=given.engines,
         device=given.device,
         round_milliseconds=given.round_milliseconds,
         cores=cores,
@@ -123,6 +133,8 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
     add("--peers", action="store_true", help="also measure plain servers, and MLServer if it is installed")
     add("--target", metavar="HOST:PORT", help="measure this running server; --bundle must be one that it serves")
     add("--device", default="auto", help="of the decode graph: auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--engines", type=int, default=1, metavar="N", help="processes of the server, which is loaded over several"
+        " connections then (default: %(default)s)")  # fmt: skip
     add("--round-milliseconds", type=float, metavar="MS", help="of the server's engine rounds, at most")
     add("--pin", action=argparse.BooleanOptionalAction, help="keep the server on one core and the client on another"
         " (default: where there are two, and the server is started here)")  # fmt: skip

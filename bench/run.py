@@ -21,7 +21,7 @@ from bench.peers import MLSERVER, installed_peers, stub_of
 from bench.peers import STREAMS as PEER_STREAMS
 from bench.profile import FLAG, Profile, read_profile
 from bench.profile import STREAMS as PROFILE_STREAMS
-from bench.server import Server, on_core, own_server, rill, served_name
+from bench.server import CONNECTIONS, Server, on_core, own_server, rill, served_name
 from bench.texts import MIXES, Mix, Texts, plain
 from export.bundle import Bundle
 
@@ -88,8 +88,10 @@ class Parts:
         if self._options.target:
             yield Server(self._options.target)
             return
-        async with own_server(rill(self._options.bundle, *self._options.server_flags), self._core) as server:
-            yield server
+        engines = self._options.engines
+        flags = (*self._options.server_flags, *(() if engines == 1 else ("--engines", str(engines))))
+        async with own_server(rill(self._options.bundle, *flags), self._core) as server:
+            yield server if engines == 1 else replace(server, connections=CONNECTIONS * engines)
 
     async def floor(self) -> None:
         """The floors alone."""

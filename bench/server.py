@@ -8,8 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,8 @@ SERVE = (sys.executable, "-m", "serve")
 START_SECONDS = 60.0  # at most, until a server listens
 STOP_SECONDS = 15.0  # at most, from SIGTERM to its end; beyond that it is killed
 ANSWER_SECONDS = 10.0  # at most, for a running server's list of models
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]  # or channels to one server share one
+CONNECTIONS = 8  # for each process of a server that has several: Linux deals them out, not quite evenly
 
 
 @dataclass(frozen=True)
@@ -43,36 +46,62 @@ class Spent:
 class Server:
     """`target` is HOST:PORT, `stub` makes what has its `Generate`; the rest is known only of one that was started here.
 
+    `processes` are the one that was started, and those that it started; times and memory are of all together.
+
     `start_seconds` is from the start of the process to its "listening" line; `rest_megabytes` is its resident memory
     right after (a megabyte is 10^6 bytes).
     """
 
     target: str
-    process: psutil.Process | None = None
+    processes: tuple[psutil.Process, ...] = ()
     start_seconds: float | None = None
     rest_megabytes: float | None = None
     stub: Callable[[grpc.aio.Channel], Any] = TextGenerationStub
+    connections: int = 1
 
     def spent(self) -> Spent | None:
         """What has been spent on this machine so far, the host's share of it (steal) included in `others`."""
-        if self.process is None:
+        if not self.processes:
             return None
-        times, machine = self.process.cpu_times(), psutil.cpu_times()
-        server = times.user + times.system
+        times, machine = [process.cpu_times() for process in self.processes], psutil.cpu_times()
+        server = sum(time.user + time.system for time in times)
         busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
         return Spent(server, busy - server - time.process_time())
 
     def peak_megabytes(self) -> float | None:
         """The most that was ever resident, where the system tells."""
-        status = Path(f"/proc/{self.process.pid}/status") if self.process else None
-        if status is None or not status.exists():
-            return None
-        lines = (line.split() for line in status.read_text().splitlines())
-        return next((int(words[1]) * 1024 / 1e6 for words in lines if words and words[0] == "VmHWM:"), None)
+        peaks = [_peak_megabytes(process.pid) for process in self.processes]
+        return sum(peaks) if peaks and all(peaks) else None
 
     def megabytes(self) -> float | None:
         """Resident memory, in 10^6 bytes."""
-        return self.process.memory_info().rss / 1e6 if self.process else None
+        return sum(process.memory_info().rss for process in self.processes) / 1e6 if self.processes else None
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Any]:
+        """What has its `Generate`, over its `connections` in turn."""
+        async with AsyncExitStack() as stack:
+            channels = [grpc.aio.insecure_channel(self.target, OWN_CONNECTION) for _ in range(self.connections)]
+            stubs = [self.stub(await stack.enter_async_context(channel)) for channel in channels]
+            yield _InTurn(stubs) if self.connections > 1 else stubs[0]
+
+
+class _InTurn:
+    """The `Generate` of several stubs, in turn."""
+
+    def __init__(self, stubs: Sequence[Any]) -> None:
+        self._stubs = cycle(stubs)
+
+    def Generate(self, request: Any) -> Any:
+        """The next one's."""
+        return next(self._stubs).Generate(request)
+
+
+def _peak_megabytes(pid: int) -> float:
+    """The most that was ever resident, in 10^6 bytes; 0 where the system does not tell."""
+    status = Path(f"/proc/{pid}/status")
+    lines = (line.split() for line in status.read_text().splitlines()) if status.exists() else iter(())
+    return next((int(words[1]) * 1024 / 1e6 for words in lines if words and words[0] == "VmHWM:"), 0.0)
 
 
 def rill(bundle: Path, *options: str) -> list[str]:
@@ -100,8 +129,9 @@ async def own_server(command: Sequence[str], core: int | None) -> AsyncIterator[
         try:
             target = await _listening(process, log)
             seconds = time.perf_counter() - started
-            watched = psutil.Process(process.pid)
-            yield Server(target, watched, seconds, watched.memory_info().rss / 1e6)
+            started_here = psutil.Process(process.pid)
+            server = Server(target, (started_here, *started_here.children()), seconds)
+            yield replace(server, rest_megabytes=server.megabytes())
         finally:
             await _end(process)
 

@@ -7,7 +7,7 @@
 When ready it prints one line on stdout: rill: listening on HOST:PORT (models: ...; provider: ...). Logs go to stderr.
 SIGHUP reads the bundles again: new ones are added, changed ones replaced, vanished ones removed; streams finish on the
 model they began with. SIGTERM or Ctrl-C drains: live streams may finish for --drain-seconds; a second signal ends at
-once.
+once. With --engines N, signals go to the parent of the N processes.
 """
 
 import os
@@ -25,6 +25,7 @@ from serve.logs import FORMATS, start_logging, stderr
 from serve.metrics import page
 from serve.security import is_loopback
 from serve.server import Settings, log, serve
+from serve.workers import serve_together
 
 LONGEST_TTL = 1e10  # seconds: three centuries
 
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not is_loopback(settings.host) and (lack := _lack(settings)):
         log.warning("listening on %s %s", settings.host, lack)
     try:
+        if settings.engines > 1:
+            return asyncio.run(serve_together(settings))
         with page(settings.metrics_host, settings.metrics_port):
             asyncio.run(serve(settings))
     except (StartError, BrokenEngineError) as error:
@@ -64,6 +67,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     )
     flag("host", str, defaults.host, "address to listen on")
     flag("port", int, defaults.port, "port to listen on; 0 takes a free one")
+    flag("engines", int, defaults.engines, "processes on the port, each with these limits; for CPUs with many cores")
     flag("device", str, defaults.device, "auto, cpu, cuda or cuda:N")
     flag("threads", int, defaults.threads, "ONNX Runtime threads per model")
     flag("gpu-memory", int, defaults.gpu_memory, "MiB of GPU memory that ONNX Runtime may use for a graph; 0: no limit")
@@ -129,6 +133,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     options = vars(parser.parse_args(arguments))
     for name, least, most in [
         ("port", 0, 65_535),
+        ("engines", 1, 1024),
         ("metrics_port", 0, 65_535),
         ("threads", 1, 1024),
         ("gpu_memory", 0, 1_000_000),
@@ -151,6 +156,10 @@ def _settings(arguments: list[str] | None) -> Settings:
         parser.error(f"--resume-ttl must be at most {LONGEST_TTL:g} seconds; 0 is for ever")
     if options["profile"] and not options["profile"].parent.is_dir():
         parser.error(f"--profile {options['profile']}: there is no folder {options['profile'].parent}")
+    if options["engines"] > 1 and options["profile"]:
+        parser.error("--profile is of one process: leave --engines out")
+    if options["engines"] > 1 and sys.platform != "linux":
+        parser.error("--engines needs Linux: elsewhere processes cannot share a port")
     return Settings(round_seconds=options.pop("round_milliseconds") / 1000, **options)
 
 

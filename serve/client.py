@@ -34,6 +34,8 @@ __all__ = ["AsyncClient", "Client", "Security", "ServerError", "generate_request
 
 RETRY_SECONDS = 30.0
 CHANNEL_OPTIONS = [
+    # Each client has its own connections: where several processes share a port, each connection goes to one of them.
+    ("grpc.use_local_subchannel_pool", 1),
     # A server that was restarted is found soon: the default waits up to two minutes between attempts to connect.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),

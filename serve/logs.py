@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serve.metrics import DROPPED_LINES
@@ -61,13 +61,19 @@ FORMATS = {"text": TextFormatter, "json": JsonFormatter}
 
 
 class QueueHandler(logging.handlers.QueueHandler):
-    """Leaves all work to the writer's thread; `dropped` counts what had no place in the queue."""
+    """Leaves all work to the writer's thread; `dropped` counts what had no place in the queue.
+
+    Every record has the `fields` too.
+    """
 
     queue: Records
+    fields: Mapping[str, Any] | None = None
     dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """The record as it is: what it was given does not change."""
+        if self.fields:
+            record.fields = {**self.fields, **getattr(record, "fields", {})}
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -130,12 +136,15 @@ class Writer(threading.Thread):
             DROPPED_LINES.inc(len(lines))
 
 
-def start_logging(form: str, calls: bool, descriptor: int) -> Writer:
+def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, Any] | None = None) -> Writer:
     """Write all logs from INFO on to `descriptor`, as one of FORMATS; without `calls`, no line for each call.
+
+    All lines have the `fields`.
 
     Other libraries' logs, from WARNING on, take the same way: nothing that logs waits for whoever reads.
     """
     handler = QueueHandler(queue.SimpleQueue())
+    handler.fields = fields
     writer = Writer(descriptor, handler, FORMATS[form]())
     writer.start()
     atexit.register(writer.stop)

@@ -7,10 +7,11 @@ files in the folder PROMETHEUS_MULTIPROC_DIR, and one of them, or another, shows
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from prometheus_client import (
     REGISTRY,
@@ -21,12 +22,13 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from serve.errors import StartError
 
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # Whether another process shows the page for this one.
-IS_SHARED = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+IS_SHARED = FOLDER in os.environ
 
 log = logging.getLogger("rill")
 
@@ -163,3 +165,19 @@ def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[in
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def shared_page(host: str, port: int | None) -> Iterator[dict[str, str]]:
+    """As `page`, of all processes that have in their environment what this gives. Raises StartError."""
+    if port is None:
+        yield {}
+        return
+    with TemporaryDirectory(prefix="rill-metrics-") as folder, page(host, port, Path(folder)):
+        yield {FOLDER: folder}
+
+
+def forget(pid: int, environment: Mapping[str, str]) -> None:
+    """A process that had this from `shared_page` has ended: what it had made stays counted, its streams are gone."""
+    if environment:
+        mark_process_dead(pid, environment[FOLDER])

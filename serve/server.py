@@ -53,6 +53,7 @@ class Settings:
     bundles: Sequence[str]
     host: str = "127.0.0.1"
     port: int = 50051
+    engines: int = 1  # processes on the port
     device: str = "auto"
     threads: int = 1
     gpu_memory: int = 0  # MiB that ONNX Runtime may use for a graph; 0: no limit
@@ -81,23 +82,37 @@ class Settings:
     access_log: bool = True
 
 
-async def serve(settings: Settings) -> None:
+Stop = asyncio.Queue[signal.Signals | BrokenEngineError]  # receives whatever asks the server to
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What one of several processes on a port has of its parent (`serve.workers`), to which signals go.
+
+    `listen` lets the queue receive a signal each time the parent says stop.
+    """
+
+    keys: Sequence[bytes]  # of resume tokens
+    listen: Callable[[Stop], None]
+
+
+async def serve(settings: Settings, parent: Parent | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
     Raises StartError, and BrokenEngineError after a drain because an engine can run no more.
     """
     sys.setswitchinterval(GIL_SECONDS)
-    tokens = _tokens(settings)
+    tokens = Tokens(parent.keys if parent else keys_of(settings), settings.resume_ttl)
     certificates = _certificates(settings)
     bearers = BearerTokens(settings.auth_token_file) if settings.auth_token_file else None
-    stop: asyncio.Queue[signal.Signals | BrokenEngineError] = asyncio.Queue()
+    stop: Stop = asyncio.Queue()
     models = Models(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
     # Without a page nobody sees them.
     watching = asyncio.create_task(keep_current(models)) if settings.metrics_port is not None or IS_SHARED else None
     try:
         await models.start()
-        _listen_for_signals(stop)  # not before: while loading, Ctrl-C ends at once
+        (parent.listen if parent else listen_for_signals)(stop)  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars, settings.stall_seconds)
         service = TextGeneration(models, tokens, limits, Clients(settings.max_streams_per_client, bearers))
         if settings.profile:
@@ -109,8 +124,8 @@ async def serve(settings: Settings) -> None:
                 f"provider: {models.default.provider})",
                 flush=True,
             )
-            if not settings.resume_key_file:
-                log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
+            if not parent:
+                say_how_long_tokens_last(settings)
             reason = await stop.get()
             log.info("draining: %d calls", sum(model.calls for model in models.all))
             await healths.enter_graceful_shutdown()
@@ -141,17 +156,22 @@ async def _reload_on_hangup(models: Models) -> None:
         await models.reload()
 
 
-def _listen_for_signals(stop: asyncio.Queue[Any]) -> None:
+def listen_for_signals(stop: asyncio.Queue[Any]) -> None:
     """Let `stop` receive the signals which ask the server to."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.put_nowait, number)
 
 
-def _tokens(settings: Settings) -> Tokens:
-    """What makes and reads resume tokens. Raises StartError for a key file that is none."""
-    keys = [read_key(path) for path in settings.resume_key_file]
-    return Tokens(keys or [secrets.token_bytes(KEY_BYTES)], settings.resume_ttl)
+def keys_of(settings: Settings) -> list[bytes]:
+    """The keys of resume tokens; a new one where no file is given. Raises StartError for a key file that is none."""
+    return [read_key(path) for path in settings.resume_key_file] or [secrets.token_bytes(KEY_BYTES)]
+
+
+def say_how_long_tokens_last(settings: Settings) -> None:
+    """In the log, where it is not long."""
+    if not settings.resume_key_file:
+        log.info("no --resume-key-file: resume tokens are good for this server's lifetime only")
 
 
 def _certificates(settings: Settings) -> Certificates | None:
@@ -169,9 +189,15 @@ def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -
     """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
     provider, device_id = choose_device(settings.device)
+    if settings.engines > 1 and provider != CPU:
+        raise StartError(
+            f"--engines {settings.engines} is for CPUs: processes only take turns at a GPU, which one keeps busy; "
+            "leave --engines out, or add --device cpu"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # One core is the event loop's.
-    turnstile = Turnstile(max((cores - 1) // settings.threads, 1) if provider == CPU else 1)
+    # Of a process's share, one core is the event loop's.
+    places = (cores // settings.engines - 1) // settings.threads
+    turnstile = Turnstile(max(places, 1) if provider == CPU else 1)
     loop = asyncio.get_running_loop()
 
     def make(bundle: Bundle) -> Model:
@@ -209,7 +235,8 @@ async def _listening(
             ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_seconds)),
             # Where a ping is under way for other reasons, keepalive sends none.
             ("grpc.http2.ping_timeout_ms", int(1000 * settings.keepalive_seconds)),
-            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+            # A port in use is an error, not a second server; of several processes, `serve.workers` sees to that.
+            ("grpc.so_reuseport", int(settings.engines > 1)),
             # A text that is too long should get our own answer: room for 4 bytes a character and more.
             (
                 "grpc.max_receive_message_length",
@@ -245,7 +272,7 @@ async def _listening(
     except RuntimeError:
         port = 0
     if not port:
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: in use, or no address of this machine")
+        raise port_error(settings)
     for name in ("", SERVICE):
         await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     await server.start()
@@ -267,3 +294,8 @@ async def _drain(service: TextGeneration, models: Models, seconds: float) -> Non
         await asyncio.sleep(0.01)
     for model in models.all:
         model.drain()
+
+
+def port_error(settings: Settings) -> StartError:
+    """The port cannot be had."""
+    return StartError(f"cannot listen on {settings.host}:{settings.port}: in use, or no address of this machine")

@@ -195,6 +195,22 @@ def test_a_running_server_can_be_measured(
     assert "cpu_ratio_to_decode" not in found["loads"][0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_server_of_two_processes_is_measured_as_one(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("closed.WINDOWS", 2), ("idle.WARM_UP", 2), ("run.NEWCOMER_STREAMS", 4)):
+        monkeypatch.setattr(f"bench.{name}", value)
+    path = tmp_path / "engines.json"
+    arguments = ["--engines", "2", "--streams", "32", "--seconds", "0.2", "--json", str(path)]
+    assert main(["load", "--bundle", str(tiny_folder), *arguments]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["settings"]["engines"] == 2
+    assert found["settings"]["server_core"] is None
+    assert found["server"]["peak_megabytes"] >= found["server"]["rest_megabytes"] > 3 * 20  # three processes
+    require_load(found["loads"][0], found["machine"]["cores"])
+
+
 def test_what_cannot_be_measured_is_one_clear_line(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +240,9 @@ def test_what_cannot_be_measured_is_one_clear_line(
         (["--target", "a:1", "--pin"], "--pin and --round-milliseconds are for"),
         (["--target", "a:1", "--round-milliseconds", "5"], "--pin and --round-milliseconds are for"),
         (["profile", "--target", "a:1"], "profile needs a server that is started here"),
+        (["load", "--engines", "0"], "--engines must be at least 1"),
+        (["load", "--engines", "2", "--pin"], "--engines is for a server that is started here, without --pin"),
+        (["profile", "--engines", "2"], "--engines is for a server that is started here, without --pin or profile"),
         (["open", "--peers"], "--peers goes with load"),
         (["--json", "nowhere/x.json"], "there is no folder nowhere"),
         (["--plot", "nowhere/x.png"], "there is no folder nowhere"),

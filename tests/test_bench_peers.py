@@ -141,7 +141,7 @@ def test_a_peer_is_ended_with_its_context(tiny_folder: Path) -> None:
 
     async def start_and_fail() -> None:
         async with own_server(command, None) as server:
-            processes.append(server.process)
+            processes.extend(server.processes)
             raise KeyError
 
     with pytest.raises(KeyError):

@@ -33,13 +33,13 @@ def test_a_serving_process_loads_neither_torch_nor_onnx(tiny_folder):
 import asyncio, sys
 from serve.client import AsyncClient
 from serve.request import Limits
-from serve.server import Models, Settings, TextGeneration, _listening, _maker, _tokens
+from serve.server import Models, Settings, TextGeneration, Tokens, _listening, _maker, keys_of
 
 async def main():
     settings = Settings([{str(tiny_folder)!r}], port=0)
     models = Models(settings.bundles, _maker(settings, print))
     await models.start()
-    service = TextGeneration(models, _tokens(settings), Limits())
+    service = TextGeneration(models, Tokens(keys_of(settings), settings.resume_ttl), Limits())
     async with _listening(service, models, settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
         text = "".join([piece async for piece in client.generate("a", max_chars=50, top_k=3)])
     await models.close()

@@ -276,16 +276,16 @@ def limited(tiny_folder):
     ids=["unknown", "far", "long", "wide"],
 )
 def test_a_text_that_cannot_be_scored_is_refused_before_any_work(limited, text, message):
-    """While the only slot is taken, and nobody may wait for it."""
+    """Where there is a place for it; where there is none, nobody looks at it."""
     server, stub = limited
     wait_until(lambda: running(server) == 0)
-    busy = stub.Generate(pb.GenerateRequest())
-    next(busy)
     error, details = refusal(stub.Score(pb.ScoreRequest(text=text)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert message in error.details()
     assert [violation.field for violation in details[BadRequest].field_violations] == ["text"]
-    error, _ = refusal(stub.Score(pb.ScoreRequest(text="a")))
+    busy = stub.Generate(pb.GenerateRequest())
+    next(busy)
+    error, _ = refusal(stub.Score(pb.ScoreRequest(text=text)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     busy.cancel()
 
