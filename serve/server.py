@@ -146,6 +146,20 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
         raise reason
 
 
+async def check(settings: Settings) -> str:
+    """See whether all of this can be served, without listening; returns what would be. Raises StartError."""
+    keys_of(settings)
+    _certificates(settings)
+    if settings.auth_token_file:
+        BearerTokens(settings.auth_token_file)
+    models = Models(settings.bundles, _maker(settings, lambda _: None))
+    try:
+        await models.start()
+        return f"the configuration is good: models: {', '.join(models.names)}; provider: {models.default.provider}"
+    finally:
+        await models.close()
+
+
 async def _reload_on_hangup(models: Models) -> None:
     """Read the bundles again at each SIGHUP; any number of them while that goes on are one more."""
     hangup = asyncio.Event()
