@@ -26,6 +26,7 @@ from protos.rill_pb2_grpc import add_TextGenerationServicer_to_server
 from serve.errors import BrokenEngineError, DrainingError, StartError
 from serve.model import Model
 from serve.models import Models
+from serve.parsing import Parsing
 from serve.profile import Profile
 from serve.request import Limits
 from serve.runtime import CPU, Decoder, choose_device, warn_of_two_runtimes
@@ -155,6 +156,7 @@ async def _listening(
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
     calls = len(models.all) * (settings.max_streams + settings.max_waiting)
     server = grpc.aio.server(
+        interceptors=[Parsing(SERVICE)],
         options=[
             # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
             ("grpc.server.max_pending_requests", calls),
@@ -167,7 +169,7 @@ async def _listening(
                 "grpc.max_receive_message_length",
                 max(8 * settings.max_prompt, 4 * settings.max_score_chars) + 65_536,
             ),
-        ]
+        ],
     )
     add_TextGenerationServicer_to_server(service, server)
     healths = health.aio.HealthServicer()

@@ -25,6 +25,8 @@ def _statuses(handler: Any) -> Any:
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
         try:
+            if isinstance(request, RillError):  # `serve.parsing`
+                raise request
             return await handler(self, request, context)
         except RillError as error:
             await abort(context, error)
@@ -120,6 +122,7 @@ class TextGeneration(TextGenerationServicer):
         )
         await context.write(pb.ScoreResponse(position=score.chars, total=total))
 
+    @_statuses
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """What is served, and how busy it is."""
         models = self._models.all
