@@ -23,7 +23,7 @@ from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 from serve.continuation import Continuation, ServerError
 
-__all__ = ["AsyncClient", "Client", "ServerError", "generate_request"]
+__all__ = ["AsyncClient", "Client", "ServerError", "finish_reason", "generate_request"]
 
 RETRY_SECONDS = 30.0
 CHANNEL_OPTIONS = [
@@ -77,6 +77,12 @@ def generate_request(
         resume_every=resume_every,
         chars_per_second=chars_per_second,
     )
+
+
+def finish_reason(number: int) -> str:
+    """LENGTH, STOP or DRAINING; of one that only newer servers know, its number."""
+    known = pb.FinishReason.DESCRIPTOR.values_by_number.get(number)
+    return known.name.removeprefix("FINISH_REASON_") if known else str(number)
 
 
 class Client:

@@ -18,7 +18,7 @@ from serve.client import generate_request
 
 LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
 MOST_STOPS = 32  # as in rill.proto
-LARGEST_FLOAT32 = float.fromhex("0x1.fffffep127")
+LARGEST_FLOAT32, SMALLEST_FLOAT32 = float.fromhex("0x1.fffffep127"), float.fromhex("0x1p-149")
 
 
 class PromptError(ValueError):
@@ -116,7 +116,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "max_chars": _whole(1, 2**62 - 1),  # a text without end would never be complete
     "temperature": _number(lambda x: 0 <= x <= LARGEST_FLOAT32, "of at least 0"),
     "top_k": _whole(0, 2**32 - 1),
-    "top_p": _number(lambda x: 0 < x <= 1, "above 0 and up to 1"),
+    "top_p": _number(lambda x: SMALLEST_FLOAT32 <= x <= 1, "above 0 and up to 1"),
     "min_p": _number(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "seed": _whole(0, 2**64 - 1),
     "stop": _stop,

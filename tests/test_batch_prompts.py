@@ -85,6 +85,7 @@ def test_what_json_files_have(path):
         ({"prompt": "a", "temperature": 10**400}, '"temperature" must be a number'),
         ({"prompt": "a", "top_k": -1}, '"top_k" must be from 0 to 4294967295, not -1'),
         ({"prompt": "a", "top_p": 0}, '"top_p" must be a number above 0 and up to 1, not 0'),
+        ({"prompt": "a", "top_p": 1e-50}, '"top_p" must be a number above 0 and up to 1, not 1e-50'),  # 0 as a float32
         ({"prompt": "a", "min_p": 1.01}, '"min_p" must be a number from 0 to 1, not 1.01'),
         ({"prompt": "a", "seed": 2**64}, '"seed" must be from 0 to'),
         ({"prompt": "a", "seed": None}, '"seed" must be a whole number, not null'),
