@@ -200,7 +200,7 @@ def is_replaceable(folder: Path) -> bool:
         return False
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True  # damaged
     return isinstance(content, dict) and "format_version" in content
 
@@ -296,6 +296,7 @@ def _string(manifest: Mapping[str, Any], key: str) -> str:
     value = manifest[key]
     if not (isinstance(value, str) and value):
         raise ValueError(f"{key!r} must be a string that is not empty")
+    value.encode()  # half of a surrogate pair can be in JSON, but not in a message or a log
     return value
 
 
