@@ -179,6 +179,8 @@ def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) ->
         given = _checked_object(raw)
     except ValueError as error:
         raise PromptError(f"{path}, line {number}: {error}") from None
+    except RecursionError:  # of what reads it, or of what quotes it
+        raise PromptError(f"{path}, line {number}: is nested too deep") from None
     parameters = {**defaults, **given}
     parameters.setdefault("seed", 0)
     if "seed" not in given:
@@ -194,8 +196,6 @@ def _checked_object(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
     if type(found) is not dict:
         raise ValueError(f'must be an object like {{"prompt": "…"}}, not {_shown(found)}')
     if "prompt" not in found:

@@ -107,6 +107,13 @@ def test_a_fault_is_named_with_file_line_and_key(path, line, message):
     assert len(str(caught.value)) < 400
 
 
+def test_no_depth_of_nesting_is_a_fault_of_ours(path):
+    """Between what can be read and what can be quoted lie a few brackets."""
+    for depth in range(900, 1000):
+        with pytest.raises(PromptError, match="line 1: "):
+            prompts_of(path, b'{"prompt": ' + b'{"a":' * depth + b"1" + b"}" * depth + b"}")
+
+
 def test_a_file_without_line_ends_is_not_read_whole(path):
     with path.open("wb") as file:
         file.truncate(LONGEST_LINE + 10)  # zeros

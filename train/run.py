@@ -109,7 +109,7 @@ def load_config(folder: Path) -> RunConfig:
             Vocabulary(_strings(document, "vocabulary"), characters=model.task == "generate"),
             labels,
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a value may be nested too deep to be quoted
         raise RunError(f"{path}: {error}") from None
 
 
