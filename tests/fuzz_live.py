@@ -102,6 +102,10 @@ class Fuzzing:
 
     def _request(self, kind) -> bytes:
         random = self._random
+        if kind is pb.GenerateRequest and random.random() < 0.3:  # valid: what it leaves behind is in nobody's way
+            bias = {letter: random.uniform(-5, 5) for letter in random.sample("abcde ", 3)}
+            sampling = pb.Sampling(seed=1, top_p=random.choice((0.5, 1)), logit_bias=bias)
+            return kind(prompt="abc", max_chars=100, sampling=sampling, stop=["abc"]).SerializeToString()
         made = message(random, kind, self.tokens)
         for name, value in (("max_chars", 100), ("chars_per_second", 1000)):
             if name in kind.DESCRIPTOR.fields_by_name and random.random() < 0.7:
