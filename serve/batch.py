@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from protos import rill_pb2 as pb
-from serve.client import PLAIN, AsyncClient, Security, ServerError
+from serve.client import PLAIN, AsyncClient, Security, ServerError, finish_reason
 from serve.prompts import Prompt
 from serve.texts import Texts
 
@@ -87,7 +87,7 @@ class Servers:
                     parts.append(message.text)
                     reason = message.finish_reason
                     came(len(message.text))
-                return Text("".join(parts), pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_"))
+                return Text("".join(parts), finish_reason(reason))
             except ServerError as error:
                 if _is_refusal(error):
                     raise RefusedError(str(error)) from None

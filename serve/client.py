@@ -30,7 +30,7 @@ from serve.dialogue import sampling_of
 from serve.security import Security
 from serve.session import AsyncSession, Beginning, Session
 
-__all__ = ["AsyncClient", "Client", "Security", "ServerError", "generate_request"]
+__all__ = ["AsyncClient", "Client", "Security", "ServerError", "finish_reason", "generate_request"]
 
 RETRY_SECONDS = 30.0
 CHANNEL_OPTIONS = [
@@ -87,6 +87,12 @@ def generate_request(
         resume_every=resume_every,
         chars_per_second=chars_per_second,
     )
+
+
+def finish_reason(number: int) -> str:
+    """LENGTH, STOP or DRAINING; of one that only newer servers know, its number."""
+    known = pb.FinishReason.DESCRIPTOR.values_by_number.get(number)
+    return known.name.removeprefix("FINISH_REASON_") if known else str(number)
 
 
 class Client:

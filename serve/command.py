@@ -29,7 +29,7 @@ from google.protobuf.json_format import MessageToDict
 from protos import rill_pb2 as pb
 from serve.batch_command import add_batch
 from serve.chat_command import add_chat
-from serve.client import RETRY_SECONDS, Client, ServerError, generate_request
+from serve.client import RETRY_SECONDS, Client, ServerError, finish_reason, generate_request
 from serve.flags import add_sampling
 from serve.resume_file import read_token, write_token
 from serve.score_command import add_score
@@ -207,7 +207,7 @@ def _line(message: pb.GenerateResponse, first: bool) -> str:
             for entry in message.logprobs
         ]
     if message.finish_reason:
-        line["finish_reason"] = pb.FinishReason.Name(message.finish_reason).removeprefix("FINISH_REASON_")
+        line["finish_reason"] = finish_reason(message.finish_reason)
     if message.HasField("usage"):
         line["usage"] = {field.name: getattr(message.usage, field.name) for field in message.usage.DESCRIPTOR.fields}
     return json.dumps(line, ensure_ascii=False)

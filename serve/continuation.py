@@ -24,6 +24,7 @@ from protos import rill_pb2 as pb
 from serve.security import explained
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds: a wait is random, from 0 to a limit that doubles between these
+MOST_CHARS = 2**64 - 1  # that positions can count
 ENDED_EARLY = "the server ended the stream without a last message"
 
 Detail = TypeVar("Detail", bound=Message)
@@ -124,6 +125,8 @@ class Continuation:
             self._begin(message)
         if message.position != self._at:
             raise _data_loss(f"a message begins at character {message.position:,} instead of {self._at:,}")
+        if self._at + len(message.text) > self._most():
+            raise _data_loss(f"a message goes on to character {self._at + len(message.text):,} of {self._most():,}")
         known = message.text[: self._end - self._at]
         new = message.text[len(known) :]
         self._follow(known)
@@ -182,6 +185,11 @@ class Continuation:
         self._seed = message.seed
         self._place = _Place(b"", message.position, blake2b())
         self._call_digest = self._digest
+
+    def _most(self) -> int:
+        """How far the text may go."""
+        asked = self._request.max_chars
+        return min((self._start or 0) + asked, MOST_CHARS) if asked else MOST_CHARS
 
     def _complete(self) -> bool:
         count = self._request.max_chars

@@ -28,9 +28,9 @@ AHEAD = 16  # actions that are read before it is their turn
 class Inbox:
     """The actions of a call, in order, read a little ahead: `waiting` have come and were not taken."""
 
-    def __init__(self, actions: AsyncIterator[pb.InteractRequest]) -> None:
+    def __init__(self, actions: AsyncIterator[pb.InteractRequest | RequestError]) -> None:
         self._actions = actions
-        self._line: deque[pb.InteractRequest] = deque()
+        self._line: deque[pb.InteractRequest | RequestError] = deque()
         self._places = asyncio.Semaphore(AHEAD)
         self._news = asyncio.Event()
         self._is_over = self._is_draining = False
@@ -44,7 +44,10 @@ class Inbox:
         return len(self._line)
 
     async def take(self) -> pb.InteractRequest | None:
-        """The next action, or None if no more will come. Raises DrainingError, and what kept it from reading on."""
+        """The next action, or None if no more will come.
+
+        Raises DrainingError, RequestError for what is no action, and what kept it from reading on.
+        """
         while not (self._line or self._is_over or self._is_draining):
             self._news.clear()
             await self._news.wait()
@@ -52,7 +55,10 @@ class Inbox:
             raise DrainingError("the server is going away; the state goes on elsewhere, from its token")
         if self._line:
             self._places.release()
-            return self._line.popleft()
+            action = self._line.popleft()
+            if isinstance(action, RequestError):  # bytes that are no InteractRequest: `serve.parsing`
+                raise action
+            return action
         if self._error:
             raise self._error
         return None
@@ -74,7 +80,7 @@ class Inbox:
                 self._news.set()
                 if self.interrupt:
                     self.interrupt()
-        except Exception as error:  # bytes that are no InteractRequest
+        except Exception as error:  # the connection's
             self._error = error
         self._is_over = True
         self._news.set()

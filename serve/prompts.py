@@ -18,7 +18,7 @@ from serve.client import generate_request
 
 LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
 MOST_STOPS = 32  # as in rill.proto
-LARGEST_FLOAT32 = float.fromhex("0x1.fffffep127")
+LARGEST_FLOAT32, SMALLEST_FLOAT32 = float.fromhex("0x1.fffffep127"), float.fromhex("0x1p-149")
 
 
 class PromptError(ValueError):
@@ -116,7 +116,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "max_chars": _whole(1, 2**62 - 1),  # a text without end would never be complete
     "temperature": _number(lambda x: 0 <= x <= LARGEST_FLOAT32, "of at least 0"),
     "top_k": _whole(0, 2**32 - 1),
-    "top_p": _number(lambda x: 0 < x <= 1, "above 0 and up to 1"),
+    "top_p": _number(lambda x: SMALLEST_FLOAT32 <= x <= 1, "above 0 and up to 1"),
     "min_p": _number(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "seed": _whole(0, 2**64 - 1),
     "stop": _stop,
@@ -179,6 +179,8 @@ def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) ->
         given = _checked_object(raw)
     except ValueError as error:
         raise PromptError(f"{path}, line {number}: {error}") from None
+    except RecursionError:  # of what reads it, or of what quotes it
+        raise PromptError(f"{path}, line {number}: is nested too deep") from None
     parameters = {**defaults, **given}
     parameters.setdefault("seed", 0)
     if "seed" not in given:
@@ -194,8 +196,6 @@ def _checked_object(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
     if type(found) is not dict:
         raise ValueError(f'must be an object like {{"prompt": "…"}}, not {_shown(found)}')
     if "prompt" not in found:

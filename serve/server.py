@@ -28,6 +28,7 @@ from serve.gauges import keep_current
 from serve.metrics import IS_SHARED
 from serve.model import Model
 from serve.models import Models
+from serve.parsing import Parsing
 from serve.profile import Profile
 from serve.request import Limits
 from serve.runtime import CPU, Decoder, choose_device, one_line, warn_of_two_runtimes
@@ -236,7 +237,7 @@ async def _listening(
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
     calls = max(len(models.all) * (settings.max_streams + settings.max_waiting), PENDING_CALLS)
     server = grpc.aio.server(
-        interceptors=[RequireToken(bearers)] if bearers else [],
+        interceptors=[*([RequireToken(bearers)] if bearers else []), Parsing(SERVICE)],
         options=[
             # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
             # Those who find no place are to be told that, and when to come again.

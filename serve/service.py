@@ -30,6 +30,8 @@ def _statuses(handler: Any) -> Any:
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
         try:
             with observed(handler.__name__, context) as call:
+                if isinstance(request, RillError):  # `serve.parsing`
+                    raise request
                 return await handler(self, request, context, call)
         except RillError as error:
             await abort(context, error)

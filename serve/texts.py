@@ -115,7 +115,7 @@ class Texts:
                 raise TextsError(f"{path}, line {number} is none of rill batch; {_WAYS_OUT}") from None
             if run != str(self._run):
                 raise TextsError(f"{path} {self._difference(str(run))}; {_WAYS_OUT}")
-            if line not in range(1, len(self._places) + 1):
+            if type(line) is not int or line not in range(1, len(self._places) + 1):
                 raise TextsError(f"{path}, line {number} is damaged; {_WAYS_OUT}")
             self._have(line, self._end, is_refused)
             self._end += len(raw)

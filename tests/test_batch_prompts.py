@@ -85,6 +85,7 @@ def test_what_json_files_have(path):
         ({"prompt": "a", "temperature": 10**400}, '"temperature" must be a number'),
         ({"prompt": "a", "top_k": -1}, '"top_k" must be from 0 to 4294967295, not -1'),
         ({"prompt": "a", "top_p": 0}, '"top_p" must be a number above 0 and up to 1, not 0'),
+        ({"prompt": "a", "top_p": 1e-50}, '"top_p" must be a number above 0 and up to 1, not 1e-50'),  # 0 as a float32
         ({"prompt": "a", "min_p": 1.01}, '"min_p" must be a number from 0 to 1, not 1.01'),
         ({"prompt": "a", "seed": 2**64}, '"seed" must be from 0 to'),
         ({"prompt": "a", "seed": None}, '"seed" must be a whole number, not null'),
@@ -104,6 +105,13 @@ def test_a_fault_is_named_with_file_line_and_key(path, line, message):
     assert str(caught.value).startswith(f"{path}, line 3: ")
     assert message in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_no_depth_of_nesting_is_a_fault_of_ours(path):
+    """Between what can be read and what can be quoted lie a few brackets."""
+    for depth in range(900, 1000):
+        with pytest.raises(PromptError, match="line 1: "):
+            prompts_of(path, b'{"prompt": ' + b'{"a":' * depth + b"1" + b"}" * depth + b"}")
 
 
 def test_a_file_without_line_ends_is_not_read_whole(path):

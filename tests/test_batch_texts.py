@@ -86,6 +86,7 @@ def test_files_that_are_not_of_this_run_are_left_alone(tmp_path, place):
         (RUN, ours + b"[]\n", "line 3 is none of rill batch"),
         (RUN, ours.replace(b'"line": 2', b'"line": 4'), "line 2 is damaged"),
         (RUN, ours.replace(b'"line": 2', b'"line": "2"'), "line 2 is damaged"),
+        (RUN, ours.replace(b'"line": 2', b'"line": 2.0'), "line 2 is damaged"),
         (RUN, b"a text\n", "line 1 is none of rill batch"),
     ]
     for run, content, message in cases:

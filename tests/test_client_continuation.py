@@ -322,6 +322,16 @@ def test_a_gap_is_no_text(position):
     assert caught.value.code is Code.DATA_LOSS
 
 
+@pytest.mark.parametrize(("max_chars", "position"), [(5, 0), (0, 2**64 - 5), (9, 2**64 - 5)])
+def test_more_than_was_asked_for_is_no_text(max_chars, position):
+    text = Continuation(generate_request("prompt", max_chars=max_chars))
+    text.request()
+    assert text.received(pb.GenerateResponse(text="abc", position=position)).text == "abc"
+    with pytest.raises(ServerError, match="goes on to character") as caught:
+        text.received(pb.GenerateResponse(text="def", position=position + 3, resume_token=b"token"))
+    assert caught.value.code is Code.DATA_LOSS
+
+
 @pytest.mark.parametrize("reason", [LENGTH, STOP])
 def test_a_text_that_ends_earlier_than_it_did_is_another_one(reason):
     text, _ = begun()
@@ -674,6 +684,15 @@ def test_rill_generate_prints_tokens_and_logprobs(capsys):
     assert (first["seed"], len(first["logprobs"]), len(last["logprobs"])) == (SEED, 7, 2)
     assert base64.b64decode(last["resume_token"]) == token_at(9, SEED)
     assert "resume_token" not in first
+
+
+def test_a_reason_that_only_newer_servers_know(capsys):
+    def ends(request, context):
+        yield pb.GenerateResponse(text="a", seed=1, finish_reason=9)
+
+    with listening(Scripted(ends)) as (target, _):
+        assert main(["generate", "prompt", "--target", target, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["finish_reason"] == "9"
 
 
 def test_rill_saves_a_token_and_resumes(tmp_path, capsys):

@@ -100,6 +100,8 @@ def test_a_damaged_and_an_older_bundle_are_replaced_by_force(tmp_path, run_folde
     with pytest.raises(BundleError, match="holds a damaged or an older bundle; replace it with --force"):
         exporting.export_run(run_folder, tmp_path / "out")
     assert is_replaceable(folder)
+    (folder / MANIFEST).write_text("[" * 100_000)
+    assert is_replaceable(folder)
     (folder / MANIFEST).write_text("{")
     exporting.export_run(run_folder, tmp_path / "out", force=True)
     assert read_bundle(folder).name == "tiny"
@@ -230,6 +232,7 @@ def _edit(folder, change):
         (lambda f: _edit(f, lambda m: m.update(model=[])), "lacks 'task'"),
         (lambda f: _edit(f, lambda m: m.update(model=None)), "is wrong"),
         (lambda f: _edit(f, lambda m: m.update(name="")), "'name' must be a string"),
+        (lambda f: _edit(f, lambda m: m.update(name="a\ud800")), "is wrong: .* surrogates not allowed"),
         (lambda f: _edit(f, lambda m: m.update(model_id=7)), "'model_id' must be a string"),
         (lambda f: _edit(f, lambda m: m.update(model_id="0" * 64)), "model_id does not match"),
         (lambda f: _edit(f, lambda m: m.update(precision="fp16")), "precision 'fp16' is none of fp32, int8"),

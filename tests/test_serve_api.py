@@ -93,6 +93,25 @@ def test_a_long_name_is_not_quoted_whole(stub):
     assert details[BadRequest].field_violations
 
 
+def test_what_is_quoted_fits_into_the_metadata(stub):
+    """With more, gRPC puts an error of its own in place of the status, at random."""
+    request = pb.GenerateRequest(sampling=pb.Sampling(logit_bias={"😀" * 2000: 1}))
+    for _ in range(20):
+        error, details = refusal(stub.Generate(request))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert details[BadRequest].field_violations[0].field == "sampling.logit_bias"
+
+
+@pytest.mark.parametrize("method", ["Generate", "Score", "ListModels"])
+def test_bytes_that_are_no_message_are_a_bad_request(tiny_folder, method):
+    with run_server(tiny_folder) as server:
+        with grpc.insecure_channel(server.target) as channel:
+            error, details = refusal(channel.unary_stream(f"/rill.v1.TextGeneration/{method}")(b"\xff", timeout=20))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "no message of rill.proto" in details[BadRequest].field_violations[0].description
+        assert "Traceback" not in server.stop()[1]
+
+
 def test_any_top_k_is_harmless_in_company(server):
     with server.client() as client:
         texts = [client.generate("a", max_chars=300, seed=1, top_k=k) for k in (57, 2**31 - 1, 2**31, 2**32 - 1, 3)]

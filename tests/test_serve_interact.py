@@ -442,9 +442,14 @@ def test_bytes_that_are_no_message_end_the_call_only(served):
     with grpc.insecure_channel(served) as channel:
         call = channel.stream_stream("/rill.v1.TextGeneration/Interact")
         opening = Request(open=Request.Open()).SerializeToString()
-        for actions in ([b"\xff"], [opening, b"\xff"]):
-            with pytest.raises(grpc.RpcError, match="Error parsing message"):
-                list(call(iter(actions), timeout=20))
+        endless = Request(generate=Request.Generate()).SerializeToString()
+        for actions in ([], [opening], [opening, endless]):
+            events = call(iter([*actions, b"\xff"]), timeout=20)
+            kinds = []
+            with pytest.raises(grpc.RpcError, match="are no message of") as caught:
+                kinds.extend(pb.InteractResponse.FromString(event).WhichOneof("event") for event in events)
+            assert caught.value.code() is INVALID
+            assert kinds[-1:] == ["snapshot"] * bool(actions)  # what is refused leaves the state as it was
         assert len(list(call(iter([opening]), timeout=20))) == 1
 
 

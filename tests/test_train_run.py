@@ -68,7 +68,17 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
         (lambda f: (f / "config.json").write_text("[]"), "config.json is damaged: it must hold a JSON object"),
         (edit_config(lambda c: c.pop("vocabulary")), "config.json lacks 'vocabulary'"),
         (edit_config(lambda c: c.update(vocabulary="ab")), "'vocabulary' must be a list of strings"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is damaged"),
         (edit_config(lambda c: c.update(vocabulary=["a", "a"])), "the vocabulary repeats a symbol"),
+        (edit_config(lambda c: c.update(vocabulary=["a", "\ud800"])), "'vocabulary' has half of a surrogate pair"),
+        (
+            edit_config(lambda c: c["model"].update(layers=2**31)),
+            "layers must be at most 1000, not 2147483648",
+        ),
+        (
+            edit_config(lambda c: c["model"].update(hidden=2**62)),
+            "hidden must be at most 1048576, not 4611686018427387904",
+        ),
         (edit_config(lambda c: c.update(model={"cell": "gru", "size": 3})), "ModelConfig does not know 'size'"),
         (edit_config(lambda c: c.update(labels=["x", "y"])), "'labels' are for taggers, and only for them; task is"),
         (edit_config(lambda c: c["model"].update(task="tag")), "'labels' are for taggers, and only for them; task is"),

@@ -7,6 +7,7 @@ from typing import Any, Self
 from train.errors import ConfigError
 
 MOST_THREADS = 1024
+MOST_LAYERS, MOST_UNITS = 1000, 2**20  # far above any real model: so that shapes can be computed, and soon
 PREPARATIONS = ("none", "letters", "line")
 OPTIMIZERS = ("adamw", "sgd", "rmsprop")
 INITIALIZATIONS = ("default", "normal", "orthogonal")
@@ -65,6 +66,9 @@ class ModelConfig(_Section):
         _require_whole(self, "layers", 1)
         _require_whole(self, "hidden", 1)
         _require_whole(self, "embedding", 0)
+        for name, most in (("layers", MOST_LAYERS), ("hidden", MOST_UNITS), ("embedding", MOST_UNITS)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name} must be at most {most}, not {getattr(self, name)}")
         _require_number(self, "dropout", 0.0, 1.0)
         if self.reset == "before" and self.cell != "gru":
             raise ConfigError(f"reset 'before' is about GRUs; {self.cell} has no reset gate")

@@ -91,7 +91,7 @@ def load_config(folder: Path) -> RunConfig:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{folder} is not a run folder: it has no {CONFIG}") from None
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise RunError(f"{path} is damaged: {error}") from None
     if not isinstance(document, dict):
         raise RunError(f"{path} is damaged: it must hold a JSON object")
@@ -109,7 +109,7 @@ def load_config(folder: Path) -> RunConfig:
             Vocabulary(_strings(document, "vocabulary"), characters=model.task == "generate"),
             labels,
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a value may be nested too deep to be quoted
         raise RunError(f"{path}: {error}") from None
 
 
@@ -117,6 +117,10 @@ def _strings(document: dict[str, Any], key: str) -> tuple[str, ...]:
     values = document.get(key, [])
     if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
         raise ValueError(f"{key!r} must be a list of strings")
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:  # JSON can escape what no text can hold
+        raise ValueError(f"{key!r} has half of a surrogate pair") from None
     return tuple(values)
 
 
