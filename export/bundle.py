@@ -318,7 +318,6 @@ def _string(manifest: Mapping[str, Any], key: str) -> str:
     value = manifest[key]
     if not (isinstance(value, str) and value):
         raise ValueError(f"{key!r} must be a string that is not empty")
-    value.encode()  # half of a surrogate pair can be in JSON, but not in a message or a log
     return value
 
 

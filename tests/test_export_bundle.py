@@ -232,7 +232,7 @@ def _edit(folder, change):
         (lambda f: _edit(f, lambda m: m.update(model=[])), "lacks 'task'"),
         (lambda f: _edit(f, lambda m: m.update(model=None)), "is wrong"),
         (lambda f: _edit(f, lambda m: m.update(name="")), "'name' must be a string"),
-        (lambda f: _edit(f, lambda m: m.update(name="a\ud800")), "is wrong: .* surrogates not allowed"),
+        (lambda f: _edit(f, lambda m: m.update(name="a\ud800")), "is wrong: .* all of them printable"),
         (lambda f: _edit(f, lambda m: m.update(model_id=7)), "'model_id' must be a string"),
         (lambda f: _edit(f, lambda m: m.update(model_id="0" * 64)), "model_id does not match"),
         (lambda f: _edit(f, lambda m: m.update(precision="fp16")), "precision 'fp16' is none of fp32, int8"),
