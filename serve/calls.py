@@ -5,15 +5,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from serve.errors import RillError
 from serve.messages import Times
 from serve.metrics import CALL_LATENCY, CALLS, REJECTIONS, ModelMetrics
+from serve.patience import Patience
 from serve.status import Context, code_of, reason_of
 from serve.stream import Order
 
@@ -33,8 +35,11 @@ class Call:
     off.
     """
 
-    def __init__(self, method: str, request_id: str) -> None:
+    def __init__(
+        self, method: str, request_id: str, patience: Patience, write: Callable[[Message], Awaitable[None]]
+    ) -> None:
         self.method, self.id = method, request_id
+        self.patience, self._write = patience, write
         self.arrived = time.monotonic()
         self.end = "complete"
         self._metrics: ModelMetrics | None = None
@@ -44,6 +49,10 @@ class Call:
         self._text: Times | None = None  # of the last one
         self._last_message = 0.0  # of that, time.monotonic()
         self._code = grpc.StatusCode.OK
+
+    async def write(self, message: Message) -> None:
+        """Send a message, as soon as the client takes it. `patience` ends the call if it does not."""
+        await self.patience.wait("read", self._write(message))
 
     def found(self, metrics: ModelMetrics) -> None:
         """Its model is known."""
@@ -129,13 +138,18 @@ class Call:
         return fields | {"total_seconds": round(seconds, 6)}
 
 
-@contextmanager
-def observed(method: str, context: Context) -> Iterator[Call]:
-    """A call of `method`, from here to the end of the context, whatever that is; its id goes back to the client."""
-    call = Call(method, request_id(context.invocation_metadata() or ()))
+@asynccontextmanager
+async def observed(method: str, context: Context, patience: float) -> AsyncIterator[Call]:
+    """A call of `method`, from here to the end of the context, whatever that is; its id goes back to the client.
+
+    Its client may keep it waiting for `patience` seconds.
+    """
+    waits = Patience(patience)
+    call = Call(method, request_id(context.invocation_metadata() or ()), waits, context.write)
     context.set_trailing_metadata(((REQUEST_ID, call.id),))
     try:
-        yield call
+        async with waits:
+            yield call
     except BaseException as error:
         call.fail(error, context.time_remaining())
         raise

@@ -8,7 +8,7 @@ action takes effect within one engine round, and always between two characters t
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -87,7 +87,7 @@ class Inbox:
 
 
 class Interaction:
-    """The state of one call, in a slot of `model` that it has for itself; `write` sends an event.
+    """The state of one call, in a slot of `model` that it has for itself.
 
     It stands where the last action has left it: an action that fails changes nothing.
     """
@@ -100,11 +100,10 @@ class Interaction:
         messages: Messages,
         limits: Limits,
         inbox: Inbox,
-        write: Callable[[pb.InteractResponse], Awaitable[None]],
         call: Call,
     ) -> None:
         self._model, self._slot, self._messages, self._limits = model, slot, messages, limits
-        self._inbox, self._write, self._call = inbox, write, call
+        self._inbox, self._call = inbox, call
         self._at = Resumption(
             snapshot_of(order, model), order.seed, order.sampling, order.stops, order.include_stop, same_numerics=True
         )
@@ -114,7 +113,7 @@ class Interaction:
     async def run(self) -> None:
         """Do what is asked until nothing more is. Raises RillError for what cannot be, after the state was sent."""
         opened = pb.InteractResponse.Opened(seed=self._at.seed, model_id=self._model.bundle.model_id)
-        await self._write(pb.InteractResponse(opened=opened))
+        await self._call.write(pb.InteractResponse(opened=opened))
         try:
             while (action := await self._inbox.take()) is not None:
                 await self._do(action)
@@ -162,7 +161,7 @@ class Interaction:
         self._call.read(score.chars)
         self._at = replace(self._at, snapshot=snapshot)
         fed = pb.InteractResponse.Fed(chars=score.chars, logprob=score.logprob)
-        await self._write(pb.InteractResponse(fed=fed))
+        await self._call.write(pb.InteractResponse(fed=fed))
 
     async def _generate(self, asked: pb.InteractRequest.Generate) -> None:
         """Until its limit, a stop, or pause; meanwhile other actions are done."""
@@ -248,7 +247,7 @@ class Interaction:
     async def _pause(self) -> None:
         self._may_pause = False
         paused = pb.InteractResponse.Paused(position=self._at.snapshot.position)
-        await self._write(pb.InteractResponse(paused=paused))
+        await self._call.write(pb.InteractResponse(paused=paused))
 
     def _update(self, sampling: pb.Sampling) -> None:
         order = self._order(pb.GenerateRequest(sampling=sampling))
@@ -256,10 +255,10 @@ class Interaction:
 
     async def _send_snapshot(self) -> None:
         snapshot = pb.InteractResponse.Snapshot(resume_token=self._token(), position=self._at.snapshot.position)
-        await self._write(pb.InteractResponse(snapshot=snapshot))
+        await self._call.write(pb.InteractResponse(snapshot=snapshot))
 
     async def _output(self, message: pb.GenerateResponse) -> None:
-        await self._write(pb.InteractResponse(output=message))
+        await self._call.write(pb.InteractResponse(output=message))
 
     def _order(self, request: pb.GenerateRequest) -> Order:
         """What a request for text would mean here."""

@@ -1,17 +1,14 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
-
-from google.protobuf.message import Message
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
 from serve.calls import Call, observed
 from serve.clients import Clients
-from serve.errors import DrainingError, OutOfOrderError, RillError, StalledError
+from serve.errors import DrainingError, OutOfOrderError, RillError
 from serve.interact import Inbox, Interaction
 from serve.messages import FINISH, Messages, Times
 from serve.model import Model
@@ -29,7 +26,7 @@ def _statuses(handler: Any) -> Any:
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
         try:
-            with observed(handler.__name__, context) as call:
+            async with observed(handler.__name__, context, self._limits.stall) as call:
                 if isinstance(request, RillError):  # `serve.parsing`
                     raise request
                 return await handler(self, request, context, call)
@@ -61,11 +58,11 @@ class TextGeneration(TextGenerationServicer):
         model = self._model(call, request.model, request.resume_token)
         with self._clients.place(context), model.call():
             order = await self._order(request, model, context)
-            end = await self._generate(model, order, context, call)
+            end = await self._generate(model, order, call)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
 
-    async def _generate(self, model: Model, order: Order, context: Context, call: Call) -> End:
+    async def _generate(self, model: Model, order: Order, call: Call) -> End:
         """Send a stream's messages; returns how it ended."""
         times = Times(call.arrived)
         async with model.stream(order) as stream:
@@ -82,7 +79,7 @@ class TextGeneration(TextGenerationServicer):
                 if end:
                     message.finish_reason = FINISH[end]
                     message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
-                await self._write(context, message)
+                await call.write(message)
                 model.sent(stream, piece.text)
                 call.generated(times, len(piece.text))
         call.end = end.value
@@ -94,7 +91,7 @@ class TextGeneration(TextGenerationServicer):
         inbox = Inbox(actions)
         self._inboxes.add(inbox)
         try:
-            first = await inbox.take()
+            first = await call.patience.wait("opened", inbox.take())
             if first is None or not first.HasField("open"):
                 raise OutOfOrderError("the first action must be open")
             asked = first.open
@@ -104,9 +101,7 @@ class TextGeneration(TextGenerationServicer):
                 order = await self._order(request, model, context)
                 async with model.slot() as slot:
                     call.joined(order)
-                    await Interaction(
-                        model, slot, order, self.messages, self._limits, inbox, partial(self._write, context), call
-                    ).run()
+                    await Interaction(model, slot, order, self.messages, self._limits, inbox, call).run()
         finally:
             self._inboxes.remove(inbox)
             inbox.close()
@@ -117,7 +112,7 @@ class TextGeneration(TextGenerationServicer):
         model, score = self._model(call, request.model, request.resume_token), Score()
 
         async def write(logprobs: Floats) -> None:
-            await self._write(context, pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
+            await call.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
             score.add(logprobs)
             call.scored(len(logprobs))
 
@@ -134,7 +129,7 @@ class TextGeneration(TextGenerationServicer):
             perplexity=score.perplexity,
             resume_token=self.messages.token(model, order, snapshot),
         )
-        await self._write(context, pb.ScoreResponse(position=score.chars, total=total))
+        await call.write(pb.ScoreResponse(position=score.chars, total=total))
 
     @_statuses
     async def ListModels(self, request: pb.ListModelsRequest, context: Context, call: Call) -> pb.ListModelsResponse:
@@ -147,14 +142,6 @@ class TextGeneration(TextGenerationServicer):
             streams_parked=sum(model.parked for model in models),
             draining=self.draining,
         )
-
-    async def _write(self, context: Context, message: Message) -> None:
-        """Send a message. Raises StalledError if it is not taken."""
-        try:
-            async with asyncio.timeout(self._limits.stall or None):
-                await context.write(message)
-        except TimeoutError:
-            raise StalledError(f"nothing was read for {self._limits.stall:g} seconds") from None
 
     async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
         """What to generate; the client is told if its token comes from where texts may have other bits."""

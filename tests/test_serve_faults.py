@@ -187,6 +187,17 @@ def test_a_reader_that_stops_is_ended(tiny_folder):
         assert text == "".join(other.generate(max_chars=len(text), seed=1))
 
 
+def test_a_conversation_that_is_not_opened_is_ended(tiny_folder):
+    with run_server(tiny_folder, "--stall-seconds", 1) as server, grpc.insecure_channel(server.target) as channel:
+        never = threading.Event()
+        silent = TextGenerationStub(channel).Interact(iter(never.wait, True), timeout=30)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(silent)
+        assert caught.value.code() is grpc.StatusCode.ABORTED
+        assert "nothing was opened for 1 seconds" in caught.value.details()
+        never.set()
+
+
 def open_action():
     return pb.InteractRequest(open=pb.InteractRequest.Open())
 

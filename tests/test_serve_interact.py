@@ -24,6 +24,7 @@ from serve.errors import EngineError
 from serve.interact import AHEAD, Inbox, Interaction
 from serve.messages import Messages
 from serve.model import Model
+from serve.patience import Patience
 from serve.request import Limits, order_of
 from serve.runtime import CPU, Decoder
 from serve.stream import Order, Snapshot
@@ -602,13 +603,13 @@ async def conversation(tiny):
             events.append(event)
             await come(*then(event))
 
-        inbox, call = Inbox(read()), Call("Interact", "an id")
+        inbox, call = Inbox(read()), Call("Interact", "an id", Patience(0), write)
         call.found(model.metrics)
         order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
         await come(*first)
         try:
             async with asyncio.timeout(20), model.slot() as slot:
-                await Interaction(model, slot, order, Messages(tokens), Limits(), inbox, write, call).run()
+                await Interaction(model, slot, order, Messages(tokens), Limits(), inbox, call).run()
         except EngineError as error:
             events.append(error)
         finally:
