@@ -237,7 +237,7 @@ async def _listening(
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
     calls = max(len(models.all) * (settings.max_streams + settings.max_waiting), PENDING_CALLS)
     server = grpc.aio.server(
-        interceptors=[*([RequireToken(bearers)] if bearers else []), Parsing(SERVICE)],
+        interceptors=[RequireToken(bearers)] if bearers else [],
         options=[
             # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
             # Those who find no place are to be told that, and when to come again.
@@ -271,7 +271,7 @@ async def _listening(
             ),
         ],
     )
-    add_TextGenerationServicer_to_server(service, server)
+    add_TextGenerationServicer_to_server(service, Parsing(server))
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     if settings.reflection:
