@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
+import random
 import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import grpc
 import grpc.aio
@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 
 from serve.errors import RillError
 from serve.messages import Times
-from serve.metrics import CALL_LATENCY, CALLS, REJECTIONS, ModelMetrics
-from serve.patience import Patience
+from serve.metrics import REJECTIONS, ModelMetrics, call_latency_of, calls_of
+from serve.patience import Wait
 from serve.status import Context, code_of, reason_of
 from serve.stream import Order
 
@@ -35,11 +35,9 @@ class Call:
     off.
     """
 
-    def __init__(
-        self, method: str, request_id: str, patience: Patience, write: Callable[[Message], Awaitable[None]]
-    ) -> None:
+    def __init__(self, method: str, request_id: str, write: Callable[[Message], Awaitable[None]]) -> None:
         self.method, self.id = method, request_id
-        self.patience, self._write = patience, write
+        self.client, self._write = Wait(), write
         self.arrived = time.monotonic()
         self.end = "complete"
         self._metrics: ModelMetrics | None = None
@@ -51,8 +49,8 @@ class Call:
         self._code = grpc.StatusCode.OK
 
     async def write(self, message: Message) -> None:
-        """Send a message, as soon as the client takes it. `patience` ends the call if it does not."""
-        await self.patience.wait("read", self._write(message))
+        """Send a message, as soon as the client takes it."""
+        await self.client.until("read", self._write(message))
 
     def found(self, metrics: ModelMetrics) -> None:
         """Its model is known."""
@@ -112,9 +110,9 @@ class Call:
     def close(self) -> None:
         """It is over."""
         seconds = time.monotonic() - self.arrived
-        CALLS.labels(self.method, self._model, self._code.name).inc()
+        calls_of(self.method, self._model, self._code.name).inc()
         if not self._is_refused:
-            CALL_LATENCY.labels(self._model, self.method).observe(seconds)
+            call_latency_of(self._model, self.method).observe(seconds)
         if self.method not in NOT_LOGGED:
             log.info("call", extra={"fields": self._fields(seconds)})
 
@@ -138,18 +136,13 @@ class Call:
         return fields | {"total_seconds": round(seconds, 6)}
 
 
-@asynccontextmanager
-async def observed(method: str, context: Context, patience: float) -> AsyncIterator[Call]:
-    """A call of `method`, from here to the end of the context, whatever that is; its id goes back to the client.
-
-    Its client may keep it waiting for `patience` seconds.
-    """
-    waits = Patience(patience)
-    call = Call(method, request_id(context.invocation_metadata() or ()), waits, context.write)
+@contextmanager
+def observed(method: str, context: Context) -> Iterator[Call]:
+    """A call of `method`, from here to the end of the context, whatever that is; its id goes back to the client."""
+    call = Call(method, request_id(context.invocation_metadata() or ()), context.write)
     context.set_trailing_metadata(((REQUEST_ID, call.id),))
     try:
-        async with waits:
-            yield call
+        yield call
     except BaseException as error:
         call.fail(error, context.time_remaining())
         raise
@@ -162,4 +155,4 @@ def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     for key, value in metadata:
         if key == REQUEST_ID and value:
             return re.sub("[^!-~]", "_", str(value)[:LONGEST_ID])
-    return secrets.token_hex(8)
+    return f"{random.getrandbits(64):016x}"

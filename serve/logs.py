@@ -143,6 +143,9 @@ def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, 
 
     Other libraries' logs, from WARNING on, take the same way: nothing that logs waits for whoever reads.
     """
+    # What no format shows would be looked up for each record (Python's Logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     handler = QueueHandler(queue.SimpleQueue())
     handler.fields = fields
     writer = Writer(descriptor, handler, FORMATS[form]())
@@ -161,6 +164,8 @@ def stderr() -> int:
 
 def _value(value: Any) -> str:
     text = str(value)
+    if not isinstance(value, str):
+        return text
     return text if _BARE.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 

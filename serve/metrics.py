@@ -140,6 +140,11 @@ def of_model(name: str) -> ModelMetrics:
     return ModelMetrics(name)
 
 
+# The counter and the histogram of these labels: to look them up takes longer than to count.
+calls_of = cache(CALLS.labels)
+call_latency_of = cache(CALL_LATENCY.labels)
+
+
 @contextmanager
 def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[int | None]:
     """Show the figures at http://HOST:PORT/metrics meanwhile, by threads of its own. Port 0: a free one; None: no page.

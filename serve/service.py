@@ -13,6 +13,7 @@ from serve.interact import Inbox, Interaction
 from serve.messages import FINISH, Messages, Times
 from serve.model import Model
 from serve.models import Models
+from serve.patience import Patience
 from serve.request import Limits, order_of
 from serve.score import Floats, Score, given_text, read
 from serve.status import Context, abort
@@ -26,7 +27,7 @@ def _statuses(handler: Any) -> Any:
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
         try:
-            async with observed(handler.__name__, context, self._limits.stall) as call:
+            with observed(handler.__name__, context) as call, self._patience.of(call.client):
                 if isinstance(request, RillError):  # `serve.parsing`
                     raise request
                 return await handler(self, request, context, call)
@@ -43,7 +44,7 @@ class TextGeneration(TextGenerationServicer):
         self._models, self._tokens, self._limits = models, tokens, limits
         self.messages = Messages(tokens)
         self._inboxes: set[Inbox] = set()
-        self._clients = clients or Clients()
+        self._clients, self._patience = clients or Clients(), Patience(limits.stall)
         self.draining = False
 
     def drain(self) -> None:
@@ -91,7 +92,7 @@ class TextGeneration(TextGenerationServicer):
         inbox = Inbox(actions)
         self._inboxes.add(inbox)
         try:
-            first = await call.patience.wait("opened", inbox.take())
+            first = await call.client.until("opened", inbox.take())
             if first is None or not first.HasField("open"):
                 raise OutOfOrderError("the first action must be open")
             asked = first.open

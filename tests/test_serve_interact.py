@@ -24,7 +24,6 @@ from serve.errors import EngineError
 from serve.interact import AHEAD, Inbox, Interaction
 from serve.messages import Messages
 from serve.model import Model
-from serve.patience import Patience
 from serve.request import Limits, order_of
 from serve.runtime import CPU, Decoder
 from serve.stream import Order, Snapshot
@@ -603,7 +602,7 @@ async def conversation(tiny):
             events.append(event)
             await come(*then(event))
 
-        inbox, call = Inbox(read()), Call("Interact", "an id", Patience(0), write)
+        inbox, call = Inbox(read()), Call("Interact", "an id", write)
         call.found(model.metrics)
         order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
         await come(*first)
