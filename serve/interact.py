@@ -14,7 +14,7 @@ from functools import partial
 
 from protos import rill_pb2 as pb
 from serve.calls import Call
-from serve.errors import DrainingError, OutOfOrderError, RequestError, RillError, StalledError
+from serve.errors import DrainingError, OutOfOrderError, RequestError, RillError
 from serve.messages import FINISH, Messages, Times
 from serve.model import Model
 from serve.request import Limits, order_of
@@ -124,8 +124,6 @@ class Interaction:
                     position=last.position, resume_token=self._token(), finish_reason=pb.FINISH_REASON_DRAINING
                 )
             )
-            raise
-        except StalledError:  # nothing more can be sent
             raise
         except RillError:
             await self._send_snapshot()
