@@ -10,10 +10,9 @@ from contextlib import contextmanager
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 
 from serve.errors import RillError
-from serve.messages import Times
+from serve.messages import Sendable, Times
 from serve.metrics import REJECTIONS, ModelMetrics, call_latency_of, calls_of
 from serve.patience import Wait
 from serve.status import Context, code_of, reason_of
@@ -35,7 +34,7 @@ class Call:
     off.
     """
 
-    def __init__(self, method: str, request_id: str, write: Callable[[Message], Awaitable[None]]) -> None:
+    def __init__(self, method: str, request_id: str, write: Callable[[Sendable], Awaitable[None]]) -> None:
         self.method, self.id = method, request_id
         self.client, self._write = Wait(), write
         self.arrived = time.monotonic()
@@ -48,7 +47,7 @@ class Call:
         self._last_message = 0.0  # of that, time.monotonic()
         self._code = grpc.StatusCode.OK
 
-    async def write(self, message: Message) -> None:
+    async def write(self, message: Sendable) -> None:
         """Send a message, as soon as the client takes it."""
         await self.client.until("read", self._write(message))
 

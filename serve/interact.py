@@ -15,7 +15,7 @@ from functools import partial
 from protos import rill_pb2 as pb
 from serve.calls import Call
 from serve.errors import DrainingError, OutOfOrderError, RequestError, RillError
-from serve.messages import FINISH, Messages, Times
+from serve.messages import FINISH, Messages, Times, event_of
 from serve.model import Model
 from serve.request import Limits, order_of
 from serve.score import Floats, Score, given_text, read, snapshot_of
@@ -203,7 +203,7 @@ class Interaction:
                     message.finish_reason = FINISH[end]
                     message.usage.CopyFrom(times.usage(0, stream.position + len(piece.text) - first))
                 if piece.text or message.finish_reason:
-                    await self._output(message)
+                    await self._output(self._messages.with_logprobs(message, self._model, stream, piece))
                     self._model.sent(stream, piece.text)
                     self._call.generated(times, len(piece.text))
                 if piece.snapshot:
@@ -255,8 +255,8 @@ class Interaction:
         snapshot = pb.InteractResponse.Snapshot(resume_token=self._token(), position=self._at.snapshot.position)
         await self._call.write(pb.InteractResponse(snapshot=snapshot))
 
-    async def _output(self, message: pb.GenerateResponse) -> None:
-        await self._call.write(pb.InteractResponse(output=message))
+    async def _output(self, message: pb.GenerateResponse | bytes) -> None:
+        await self._call.write(event_of(message))
 
     def _order(self, request: pb.GenerateRequest) -> Order:
         """What a request for text would mean here."""

@@ -37,7 +37,7 @@ class LogprobEncoder:
                 if field := self._alternatives[token]:
                     entry += (field, value)
             joined = b"".join(entry)
-            parts += (_LOGPROBS, _varint(len(joined)), joined)
+            parts += (_LOGPROBS, varint(len(joined)), joined)
         return b"".join(parts)
 
 
@@ -52,6 +52,10 @@ def _floats(values: NDArray[np.float32]) -> list[bytes]:
     return [encoded[at : at + 4] for at in range(0, len(encoded), 4)]
 
 
-def _varint(value: int) -> bytes:
-    """Below 2^14."""
-    return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])
+def varint(value: int) -> bytes:
+    """A length, seven bits a byte."""
+    encoded = bytearray()
+    while value >= 128:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*encoded, value])

@@ -2,16 +2,22 @@
 
 import time
 
+from google.protobuf.message import Message
+
 from protos import rill_pb2 as pb
+from serve.logprobs import varint
 from serve.model import Model
 from serve.stream import End, Order, Piece, Snapshot, Stream
 from serve.tokens import Tokens
+
+Sendable = Message | bytes  # what is written to a call: a message, or the bytes of one
 
 FINISH = {
     End.LENGTH: pb.FINISH_REASON_LENGTH,
     End.STOP: pb.FINISH_REASON_STOP,
     End.DRAINING: pb.FINISH_REASON_DRAINING,
 }
+_OUTPUT = b"\x1a"  # 3: message, of InteractResponse
 
 
 class Times:
@@ -58,15 +64,31 @@ class Messages:
         self._tokens = tokens
 
     def output(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
-        """The message of a piece of `stream`, which is about to be sent."""
+        """The message of a piece of `stream`, which is about to be sent; `with_logprobs` adds those."""
         message = pb.GenerateResponse(text=piece.text, position=stream.position)
         if piece.snapshot:
             message.resume_token = self.token(model, stream.order, piece.snapshot)
-        if piece.logprobs:
-            encoded = model.logprob_encoder.encode(piece.text, piece.logprobs, stream.order.logprobs or 0)
-            message.MergeFromString(encoded)
         return message
+
+    def with_logprobs(
+        self, message: pb.GenerateResponse, model: Model, stream: Stream, piece: Piece
+    ) -> pb.GenerateResponse | bytes:
+        """`message`, of `piece`, with the log-probabilities if there are any: as bytes, a seventh of the objects' size.
+
+        A message stays in memory for as long as its reader does not take it.
+        """
+        if not piece.logprobs:
+            return message
+        encoded = model.logprob_encoder.encode(piece.text, piece.logprobs, stream.order.logprobs or 0)
+        return message.SerializeToString() + encoded
 
     def token(self, model: Model, order: Order, snapshot: Snapshot) -> bytes:
         """The resume token of a stream that stands at `snapshot`."""
         return self._tokens.seal(model.bundle, model.numerics, order, snapshot)
+
+
+def event_of(output: pb.GenerateResponse | bytes) -> Sendable:
+    """The InteractResponse that says it."""
+    if isinstance(output, bytes):
+        return _OUTPUT + varint(len(output)) + output
+    return pb.InteractResponse(output=output)

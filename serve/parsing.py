@@ -1,4 +1,7 @@
-"""Bytes that are no message of rill.proto are a bad request. gRPC by itself answers UNKNOWN, and logs its own fault."""
+"""Between bytes and messages: bytes that are no message of rill.proto are a bad request, and answers may be bytes.
+
+gRPC by itself answers UNKNOWN to the former, and logs its own fault.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -6,7 +9,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from serve.errors import RequestError
 
@@ -15,7 +18,7 @@ class Parsing:
     """Stands for `server` where a service is added to it, as generated code does.
 
     Its handlers get a RequestError in place of a message that cannot be read: it is theirs to raise. (An interceptor
-    could do this too, and would cost every call a twentieth of a millisecond.)
+    could do this too, and would cost every call a twentieth of a millisecond.) They may answer with a message's bytes.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
@@ -27,7 +30,9 @@ class Parsing:
     def add_registered_method_handlers(self, service: str, methods: Mapping[str, Any]) -> None:
         """Add the methods of a service."""
         careful = {
-            name: handler._replace(request_deserializer=partial(_parse, handler.request_deserializer))
+            name: handler._replace(
+                request_deserializer=partial(_parse, handler.request_deserializer), response_serializer=_serialize
+            )
             for name, handler in methods.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, careful),))
@@ -38,3 +43,7 @@ def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
         return parse(data)
     except DecodeError:
         return RequestError("", "the request's bytes are no message of rill.proto, or none of this method")
+
+
+def _serialize(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()

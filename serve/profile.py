@@ -41,6 +41,7 @@ class Profile:
             self._watch_engine(model.engine)
             self._around(model.engine, "_deliver", "decode")
         self._around(service.messages, "output", "serialise", lambda *_: self.counts.update(messages=1))
+        self._around(service.messages, "with_logprobs", "serialise")
         generate, profile = service.Generate, self
 
         async def with_timed_writes(request: Any, context: Any) -> None:

@@ -80,7 +80,7 @@ class TextGeneration(TextGenerationServicer):
                 if end:
                     message.finish_reason = FINISH[end]
                     message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
-                await call.write(message)
+                await call.write(self.messages.with_logprobs(message, model, stream, piece))
                 model.sent(stream, piece.text)
                 call.generated(times, len(piece.text))
         call.end = end.value

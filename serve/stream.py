@@ -1,9 +1,11 @@
 """A stream: one text in the making, shared by the call that sends it and the engine that makes it."""
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +67,20 @@ class Logprobs:
     """Log-probabilities of some characters in a row, in nats, and the most probable ones in the place of each."""
 
     chosen: NDArray[np.float32]  # [characters]
-    tokens: NDArray[np.int64]  # [characters, alternatives], the most probable first
+    tokens: NDArray[np.integer[Any]]  # [characters, alternatives], the most probable first
     values: NDArray[np.float32]  # likewise
 
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def part(self, start: int, end: int) -> "Logprobs":
+        """Those of the characters `start` to `end`."""
+        return Logprobs(self.chosen[start:end], self.tokens[start:end], self.values[start:end])
+
     def of_most(self, alternatives: int) -> "Logprobs":
-        """A copy with so many alternatives at most."""
-        return Logprobs(self.chosen.copy(), self.tokens[:, :alternatives].copy(), self.values[:, :alternatives].copy())
+        """A copy with so many alternatives at most, as small as can be: a stream waits with hundreds for its reader."""
+        tokens, values = self.tokens[:, :alternatives], self.values[:, :alternatives]
+        return Logprobs(self.chosen.copy(), tokens.astype(np.int32), values.copy())
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class Stream:
         self._known: list[str] = []  # text up to the last snapshot that has come
         self._snapshot: Snapshot | None = None
         self._rest: list[str] = []  # text after it
-        self._logprobs: list[Logprobs] = []  # of characters that are not sent yet
+        self._logprobs: deque[Logprobs] = deque()  # of characters that are not sent yet
         self._end: End | None = None
         self._error: RillError | None = None
         self._news = asyncio.Event()
@@ -168,8 +178,13 @@ class Stream:
         """Those of the next `count` characters."""
         if self.order.logprobs is None or not count:
             return None
-        chosen, tokens, values = (
-            np.concatenate([getattr(part, name) for part in self._logprobs]) for name in ("chosen", "tokens", "values")
-        )
-        self._logprobs = [Logprobs(chosen[count:], tokens[count:], values[count:])]
-        return Logprobs(chosen[:count], tokens[:count], values[:count])
+        parts: list[Logprobs] = []
+        while count:
+            part = self._logprobs.popleft()
+            if len(part) > count:
+                self._logprobs.appendleft(part.part(count, len(part)))
+                part = part.part(0, count)
+            parts.append(part)
+            count -= len(part)
+        names = ("chosen", "tokens", "values")
+        return Logprobs(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

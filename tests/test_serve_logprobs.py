@@ -1,7 +1,10 @@
 """Log-probabilities: those of the model itself, one for each character, whatever chose it and however it was sent."""
 
+import asyncio
+import tracemalloc
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -15,7 +18,13 @@ from test_serve_resume import check_messages, continuation, joined
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 from serve.logprobs import LogprobEncoder
+from serve.messages import event_of
+from serve.model import Model
+from serve.request import Limits
+from serve.runtime import CPU, Decoder
+from serve.service import TextGeneration
 from serve.stream import Logprobs
+from serve.tokens import Tokens
 from train.vocab import Vocabulary
 
 INF = float("inf")
@@ -199,3 +208,68 @@ def test_messages_with_log_probabilities_are_short(served):
     messages = list(served.stub.Generate(pb.GenerateRequest(max_chars=2000, logprobs=20)))
     assert sum(len(message.text) for message in messages) == 2000
     assert max(len(message.logprobs) for message in messages) <= 64
+
+
+def test_an_interaction_gives_the_same(served):
+    sampling, asked = pb.Sampling(seed=6), {"max_chars": 150, "logprobs": 20}
+    first, *others = (
+        pb.InteractRequest(open=pb.InteractRequest.Open(sampling=sampling)),
+        pb.InteractRequest(feed="ab"),
+        pb.InteractRequest(generate=pb.InteractRequest.Generate(**asked)),
+    )
+    events = served.stub.Interact(iter([first, *others]), timeout=60)
+    outputs = [event.output for event in events if event.WhichOneof("event") == "output"]
+    expected = served.generate(prompt="\nab", sampling=sampling, **asked)
+    assert joined(outputs) == joined(expected)
+    assert [entry for message in outputs for entry in message.logprobs] == [
+        entry for message in expected for entry in message.logprobs
+    ]
+    assert outputs[-1].finish_reason == pb.FINISH_REASON_LENGTH
+    assert outputs[-1].usage.generated_chars == 150
+
+
+@pytest.mark.parametrize("size", [0, 127, 128, 2**14, 2**21 + 5])
+def test_an_event_of_bytes_is_that_of_the_message(size):
+    output = pb.GenerateResponse(text="a" * size, position=7)
+    event = pb.InteractResponse(output=output)
+    assert event_of(output) == event
+    assert pb.InteractResponse.FromString(event_of(output.SerializeToString())) == event
+
+
+STOPPED, MOST = 8, 150_000  # readers, and bytes that each may cost in Python's and NumPy's memory
+
+
+async def test_a_reader_that_stops_holds_little(tiny):
+    """Its connection has as much again. As objects, the message that is under way would take 90 KB more."""
+    model = Model(tiny, Decoder(tiny, CPU), STOPPED, 0, 0.010)
+    service = TextGeneration(SimpleNamespace(default=model, all=[model]), Tokens([bytes(32)], 0), Limits())
+    written = []
+
+    async def write(message):
+        written.append(message)
+        if len(message) > 1000:  # not the first one, of one character
+            await asyncio.Event().wait()
+
+    context = SimpleNamespace(
+        write=write, invocation_metadata=tuple, set_trailing_metadata=lambda _: None, time_remaining=lambda: None
+    )
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        calls = [
+            asyncio.create_task(service.Generate(pb.GenerateRequest(logprobs=20), context)) for _ in range(STOPPED)
+        ]
+        async with asyncio.timeout(20):
+            # What is parked has been made, and perhaps not yet delivered.
+            while model.parked < STOPPED or tracemalloc.get_traced_memory()[0] - before > STOPPED * MOST:
+                await asyncio.sleep(0.02)
+        assert len(written) == 2 * STOPPED
+        assert {type(message) for message in written} == {bytes}
+        assert max(map(len, written)) < 20_000
+    finally:
+        tracemalloc.stop()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await model.last_call()
+        model.engine.stop()
