@@ -57,3 +57,19 @@ class GivenText:
             return self.codec.encode(self.text[start:end])
         except UnknownCharacterError as error:
             raise UnknownCharacterError(error.character, start + error.position) from None
+
+
+@dataclass(frozen=True)
+class LongPrompt:
+    """`head` and a text as one array of ids, of which slices are made when they are asked for."""
+
+    head: Ids
+    text: GivenText
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.text)
+
+    def __getitem__(self, part: slice) -> Ids:
+        start, stop, _ = part.indices(len(self))
+        before = len(self.head)
+        return np.concatenate([self.head[start:stop], self.text.ids(max(start - before, 0), max(stop - before, 0))])

@@ -8,6 +8,7 @@ import numpy as np
 
 from export.sampling import Sampling, SamplingError
 from protos import rill_pb2 as pb
+from serve.codec import GivenText, LongPrompt
 from serve.errors import RequestError
 from serve.model import Model
 from serve.stream import Order
@@ -28,8 +29,17 @@ class Limits:
     stall: float = 300.0  # that a message may wait to be taken; 0: for ever
 
 
-def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: Model, limits: Limits) -> Order:
-    """What to generate. Raises RequestError for a field without meaning."""
+def order_of(
+    request: pb.GenerateRequest,
+    resumption: Resumption | None,
+    model: Model,
+    limits: Limits,
+    prompt: GivenText | None = None,
+) -> Order:
+    """What to generate. Raises RequestError for a field without meaning.
+
+    `prompt` is that of the request if it has been checked already.
+    """
     if not 0 <= request.chars_per_second < float("inf"):
         raise RequestError(
             "chars_per_second", f"chars_per_second must be a finite number >= 0, not {request.chars_per_second}"
@@ -43,8 +53,8 @@ def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: 
     if request.logprobs > ALTERNATIVES:
         raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {request.logprobs}")
     order = Order(
-        prompt=_prompt(request.prompt, resumption, model, limits),
-        prompt_chars=len(request.prompt),
+        prompt=_long_prompt(prompt, resumption) if prompt else _prompt(request.prompt, resumption, model, limits),
+        prompt_chars=len(prompt or request.prompt),
         sampling=_sampling(request.sampling, resumption.sampling if resumption else Sampling(), model),
         seed=_seed(request.sampling, resumption),
         max_chars=request.max_chars or limits.chars,
@@ -57,7 +67,7 @@ def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: 
     if resumption is None:
         return order
     stops = order.stops or resumption.stops
-    goes_on = stops == resumption.stops and not request.prompt  # so that a stop may be complete which had begun
+    goes_on = stops == resumption.stops and not order.prompt_chars  # so that a stop may be complete which had begun
     return replace(
         order,
         stops=stops,
@@ -81,6 +91,10 @@ def _prompt(text: str, resumption: Resumption | None, model: Model, limits: Limi
     if resumption:
         return np.concatenate([[resumption.snapshot.token], ids])
     return ids
+
+
+def _long_prompt(text: GivenText, resumption: Resumption | None) -> LongPrompt:
+    return LongPrompt(np.array([resumption.snapshot.token] if resumption else [], np.int64), text)
 
 
 def _seed(message: pb.Sampling, resumption: Resumption | None) -> int:

@@ -106,7 +106,7 @@ class Rows:
         self._orders[slot] = order
         self._count(order, +1)
         sampling, row = order.sampling, self.table[slot]
-        row["token"] = order.prompt[0]
+        (row["token"],) = order.prompt[:1]
         row["prompt_left"] = len(order.prompt) - 1
         row["first"] = row["made"] = order.position
         row["served"] = self._rounds

@@ -105,6 +105,6 @@ def _reading(order: Order, text: GivenText) -> Order:
 
 def snapshot_of(order: Order, model: Model) -> Snapshot:
     """Of a stream that has not begun; it has one character to read."""
-    bundle, (token,) = model.bundle, order.prompt.tolist()
+    bundle, (token,) = model.bundle, order.prompt[:].tolist()
     zeros = np.zeros((bundle.layers, bundle.hidden), np.float32)
     return Snapshot(order.position, token, order.state or {name: zeros for name, _ in bundle.states}, order.begun)

@@ -15,7 +15,7 @@ from serve.model import Model
 from serve.models import Models
 from serve.patience import Patience
 from serve.request import Limits, order_of
-from serve.score import Floats, Score, given_text, read
+from serve.score import CHECKED_AT_ONCE, Floats, Score, given_text, read
 from serve.status import Context, abort
 from serve.stream import End, Order
 from serve.tokens import Tokens
@@ -150,7 +150,10 @@ class TextGeneration(TextGenerationServicer):
         resumption = None
         if request.resume_token:
             resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
-        order = order_of(request, resumption, model, self._limits)
+        text, most = request.prompt, self._limits.prompt
+        # As an array, a long one would hold up all others for tens of milliseconds.
+        prompt = await given_text(text, model, most, "prompt") if CHECKED_AT_ONCE < len(text) <= most else None
+        order = order_of(request, resumption, model, self._limits, prompt)
         if resumption and not resumption.same_numerics:
             await context.send_initial_metadata((("rill-numerics", "differs"),))
         return order

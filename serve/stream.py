@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.sampling import Sampling
-from serve.codec import GivenText
+from serve.codec import GivenText, LongPrompt
 from serve.errors import RillError
 
 LOGPROBS_AT_ONCE = 64  # characters of a message
@@ -46,7 +46,7 @@ class Snapshot:
 class Order:
     """What to generate: the stream as the engine needs it."""
 
-    prompt: NDArray[np.int64]  # symbol ids that the model reads first: at least one
+    prompt: NDArray[np.int64] | LongPrompt  # symbol ids that the model reads first: at least one
     prompt_chars: int  # of them that the request gave
     sampling: Sampling
     seed: int
