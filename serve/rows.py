@@ -18,7 +18,7 @@ from serve.stream import Order
 
 ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be made, and safe to add to
 BUFFER = 16_384  # characters that a stream may be ahead of its reader
-BUFFER_LOGPROBS = 512  # ... with log-probabilities of alternatives, which take up to 250 bytes a character
+BUFFER_LOGPROBS = 512  # ... with log-probabilities of alternatives, which take up to 164 bytes a character
 UNIFORMS = 1024  # drawn at a time, per row
 
 # What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, how many masses it sorts.
