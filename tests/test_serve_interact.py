@@ -8,6 +8,7 @@ import signal
 import string
 import time
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -19,7 +20,7 @@ from google.rpc.status_pb2 import Status
 from export.sampling import Sampling
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
-from serve.calls import Call
+from serve.calls import Call, Ledger
 from serve.errors import EngineError
 from serve.interact import AHEAD, Inbox, Interaction
 from serve.messages import Messages
@@ -602,7 +603,10 @@ async def conversation(tiny):
             events.append(event)
             await come(*then(event))
 
-        inbox, call = Inbox(read()), Call("Interact", "an id", write)
+        context = SimpleNamespace(
+            write=write, invocation_metadata=tuple, set_trailing_metadata=lambda _: None, time_remaining=lambda: None
+        )
+        inbox, call = Inbox(read()), Call("Interact", context, Ledger())
         call.found(model.metrics)
         order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
         await come(*first)
