@@ -16,6 +16,7 @@ import torch
 
 from export.bundle import Bundle, manifest_of, write_bundle
 from export.export import build_bundle
+from export.verify import Parity
 from serve.client import Client
 from train.config import ModelConfig, TrainingConfig
 from train.model import CharacterModel
@@ -81,6 +82,12 @@ def quick_training() -> Iterator[None]:
         patch.setattr("train.trainer.SAMPLE_LENGTH", 5)
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports without their verification: it takes most of their time, and has tests of its own."""
+    monkeypatch.setattr("export.export.verify", lambda bundle, run: Parity(0, 0, 0, 0, 0))
 
 
 @pytest.fixture(scope="session")

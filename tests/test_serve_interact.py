@@ -387,6 +387,12 @@ def test_first_it_is_opened(served, action):
         assert at.error()[0] is ERROR
 
 
+@pytest.fixture(scope="module")
+def long_text(served):
+    """What Generate makes of "ab" and seed 4: more than is generated while something is refused."""
+    return generated(served, prompt="\nab", max_chars=20_000, sampling=pb.Sampling(seed=4))[0]
+
+
 @pytest.mark.parametrize(
     ("action", "code", "field"),
     [
@@ -403,9 +409,8 @@ def test_first_it_is_opened(served, action):
     ids=["open", "nothing", "feed", "max_chars", "logprobs", "stop", "pace", "temperature", "bias"],
 )
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "generating"])
-def test_what_is_refused_leaves_the_state_as_it_was(served, action, code, field, busy):
+def test_what_is_refused_leaves_the_state_as_it_was(served, long_text, action, code, field, busy):
     """The state comes before the status, and goes on with the same text."""
-    whole = generated(served, prompt="\nab", max_chars=20_000, sampling=pb.Sampling(seed=4))[0]
     with talk(served) as at:
         at.open(seed=4)
         at.feed("ab")
@@ -421,10 +426,10 @@ def test_what_is_refused_leaves_the_state_as_it_was(served, action, code, field,
         assert refused is code
         assert field is None or detail.field_violations[0].field == field
     assert kept.position == len(got)
-    assert got == whole[: len(got)]
+    assert got == long_text[: len(got)]
     with talk(served) as at:
         assert at.open(token=kept.resume_token).seed == 4
-        assert got + joined(at.generate(max_chars=30)) == whole[: len(got) + 30]
+        assert got + joined(at.generate(max_chars=30)) == long_text[: len(got) + 30]
 
 
 def test_opening_is_checked(served):
@@ -512,7 +517,7 @@ def test_a_drain_ends_each_with_its_token(tiny_folder, tmp_path):
     arguments = (tiny_folder, "--resume-key-file", key)
     tokens, texts = [], []
     with ExitStack() as stack:
-        server = stack.enter_context(run_server(*arguments, "--drain-seconds", 3))
+        server = stack.enter_context(run_server(*arguments, "--drain-seconds", 2))
         idle, busy, reading = (stack.enter_context(talk(server.target)) for _ in range(3))
         for at in (idle, busy, reading):
             at.open(seed=6)

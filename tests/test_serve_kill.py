@@ -17,7 +17,7 @@ from conftest import ROOT, wait_until
 from serve.client import Client, generate_request
 from serve.continuation import Continuation
 
-KILLS = int(os.environ.get("RILL_KILLS", "20"))
+KILLS = int(os.environ.get("RILL_KILLS", "8"))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 from serve.client import Client
 
-SECONDS = float(os.environ.get("RILL_SOAK_SECONDS", "12"))
+SECONDS = float(os.environ.get("RILL_SOAK_SECONDS", "6"))
 CYCLES = int(os.environ.get("RILL_CONNECTIONS", "300"))
 LENGTH = 6000  # characters of the texts that are compared
 OWN_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
