@@ -124,6 +124,10 @@ class Server:
     target: str
     line: str
 
+    @property
+    def port(self) -> str:
+        return self.target.rpartition(":")[2]
+
     def client(self) -> Client:
         return Client(self.target)
 
