@@ -204,55 +204,55 @@ torch.set_num_threads(1)
 run, out = sys.argv[1], Path(sys.argv[2])
 
 
-def export_and_die(writes):
-    fsync, left = os.fsync, iter(range(writes))
-
-    def counted(descriptor):
-        if next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        fsync(descriptor)
-
-    os.fsync = counted
-    exporting.verify = lambda *_: Parity(0, 0, 0, 0, 0)
-    exporting.export_run(run, out)
+def exporter(folder):
+    child = os.fork()
+    if child == 0:
+        exporting.export_run(run, folder)
+        os._exit(0)
+    return child
 
 
-def ended(child):
+def say_what_is_there(child, folder):
     _, status = os.waitpid(child, 0)
-    print(status == signal.SIGKILL, (out / "tiny").exists() and read_bundle(out / "tiny").name)
+    print(status == signal.SIGKILL, (folder / "tiny").exists() and read_bundle(folder / "tiny").name)
 
 
 for seconds in (0.1, 0.3, 0.6):  # an export takes about a second
-    child = os.fork()
-    if child == 0:
-        exporting.export_run(run, out)
-        os._exit(0)
+    child = exporter(out / "by time")
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    ended(child)
-print("writes")
-for writes in range(8):
-    child = os.fork()
-    if child == 0:
-        export_and_die(writes)
-        os._exit(0)
-    ended(child)
+    say_what_is_there(child, out / "by time")
+
+fsync, done = os.fsync, 0
+
+
+def killing(descriptor):
+    global done
+    if done == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done += 1
+    fsync(descriptor)
+
+
+os.fsync = killing
+exporting.verify = lambda *_: Parity(0, 0, 0, 0, 0)
+for last in range(8):
+    say_what_is_there(exporter(out / "by file"), out / "by file")
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to load PyTorch once")
 def test_killed_at_any_moment_leaves_no_half_bundle(tmp_path, run_folder, unverified):
     """SIGKILL during the export, and before each file is on disk: the bundle is there and whole, or not there."""
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLER, str(run_folder), str(out)]
+    command = [sys.executable, "-c", KILLER, str(run_folder), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    moments, _, writes = done.stdout.partition("writes\n")
-    assert set(moments.splitlines()) <= {"True False", "True tiny", "False tiny"}
-    if "tiny" not in moments:
-        assert writes.splitlines() == ["True False"] * 6 + ["False tiny"] * 2
-    exporting.export_run(run_folder, out)
-    assert [path.name for path in out.iterdir()] == ["tiny"]
+    found = done.stdout.splitlines()
+    assert set(found[:3]) <= {"True False", "True tiny", "False tiny"}
+    assert found[3:] == ["True False"] * 6 + ["False tiny"] * 2  # five graphs and the manifest
+    for out in (tmp_path / "by time", tmp_path / "by file"):
+        exporting.export_run(run_folder, out)
+        assert [path.name for path in out.iterdir()] == ["tiny"]
 
 
 def _edit(folder, change):
