@@ -1,12 +1,16 @@
-"""A call from its arrival to its end: what the metrics and the log say of it. Never a text, nor a part of one."""
+"""A call from its arrival to its end: what the metrics and the log say of it. Never a text, nor a part of one.
+
+That is written down for all calls together, some times a second (`Ledger`): alone, between two engine rounds, whose
+weights fill the processor's caches, the same few lines of Python take four times as long.
+"""
 
 import asyncio
 import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -14,7 +18,7 @@ from google.protobuf.message import Message
 
 from serve.errors import RillError
 from serve.messages import Times
-from serve.metrics import REJECTIONS, ModelMetrics, call_latency_of, calls_of
+from serve.metrics import ModelMetrics, call_latency_of, calls_of, rejections_of
 from serve.patience import Wait
 from serve.status import Context, code_of, reason_of
 from serve.stream import Order
@@ -24,20 +28,42 @@ LONGEST_ID = 128  # characters
 # A client whose deadline is over cancels at that moment, which may be here before our own clock says so.
 DEADLINE_SECONDS = 0.1
 NOT_LOGGED = ("ListModels",)  # those who watch a server ask it often
+LEDGER_SECONDS = 0.1  # until what has happened is in the metrics and the log
 
 log = logging.getLogger("rill.calls")
 
 
-class Call:
+class Ledger:
+    """What is to be written down, in the order in which it happened; used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Callable[[Any], None], Any]] = []
+
+    def note(self, write: Callable[[Any], None], what: Any) -> None:
+        """Let `write` be called with `what`, soon."""
+        if not self._entries:
+            asyncio.get_running_loop().call_later(LEDGER_SECONDS, self.settle)
+        self._entries.append((write, what))
+
+    def settle(self) -> None:
+        """Write down everything now."""
+        entries, self._entries = self._entries, []
+        for write, what in entries:
+            write(what)
+
+
+class Call(Wait):
     """One call of `method`, on the event loop. Its handler says what becomes of it; most of it may never happen.
 
-    `end` is why it ended: length, stop or complete; cancelled or deadline; or the reason why it was refused or broken
-    off.
+    Its id goes back to the client. `end` is why it ended: length, stop or complete; cancelled or deadline; or the
+    reason why it was refused or broken off.
     """
 
-    def __init__(self, method: str, request_id: str, write: Callable[[Message], Awaitable[None]]) -> None:
-        self.method, self.id = method, request_id
-        self.client, self._write = Wait(), write
+    def __init__(self, method: str, context: Context, ledger: Ledger) -> None:
+        super().__init__()
+        self.method, self.id = method, request_id(context.invocation_metadata() or ())
+        context.set_trailing_metadata(((REQUEST_ID, self.id),))
+        self._context, self._note = context, ledger.note
         self.arrived = time.monotonic()
         self.end = "complete"
         self._metrics: ModelMetrics | None = None
@@ -50,7 +76,9 @@ class Call:
 
     async def write(self, message: Message) -> None:
         """Send a message, as soon as the client takes it."""
-        await self.client.until("read", self._write(message))
+        self.waits_for("read")
+        await self._context.write(message)
+        self.waits_for("")
 
     def found(self, metrics: ModelMetrics) -> None:
         """Its model is known."""
@@ -61,12 +89,12 @@ class Call:
         assert self._metrics
         self._is_refused = False
         if order.state:
-            self._metrics.resumes.inc()
+            self._note(self._metrics.resumes.inc, 1)
 
     def read(self, characters: int) -> None:
         """The model has read a prompt."""
         assert self._metrics
-        self._metrics.prompt.inc(characters)
+        self._note(self._metrics.prompt.inc, characters)
         self._chars["prompt"] += characters
 
     def generated(self, times: Times, characters: int) -> None:
@@ -75,32 +103,33 @@ class Call:
         now = time.monotonic()
         if times is not self._text:
             self._text, self._first = times, self._first or times
-            self._metrics.queue_time.observe(times.queued_seconds)
+            self._note(self._metrics.queue_time.observe, times.queued_seconds)
             if times.first_char_seconds:  # not if a stop was all
-                self._metrics.time_to_first_character.observe(times.first_char_seconds)
+                self._note(self._metrics.time_to_first_character.observe, times.first_char_seconds)
         elif characters:
-            self._metrics.inter_character_latency.observe((now - self._last_message) / characters)
+            self._note(self._metrics.inter_character_latency.observe, (now - self._last_message) / characters)
         self._last_message = now
-        self._metrics.generated.inc(characters)
+        self._note(self._metrics.generated.inc, characters)
         self._chars["generated"] += characters
 
     def scored(self, characters: int) -> None:
         """A message with the log-probabilities of the next characters has been written."""
         assert self._metrics
-        self._metrics.scored.inc(characters)
+        self._note(self._metrics.scored.inc, characters)
         self._chars["scored"] += characters
 
     # ---- its end
 
-    def fail(self, error: BaseException, seconds_left: float | None) -> None:
-        """It ends with `error`; `seconds_left` are those until its deadline, if it has one."""
+    def fail(self, error: BaseException) -> None:
+        """It ends with `error`."""
         match error:
             case RillError():
                 self._code, self.end = code_of(error), reason_of(error)
                 if self._is_refused:
-                    REJECTIONS.labels(self._model, self.end).inc()
+                    self._note(rejections_of(self._model, self.end).inc, 1)
             # What is written to a call that is over fails; its cancellation may come later.
             case asyncio.CancelledError() | grpc.aio.InternalError():
+                seconds_left = self._context.time_remaining()  # None: it has no deadline
                 is_late = seconds_left is not None and seconds_left < DEADLINE_SECONDS
                 self.end = "deadline" if is_late else "cancelled"
                 self._code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
@@ -109,7 +138,9 @@ class Call:
 
     def close(self) -> None:
         """It is over."""
-        seconds = time.monotonic() - self.arrived
+        self._note(self._write_down, time.monotonic() - self.arrived)
+
+    def _write_down(self, seconds: float) -> None:
         calls_of(self.method, self._model, self._code.name).inc()
         if not self._is_refused:
             call_latency_of(self._model, self.method).observe(seconds)
@@ -134,20 +165,6 @@ class Call:
             fields["queued_seconds"] = round(self._first.queued_seconds, 6)
             fields["first_char_seconds"] = round(self._first.first_char_seconds, 6)
         return fields | {"total_seconds": round(seconds, 6)}
-
-
-@contextmanager
-def observed(method: str, context: Context) -> Iterator[Call]:
-    """A call of `method`, from here to the end of the context, whatever that is; its id goes back to the client."""
-    call = Call(method, request_id(context.invocation_metadata() or ()), context.write)
-    context.set_trailing_metadata(((REQUEST_ID, call.id),))
-    try:
-        yield call
-    except BaseException as error:
-        call.fail(error, context.time_remaining())
-        raise
-    finally:
-        call.close()
 
 
 def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:

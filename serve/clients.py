@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from serve.admission import RETRY_SECONDS
 from serve.bearer import BearerTokens
@@ -20,12 +20,12 @@ class Clients:
         self._most, self._tokens = most, tokens
         self._places: Counter[bytes | str] = Counter()
 
+    def place(self, context: Context) -> AbstractContextManager[None]:
+        """A place for a call, until it ends in any way. Entering raises ClientLimitError."""
+        return self._place(context) if self._most else nullcontext()
+
     @contextmanager
-    def place(self, context: Context) -> Iterator[None]:
-        """A place for a call, until it ends in any way. Raises ClientLimitError."""
-        if not self._most:
-            yield
-            return
+    def _place(self, context: Context) -> Iterator[None]:
         client = self._client(context)
         if self._places[client] >= self._most:
             raise ClientLimitError(

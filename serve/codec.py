@@ -25,12 +25,13 @@ class Codec:
     def encode(self, text: str) -> Ids:
         """The ids of `text`, int64 [characters]. Raises UnknownCharacterError where no `<unk>` can stand in."""
         code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        ids: Ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
-        missing = np.flatnonzero(ids < 0)
-        if missing.size and self._unknown_id is None:
-            position = int(missing[0])
-            raise UnknownCharacterError(text[position], position)
-        ids[missing] = self._unknown_id or 0
+        ids: Ids = self._ids.take(code_points, mode="clip")
+        if text and ids.min() < 0:
+            missing = ids < 0
+            if self._unknown_id is None:
+                position = int(missing.argmax())
+                raise UnknownCharacterError(text[position], position)
+            ids[missing] = self._unknown_id
         return ids
 
     def decode(self, ids: Ids, starts: Ids, ends: Ids) -> list[str]:

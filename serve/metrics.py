@@ -7,7 +7,7 @@ files in the folder PROMETHEUS_MULTIPROC_DIR, and one of them, or another, shows
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -127,11 +127,12 @@ class ModelMetrics:
         self._round_time, self._round_rows = ROUND_TIME.labels(name), ROUND_ROWS.labels(name)
         self._round_steps = ROUND_STEPS.labels(name)
 
-    def ran(self, rows: int, steps: int, seconds: float) -> None:
-        """An engine round is over; called by the engine thread."""
-        self._round_time.observe(seconds)
-        self._round_rows.observe(rows)
-        self._round_steps.observe(steps)
+    def ran(self, rounds: Iterable[tuple[int, int, float]]) -> None:
+        """Some engine rounds are over: the rows, steps and seconds of each. Called by the engine thread."""
+        for rows, steps, seconds in rounds:
+            self._round_rows.observe(rows)
+            self._round_steps.observe(steps)
+            self._round_time.observe(seconds)
 
 
 @cache
@@ -140,8 +141,8 @@ def of_model(name: str) -> ModelMetrics:
     return ModelMetrics(name)
 
 
-# The counter and the histogram of these labels: to look them up takes longer than to count.
-calls_of = cache(CALLS.labels)
+# The series of these labels: to look them up takes longer than to count.
+calls_of, rejections_of = cache(CALLS.labels), cache(REJECTIONS.labels)
 call_latency_of = cache(CALL_LATENCY.labels)
 
 

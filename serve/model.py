@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from export.bundle import Bundle
 from serve.admission import Admission
@@ -22,11 +22,27 @@ from serve.turnstile import Turnstile
 log = logging.getLogger("rill")
 
 
+class Present:
+    """Counts who is inside, and says when somebody `left`."""
+
+    def __init__(self) -> None:
+        self.inside, self.left = 0, asyncio.Event()
+
+    def __enter__(self) -> None:
+        self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.inside -= 1
+        self.left.set()
+
+
 class Model:
     """One bundle with its engine, slots and live streams; used on the event loop.
 
     Its rounds take turns at `turnstile` with those of the other models on the device. It may be made in another thread,
     if that says which event loop. `on_broken` is called when it can run no more.
+
+    A call of it is inside `call`: it stays meanwhile, even if it is replaced.
     """
 
     def __init__(
@@ -54,31 +70,24 @@ class Model:
         self._live: dict[int, Stream] = {}  # in the engine, by slot
         self._held: set[int] = set()  # slots of calls that are not over
         self._on_broken = on_broken
-        self._calls = 0
-        self._left = asyncio.Event()  # a call is over, or a stream gone
+        self.call = Present()
         self._draining = False
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """A call of this model, which stays meanwhile even if it is replaced."""
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            self._left.set()
+    def slot(self) -> "Slot":
+        """A slot, as soon as one is free, for one stream after another. Entering raises WaitingLineFullError."""
+        return Slot(self)
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[int]:
-        """A slot, as soon as one is free, for one stream after another. Raises WaitingLineFullError."""
+    async def hold(self) -> int:
+        """A slot, until `let_go`."""
         slot = await self.admission.acquire()
         self._held.add(slot)
-        try:
-            yield slot
-        finally:
-            self._held.remove(slot)
-            if slot not in self._live:  # else it is free when its stream is gone
-                self.admission.release(slot)
+        return slot
+
+    def let_go(self, slot: int) -> None:
+        """No more streams will begin in the slot."""
+        self._held.remove(slot)
+        if slot not in self._live:  # else it is free when its stream is gone
+            self.admission.release(slot)
 
     @asynccontextmanager
     async def stream(self, order: Order) -> AsyncIterator[Stream]:
@@ -87,19 +96,21 @@ class Model:
             with self.stream_in(slot, order) as stream:
                 yield stream
 
-    @contextmanager
-    def stream_in(self, slot: int, order: Order) -> Iterator[Stream]:
+    def stream_in(self, slot: int, order: Order) -> "Live":
         """A live stream in a slot that has none; leaving the context ends it, whatever it was doing."""
-        stream = Stream(order, slot)
-        self._live[slot] = stream
+        return Live(self, Stream(order, slot))
+
+    def begin(self, stream: Stream) -> None:
+        """Let a stream go into the engine."""
+        self._live[stream.slot] = stream
         self.engine.join(stream)
         if self._draining:
             self.engine.end(stream, End.DRAINING)
-        try:
-            yield stream
-        finally:
-            if self._live.get(slot) is stream:
-                self.engine.leave(stream)
+
+    def leave(self, stream: Stream) -> None:
+        """Let a stream end, whatever it was doing, unless it has."""
+        if self._live.get(stream.slot) is stream:
+            self.engine.leave(stream)
 
     def sent(self, stream: Stream, text: str) -> None:
         """`text` has been written to the reader of `stream`: the engine may make as much again."""
@@ -115,13 +126,13 @@ class Model:
     @property
     def calls(self) -> int:
         """Calls that are not over: they wait for a slot, generate, or have text left to send."""
-        return self._calls
+        return self.call.inside
 
     async def last_call(self) -> None:
         """Wait until no call is left, and no stream in the engine."""
-        while self._calls or self._live:
-            self._left.clear()
-            await self._left.wait()
+        while self.call.inside or self._live:
+            self.call.left.clear()
+            await self.call.left.wait()
 
     def drain(self) -> None:
         """End all streams as DRAINING, each where it is."""
@@ -135,7 +146,7 @@ class Model:
             del self._live[stream.slot]
             if stream.slot not in self._held:
                 self.admission.release(stream.slot)
-            self._left.set()
+            self.call.left.set()
         try:
             pieces = delivery.pieces()
         except Exception as error:  # whatever it is, nobody waits for what will not come
@@ -154,3 +165,34 @@ class Model:
             self._on_broken(delivery.error)
         for stream in delivery.readers:
             stream.tell()
+
+
+# The contexts of each call, as classes: generators, asynchronous ones above all, take several times as long.
+
+
+class Slot:
+    """`Model.slot`."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    async def __aenter__(self) -> int:
+        self._slot = await self._model.hold()
+        return self._slot
+
+    async def __aexit__(self, *_: object) -> None:
+        self._model.let_go(self._slot)
+
+
+class Live:
+    """`Model.stream_in`."""
+
+    def __init__(self, model: Model, stream: Stream) -> None:
+        self._model, self._stream = model, stream
+
+    def __enter__(self) -> Stream:
+        self._model.begin(self._stream)
+        return self._stream
+
+    def __exit__(self, *_: object) -> None:
+        self._model.leave(self._stream)

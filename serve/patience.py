@@ -1,8 +1,8 @@
 """How long clients may keep their calls waiting."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from serve.errors import StalledError
@@ -12,6 +12,27 @@ Result = TypeVar("Result")
 LOOKS = 4  # at all calls, in the time that one may wait
 
 
+class Wait:
+    """A call, handled by the current task: what its client is waited for, and since when."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task
+        self.task, self.is_over = task, False
+        self.what, self.since = "", 0.0  # time.monotonic()
+
+    def waits_for(self, what: str) -> None:
+        """From now on the client is waited for: for what is to be done, as "read"; empty: no longer."""
+        self.what, self.since = what, time.monotonic()
+
+    async def until(self, what: str, awaitable: Awaitable[Result]) -> Result:
+        """Wait for the client."""
+        self.waits_for(what)
+        result = await awaitable
+        self.waits_for("")
+        return result
+
+
 class Patience:
     """Ends calls whose clients keep them waiting for `seconds`, or a quarter more; 0: none.
 
@@ -19,47 +40,31 @@ class Patience:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+        self._seconds = seconds
         self._waits: set[Wait] = set()
         self._looks = False
 
-    @contextmanager
-    def of(self, wait: "Wait") -> Iterator[None]:
-        """For a call that is handled inside. Raises StalledError."""
+    def begin(self, wait: Wait) -> None:
+        """From now on this call is one of them."""
         self._waits.add(wait)
-        if self.seconds and not self._looks:
+        if self._seconds and not self._looks:
             self._looks = True
             self._look()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not wait.is_over or wait.task.uncancel() > 0:  # else it is ours alone
-                raise
-            raise StalledError(f"nothing was {wait.what} for {self.seconds:g} seconds") from None
-        finally:
-            self._waits.remove(wait)
+
+    def end(self, wait: Wait) -> None:
+        """The call is over."""
+        self._waits.remove(wait)
+
+    def reason(self, wait: Wait, error: BaseException) -> BaseException:
+        """Why a call failed with `error`: StalledError if we have cancelled it, and nobody else."""
+        if isinstance(error, asyncio.CancelledError) and wait.is_over and wait.task.uncancel() == 0:
+            return StalledError(f"nothing was {wait.what} for {self._seconds:g} seconds")
+        return error
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
+        now = time.monotonic()
         for wait in self._waits:
-            if wait.what and not wait.is_over and loop.time() - wait.since >= self.seconds:
+            if wait.what and not wait.is_over and now - wait.since >= self._seconds:
                 wait.is_over = True
                 wait.task.cancel()
-        loop.call_later(self.seconds / LOOKS, self._look)
-
-
-class Wait:
-    """What the client of a call is waited for, and since when."""
-
-    def __init__(self) -> None:
-        task = asyncio.current_task()
-        assert task
-        self.task, self._loop = task, asyncio.get_running_loop()
-        self.what, self.since, self.is_over = "", 0.0, False
-
-    async def until(self, what: str, awaitable: Awaitable[Result]) -> Result:
-        """Wait for the client: for what is to be done, as "read"."""
-        self.what, self.since = what, self._loop.time()
-        result = await awaitable
-        self.what = ""
-        return result
+        asyncio.get_running_loop().call_later(self._seconds / LOOKS, self._look)

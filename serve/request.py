@@ -16,6 +16,7 @@ from train.vocab import UnknownCharacterError
 
 STOP_CHARACTERS = 10_000  # of all stop strings together; what may become one is held back, and held in memory
 ALTERNATIVES = 20  # as many as the serving graph gives
+DEFAULT = Sampling()
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def order_of(request: pb.GenerateRequest, resumption: Resumption | None, model: 
     order = Order(
         prompt=_prompt(request.prompt, resumption, model, limits),
         prompt_chars=len(request.prompt),
-        sampling=_sampling(request.sampling, resumption.sampling if resumption else Sampling(), model),
+        sampling=_sampling(request.sampling, resumption.sampling if resumption else DEFAULT, model),
         seed=_seed(request.sampling, resumption),
         max_chars=request.max_chars or limits.chars,
         chars_per_second=request.chars_per_second,
@@ -102,15 +103,15 @@ def _sampling(message: pb.Sampling, base: Sampling, model: Model) -> Sampling:
         if symbol is None:
             raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not in the model's vocabulary")
         bias[symbol] = value
-    banned = sum(value == float("-inf") for value in bias.values())
-    if banned >= len(symbols) - (symbols.unknown_id is not None):
-        raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
     if bias:
+        banned = sum(value == float("-inf") for value in bias.values())
+        if banned >= len(symbols) - (symbols.unknown_id is not None):
+            raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
         given["logit_bias"] = bias
     if given.get("top_k", 0) >= len(symbols):
         given["top_k"] = 0  # keeps all, and would sort them
     try:
-        return replace(base, **given)
+        return replace(base, **given) if given else base
     except SamplingError as error:
         raise RequestError(f"sampling.{error.parameter}", str(error)) from None
 

@@ -243,7 +243,8 @@ class Rows:
     def _draw(self, slot: int) -> None:
         """The next block of uniforms, from the position where the row stands."""
         made = int(self.table["made"][slot])
-        self.uniforms[slot] = self._source.draw(self._orders[slot].seed, made, UNIFORMS)
+        count = min(UNIFORMS, int(self.table["limit"][slot]) - made)
+        self.uniforms[slot, :count] = self._source.draw(self._orders[slot].seed, made, count)
         self.table["drawn"][slot] = made
 
 

@@ -295,6 +295,7 @@ async def _listening(
         yield port, healths
     finally:
         await server.stop(STOP_SECONDS)
+        service.close()
 
 
 async def _drain(service: TextGeneration, models: Models, seconds: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
-from serve.calls import Call, observed
+from serve.calls import Call, Ledger
 from serve.clients import Clients
 from serve.errors import DrainingError, OutOfOrderError, RillError
 from serve.interact import Inbox, Interaction
@@ -16,8 +16,8 @@ from serve.models import Models
 from serve.patience import Patience
 from serve.request import Limits, order_of
 from serve.score import Floats, Score, given_text, read
-from serve.status import Context, abort
-from serve.stream import End, Order
+from serve.status import Context, set_status
+from serve.stream import End, Order, Stream
 from serve.tokens import Tokens
 
 
@@ -26,13 +26,22 @@ def _statuses(handler: Any) -> Any:
 
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
+        call = Call(handler.__name__, context, self._ledger)
+        self._patience.begin(call)
         try:
-            with observed(handler.__name__, context) as call, self._patience.of(call.client):
-                if isinstance(request, RillError):  # `serve.parsing`
-                    raise request
-                return await handler(self, request, context, call)
-        except RillError as error:
-            await abort(context, error)
+            if isinstance(request, RillError):  # `serve.parsing`
+                raise request
+            return await handler(self, request, context, call)
+        except BaseException as caught:
+            error = self._patience.reason(call, caught)
+            call.fail(error)
+            if not isinstance(error, RillError):
+                raise
+            set_status(context, error)
+            return None
+        finally:
+            self._patience.end(call)
+            call.close()
 
     return handle
 
@@ -44,7 +53,7 @@ class TextGeneration(TextGenerationServicer):
         self._models, self._tokens, self._limits = models, tokens, limits
         self.messages = Messages(tokens)
         self._inboxes: set[Inbox] = set()
-        self._clients, self._patience = clients or Clients(), Patience(limits.stall)
+        self._clients, self._patience, self._ledger = clients or Clients(), Patience(limits.stall), Ledger()
         self.draining = False
 
     def drain(self) -> None:
@@ -53,36 +62,41 @@ class TextGeneration(TextGenerationServicer):
         for inbox in self._inboxes:
             inbox.drain()
 
+    def close(self) -> None:
+        """All calls are over: let the metrics and the log have the last of them."""
+        self._ledger.settle()
+
     @_statuses
     async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
         """Stream text; see rill.proto."""
         model = self._model(call, request.model, request.resume_token)
-        with self._clients.place(context), model.call():
+        with self._clients.place(context), model.call:
             order = await self._order(request, model, context)
-            end = await self._generate(model, order, call)
+            async with model.slot() as slot:
+                call.joined(order)
+                with model.stream_in(slot, order) as stream:
+                    end = await self._send(model, stream, call)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
 
-    async def _generate(self, model: Model, order: Order, call: Call) -> End:
+    async def _send(self, model: Model, stream: Stream, call: Call) -> End:
         """Send a stream's messages; returns how it ended."""
-        times = Times(call.arrived)
-        async with model.stream(order) as stream:
-            call.joined(order)
-            end, first = None, True
-            while end is None:
-                piece, end = await stream.take()
-                times.note(stream)
-                message = self.messages.output(model, stream, piece)
-                if first:
-                    message.seed = order.seed
-                    call.read(order.prompt_chars)
-                    first = False
-                if end:
-                    message.finish_reason = FINISH[end]
-                    message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
-                await call.write(message)
-                model.sent(stream, piece.text)
-                call.generated(times, len(piece.text))
+        times, order = Times(call.arrived), stream.order
+        end, first = None, True
+        while end is None:
+            piece, end = await stream.take()
+            times.note(stream)
+            message = self.messages.output(model, stream, piece)
+            if first:
+                message.seed = order.seed
+                call.read(order.prompt_chars)
+                first = False
+            if end:
+                message.finish_reason = FINISH[end]
+                message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
+            await call.write(message)
+            model.sent(stream, piece.text)
+            call.generated(times, len(piece.text))
         call.end = end.value
         return end
 
@@ -92,13 +106,13 @@ class TextGeneration(TextGenerationServicer):
         inbox = Inbox(actions)
         self._inboxes.add(inbox)
         try:
-            first = await call.client.until("opened", inbox.take())
+            first = await call.until("opened", inbox.take())
             if first is None or not first.HasField("open"):
                 raise OutOfOrderError("the first action must be open")
             asked = first.open
             model = self._model(call, asked.model, asked.resume_token)
             request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
-            with self._clients.place(context), model.call():
+            with self._clients.place(context), model.call:
                 order = await self._order(request, model, context)
                 async with model.slot() as slot:
                     call.joined(order)
@@ -117,7 +131,7 @@ class TextGeneration(TextGenerationServicer):
             score.add(logprobs)
             call.scored(len(logprobs))
 
-        with self._clients.place(context), model.call():
+        with self._clients.place(context), model.call:
             order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
             async with model.slot() as slot:

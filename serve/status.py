@@ -1,6 +1,7 @@
 """From errors to gRPC statuses with google.rpc details, in one place."""
 
-from typing import TYPE_CHECKING, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -78,14 +79,18 @@ def reason_of(error: RillError) -> str:
             return _REASONS.get(type(error), code_of(error).name).lower()
 
 
-async def abort(context: Context, error: RillError) -> NoReturn:
-    """End the call with the status of `error`; its details go where `grpc_status.rpc_status` reads them."""
+def set_status(context: Context, error: RillError) -> None:
+    """Let the call end with the status of `error` when its handler returns; with `abort`, that takes a fifth longer.
+
+    Its details go where `grpc_status.rpc_status` reads them.
+    """
     code, message = code_of(error), _said(error)
-    metadata = tuple(context.trailing_metadata() or ())
     if details := _details(error):
-        status = Status(code=code.value[0], message=message, details=[_packed(detail) for detail in details])
-        metadata += (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(code, message, metadata)
+        status = Status(code=code.value[0], message=message, details=details)
+        metadata = tuple(context.trailing_metadata() or ())
+        context.set_trailing_metadata((*metadata, ("grpc-status-details-bin", status.SerializeToString())))
+    context.set_code(code)
+    context.set_details(message)
 
 
 def _said(error: RillError) -> str:
@@ -94,22 +99,26 @@ def _said(error: RillError) -> str:
     return message.decode() if len(message) <= LONGEST else message[:LONGEST].decode(errors="ignore") + "…"
 
 
-def _details(error: RillError) -> list[Message]:
+def _details(error: RillError) -> list[Any]:
     match error:
         case RequestError():
-            return [
-                BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=_said(error))])
-            ]
+            violation = BadRequest.FieldViolation(field=error.field, description=_said(error))
+            return [_packed(BadRequest(field_violations=[violation]))]
         case TokenError():
-            return [ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN)]
+            return [_packed(ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN))]
         case WaitingLineFullError() | ClientLimitError():
-            delay = Duration()
-            delay.FromMilliseconds(int(error.retry_seconds * 1000))
-            return [RetryInfo(retry_delay=delay)]
+            return [_retry_info(error.retry_seconds)]
         case _ if reason := _REASONS.get(type(error)):
-            return [ErrorInfo(reason=reason, domain=DOMAIN)]
+            return [_packed(ErrorInfo(reason=reason, domain=DOMAIN))]
         case _:
             return []
+
+
+@cache  # those who are refused are many
+def _retry_info(seconds: float) -> Any:
+    delay = Duration()
+    delay.FromMilliseconds(int(seconds * 1000))
+    return _packed(RetryInfo(retry_delay=delay))
 
 
 def _packed(message: Message) -> Any:

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -157,5 +158,6 @@ def read_key(path: str) -> bytes:
     return key
 
 
+@cache
 def _short(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:8]

@@ -41,7 +41,7 @@ from serve.prompts import PromptError, check, read
 from serve.request import STOP_CHARACTERS, Limits, order_of
 from serve.rows import Rows
 from serve.score import given_text
-from serve.status import abort
+from serve.status import set_status
 from serve.stops import StopFinder
 from serve.stream import Order, Snapshot
 from serve.texts import Run, Texts, TextsError
@@ -114,34 +114,36 @@ def _run(coroutine):
         return end.value
 
 
-class _Ended(Exception):
-    pass
-
-
 class _Context:
     """Takes the status of a call, as far as a client would get it."""
 
-    def trailing_metadata(self):
-        return (("x-request-id", "i" * 128),)  # the longest
+    def __init__(self):
+        self.metadata = (("x-request-id", "i" * 128),)  # the longest
+        self.trailing_metadata = lambda: self.metadata
 
-    async def abort(self, code, said, metadata):
-        escaped = sum(1 if 32 <= byte < 127 and byte != 37 else 3 for byte in said.encode())
-        sent = escaped + sum(len(key) + 4 * -(-len(value) // 3) + 32 for key, value in metadata)
-        assert sent < METADATA_BYTES, f"{sent} bytes of trailing metadata"
-        assert said
+    def set_trailing_metadata(self, metadata):
+        self.metadata = metadata
+
+    def set_code(self, code):
         self.code = code
-        raise _Ended
+
+    def set_details(self, said):
+        self.said = said
+
+    def check(self):
+        escaped = sum(1 if 32 <= byte < 127 and byte != 37 else 3 for byte in self.said.encode())
+        sent = escaped + sum(len(key) + 4 * -(-len(value) // 3) + 32 for key, value in self.metadata)
+        assert sent < METADATA_BYTES, f"{sent} bytes of trailing metadata"
+        assert self.said
+        assert self.code not in (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 
 def _status(error):
     """The status that a server ends a call with."""
     context = _Context()
-    try:
-        _run(abort(context, error))
-    except _Ended:
-        assert context.code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-        return context.code.name
-    raise AssertionError("a call goes on after its error")
+    set_status(context, error)
+    context.check()
+    return context.code.name
 
 
 def _order(request):

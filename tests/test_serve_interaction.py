@@ -1,12 +1,13 @@
 """Interact without a connection: actions that come at moments which a client over a connection seldom hits."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from test_serve_interact import STOPPED, Request, generate
 
 from protos import rill_pb2 as pb
-from serve.calls import Call
+from serve.calls import Call, Ledger
 from serve.errors import EngineError
 from serve.interact import AHEAD, Inbox, Interaction
 from serve.messages import Messages
@@ -52,7 +53,10 @@ async def conversation(tiny):
             events.append(event)
             await come(*then(event))
 
-        inbox, call = Inbox(read()), Call("Interact", "an id", write)
+        context = SimpleNamespace(
+            write=write, invocation_metadata=tuple, set_trailing_metadata=lambda _: None, time_remaining=lambda: None
+        )
+        inbox, call = Inbox(read()), Call("Interact", context, Ledger())
         call.found(model.metrics)
         order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
         await come(*first)
