@@ -60,7 +60,7 @@ class Text:
     """One text as it arrives. `start` is when it was to be asked for: it may have been asked for later."""
 
     def __init__(self, start: float, objective: Objective) -> None:
-        self.start, self.characters, self.on_time = start, 0, True
+        self.start, self.characters, self.on_time, self.complete = start, 0, True, False
         self._last, self._objective = start, objective
 
     def received(self, message: pb.GenerateResponse, now: float, tally: Tally) -> int:
@@ -79,6 +79,7 @@ class Text:
             self.characters += fresh
             self._last = now
         if message.finish_reason:
+            self.complete = True
             tally.texts += 1
             tally.on_time_texts += self.on_time
             tally.queued.append(message.usage.queued_seconds)

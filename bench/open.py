@@ -114,7 +114,8 @@ class Arriving:
         if self.outstanding:
             await asyncio.wait(self.outstanding.values(), timeout=seconds)
         now = time.perf_counter()
-        unfinished = [text for text in self.outstanding if self.counts(text)]
+        # A text may be complete though its call has not ended yet.
+        unfinished = [text for text in self.outstanding if self.counts(text) and not text.complete]
         self.tally.first += [now - text.start for text in unfinished if not text.characters]
         for task in self.outstanding.values():
             task.cancel()

@@ -16,6 +16,7 @@ import torch
 
 from export.bundle import Bundle, manifest_of, write_bundle
 from export.export import build_bundle
+from export.verify import Parity
 from serve.client import Client
 from train.config import ModelConfig, TrainingConfig
 from train.model import CharacterModel
@@ -83,6 +84,12 @@ def quick_training() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports without their verification: it takes most of their time, and has tests of its own."""
+    monkeypatch.setattr("export.export.verify", lambda bundle, run: Parity(0, 0, 0, 0, 0))
+
+
 @pytest.fixture(scope="session")
 def tiny_run() -> Run:
     return make_run()
@@ -116,6 +123,10 @@ class Server:
     process: subprocess.Popen[str]
     target: str
     line: str
+
+    @property
+    def port(self) -> str:
+        return self.target.rpartition(":")[2]
 
     def client(self) -> Client:
         return Client(self.target)

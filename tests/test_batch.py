@@ -290,7 +290,7 @@ def test_a_server_that_is_restarted_is_waited_for(many, tmp_path, tiny_folder):
     prompts, expected = many
     out = tmp_path / "out"
     with run_server(tiny_folder) as first:
-        port = first.target.rpartition(":")[2]
+        port = first.port
         with running(prompts, out, "--target", first.target) as process:
             wait_until(lambda: count(out) > 10)
             first.process.kill()

@@ -163,6 +163,17 @@ async def test_what_never_comes_is_counted() -> None:
     assert found.first_character_ms.max > 500  # the wait of a text that was given up after twice 0.3 s
 
 
+async def test_a_complete_text_whose_call_has_not_ended_is_no_unfinished_one() -> None:
+    async def on_call(number, context) -> None:
+        await context.write(pb.GenerateResponse(text="a", finish_reason=LAST))
+        await asyncio.sleep(60)
+
+    async with fake_server(on_call) as server:
+        found = await offer(server, 200, 0.2)
+    assert found.offered == found.completed > 0
+    assert found.unfinished == 0
+
+
 async def test_more_than_the_most_outstanding_texts_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.open.MOST_OUTSTANDING", 5)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import ROOT, wait_until
+from restarted import started
 
 if sys.platform == "win32":
     pytest.skip("a pseudo-terminal is a Unix thing", allow_module_level=True)
@@ -179,36 +180,18 @@ def test_what_is_typed_at_the_prompt(server, tmp_path):
         assert chat.process.wait(timeout=20) == 0
 
 
-@contextmanager
-def killed_at_the_end(folder, key, port=0):
-    arguments = [folder, "--port", port, "--resume-key-file", key]
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "serve", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        try:
-            found = re.match(r"rill: listening on 127\.0\.0\.1:(\d+) ", process.stdout.readline())
-            assert found
-            yield int(found[1]), process
-        finally:
-            process.kill()
-
-
 def test_a_server_that_is_killed_and_started_again(tiny_folder, server, tmp_path):
     """While the model writes: one line says so, and the text goes on as it would have."""
     key = tmp_path / "key"
     key.write_bytes(bytes(range(32)))
     flags = ["--seed", 7, "--max-chars", 0, "--chars-per-second", 300]
-    with killed_at_the_end(tiny_folder, key) as (port, _):
-        opened = Screen(f"127.0.0.1:{port}", *flags)
+    with started(tiny_folder, key) as killed:
+        opened = Screen(killed.target, *flags)
         opened.wait_for_prompt(1)
         opened.begin("To be")
     try:
         wait_until(lambda: "(interrupted (" in opened.shown)
-        with killed_at_the_end(tiny_folder, key, port) as (_, process):
+        with started(tiny_folder, key, killed.port) as again:
             length = len(opened.shown)
             wait_until(lambda: len(opened.shown) > length + 50)
             turn = opened.press("\x1b")
@@ -217,7 +200,7 @@ def test_a_server_that_is_killed_and_started_again(tiny_folder, server, tmp_path
             more = opened.line("/seed 8")
             assert more == ""
             opened.begin()
-            process.send_signal(signal.SIGSTOP)
+            again.process.send_signal(signal.SIGSTOP)
             opened.give_up()  # a server that does not answer
         opened.type("\r")
         wait_until(lambda: opened.shown.count("(interrupted (") == 2)

@@ -73,7 +73,7 @@ def start(*arguments, **options):
     )
 
 
-def test_a_killed_process_fails_its_own_run_only(tmp_path, run_folder):
+def test_a_killed_process_fails_its_own_run_only(tmp_path, run_folder, unverified):
     killed = hanging_run(make_run(), tmp_path / "runs" / "killed")
     last = save_run(make_run(seed=1), tmp_path / "runs" / "last")
     out, report = tmp_path / "out", tmp_path / "report.json"
@@ -202,7 +202,7 @@ def test_check_verifies_the_bytes_on_disk(tmp_path, run_folder, tiny_run, monkey
     assert verified[0] is read[0]
 
 
-def test_exporters_of_one_bundle_wait_for_each_other(tmp_path, run_folder):
+def test_exporters_of_one_bundle_wait_for_each_other(tmp_path, run_folder, unverified):
     waiting = threading.Event()
     with exclusive(tmp_path / "out" / "tiny"):
         options = {"tell": lambda doing: doing == "writing" and waiting.set()}
@@ -216,7 +216,7 @@ def test_exporters_of_one_bundle_wait_for_each_other(tmp_path, run_folder):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
 
 
-def test_what_another_exporter_wrote_meanwhile_is_not_overwritten(tmp_path, run_folder, monkeypatch):
+def test_what_another_exporter_wrote_meanwhile_is_not_overwritten(tmp_path, run_folder, unverified, monkeypatch):
     verify = exporting.verify
 
     def meanwhile(*arguments):
@@ -259,7 +259,7 @@ def test_writers_at_the_same_time_leave_one_whole_bundle(tmp_path, tiny_run):
     assert [path.name for path in target.parent.iterdir()] == ["tiny"]
 
 
-def test_two_commands_with_namesakes_at_the_same_time(tmp_path, run_folder):
+def test_two_commands_with_namesakes_at_the_same_time(tmp_path, run_folder, unverified):
     other = save_run(make_run(seed=9), tmp_path / "others" / "tiny")
     out = tmp_path / "out"
     processes = [start(run, "--out", out) for run in (run_folder, other)]
@@ -328,7 +328,7 @@ def test_the_table_shows_what_int8_lost_and_takes_names_as_they_are(capsys):
     assert (rows[0].to_json()["bits_per_char"], rows[0].to_json()["bits_per_char_fp32"]) == (2.3456, 2.3441)
 
 
-def test_a_foreign_checkpoint(tmp_path, capsys):
+def test_a_foreign_checkpoint(tmp_path, capsys, unverified):
     run = make_run(seed=4)
     weights = {name.replace("linear.bias", "strange"): value for name, value in run.weights.items()}
     torch.save(weights, tmp_path / "theirs.pt")

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from conftest import ROOT, make_run, save_bundle, save_run
 
 from export import export as exporting
+from export.__main__ import main
 from export.bundle import FORMAT_VERSION, MANIFEST, BundleError, is_replaceable, read_bundle
 from export.compare import ParityError
 from train.config import ModelConfig
@@ -23,13 +22,12 @@ def run_folder(tmp_path, tiny_run):
     return save_run(tiny_run, tmp_path / "runs" / "tiny")
 
 
-def test_exports_many_runs_and_goes_on_after_a_bad_one(tmp_path, run_folder, tiny_run, run_command):
+def test_exports_many_runs_and_goes_on_after_a_bad_one(tmp_path, run_folder, tiny_run, run_command, capsys):
     other = save_run(make_run(layers=2, embedding=4, seed=1), tmp_path / "runs" / "other")
     out, report = tmp_path / "bundles", tmp_path / "report.json"
-    done = run_command("export", run_folder, tmp_path / "missing", other, "--out", out, "--json", report)
-    assert done.returncode == 1
-    assert "missing is not a run folder" in done.stderr
-    assert "Traceback" not in done.stderr
+    arguments = [run_folder, tmp_path / "missing", other, "--out", out, "--json", report]
+    assert main([*map(str, arguments)]) == 1
+    assert "missing is not a run folder" in capsys.readouterr().err
     rows = json.loads(report.read_text())
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
     assert rows[0]["difference"] < 1e-5
@@ -50,7 +48,7 @@ def test_exports_many_runs_and_goes_on_after_a_bad_one(tmp_path, run_folder, tin
     assert before == {path: path.stat().st_mtime_ns for path in (out / "tiny").iterdir()}
 
 
-def test_a_different_bundle_is_replaced_only_by_force(tmp_path, run_folder):
+def test_a_different_bundle_is_replaced_only_by_force(tmp_path, run_folder, unverified):
     first = exporting.export_run(run_folder, tmp_path / "out")
     save_run(make_run(seed=9), tmp_path / "changed" / "tiny")
     with pytest.raises(BundleError, match="--force"):
@@ -92,7 +90,7 @@ def test_a_bundle_with_anything_else_in_it_is_never_replaced(tmp_path, run_folde
     assert is_replaceable(folder)  # damaged
 
 
-def test_a_damaged_and_an_older_bundle_are_replaced_by_force(tmp_path, run_folder, tiny_run):
+def test_a_damaged_and_an_older_bundle_are_replaced_by_force(tmp_path, run_folder, tiny_run, unverified):
     folder = tmp_path / "out" / "tiny"
     save_bundle(tiny_run, folder)
     _edit(folder, lambda manifest: manifest.update(format_version=1))
@@ -108,7 +106,7 @@ def test_a_damaged_and_an_older_bundle_are_replaced_by_force(tmp_path, run_folde
     assert not (folder / "decode-filters.onnx").exists()
 
 
-def test_an_empty_folder_and_a_link_are_fine(tmp_path, run_folder):
+def test_an_empty_folder_and_a_link_are_fine(tmp_path, run_folder, unverified):
     (tmp_path / "out" / "tiny").mkdir(parents=True)
     exporting.export_run(run_folder, tmp_path / "out")
     (tmp_path / "linked").mkdir()
@@ -158,7 +156,7 @@ def test_a_name_that_no_bundle_can_have_is_refused(tmp_path, tiny_run, name, mes
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next_even_if_nothing_changed(tmp_path, run_folder):
+def test_what_a_killed_export_left_is_removed_by_the_next_even_if_nothing_changed(tmp_path, run_folder, unverified):
     exporting.export_run(run_folder, tmp_path / "out")
     for leftover in (".tiny.new", ".tiny.old"):
         (tmp_path / "out" / leftover).mkdir()
@@ -194,19 +192,67 @@ def test_a_failed_verification_leaves_nothing(tmp_path, run_folder, monkeypatch)
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_at_any_moment_leaves_no_half_bundle(tmp_path, run_folder):
-    """SIGKILL during the export: the bundle is there and whole, or not there."""
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "export", str(run_folder), "--out", str(out)]
-    for delay in (0.5, 1.5, 2.5, 3.5):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(delay)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        if (out / "tiny").exists():
-            read_bundle(out / "tiny")
-    exporting.export_run(run_folder, out)
-    assert [path.name for path in out.iterdir()] == ["tiny"]
+KILLER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from export import export as exporting
+from export.bundle import read_bundle
+from export.verify import Parity
+
+torch.set_num_threads(1)
+run, out = sys.argv[1], Path(sys.argv[2])
+
+
+def exporter(folder):
+    child = os.fork()
+    if child == 0:
+        exporting.export_run(run, folder)
+        os._exit(0)
+    return child
+
+
+def say_what_is_there(child, folder):
+    _, status = os.waitpid(child, 0)
+    print(status == signal.SIGKILL, (folder / "tiny").exists() and read_bundle(folder / "tiny").name)
+
+
+for seconds in (0.1, 0.3, 0.6):  # an export takes about a second
+    child = exporter(out / "by time")
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    say_what_is_there(child, out / "by time")
+
+fsync, done = os.fsync, 0
+
+
+def killing(descriptor):
+    global done
+    if done == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done += 1
+    fsync(descriptor)
+
+
+os.fsync = killing
+exporting.verify = lambda *_: Parity(0, 0, 0, 0, 0)
+for last in range(8):
+    say_what_is_there(exporter(out / "by file"), out / "by file")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to load PyTorch once")
+def test_killed_at_any_moment_leaves_no_half_bundle(tmp_path, run_folder, unverified):
+    """SIGKILL during the export, and before each file is on disk: the bundle is there and whole, or not there."""
+    command = [sys.executable, "-c", KILLER, str(run_folder), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = done.stdout.splitlines()
+    assert set(found[:3]) <= {"True False", "True tiny", "False tiny"}
+    assert found[3:] == ["True False"] * 6 + ["False tiny"] * 2  # five graphs and the manifest
+    for out in (tmp_path / "by time", tmp_path / "by file"):
+        exporting.export_run(run_folder, out)
+        assert [path.name for path in out.iterdir()] == ["tiny"]
 
 
 def _edit(folder, change):
@@ -293,15 +339,14 @@ def test_no_such_folder_is_said_so(tmp_path):
         read_bundle(tmp_path / "nothing")
 
 
-def test_one_call_keeps_namesakes_apart_and_survives_any_run(tmp_path, run_folder, tiny_run, run_command):
+def test_one_call_keeps_namesakes_apart_and_survives_any_run(tmp_path, run_folder, tiny_run, unverified, capsys):
     other = save_run(make_run(seed=9), tmp_path / "elsewhere" / "tiny")
     odd = save_run(tiny_run, tmp_path / "odd")
     (odd / "summary.json").write_text("5")
     last = save_run(tiny_run, tmp_path / "last")
-    done = run_command("export", odd, run_folder, other, last, "--out", tmp_path / "out", "--force")
-    assert done.returncode == 1
-    assert "summary.json is not a JSON object" in done.stderr
-    assert "has the same name" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main([*map(str, [odd, run_folder, other, last]), "--out", str(tmp_path / "out"), "--force"]) == 1
+    errors = capsys.readouterr().err
+    assert "summary.json is not a JSON object" in errors
+    assert "has the same name" in errors
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["last", "tiny"]
-    assert run_command("export", last, "--out", tmp_path / "out", "--json", "/nowhere/x.json").returncode == 2
+    assert main([str(last), "--out", str(tmp_path / "out"), "--json", "/nowhere/x.json"]) == 2

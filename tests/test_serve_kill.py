@@ -2,43 +2,20 @@
 
 import os
 import random
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 
 import pytest
-from conftest import ROOT, wait_until
+from conftest import wait_until
+from restarted import started
 
 from serve.client import Client, generate_request
 from serve.continuation import Continuation
 
-KILLS = int(os.environ.get("RILL_KILLS", "20"))
-
-
-@contextmanager
-def started(folder, key, port=0, end=signal.SIGKILL):
-    """A server on this port; at the end it is killed without a word, unless told to end in another way."""
-    arguments = [folder, "--port", port, "--resume-key-file", key, "--drain-seconds", 1.2]
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "serve", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout
-            line = process.stdout.readline()
-            found = re.match(r"rill: listening on 127\.0\.0\.1:(\d+) ", line)
-            assert found, f"the server did not start: {line!r}"
-            yield int(found[1])
-        finally:
-            process.send_signal(end)
+KILLS = int(os.environ.get("RILL_KILLS", "8"))
 
 
 class Reader(threading.Thread):
@@ -124,16 +101,16 @@ def is_undisturbed(client, reader):
 def test_kills_change_nothing(tiny_folder, key, breaks, parameters, kills):
     chance = random.Random(5)
     with ExitStack() as stack:
-        with started(tiny_folder, key) as port:
-            client, reader = stack.enter_context(reading(f"127.0.0.1:{port}", **parameters))
+        with started(tiny_folder, key) as server:
+            client, reader = stack.enter_context(reading(server.target, **parameters))
             reader.wait_for_more()
             time.sleep(chance.uniform(0, 0.5))
         for kill in range(1, kills):
-            with started(tiny_folder, key, port):
+            with started(tiny_folder, key, server.port):
                 if kill % 3:  # else at any moment, while it may still be catching up
                     reader.wait_for_more()
                 time.sleep(chance.uniform(0, 0.4))
-        with started(tiny_folder, key, port):
+        with started(tiny_folder, key, server.port):
             reader.wait_for_more()
             assert is_undisturbed(client, reader)
     assert len(breaks) >= kills * 2 / 3
@@ -143,17 +120,15 @@ def test_kills_change_nothing(tiny_folder, key, breaks, parameters, kills):
 def test_two_servers_restarted_in_turn_change_nothing(tiny_folder, key, breaks):
     """Each drains while the other takes over; nothing is generated twice, as drained streams end with a token."""
     with ExitStack() as stack:
-        ports, servers = [], []
-        for _ in range(2):
-            servers.append(stack.enter_context(ExitStack()))
-            ports.append(servers[-1].enter_context(started(tiny_folder, key, end=signal.SIGTERM)))
-        client, reader = stack.enter_context(
-            reading(",".join(f"127.0.0.1:{port}" for port in ports), logprobs=1, stop=["never"])
-        )
+        runs = [stack.enter_context(ExitStack()) for _ in range(2)]
+        servers = [run.enter_context(started(tiny_folder, key, end=signal.SIGTERM)) for run in runs]
+        target = ",".join(server.target for server in servers)
+        client, reader = stack.enter_context(reading(target, logprobs=1, stop=["never"]))
         for restart in range(4):
             reader.wait_for_more()
-            servers[restart % 2].close()
-            servers[restart % 2].enter_context(started(tiny_folder, key, ports[restart % 2], end=signal.SIGTERM))
+            run, port = runs[restart % 2], servers[restart % 2].port
+            run.close()
+            run.enter_context(started(tiny_folder, key, port, end=signal.SIGTERM))
         reader.wait_for_more()
         assert is_undisturbed(client, reader)
     assert breaks == ["UNAVAILABLE"] * 4

@@ -104,7 +104,7 @@ def test_what_can_be_served_is_said_without_listening(tiny_folder, tmp_path, run
     """Also while a server has the port: that is when one asks."""
     (tmp_path / "rill.toml").write_text(f'bundle = ["{tiny_folder}"]\nmax-streams = 8\n')
     with run_server(tiny_folder) as server:
-        port = server.target.rpartition(":")[2]
+        port = server.port
         done = run_command("serve", "--config", tmp_path / "rill.toml", "--check-config", "--port", port)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "the configuration is good: models: tiny; provider: CPUExecutionProvider"

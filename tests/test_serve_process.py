@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import psutil
@@ -46,8 +47,9 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_c
             ([tiny_folder, "--max-prompt", "300000000"], "--max-prompt must be from 1"),
             ([tiny_folder, "--drain-seconds", "nan"], "--drain-seconds must be a finite number"),
         ]
-        for arguments, message in cases:
-            done = run_command("serve", *arguments)
+        with ThreadPoolExecutor(2) as pool:  # each takes half a second to say so
+            ends = pool.map(lambda case: run_command("serve", *case[0]), cases)
+        for done, (arguments, message) in zip(ends, cases, strict=True):
             assert done.returncode == 2, arguments
             assert message in done.stderr
             assert "Traceback" not in done.stderr

@@ -17,14 +17,14 @@ import numpy as np
 import psutil
 import pytest
 from conftest import make_run, run_server, save_bundle, wait_until
+from restarted import started
 from test_serve_interact import Request, Talk
-from test_serve_kill import started
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 from serve.client import Client
 
-SECONDS = float(os.environ.get("RILL_SOAK_SECONDS", "12"))
+SECONDS = float(os.environ.get("RILL_SOAK_SECONDS", "6"))
 CYCLES = int(os.environ.get("RILL_CONNECTIONS", "300"))
 LENGTH = 6000  # characters of the texts that are compared
 OWN_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
@@ -185,15 +185,15 @@ def test_everything_at_once(tmp_path):
     key.write_bytes(bytes(range(32)))
     save_bundle(make_run(), tmp_path / "all" / "main")
     save_bundle(make_run(hidden=16), tmp_path / "all" / "other")
-    with started(tmp_path / "all", key, end=signal.SIGTERM) as port:
+    with started(tmp_path / "all", key, end=signal.SIGTERM) as first:
         pass  # a port that is free
     with run_server(tmp_path / "all", "--resume-key-file", key) as server, server.client() as client:
-        course = Course((f"127.0.0.1:{port}", server.target), time.monotonic() + SECONDS)
+        course = Course((first.target, server.target), time.monotonic() + SECONDS)
         for seed in range(5):
             course.texts[seed] = "".join(client.generate(max_chars=LENGTH, seed=seed))
         process, samples = psutil.Process(server.process.pid), []
         threads = [threading.Thread(target=work, args=(course, number)) for number in range(6)]
-        threads.append(threading.Thread(target=kill_again_and_again, args=(course, tmp_path / "all", key, port)))
+        threads.append(threading.Thread(target=kill_again_and_again, args=(course, tmp_path / "all", key, first.port)))
         threads.append(threading.Thread(target=replace_again_and_again, args=(course, tmp_path, server.process)))
         began = time.monotonic()
         for thread in threads:

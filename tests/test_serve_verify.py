@@ -18,6 +18,7 @@ from export.bundle import manifest_of, write_bundle
 from export.export import build_bundle
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
+from serve.command import main
 
 CHECKS = ["alone", "crowd", "chunked", "resumed", "forked"]
 SMALL = ("--chars", 150, "--streams", 20)
@@ -37,10 +38,22 @@ def serving(parent):
     return [child for child in psutil.Process(parent).children(recursive=True) if "serve" in child.cmdline()]
 
 
-def test_honest_bundles_pass(run_command, tiny_folder, tiny_int8_folder):
-    done = run_command("serve.client", "verify", tiny_folder, tiny_int8_folder, *SMALL)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = [line.split(maxsplit=5) for line in done.stdout.splitlines()]
+@pytest.fixture
+def verify_here(monkeypatch, capfd):
+    """`rill verify ARGUMENTS` in this process, with a slow reader of fewer pauses: status, output and errors."""
+    monkeypatch.setattr("serve.verify.PAUSES", 3)
+
+    def run(*arguments):
+        status = main(["verify", *map(str, arguments)])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def test_honest_bundles_pass(verify_here, tiny_folder, tiny_int8_folder):
+    status, output, errors = verify_here(tiny_folder, tiny_int8_folder, *SMALL)
+    assert (status, errors) == (0, "")
+    lines = [line.split(maxsplit=5) for line in output.splitlines()]
     assert [(line[0], line[1], line[4]) for line in lines] == [
         (*model, check) for model in [("tiny", "fp32"), ("tiny-int8", "int8")] for check in CHECKS
     ]
@@ -67,7 +80,7 @@ def test_one_json_object_says_it_all(run_command, tmp_path, tiny_folder):
     assert all(check["logprob_difference"] < 1e-5 and check["seconds"] > 0 for check in model["checks"])
 
 
-def test_running_servers(run_command, tmp_path, tiny_folder, tiny_int8_folder):
+def test_running_servers(verify_here, tmp_path, tiny_folder, tiny_int8_folder):
     """Two servers of one model, the second serving another too; then another model by name."""
     key = tmp_path / "key"
     key.write_bytes(bytes(32))
@@ -76,20 +89,20 @@ def test_running_servers(run_command, tmp_path, tiny_folder, tiny_int8_folder):
         run_server(tiny_int8_folder, tiny_folder, "--resume-key-file", key) as two,
     ):
         both = f"{one.target},{two.target}"
-        done = run_command("serve.client", "verify", "--target", both, "--model", "tiny", *SMALLEST, "--json")
-        (model,) = json.loads(done.stdout)["models"]
-        assert (done.returncode, model["targets"]) == (0, [one.target, two.target])
+        status, output, _ = verify_here("--target", both, "--model", "tiny", *SMALLEST, "--json")
+        (model,) = json.loads(output)["models"]
+        assert (status, model["targets"]) == (0, [one.target, two.target])
         # By default a server's first model: two different ones here, each verified by itself.
-        done = run_command("serve.client", "verify", "--target", both, *SMALLEST)
-        note, *lines = done.stdout.splitlines()
+        status, output, _ = verify_here("--target", both, *SMALLEST)
+        note, *lines = output.splitlines()
         assert note.endswith(f"each by itself: {one.target}; {two.target}")
-        assert (done.returncode, [line.split()[0] for line in lines]) == (0, ["tiny"] * 5 + ["tiny-int8"] * 5)
-        done = run_command("serve.client", "verify", "--target", one.target, "--model", "huge", *SMALLEST)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == f"error: {one.target} serves no model 'huge', but tiny\n"
+        assert (status, [line.split()[0] for line in lines]) == (0, ["tiny"] * 5 + ["tiny-int8"] * 5)
+        status, output, errors = verify_here("--target", one.target, "--model", "huge", *SMALLEST)
+        assert (status, output) == (2, "")
+        assert errors == f"error: {one.target} serves no model 'huge', but tiny\n"
 
 
-def test_what_cannot_be_verified_is_one_line(run_command, tmp_path, tiny_folder):
+def test_what_cannot_be_verified_is_one_line(verify_here, tmp_path, tiny_folder):
     for arguments, message in [
         ([tmp_path / "nothing"], f"error: {tmp_path}/nothing is not a bundle: no such folder"),
         ([tmp_path], f"error: {tmp_path} is not a bundle: it has no manifest.json"),
@@ -99,10 +112,10 @@ def test_what_cannot_be_verified_is_one_line(run_command, tmp_path, tiny_folder)
         ([tiny_folder, "--target", "127.0.0.1:1"], "error: verify takes either bundles or --target"),
         ([tiny_folder, "--model", "tiny"], "error: --model goes with --target"),
     ]:
-        done = run_command("serve.client", "verify", *arguments)
-        assert (done.returncode, done.stdout) == (2, ""), arguments
-        assert done.stderr.startswith(message)
-        assert len(done.stderr.splitlines()) == 1
+        status, output, errors = verify_here(*arguments)
+        assert (status, output) == (2, ""), arguments
+        assert errors.startswith(message)
+        assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

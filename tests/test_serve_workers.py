@@ -241,7 +241,7 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_run, tiny_folder, pair,
     damaged = tmp_path / "damaged"
     save_bundle(tiny_run, damaged)
     (damaged / "decode.onnx").write_bytes(b"not a graph")
-    taken = pair.target.split(":")[1]
+    taken = pair.port
     for arguments, message in [
         ([damaged, *TWO], "decode.onnx is damaged"),
         ([tiny_folder, *TWO, "--port", taken], "cannot listen on 127.0.0.1"),

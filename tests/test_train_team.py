@@ -135,6 +135,8 @@ def work() -> None:
         ):
             own = dist.PrefixStore(name, store)  # as if no job had been before
             patch.setattr("train.team.rendezvous", lambda url, own=own: iter([(own, 0, 0)]))
+            if name != "sequential":
+                patch.setattr("train.trainer.draw_curves", lambda *paths: None)
             if job.fault:
                 job.fault(patch, rank)
             try:

@@ -29,6 +29,7 @@ class EagerText(Text):
 def eager_texts(bundle: Bundle) -> NewText:
     """What begins streams of a model with the bundle's shape."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # or another process would write other texts, and some models hardly look at the prompt
     model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
     return lambda temperature: EagerText(model, temperature, bundle.vocabulary.unknown_id)
 
