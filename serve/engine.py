@@ -34,6 +34,9 @@ from serve.turnstile import Lane
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
 GIVE_WAY_SECONDS = 0.0007  # ... while first characters go out
 NAP_SECONDS = 0.005  # ... and at least: paced streams that are due meanwhile share a round
+CROWDED_TURNS = (
+    2  # after which a reader is told, where calls wait for a slot: the event loop has enough to do with them
+)
 ROUNDS = 64  # that are written down at once: alone, each costs several times as much (`serve.calls`)
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -60,7 +63,8 @@ class Engine:
     """Rounds over the streams of one model; its public methods are called from the event loop.
 
     `deliver` is called on `loop`, the event loop, with what each round made. A round lasts about `round_seconds` at
-    most, or one step; it goes through `lane`. An engine may be made in any thread.
+    most, or one step; it goes through `lane`. `is_crowded` says whether calls wait for a slot. An engine may be made in
+    any thread.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Engine:
         lane: Lane,
         loop: asyncio.AbstractEventLoop,
         metrics: ModelMetrics,
+        is_crowded: Callable[[], bool],
     ) -> None:
         self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
         self._harvester = Harvester(decoder, codec, rows, states)
@@ -84,7 +89,7 @@ class Engine:
         self._due: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
         self._wake = threading.Event()
         self._idle = self._stopping = self._is_updating = False
-        self._lane, self._loop, self._metrics = lane, loop, metrics
+        self._lane, self._loop, self._metrics, self._is_crowded = lane, loop, metrics, is_crowded
         self._rounds: list[tuple[int, int, float]] = []  # that the metrics do not have yet: rows, steps, seconds
         self._warm_up()
         self._thread = threading.Thread(target=self._main, name="rill-engine", daemon=True)
@@ -242,8 +247,9 @@ class Engine:
         if self._rows.starting:
             for stream in streams:
                 stream.entered = stream.entered or now
+        due = now + self._scheduler.turn_seconds * (CROWDED_TURNS if self._is_crowded() else 1)
         for stream in streams:
-            self._due.setdefault(stream, now + self._scheduler.turn_seconds)
+            self._due.setdefault(stream, due)
         harvest = self._harvester.reap(r, entry_tokens, before, after, made["tokens"])
         for column in harvest.ends:
             self._release(int(r.slots[column]))

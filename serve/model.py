@@ -66,7 +66,18 @@ class Model:
         shape = (bundle.layers, slots + 1, bundle.hidden)  # one more: padding
         states = States(names, shape, decoder.device, decoder.device_id)
         lane, loop = (turnstile or Turnstile()).lane(), loop or asyncio.get_running_loop()
-        self.engine = Engine(decoder, self.codec, rows, states, self._deliver, round_seconds, lane, loop, self.metrics)
+        self.engine = Engine(
+            decoder,
+            self.codec,
+            rows,
+            states,
+            self._deliver,
+            round_seconds,
+            lane,
+            loop,
+            self.metrics,
+            lambda: self.admission.waiting > 0,
+        )
         self._live: dict[int, Stream] = {}  # in the engine, by slot
         self._held: set[int] = set()  # slots of calls that are not over
         self._on_broken = on_broken

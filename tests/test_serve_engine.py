@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -268,6 +269,31 @@ async def test_what_is_replayed_is_bounded_however_long_a_stop_is(model):
     assert len(replays) > 10
     assert max(replays) < 1200
     await until_free(model)
+
+
+async def test_readers_are_told_less_often_where_calls_wait(tiny):
+    class Slow(Decoder):
+        def run(self, *arguments):
+            time.sleep(0.004)
+            return super().run(*arguments)
+
+    model = Model(tiny, Slow(tiny, CPU), 1, 1, 0.010)
+    try:
+        async with model.stream(order(0)) as stream:
+            waiting = asyncio.create_task(text_of(model, order(1)))
+            while not model.admission.waiting:
+                await asyncio.sleep(0)
+            messages, begun = 0, time.monotonic()
+            while time.monotonic() < begun + 0.7:
+                piece, _ = await stream.take()
+                model.sent(stream, piece.text)
+                messages += 1
+            seconds = time.monotonic() - begun
+        # However slow this machine is, none comes sooner; the first character and the first turn had begun before.
+        assert messages <= seconds / (engine_module.CROWDED_TURNS * schedule.TURN_SECONDS) + 3
+        assert len(await waiting) == 1
+    finally:
+        model.engine.stop()
 
 
 async def test_an_idle_engine_sleeps(model):
