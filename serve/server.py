@@ -238,41 +238,8 @@ async def _listening(
     bearers: BearerTokens | None = None,
 ) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     """A started gRPC server: its port and its health service. Raises StartError if the port cannot be had."""
-    calls = max(len(models.all) * (settings.max_streams + settings.max_waiting), PENDING_CALLS)
     server = grpc.aio.server(
-        interceptors=[RequireToken(bearers)] if bearers else [],
-        options=[
-            # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
-            # Those who find no place are to be told that, and when to come again.
-            ("grpc.server.max_pending_requests", calls),
-            ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
-            # Clients ask whether the server is still there, however long a slow stream says nothing.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            # ... and are asked whether they are, since one that has vanished without a word reads nothing either.
-            ("grpc.keepalive_time_ms", int(1000 * settings.keepalive_seconds)),
-            ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_seconds)),
-            # Where a ping is under way for other reasons, keepalive sends none.
-            ("grpc.http2.ping_timeout_ms", int(1000 * settings.keepalive_seconds)),
-            # A port in use is an error, not a second server; of several processes, `serve.workers` sees to that.
-            ("grpc.so_reuseport", int(settings.engines > 1)),
-            # A text that is too long should get our own answer: room for 4 bytes a character and more.
-            (
-                "grpc.max_receive_message_length",
-                max(8 * settings.max_prompt, 4 * settings.max_score_chars) + 65_536,
-            ),
-            # Below the second limit and above the first, gRPC refuses some calls at random: one limit for all.
-            ("grpc.max_metadata_size", METADATA_BYTES),
-            ("grpc.absolute_max_metadata_size", METADATA_BYTES),
-            # Whoever connects and says nothing, or what is no gRPC, is gone after this; the default is two minutes.
-            ("grpc.server_handshake_timeout_ms", 10_000),
-            # More on one connection than the server has place for twice over would only be refused.
-            ("grpc.max_concurrent_streams", 2 * calls + 100),
-            *(
-                [("grpc.max_allowed_incoming_connections", settings.max_connections)]
-                if settings.max_connections
-                else []
-            ),
-        ],
+        interceptors=[RequireToken(bearers)] if bearers else [], options=_options(settings, len(models.all))
     )
     add_TextGenerationServicer_to_server(service, Parsing(server))
     healths = health.aio.HealthServicer()
@@ -299,6 +266,40 @@ async def _listening(
     finally:
         await server.stop(STOP_SECONDS)
         service.close()
+
+
+def _options(settings: Settings, models: int) -> list[tuple[str, int]]:
+    """What gRPC is told, for a server of so many models."""
+    calls = max(models * (settings.max_streams + settings.max_waiting), PENDING_CALLS)
+    keepalive = int(1000 * settings.keepalive_seconds)
+    return [
+        # gRPC cancels some of the calls that come faster than it hands them over: from 1,000 on, left to itself.
+        # Those who find no place are to be told that, and when to come again.
+        ("grpc.server.max_pending_requests", calls),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
+        # Clients ask whether the server is still there, however long a slow stream says nothing.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # ... and are asked whether they are, since one that has vanished without a word reads nothing either.
+        ("grpc.keepalive_time_ms", keepalive),
+        ("grpc.keepalive_timeout_ms", keepalive),
+        # Where a ping is under way for other reasons, keepalive sends none.
+        ("grpc.http2.ping_timeout_ms", keepalive),
+        # A port in use is an error, not a second server; of several processes, `serve.workers` sees to that.
+        ("grpc.so_reuseport", int(settings.engines > 1)),
+        # A text that is too long should get our own answer: room for 4 bytes a character and more.
+        (
+            "grpc.max_receive_message_length",
+            max(8 * settings.max_prompt, 4 * settings.max_score_chars) + 65_536,
+        ),
+        # Below the second limit and above the first, gRPC refuses some calls at random: one limit for all.
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+        # Whoever connects and says nothing, or what is no gRPC, is gone after this; the default is two minutes.
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # More on one connection than the server has place for twice over would only be refused.
+        ("grpc.max_concurrent_streams", 2 * calls + 100),
+        *([("grpc.max_allowed_incoming_connections", settings.max_connections)] if settings.max_connections else []),
+    ]
 
 
 async def _drain(service: TextGeneration, models: Models, seconds: float) -> None:

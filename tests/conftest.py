@@ -24,6 +24,8 @@ from train.run import Run, RunConfig, save_config, save_weights
 from train.vocab import Vocabulary
 
 ROOT = Path(__file__).parent.parent
+# Where a shell runs the tests in the background it ignores Ctrl-C for them, and for all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much where cores are shared
 
 LETTERS = tuple(sorted(string.ascii_letters + " \n.,é"))

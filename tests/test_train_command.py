@@ -472,7 +472,7 @@ def test_a_constant_learning_rate_warms_up_only_if_told_to() -> None:
 def test_a_second_signal_acts_as_it_would_without_us_unless_it_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("train.interrupt.time.monotonic", lambda: now)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Interrupt() as interrupt:
             signal.raise_signal(signal.SIGINT)
