@@ -6,7 +6,6 @@ A record may have `fields`, which are written as key=value, or in JSON as keys o
 import atexit
 import json
 import logging
-import logging.handlers
 import os
 import queue
 import re
@@ -23,7 +22,7 @@ TOGETHER_SECONDS = 0.05  # that a line waits for others
 STOP_SECONDS = 1.0  # that the server's end waits for the last lines
 PIPE_BYTES = 4096  # PIPE_BUF of Linux
 
-Records = queue.SimpleQueue[logging.LogRecord | None]  # None: the end
+Lines = queue.SimpleQueue[bytes]  # an empty one: the end
 
 _BARE = re.compile(r'[^\s"=\\]+')  # what key=value shows without quotes
 
@@ -60,73 +59,73 @@ class JsonFormatter(logging.Formatter):
 FORMATS = {"text": TextFormatter, "json": JsonFormatter}
 
 
-class QueueHandler(logging.handlers.QueueHandler):
-    """Leaves all work to the writer's thread; `dropped` counts what had no place in the queue.
+class QueueHandler(logging.Handler):
+    """Makes lines of records, and leaves it to the writer's thread to write them; every record has the `fields` too.
 
-    Every record has the `fields` too.
+    `dropped` counts those that had no place in the queue.
     """
 
-    queue: Records
-    fields: Mapping[str, Any] | None = None
-    dropped = 0
+    def __init__(self, formatter: logging.Formatter, fields: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.queue: Lines = queue.SimpleQueue()
+        self.dropped = 0
+        self._fields = fields or {}
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """The record as it is: what it was given does not change."""
-        if self.fields:
-            record.fields = {**self.fields, **getattr(record, "fields", {})}
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Put it in the queue, if there is place."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put its line in the queue, if there is place. (Whoever calls this has the handler's lock.)"""
         if self.queue.qsize() < WAITING_LINES:
-            self.queue.put(record)
+            self.queue.put(self.line(record))
         else:
-            self.dropped += 1  # with the handler's lock
+            self.dropped += 1
             DROPPED_LINES.inc()
+
+    def line(self, record: logging.LogRecord) -> bytes:
+        """The line of a record."""
+        try:
+            if self._fields:
+                record.fields = {**self._fields, **getattr(record, "fields", {})}
+            return f"{self.format(record)}\n".encode(errors="backslashreplace")
+        except Exception as error:  # the others can be written
+            return f"a log line from {record.pathname}:{record.lineno} cannot be written: {error}\n".encode()
 
 
 class Writer(threading.Thread):
-    """Writes what is in the queue to a file descriptor, and how much is missing there.
+    """Writes the lines of a handler to a file descriptor, and how many are missing there.
 
-    Lines go together: each time that it wakes up, it takes the GIL from those who stream. And not through Python's own
+    They go together: each time that it wakes up, it takes the GIL from those who stream. And not through Python's own
     buffer, whose lock a thread that waits for the reader would keep at exit.
     """
 
-    def __init__(self, descriptor: int, source: QueueHandler, formatter: logging.Formatter) -> None:
+    def __init__(self, descriptor: int, source: QueueHandler) -> None:
         super().__init__(name="rill-log", daemon=True)
-        self._descriptor, self._source, self._formatter = descriptor, source, formatter
+        self._descriptor, self._source = descriptor, source
         self._told = 0  # of those that are missing
         self._ends = threading.Event()
 
     def run(self) -> None:
         """Until `stop`."""
-        while record := self._source.queue.get():
+        while line := self._source.queue.get():
             self._ends.wait(TOGETHER_SECONDS)
-            records = [record]
-            while record and not self._source.queue.empty():
-                if record := self._source.queue.get():
-                    records.append(record)
-            self._write([self._line(record) for record in records])
-            if not record:
+            lines = [line]
+            while line and not self._source.queue.empty():
+                if line := self._source.queue.get():
+                    lines.append(line)
+            self._write(lines)
+            if not line:
                 return
 
     def stop(self) -> None:
         """Write what is left, as far as somebody reads it; nothing after it."""
         self._ends.set()
-        self._source.queue.put(None)
+        self._source.queue.put(b"")
         self.join(STOP_SECONDS)
-
-    def _line(self, record: logging.LogRecord) -> bytes:
-        try:
-            return f"{self._formatter.format(record)}\n".encode(errors="backslashreplace")
-        except Exception as error:  # the others can be written
-            return f"a log line from {record.pathname}:{record.lineno} cannot be written: {error}\n".encode()
 
     def _write(self, lines: list[bytes]) -> None:
         if missing := self._source.dropped - self._told:
             self._told += missing
             said = {"name": "rill", "levelname": "WARNING", "msg": f"{missing} log lines were lost: nobody read them"}
-            lines.append(self._line(logging.makeLogRecord(said)))
+            lines.append(self._source.line(logging.makeLogRecord(said)))
         try:
             for chunk in _chunks(lines):
                 left = memoryview(chunk)
@@ -146,9 +145,8 @@ def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, 
     # What no format shows would be looked up for each record (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = QueueHandler(queue.SimpleQueue())
-    handler.fields = fields
-    writer = Writer(descriptor, handler, FORMATS[form]())
+    handler = QueueHandler(FORMATS[form](), fields)
+    writer = Writer(descriptor, handler)
     writer.start()
     atexit.register(writer.stop)
     logging.getLogger().addHandler(handler)

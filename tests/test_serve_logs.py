@@ -4,7 +4,6 @@ import fcntl
 import json
 import logging
 import os
-import queue
 import re
 import signal
 import sys
@@ -167,8 +166,8 @@ def blocked(monkeypatch):
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", observed_write)
-    source = logs.QueueHandler(queue.SimpleQueue())
-    writer = logs.Writer(writing, source, logs.TextFormatter())
+    source = logs.QueueHandler(logs.TextFormatter())
+    writer = logs.Writer(writing, source)
     writer.start()
     log = logging.Logger("blocked")
     log.addHandler(source)
