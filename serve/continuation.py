@@ -152,6 +152,8 @@ class Continuation:
         if self._finished or self._caught_up:  # it did what it was to do, whatever its status says
             return 0.0
         code, details = (error.code(), error.details()) if error else (grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
+        if code is grpc.StatusCode.CANCELLED and details == code.name:
+            code = grpc.StatusCode.UNAVAILABLE  # gRPC's own word: a server that goes away did not take the call up
         status = _status(error)
         failure = ServerError(code, explained(details or code.name), _retry_seconds(status))
         if not self._may_go_on(code, status):

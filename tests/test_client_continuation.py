@@ -265,6 +265,17 @@ def test_a_full_line_is_waited_for_as_long_as_it_asks():
     assert text.ended(full(3000)) == 1.5
 
 
+def test_a_call_that_a_server_did_not_take_up_is_made_again():
+    untaken = Broken(Code.CANCELLED, message="CANCELLED")
+    text, _ = begun()
+    assert text.ended(untaken) <= 0.05
+    text = Continuation(generate_request("prompt"), addresses=2)
+    assert text.ended(untaken) == 0
+    with pytest.raises(ServerError, match="CANCELLED") as caught:
+        text.ended(untaken)
+    assert caught.value.code is Code.UNAVAILABLE
+
+
 def test_what_cannot_be_mended_is_raised():
     cases = [Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.INVALID_ARGUMENT, Code.UNAUTHENTICATED]
     for code in cases:
