@@ -34,9 +34,7 @@ from serve.turnstile import Lane
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
 GIVE_WAY_SECONDS = 0.0007  # ... while first characters go out
 NAP_SECONDS = 0.005  # ... and at least: paced streams that are due meanwhile share a round
-CROWDED_TURNS = (
-    2  # after which a reader is told, where calls wait for a slot: the event loop has enough to do with them
-)
+CROWDED_TURNS = 2  # after which a reader is told, where calls wait for a slot: the event loop is busy with them
 ROUNDS = 64  # that are written down at once: alone, each costs several times as much (`serve.calls`)
 
 Arrays = Mapping[str, NDArray[Any]]
