@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.message_factory import GetMessageClassesForFiles
 
 from serve.errors import StartError
 
@@ -37,7 +37,7 @@ _FIELDS: dict[str, list[tuple[str, int, str | None]]] = {  # by message: name, n
 def require_self_contained(graph: bytes, name: str) -> None:
     """Raise StartError unless a serialised model of bundle `name` is one, and has all its data in itself."""
     try:
-        tensors = list(_tensors(_MODEL.FromString(graph)))
+        tensors = list(_tensors(_CLASSES["rill.graphs.Model"].FromString(graph)))
     except DecodeError:
         raise StartError(f"bundle {name!r}: a graph is no ONNX model; export it again") from None
     if any(tensor.external_data or any(tensor.data_location) for tensor in tensors):
@@ -56,8 +56,8 @@ def _tensors(message: Message) -> Iterator[Any]:
             yield from _tensors(part)
 
 
-def _model_class() -> Any:
-    """Each field is declared as repeated: protobuf then keeps all that is there, where others take the last."""
+def _message_classes() -> dict[str, Any]:
+    """By full name. Each field is declared as repeated: protobuf then keeps all that is there, not only the last."""
     file = FileDescriptorProto(name="rill_graphs.proto", package="rill.graphs", syntax="proto2")
     for message, fields in _FIELDS.items():
         declared = file.message_type.add(name=message)
@@ -68,7 +68,9 @@ def _model_class() -> Any:
                 field.type_name = f".rill.graphs.{held}"
     pool = DescriptorPool()
     pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName("rill.graphs.Model"))
+    return GetMessageClassesForFiles([file.name], pool)
 
 
-_MODEL = _model_class()
+# All of them, though one would find the others: protobuf keeps a class only while somebody has it. If the garbage
+# collector takes one in the moment in which another thread finds it, its next use ends the process (SIGSEGV).
+_CLASSES = _message_classes()

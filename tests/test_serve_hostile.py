@@ -1,5 +1,6 @@
 """Bundles made to do harm: their checksums are right, and what they hold is not what we export."""
 
+import gc
 import json
 import os
 import string
@@ -246,3 +247,16 @@ def test_names_and_sizes_that_no_model_has_are_refused(folder, change, message):
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=message):
         read_bundle(folder)
+
+
+def test_no_class_of_messages_is_left_to_the_garbage_collector(tiny):
+    """One that is collected in the moment in which another thread finds it ends the process (SIGSEGV)."""
+
+    def kept():
+        classes = [found.DESCRIPTOR for found in gc.get_objects() if type(found) is type(TensorProto)]
+        return {one.name for one in classes if one.full_name.startswith("rill.graphs.")}
+
+    require_self_contained(tiny.graphs["decode"], "tiny")
+    seen = kept()
+    gc.collect()
+    assert kept() == seen >= {"Model", "Graph", "Node", "Attribute", "Tensor"}
