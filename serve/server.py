@@ -1,7 +1,6 @@
 """The server's life: start up, serve until a signal, drain."""
 
 import asyncio
-import gc
 import logging
 import os
 import secrets
@@ -26,6 +25,7 @@ from serve.certificates import Certificates
 from serve.clients import Clients
 from serve.errors import BrokenEngineError, DrainingError, StartError
 from serve.gauges import keep_current
+from serve.memory import prepare_memory
 from serve.metrics import IS_SHARED
 from serve.model import Model
 from serve.models import Models
@@ -104,8 +104,7 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
     Raises StartError, and BrokenEngineError after a drain because an engine can run no more.
     """
     sys.setswitchinterval(GIL_SECONDS)
-    gc.collect()
-    gc.freeze()  # what has been imported stays: each time that the collector looked at it, all would wait for 40 ms
+    prepare_memory()
     tokens = Tokens(parent.keys if parent else keys_of(settings), settings.resume_ttl)
     certificates = _certificates(settings)
     bearers = BearerTokens(settings.auth_token_file) if settings.auth_token_file else None
