@@ -26,13 +26,22 @@ class Admission:
         """Callers in the line."""
         return len(self._line)
 
+    @property
+    def is_full(self) -> bool:
+        """Nobody can come in now, not even to wait."""
+        return not self._free and len(self._line) >= self._most_waiting
+
+    def full(self) -> WaitingLineFullError:
+        """What those are told for whom there is no room."""
+        return WaitingLineFullError(
+            f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later",
+            RETRY_SECONDS,
+        )
+
     def require_room(self) -> None:
         """Raise WaitingLineFullError if nobody can come in now: before any work is done for who cannot."""
-        if not self._free and len(self._line) >= self._most_waiting:
-            raise WaitingLineFullError(
-                f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later",
-                RETRY_SECONDS,
-            )
+        if self.is_full:
+            raise self.full()
 
     async def acquire(self) -> int:
         """A slot, as soon as there is one. Raises WaitingLineFullError at once if the line is full."""

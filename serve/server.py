@@ -240,7 +240,7 @@ async def _listening(
     server = grpc.aio.server(
         interceptors=[RequireToken(bearers)] if bearers else [], options=_options(settings, len(models.all))
     )
-    add_TextGenerationServicer_to_server(service, Parsing(server))
+    add_TextGenerationServicer_to_server(service, Parsing(server, service.instead))
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     if settings.reflection:

@@ -2,7 +2,10 @@
 
 from collections.abc import AsyncIterator
 from functools import wraps
+from types import MethodType
 from typing import Any
+
+import grpc
 
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationServicer
@@ -46,6 +49,19 @@ def _statuses(handler: Any) -> Any:
     return handle
 
 
+def _refusal(service: "TextGeneration", method: str) -> Any:
+    """The handler of calls of `method` that find no room. To gRPC it is of the kind that begins with nothing read."""
+
+    async def refuse(self: TextGeneration, request: Any, context: Context, call: Call) -> None:
+        model = self._models.default
+        call.found(model.metrics)
+        raise model.admission.full()
+
+    refuse.__name__ = method
+    handler: Any = grpc.stream_stream_rpc_method_handler(MethodType(_statuses(refuse), service))
+    return handler
+
+
 class TextGeneration(TextGenerationServicer):
     """All calls come here; what they may ask of `models` is within `limits`, and how many at once is for `clients`."""
 
@@ -54,7 +70,16 @@ class TextGeneration(TextGenerationServicer):
         self.messages = Messages(tokens)
         self._inboxes: set[Inbox] = set()
         self._clients, self._patience, self._ledger = clients or Clients(), Patience(limits.stall), Ledger()
+        self._refusals = {method: _refusal(self, method) for method in ("Generate", "Interact", "Score")}
         self.draining = False
+
+    def instead(self, method: str) -> Any:
+        """The handler of a call that finds no room; None for others. To read its request would take a quarter longer.
+
+        Where there are several models, only the request says which it is for.
+        """
+        served = self._models.served
+        return self._refusals.get(method) if len(served) == 1 and served[0].admission.is_full else None
 
     def drain(self) -> None:
         """Take no new calls, and end those that wait for their client."""

@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 from protos import rill_pb2 as pb
 from protos.rill_pb2_grpc import TextGenerationStub
 from serve.client import Client, ServerError
+from serve.server import SERVICE
 
 # A server whose graph fails as often as the file that is its first argument says.
 FAILING = """
@@ -155,6 +156,39 @@ def test_many_at_once_find_no_place_and_know_why(tiny_folder):
         calls = [stub.Generate(pb.GenerateRequest(prompt="a" * 100)) for _ in range(500)]
         assert {call.code() for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         held.cancel()
+
+
+def test_those_who_find_no_place_need_not_say_what_they_want(tiny_folder):
+    """A full server answers without reading a request; with room again, it reads them as ever."""
+    with (
+        run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0) as server,
+        server.client() as client,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = TextGenerationStub(channel)
+        held = stub.Generate(pb.GenerateRequest(chars_per_second=0.01))
+        next(held)
+        never = threading.Event()
+        no_message = channel.unary_stream(f"/{SERVICE}/Generate")
+        refused = [
+            no_message(b"\xff"),
+            stub.Score(pb.ScoreRequest(text="a")),
+            stub.Interact(iter(never.wait, True), timeout=30),
+        ]
+        for call in refused:
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            error = ServerError.of(caught.value)
+            assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "all 1 streams are in use and 0 calls are waiting" in str(error)
+            assert error.retry_seconds == 1
+            assert len(dict(caught.value.trailing_metadata())["x-request-id"]) == 16
+        never.set()
+        assert client.models().streams_running == 1  # whoever asks for no stream is answered
+        held.cancel()
+        wait_until(lambda: client.models().streams_running == 0)
+        assert no_message(b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert len("".join(client.generate(max_chars=3))) == 3
 
 
 # A reader that takes nothing holds up the server as soon as 64 KB are under way, and not when megabytes are.
