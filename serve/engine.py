@@ -194,7 +194,7 @@ class Engine:
 
     def _schedule(self, now: float) -> Round | None:
         """The next round, or None if no stream can go on; the readers of those who sit it out are told."""
-        planned = self._scheduler.plan(now)
+        planned = self._scheduler.plan(now, self._is_crowded())
         if not (planned and planned.newcomers):
             slots = set(planned.slots.tolist()) if planned else set()
             self._tell([stream for stream in self._due if stream.slot not in slots])

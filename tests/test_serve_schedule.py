@@ -23,7 +23,7 @@ class Machine:
         self.rows = Rows(slots, 5)
         self.scheduler = Scheduler(self.rows, SimpleNamespace(cohort=COHORT, padding=lambda rows: 0), ROUND_SECONDS)
         self.scheduler.times.step = lambda batch, kind=PLAIN: step
-        self.now, self.step, self.orders = 100.0, step, {}
+        self.now, self.step, self.orders, self.is_crowded = 100.0, step, {}, False
 
     def enter(self, slot, count=0, prompt=1, pace=0.0, sampling=PLAIN_SAMPLING):
         order = Order(np.zeros(prompt, np.int64), prompt, sampling, 0, count, pace)
@@ -34,7 +34,7 @@ class Machine:
     def plan(self):
         """The next round, not run."""
         self.rows.settle()
-        return self.scheduler.plan(self.now)
+        return self.scheduler.plan(self.now, self.is_crowded)
 
     def round(self) -> Round | None:
         """The next round, run."""
@@ -115,6 +115,23 @@ def test_newcomers_take_no_more_time_than_the_others():
     assert times[True] > 0.3 * times[False]
 
 
+def test_where_calls_wait_for_a_slot_newcomers_have_no_rounds_of_their_own():
+    """One that has the slot of another which has ended has its place in the turn."""
+    machine = Machine()
+    machine.enter(0, count=30)  # it ends in the second of three rounds
+    for slot in range(1, 2 * COHORT):
+        machine.enter(slot)
+    machine.is_crowded = True
+    while 0 in machine.orders:
+        turn = machine.round()
+        assert not turn.newcomers
+    machine.enter(0, prompt=6)
+    r = machine.round()
+    assert not r.newcomers
+    assert slots_of([r]) == slots_of([turn])
+    assert machine.rows.table["made"][0] > 0
+
+
 def test_a_long_prompt_takes_turns():
     machine = Machine()
     machine.enter(0)
@@ -181,9 +198,10 @@ streams = st.builds(
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(st.lists(streams, min_size=1, max_size=20), st.sampled_from([0.0001, STEP, 0.003, 0.02]))
-def test_every_stream_gets_what_it_asked_for(coming, step):
+@given(st.lists(streams, min_size=1, max_size=20), st.sampled_from([0.0001, STEP, 0.003, 0.02]), st.data())
+def test_every_stream_gets_what_it_asked_for(coming, step, data):
     machine = Machine(step=step)
+    crowded = data.draw(st.lists(st.booleans(), min_size=1, max_size=30), "crowded")
     done = rounds = 0
     waiting = dict(enumerate(sorted(coming, key=lambda stream: stream["at"])))
     while waiting or machine.orders:
@@ -191,6 +209,7 @@ def test_every_stream_gets_what_it_asked_for(coming, step):
             stream = waiting.pop(slot)
             machine.enter(slot, **{name: value for name, value in stream.items() if name != "at"})
         before = machine.rows.table["made"].copy()
+        machine.is_crowded = crowded[rounds % len(crowded)]
         r = machine.round()
         rounds += 1
         if r is None:
@@ -208,10 +227,12 @@ def test_every_stream_gets_what_it_asked_for(coming, step):
     assert (machine.rows.table["made"][: len(coming)] == machine.rows.table["limit"][: len(coming)]).all()
 
 
+@pytest.mark.parametrize("is_crowded", [False, True])
 @pytest.mark.parametrize("others", [1, 3, 30])
-def test_nobody_waits_for_more_than_a_turn_of_each_of_the_others(others):
+def test_nobody_waits_for_more_than_a_turn_of_each_of_the_others(others, is_crowded):
     """While newcomers come and go, everybody is served within about what those before it take, twice that at most."""
     machine, chance = Machine(), np.random.default_rng(others)
+    machine.is_crowded = is_crowded
     for slot in range(others):
         machine.enter(slot)
     last, longest = np.full(64, machine.now), 0.0
