@@ -4,6 +4,8 @@ import asyncio
 import threading
 import time
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -13,8 +15,9 @@ from export.sampling import Sampling
 from serve import engine as engine_module
 from serve import schedule
 from serve.admission import Admission
+from serve.engine import Delivery
 from serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
-from serve.model import Model
+from serve.model import TOLD_AT_ONCE, Model
 from serve.rows import BUFFER, PLAIN, TOP_K, TOP_P, Rows, kind_of
 from serve.runtime import COHORT, CPU, Decoder
 from serve.states import States
@@ -294,6 +297,19 @@ async def test_readers_are_told_less_often_where_calls_wait(tiny):
         assert len(await waiting) == 1
     finally:
         model.engine.stop()
+
+
+async def test_many_readers_are_told_in_several_iterations_of_the_event_loop(model):
+    """In between, others get on: a call that comes, or one that is refused."""
+    told = []
+    readers = [SimpleNamespace(tell=partial(told.append, number)) for number in range(3 * TOLD_AT_ONCE)]
+    model._deliver(Delivery((), list, {}, readers=readers[:-2]))
+    for iteration in range(1, 4):
+        assert len(told) == (iteration - 1) * TOLD_AT_ONCE
+        await asyncio.sleep(0)
+        if iteration == 1:
+            model._deliver(Delivery((), list, {}, readers=readers[-2:]))
+    assert told == list(range(3 * TOLD_AT_ONCE))
 
 
 async def test_an_idle_engine_sleeps(model):
