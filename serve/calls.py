@@ -9,6 +9,7 @@ import logging
 import random
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,7 @@ LONGEST_ID = 128  # characters
 DEADLINE_SECONDS = 0.1
 NOT_LOGGED = ("ListModels",)  # those who watch a server ask it often
 LEDGER_SECONDS = 0.1  # until what has happened is in the metrics and the log
+WRITTEN_AT_ONCE = 64  # entries of the ledger
 
 log = logging.getLogger("rill.calls")
 
@@ -37,17 +39,37 @@ class Ledger:
 
     def __init__(self) -> None:
         self._entries: list[tuple[Callable[[Any], None], Any]] = []
+        self._due: deque[tuple[Callable[[Any], None], Any]] = deque()  # before those
 
     def note(self, write: Callable[[Any], None], what: Any) -> None:
         """Let `write` be called with `what`, soon."""
         if not self._entries:
-            asyncio.get_running_loop().call_later(LEDGER_SECONDS, self.settle)
+            asyncio.get_running_loop().call_later(LEDGER_SECONDS, self._begin)
         self._entries.append((write, what))
 
     def settle(self) -> None:
         """Write down everything now."""
-        entries, self._entries = self._entries, []
-        for write, what in entries:
+        self._gather()
+        while self._due:
+            self._write_some()
+
+    def _begin(self) -> None:
+        self._gather()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Write down some, and the others in the next iterations: all at once, it could take 10 ms."""
+        if len(self._due) > WRITTEN_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        self._write_some()
+
+    def _gather(self) -> None:
+        self._due += self._entries
+        self._entries.clear()
+
+    def _write_some(self) -> None:
+        for _ in range(min(WRITTEN_AT_ONCE, len(self._due))):
+            write, what = self._due.popleft()
             write(what)
 
 
