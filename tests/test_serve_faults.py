@@ -1,6 +1,7 @@
 """Servers whose graph fails, and whose clients vanish: what the others get, and whether they go on."""
 
 import select
+import signal
 import socket
 import threading
 from contextlib import closing
@@ -161,7 +162,7 @@ def test_many_at_once_find_no_place_and_know_why(tiny_folder):
 def test_those_who_find_no_place_need_not_say_what_they_want(tiny_folder):
     """A full server answers without reading a request; with room again, it reads them as ever."""
     with (
-        run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0) as server,
+        run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0, "--drain-seconds", 3) as server,
         server.client() as client,
         grpc.insecure_channel(server.target) as channel,
     ):
@@ -189,6 +190,11 @@ def test_those_who_find_no_place_need_not_say_what_they_want(tiny_folder):
         wait_until(lambda: client.models().streams_running == 0)
         assert no_message(b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
         assert len("".join(client.generate(max_chars=3))) == 3
+        held = stub.Generate(pb.GenerateRequest(chars_per_second=0.01))
+        next(held)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.models().draining)
+        assert stub.Generate(pb.GenerateRequest()).code() is grpc.StatusCode.UNAVAILABLE  # not: try again here
 
 
 # A reader that takes nothing holds up the server as soon as 64 KB are under way, and not when megabytes are.
