@@ -150,9 +150,17 @@ def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, 
     writer.start()
     atexit.register(writer.stop)
     logging.getLogger().addHandler(handler)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_shorten)
     logging.getLogger("rill").setLevel(logging.INFO)
     logging.getLogger("rill.calls").setLevel(logging.INFO if calls else logging.WARNING)
     return writer
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    """A client may leave while the last of its call is sent. gRPC logs that with a traceback if it hears of it late."""
+    if record.getMessage().startswith("ExecuteBatchError"):
+        record.exc_info = None
+    return True
 
 
 def stderr() -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 
@@ -217,3 +218,23 @@ def test_errors_have_their_traceback():
     line = json.loads(logs.JsonFormatter().format(record))
     assert (line["level"], line["message"], line["n"]) == ("error", "it broke", 1)
     assert line["traceback"].endswith("ValueError: odd")
+
+
+@pytest.mark.parametrize(("said", "has_traceback"), [("ExecuteBatchError raised in core", False), ("Unexpected", True)])
+def test_a_client_that_leaves_while_it_is_answered_is_a_line(said, has_traceback):
+    """It may do so as often as it likes; what else gRPC has to say stays whole."""
+    program = f"""
+import logging
+from serve.logs import start_logging, stderr
+writer = start_logging("text", True, stderr())
+try:
+    raise ValueError("gone")
+except ValueError:
+    logging.getLogger("grpc._cython.cygrpc").exception({said!r})
+writer.stop()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f" ERROR {said}" in ended.stderr
+    assert ("Traceback" in ended.stderr) is has_traceback
