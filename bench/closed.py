@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from bench.client import Client, watched
-from bench.errors import BenchError
-from bench.floors import Floor, sample
-from bench.latency import Objective, Percentiles, Tally, Text, percentiles
-from bench.server import Server, Spent
-from bench.texts import Texts
+from rill.bench.errors import BenchError
+from rill.bench.floors import Floor, sample
+from rill.bench.latency import Objective, Percentiles, Tally, Text, percentiles
+from rill.bench.load_generator import Client, watched
+from rill.bench.server import Server, Spent
+from rill.bench.workload import Texts
 
 WINDOWS = 8  # of a load, with the floors measured before, between and after them
 WARM_UP = 0.4  # of a window's time, before it

@@ -20,14 +20,14 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from bench.portable import portable_session
-from export.bundle import Bundle
-from export.sampling import Sampling
-from serve.rows import VARIANTS, kind_of
-from serve.runtime import Decoder, choose_device
-from serve.states import States
-from train.config import ModelConfig
-from train.model import CharacterModel
+from rill.bench.portable import portable_session
+from rill.bundle import Bundle
+from rill.sampling import Sampling
+from rill.serve.engine.decoder import Decoder, choose_device
+from rill.serve.engine.rows import VARIANTS, kind_of
+from rill.serve.engine.states import States
+from rill.train.config import ModelConfig
+from rill.train.nets.model import CharacterModel
 
 STEPS = 64  # of a call of the decode graph, and of the loops between two looks at the clock
 CHARACTERS = 4096  # of a call, about: at large batches it takes fewer steps

@@ -9,13 +9,13 @@ import grpc.aio
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.closed import busy
-from bench.errors import BenchError
-from bench.latency import Objective, Percentiles, percentiles
-from bench.server import Server
-from bench.texts import Texts
-from protos import rill_pb2 as pb
-from protos.rill_pb2_grpc import TextGenerationStub
+from rill.bench.closed import busy
+from rill.bench.errors import BenchError
+from rill.bench.latency import Objective, Percentiles, percentiles
+from rill.bench.server import Server
+from rill.bench.workload import Texts
+from rill.v1 import rill_pb2 as pb
+from rill.v1.rill_pb2_grpc import TextGenerationStub
 
 CHARACTERS = 8  # of a text that is asked for to see its first character
 WARM_UP = 20  # pairs that are not counted

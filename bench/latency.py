@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from protos import rill_pb2 as pb
+from rill.v1 import rill_pb2 as pb
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from bench.client import watched
-from bench.errors import BenchError
-from bench.latency import Objective, Percentiles, Tally, Text, percentiles
-from bench.server import Server
-from bench.texts import Texts
+from rill.bench.errors import BenchError
+from rill.bench.latency import Objective, Percentiles, Tally, Text, percentiles
+from rill.bench.load_generator import watched
+from rill.bench.server import Server
+from rill.bench.workload import Texts
 
 PERCENTS = (25, 50, 75, 90, 110, 200)  # of the measured capacity
 CAPACITY_STREAMS = 64  # of the closed loop that measures it

@@ -1,13 +1,13 @@
-"""What `python -m bench` can be told."""
+"""What `python -m rill.bench` can be told."""
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.latency import Objective
-from bench.open import PERCENTS
-from bench.server import two_cores
-from bench.texts import MIXES
+from rill.bench.latency import Objective
+from rill.bench.open import PERCENTS
+from rill.bench.server import two_cores
+from rill.bench.workload import MIXES
 
 PARTS = ("floor", "load", "open", "profile")
 MOST_STREAMS = 4096  # what a server runs at once unless told otherwise
@@ -111,7 +111,7 @@ def options_of(arguments: list[str], about: str | None) -> Options:
 
 def _parser(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m rill.bench", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("part", nargs="?", choices=PARTS, help="one part of the benchmark; without it, all of them")

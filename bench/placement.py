@@ -1,6 +1,6 @@
 """Where ONNX Runtime runs each node of a bundle's graphs: a node elsewhere than the others costs copies at every step.
 
-    python -m bench.placement bundles/shakespeare --device cuda
+    python -m rill.bench.placement bundles/shakespeare --device cuda
 
 Prints a line for each serving graph; the exit status is 1 if a node or a copy is not on the device.
 """
@@ -15,15 +15,15 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from export.bundle import FILES, BundleError, read_bundle
-from serve.errors import StartError
-from serve.runtime import choose_device, providers_of
+from rill.bundle import FILES, BundleError, read_bundle
+from rill.serve.engine.decoder import choose_device, providers_of
+from rill.serve.errors import StartError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.placement", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m rill.bench.placement", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path, help="a bundle folder")
     parser.add_argument("--device", default="cuda", help="auto, cpu, cuda or cuda:N (default: %(default)s)")

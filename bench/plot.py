@@ -10,10 +10,10 @@ matplotlib.use("Agg")  # a file, never a window
 
 from matplotlib.figure import Figure
 
-from bench.floors import NAMES
-from bench.profile import ENGINE, LOOP
+from rill.bench.floors import NAMES
+from rill.bench.profile import ENGINE, LOOP
 
-Found = dict[str, Any]  # as `bench.document` makes it
+Found = dict[str, Any]  # as `rill.bench.report_json` makes it
 
 
 def draw(found: Found, image: Path) -> None:

@@ -2,7 +2,7 @@
 
 import onnxruntime as ort
 
-from export.bundle import Bundle
+from rill.bundle import Bundle
 
 
 def portable_session(bundle: Bundle) -> ort.InferenceSession:

@@ -1,11 +1,11 @@
-"""Where an engine round's microseconds go, by the server's own timers (`python -m serve --profile FILE`)."""
+"""Where an engine round's microseconds go, by the server's own timers (`python -m rill.serve --profile FILE`)."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
+from rill.bench.errors import BenchError
 
 FLAG = "--profile"
 ENGINE = ("schedule", "assemble", "run", "harvest", "hand_over", "idle")  # one thread

@@ -9,21 +9,21 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bench.bar import Bar
-from bench.closed import WINDOWS, measure, window
-from bench.errors import BenchError
-from bench.floors import Floors, sample
-from bench.found import Found, Peer
-from bench.idle import idle_wait, newcomer_wait
-from bench.open import CAPACITY_STREAMS, open_loop
-from bench.options import Options
-from bench.peers import MLSERVER, installed_peers, stub_of
-from bench.peers import STREAMS as PEER_STREAMS
-from bench.profile import FLAG, Profile, read_profile
-from bench.profile import STREAMS as PROFILE_STREAMS
-from bench.server import CONNECTIONS, Server, on_core, own_server, rill, served_name
-from bench.texts import MIXES, Mix, Texts, plain
-from export.bundle import Bundle
+from rill.bench.bar import Bar
+from rill.bench.closed import WINDOWS, measure, window
+from rill.bench.errors import BenchError
+from rill.bench.floors import Floors, sample
+from rill.bench.idle import idle_wait, newcomer_wait
+from rill.bench.open import CAPACITY_STREAMS, open_loop
+from rill.bench.options import Options
+from rill.bench.peers import MLSERVER, installed_peers, stub_of
+from rill.bench.peers import STREAMS as PEER_STREAMS
+from rill.bench.profile import FLAG, Profile, read_profile
+from rill.bench.profile import STREAMS as PROFILE_STREAMS
+from rill.bench.results import Found, Peer
+from rill.bench.server import CONNECTIONS, Server, on_core, own_server, rill, served_name
+from rill.bench.workload import MIXES, Mix, Texts, plain
+from rill.bundle import Bundle
 
 NEWCOMER_STREAMS = 64  # that are busy when a newcomer asks
 
@@ -162,7 +162,7 @@ class Parts:
             self._found.notes.append("MLServer is not installed: not measured")
         floors = self._floors()
         for name, what in installed_peers().items():
-            command = [sys.executable, "-m", f"bench.peers.{name}", "--bundle", str(self._options.bundle)]
+            command = [sys.executable, "-m", f"rill.bench.peers.{name}", "--bundle", str(self._options.bundle)]
             async with own_server(command, self._core) as server:
                 peer = replace(server, stub=stub_of(name))
                 for streams in PEER_STREAMS:

@@ -18,11 +18,11 @@ import grpc
 import grpc.aio
 import psutil
 
-from bench.errors import BenchError
-from protos import rill_pb2 as pb
-from protos.rill_pb2_grpc import TextGenerationStub
+from rill.bench.errors import BenchError
+from rill.v1 import rill_pb2 as pb
+from rill.v1.rill_pb2_grpc import TextGenerationStub
 
-SERVE = (sys.executable, "-m", "serve")
+SERVE = (sys.executable, "-m", "rill.serve")
 START_SECONDS = 60.0  # at most, until a server listens
 STOP_SECONDS = 15.0  # at most, from SIGTERM to its end; beyond that it is killed
 ANSWER_SECONDS = 10.0  # at most, for a running server's list of models

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bench.client import BUSY, LATE_MS
-from bench.closed import Load
-from bench.floors import NAMES, Floor
-from bench.found import Found, Peer
-from bench.idle import Wait
-from bench.latency import Objective, Percentiles
-from bench.open import Open
-from bench.profile import ENGINE, Profile
-from bench.server import Server
+from rill.bench.closed import Load
+from rill.bench.floors import NAMES, Floor
+from rill.bench.idle import Wait
+from rill.bench.latency import Objective, Percentiles
+from rill.bench.load_generator import BUSY, LATE_MS
+from rill.bench.open import Open
+from rill.bench.profile import ENGINE, Profile
+from rill.bench.results import Found, Peer
+from rill.bench.server import Server
 
 Format = Callable[[float], str]
 whole, tenths, hundredths, percent = "{:,.0f}".format, "{:,.1f}".format, "{:,.2f}".format, "{:.0%}".format
@@ -162,7 +162,7 @@ def _busy(rows: Sequence[Load | Open]) -> str:
         said += "\nwhere the client's CPU is near 100 %, the client, not the server, may be what limits"
     if any((row.client_lag_ms.p99 or 0) >= LATE_MS for row in rows):
         said += "\nwhere the client's lag is large, latencies are its own in part: other programs held it up"
-        said += "\n(on Linux, a session of its own may help: setsid -w python -m bench ...)"
+        said += "\n(on Linux, a session of its own may help: setsid -w python -m rill.bench ...)"
     return said
 
 

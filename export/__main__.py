@@ -1,9 +1,9 @@
 """Export run folders as verified bundles.
 
-    python -m export runs/shakespeare --out bundles/
-    python -m export runs/* --out bundles/ --precision fp32 int8 --jobs 2 --json report.json
-    python -m export runs/* --out bundles/ --check
-    python -m export --from-state-dict weights.pt --vocabulary symbols.json --name mine --out bundles/
+    python -m rill.export runs/shakespeare --out bundles/
+    python -m rill.export runs/* --out bundles/ --precision fp32 int8 --jobs 2 --json report.json
+    python -m rill.export runs/* --out bundles/ --check
+    python -m rill.export --from-state-dict weights.pt --vocabulary symbols.json --name mine --out bundles/
 
 Every bundle is checked with ONNX Runtime against PyTorch before it is written; one that differs is not written.
 """
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from export.batch import Checkpoint, Job
-from export.bundle import PRECISIONS
-from export.display import Display, print_table
-from export.export import bundle_folder
-from export.foreign import RESETS, UPDATES, bundle_name
-from export.foreign_files import ForeignError
-from export.workers import run_jobs
-from train.files import replace_file
+from rill.bundle import PRECISIONS
+from rill.export.display import Display, print_table
+from rill.export.foreign.files import ForeignError
+from rill.export.foreign.run import RESETS, UPDATES, bundle_name
+from rill.export.jobs import Checkpoint, Job
+from rill.export.pipeline import bundle_folder
+from rill.export.pool import run_jobs
+from rill.train.record.files import replace_file
 
 FOREIGN_OPTIONS = ("vocabulary", "rename", "name", "reset", "update")
 
@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m rill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", nargs="*", metavar="RUN", help="run folders made by python -m train")
+    parser.add_argument("run", nargs="*", metavar="RUN", help="run folders made by python -m rill.train")
     parser.add_argument(
         "--out", required=True, type=Path, help="where the bundles go, each a folder named like its run"
     )

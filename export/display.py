@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from export.batch import Job, Row
-from export.verify import Parity
+from rill.export.jobs import Job, Row
+from rill.export.parity.verify import Parity
 
 PIPED_WIDTH = 240  # columns, where there is no terminal to ask
 

@@ -1,9 +1,9 @@
 """Serve bundles as streaming text over gRPC.
 
-    python -m serve bundles/shakespeare
-    python -m serve bundles/a bundles/b --host 0.0.0.0 --port 50051 --device cuda
-    python -m serve bundles/
-    python -m serve --config rill.toml --check-config
+    python -m rill.serve bundles/shakespeare
+    python -m rill.serve bundles/a bundles/b --host 0.0.0.0 --port 50051 --device cuda
+    python -m rill.serve bundles/
+    python -m rill.serve --config rill.toml --check-config
 
 When ready it prints one line on stdout: rill: listening on HOST:PORT (models: ...; provider: ...). Logs go to stderr.
 SIGHUP reads the bundles again: new ones are added, changed ones replaced, vanished ones removed; streams finish on the
@@ -19,13 +19,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import asyncio
 import sys
 
-from serve.errors import BrokenEngineError, StartError
-from serve.logs import start_logging, stderr
-from serve.metrics import page
-from serve.options import options_of
-from serve.security import is_loopback
-from serve.server import Settings, check, log, serve
-from serve.workers import serve_together
+from rill.client.security import is_loopback
+from rill.serve.config import options_of
+from rill.serve.errors import BrokenEngineError, StartError
+from rill.serve.observe.logs import start_logging, stderr
+from rill.serve.observe.metrics import page
+from rill.serve.operate.server import Settings, check, log, serve
+from rill.serve.operate.supervisor import serve_together
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What the server refuses, and why; each becomes one gRPC status (`serve.status`).
+"""What the server refuses, and why; each becomes one gRPC status (`rill.serve.api.statuses`).
 
 RillError
 ├── StartError              the server cannot start: a bundle, a device, a port

@@ -1,12 +1,12 @@
 """Train a character model.
 
-    python -m train --corpus shakespeare --out runs/shakespeare --max-minutes 2
-    python -m train --corpus book.txt notes/ --out runs/mine --cell lstm --layers 2 --dropout 0.2 --epochs 10
-    python -m train --out runs/mine --resume
-    python -m train --recipe timemachine-gru --corpus timemachine.txt
-    python -m train --from runs/mine --corpus letters/ --out runs/letters --extend-vocabulary --epochs 3
-    cat *.txt | python -m train --corpus - --out runs/stdin --steps 2000
-    torchrun --nproc-per-node 2 -m train --corpus shakespeare --out runs/together --epochs 2
+    python -m rill.train --corpus shakespeare --out runs/shakespeare --max-minutes 2
+    python -m rill.train --corpus book.txt notes/ --out runs/mine --cell lstm --layers 2 --dropout 0.2 --epochs 10
+    python -m rill.train --out runs/mine --resume
+    python -m rill.train --recipe timemachine-gru --corpus timemachine.txt
+    python -m rill.train --from runs/mine --corpus letters/ --out runs/letters --extend-vocabulary --epochs 3
+    cat *.txt | python -m rill.train --corpus - --out runs/stdin --steps 2000
+    torchrun --nproc-per-node 2 -m rill.train --corpus shakespeare --out runs/together --epochs 2
 
 The run folder holds config.json, model.safetensors (best validation weights), trainer.pt (for --resume),
 metrics.jsonl, samples.txt and, at the end, summary.json and curves.png. Losses are nats per character.
@@ -22,21 +22,21 @@ from typing import Any
 
 import torch
 
-from train.checkpoint import newest
-from train.config import INITIALIZATIONS, OPTIMIZERS, PREPARATIONS, ModelConfig, TrainingConfig
-from train.cpu import prepare_cpu
-from train.data import Data, tagged_data, text_data
-from train.device import resolve_device
-from train.display import Display
-from train.errors import ConfigError, CorpusError, TrainError
-from train.interrupt import Interrupt
-from train.recipe import Recipe, load_recipe, recipe_names
-from train.run import CONFIG, RESUME_MAY_CHANGE, Run, RunConfig, RunError, load_config, save_config
-from train.start import load_start, vocabulary_for
-from train.team import Team
-from train.texts import Texts, read_sequences, read_texts
-from train.trainer import SUMMARY, Trainer
-from train.vocab import UnknownCharacterError, Vocabulary
+from rill.train.config import INITIALIZATIONS, OPTIMIZERS, PREPARATIONS, ModelConfig, TrainingConfig
+from rill.train.errors import ConfigError, CorpusError, TrainError
+from rill.train.loop.checkpoint import newest
+from rill.train.loop.cpu import prepare_cpu
+from rill.train.loop.device import resolve_device
+from rill.train.loop.interrupt import Interrupt
+from rill.train.loop.start import load_start, vocabulary_for
+from rill.train.loop.team import Team
+from rill.train.loop.trainer import SUMMARY, Trainer
+from rill.train.record.display import Display
+from rill.train.record.recipe import Recipe, load_recipe, recipe_names
+from rill.train.record.run import CONFIG, RESUME_MAY_CHANGE, Run, RunConfig, RunError, load_config, save_config
+from rill.train.text.data import Data, tagged_data, text_data
+from rill.train.text.split import Texts, read_sequences, read_texts
+from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
@@ -251,11 +251,11 @@ def _vocabulary(texts: Texts, training: TrainingConfig, start: Run | None, exten
 def _parser() -> argparse.ArgumentParser:
     usage, _, description = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m train",
+        prog="python -m rill.train",
         description=usage,
         epilog=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # only what was typed is in the result: defaults live in train.config
+        argument_default=argparse.SUPPRESS,  # only what was typed is in the result: defaults live in rill.train.config
     )
     parser.add_argument("--out", metavar="FOLDER", help="the run folder (with a recipe: runs/RECIPE)")
     parser.add_argument(

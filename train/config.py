@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from train.errors import ConfigError
+from rill.train.errors import ConfigError
 
 MOST_THREADS = 1024
 MOST_LAYERS, MOST_UNITS = 1000, 2**20  # far above any real model: so that shapes can be computed, and soon

@@ -3,7 +3,7 @@
 TrainError(ValueError)
 ├── ConfigError    an option or config.json asks for something impossible
 ├── CorpusError    the text cannot be read or is too small
-├── RunError       a run folder is missing, damaged or in the way (defined in train.run)
+├── RunError       a run folder is missing, damaged or in the way (defined in rill.train.record.run)
 └── DivergedError  the loss, its gradient or a weight stopped being a finite number
 """
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from bench.peers.service import NewText, Text, main
-from export.bundle import Bundle
-from train.config import ModelConfig
-from train.model import CharacterModel
+from rill.bench.peers.service import NewText, Text, main
+from rill.bundle import Bundle
+from rill.train.config import ModelConfig
+from rill.train.nets.model import CharacterModel
 
 
 class EagerText(Text):

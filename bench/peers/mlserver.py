@@ -17,9 +17,9 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse
 
-from bench.peers.step import step_texts
-from bench.peers.v2 import MODEL
-from export.bundle import read_bundle
+from rill.bench.peers.step import step_texts
+from rill.bench.peers.v2 import MODEL
+from rill.bundle import read_bundle
 
 
 class Runtime(MLModel):  # type: ignore[misc]  # MLServer may not be installed

@@ -14,9 +14,9 @@ import grpc.aio
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from export.bundle import Bundle, read_bundle
-from protos import rill_pb2 as pb
-from protos.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
+from rill.bundle import Bundle, read_bundle
+from rill.v1 import rill_pb2 as pb
+from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
 
 
 class Text(ABC):

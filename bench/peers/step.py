@@ -3,9 +3,9 @@
 import numpy as np
 import onnxruntime as ort
 
-from bench.peers.service import NewText, Text, main
-from bench.portable import portable_session
-from export.bundle import Bundle
+from rill.bench.peers.service import NewText, Text, main
+from rill.bench.portable import portable_session
+from rill.bundle import Bundle
 
 
 class StepText(Text):

@@ -7,7 +7,7 @@ import grpc.aio
 from mlserver.grpc import dataplane_pb2 as v2
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
-from protos import rill_pb2 as pb
+from rill.v1 import rill_pb2 as pb
 
 MODEL = "characters"
 

@@ -1,0 +1,5 @@
+"""Checkpoints that Rill did not train."""
+
+from rill.export.foreign.run import export_state_dict
+
+__all__ = ["export_state_dict"]

@@ -1,0 +1,134 @@
+"""The portable graph: logits for whole texts, in standard ONNX operators, for any runtime.
+
+inputs    tokens        int64 [batch, time]
+          state_h       f32   [layers * directions, batch, hidden]   by layer, then by direction, as in PyTorch
+          state_c       likewise                                     of LSTMs only
+outputs   logits        f32   [batch, time, vocab], of taggers [batch, time, labels]
+          next_state_h  as state_h   the state after the last step: the next call's `state_h`
+          next_state_c  as state_c   of LSTMs only
+
+A bidirectional model's second direction starts at the end of the text: its state goes in there, and comes out at the
+beginning.
+
+In int8 the matrices are int8 initializers behind DequantizeLinear, with one scale for each output (embedding: for each
+symbol); all else is float32.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rill.export.graphs.arithmetic import TABLE_STEPS, WEIGHT_STEPS, Quantized
+from rill.export.graphs.builder import FLOAT, INT64, Graph, model_bytes, tensor
+from rill.export.graphs.weights import Layer, Matrix, Weights
+from rill.train.config import ModelConfig
+
+OPERATORS = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN"}  # RNN's activation is tanh unless told otherwise
+# Which of PyTorch's gates comes first, second, ... in ONNX: r, z, n become z, r, h (GRU); i, f, g, o become i, o, f, c.
+GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
+
+
+def states_of(config: ModelConfig) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
+    """The names and shapes of the states that a model's graphs read; each `state_X` comes out as `next_state_X`."""
+    shape = (config.layers * config.directions, "batch", config.hidden)
+    return tuple((f"state_{part}", shape) for part in config.state_parts)
+
+
+def model_graph(config: ModelConfig, weights: Weights, precision: str, metadata: Mapping[str, str]) -> bytes:
+    """The serialised portable graph."""
+    vocabulary, states = weights.vocabulary_size, states_of(config)
+    g = Graph("model")
+    by_time = g.op("Transpose", "tokens", perm=[1, 0])  # ONNX's recurrent operators want time first
+    if weights.embedding is None:
+        # OneHot(indices, depth, [off, on]) -> (time, batch, vocab)
+        x = g.op("OneHot", by_time, g.constant(vocabulary), g.constant(np.array([0, 1], np.float32)))
+    else:
+        x = g.op("Gather", _matrix(g, "embedding.weight", weights.embedding, 0, precision), by_time)
+
+    # Two directions are folded into one axis (0 keeps an axis); the axis of a single one goes.
+    fold = g.constant([0, 0, config.features] if config.bidirectional else [1])
+    # By part of the state and by layer, each (directions, batch, hidden).
+    entry = [g.ops("Split", name, out=config.layers, axis=0, num_outputs=config.layers) for name, _ in states]
+    exit_ = []
+    for index in range(config.layers):
+        directions = weights.layers[index * config.directions : (index + 1) * config.directions]
+        outputs, *final = _layer(g, precision, config, index, directions, x, [part[index] for part in entry])
+        if config.bidirectional:  # (time, directions, batch, hidden) -> (time, batch, directions * hidden)
+            h = g.op("Reshape", g.op("Transpose", outputs, perm=[0, 2, 1, 3]), fold)
+        else:
+            h = g.op("Squeeze", outputs, fold)
+        x = g.op("Add", x, h) if config.residual and index else h
+        exit_.append(final)
+    for (name, _), layers in zip(states, zip(*exit_, strict=True), strict=True):
+        if config.layers > 1:
+            g.op("Concat", *layers, axis=0, out=f"next_{name}")
+        else:
+            g.op("Identity", *layers, out=f"next_{name}")
+
+    by_batch = g.op("Transpose", x, perm=[1, 0, 2])
+    # In three dimensions: with a plain matrix, ONNX Runtime would fuse DequantizeLinear and MatMul into a product that
+    # rounds the states too (seen in 1.31.1).
+    product = g.op("MatMul", by_batch, _matrix(g, "linear.weight", weights.linear.T[None], 2, precision))
+    g.op("Add", product, g.constant(weights.linear_bias.astype(np.float32), "linear.bias"), out="logits")
+    return model_bytes(
+        g.finish(
+            inputs=[
+                tensor("tokens", INT64, ["batch", "time"]),
+                *(tensor(name, FLOAT, shape) for name, shape in states),
+            ],
+            outputs=[
+                tensor("logits", FLOAT, ["batch", "time", len(weights.linear)]),
+                *(tensor(f"next_{name}", FLOAT, shape) for name, shape in states),
+            ],
+        ),
+        metadata,
+    )
+
+
+def _layer(
+    g: Graph,
+    precision: str,
+    config: ModelConfig,
+    index: int,
+    directions: tuple[Layer, ...],
+    x: str,
+    entry: list[str],
+) -> list[str]:
+    """One layer over time, in all its directions: outputs (time, directions, batch, hidden), then the final states."""
+
+    def stack(matrices: list[Matrix]) -> Matrix:
+        return np.stack([_gates(config.cell, matrix) for matrix in matrices])  # (directions, gates * hidden, ...)
+
+    biases = [stack([layer.input_bias for layer in directions]), stack([layer.hidden_bias for layer in directions])]
+    attributes: dict[str, int | str] = {"hidden_size": config.hidden}
+    if config.cell == "gru":  # whether the reset gate scales the product, as PyTorch has it, or the state before it
+        attributes["linear_before_reset"] = int(config.reset == "after")
+    if config.bidirectional:
+        attributes["direction"] = "bidirectional"
+    return g.ops(
+        OPERATORS[config.cell],
+        x,
+        _matrix(g, f"rnn.weight_ih_l{index}", stack([layer.input for layer in directions]), 1, precision),
+        _matrix(g, f"rnn.weight_hh_l{index}", stack([layer.hidden for layer in directions]), 1, precision),
+        g.constant(np.concatenate(biases, axis=1).astype(np.float32), f"rnn.bias_l{index}"),
+        "",  # sequence_lens: all rows are as long as the batch
+        *entry,
+        out=1 + len(entry),
+        **attributes,
+    )
+
+
+def _matrix(g: Graph, name: str, values: Matrix, outputs: int, precision: str) -> str:
+    """A constant matrix; in int8 there is a scale to each index of its axis `outputs`."""
+    if precision == "fp32":
+        return g.constant(values.astype(np.float32), name)
+    steps = TABLE_STEPS if name == "embedding.weight" else WEIGHT_STEPS
+    quantized = Quantized.of(values, steps, outputs)
+    scale = g.constant(quantized.scale, f"{name}.scale")
+    return g.op("DequantizeLinear", g.constant(quantized.integers, f"{name}.int8"), scale, axis=outputs)
+
+
+def _gates(cell: str, values: Matrix) -> Matrix:
+    """The gates, which lie along the first axis, in ONNX's order."""
+    gates = np.split(values, len(GATES[cell]), axis=0)
+    return np.concatenate([gates[position] for position in GATES[cell]], axis=0)

@@ -1,0 +1,145 @@
+"""The serving graphs: many characters for a whole batch in one call, the sampling included.
+
+    inputs    token         int64 [batch]                 each row's last character: the next one the model reads
+              state_h       f32   [layers, batch, hidden]
+              state_c       f32   likewise                of LSTMs only
+              forced        int64 [time, batch]           >= 0: take this character (a prompt, a replay); -1: choose
+              steps         int64 [batch]                 how many steps each row takes; then its state stays as it is
+              uniforms      f32   [time, batch]           in [0, 1): what chooses the character of each step
+              temperature   f32   [batch]                 0 is greedy
+    and, in variants with filters,
+              top_p         f32   [batch]                 1 is off
+              min_p         f32   [batch]                 0 is off
+              logit_bias    f32   [batch, vocab]          0 is none
+              top_k         int64 [batch]                 0 is off; not in decode-top-p.onnx
+              window        int64 [1]                     at least the largest top_k that is not off: what is sorted
+    outputs   tokens        int64 [time, batch]           a row's entries from its `steps` on mean nothing
+              next_state_h  f32   [layers, batch, hidden]
+              next_state_c  f32   likewise                of LSTMs only
+    and, in the variant with log-probabilities, in nats, of the model itself (temperature 1, no filters, no bias),
+              logprobs      f32   [time, batch]           of `tokens`
+              top_tokens    int64 [time, batch, top]      the most probable ones, in order; never `<unk>`
+              top_logprobs  f32   [time, batch, top]
+
+    decode.onnx            temperature alone
+    decode-top-p.onnx      top-p, min-p, logit bias
+    decode-top-k.onnx      these and top-k, for rows that all have one
+    decode-logprobs.onnx   everything
+
+A row's next `token` is its entry in `tokens` at `steps - 1`. Rows do not influence one another: a row's bits are the
+same in any batch and however its steps are cut into calls, and the variants agree where their filters are off (tested).
+
+One `Scan` runs the step over time, and what the step costs decides the speed of everything: `rill.export.graphs.steps`
+says what is folded, `rill.export.graphs.arithmetic` what int8 is, `rill.export.graphs.choice` how a character is
+chosen.
+"""
+
+from collections.abc import Mapping
+from itertools import chain
+
+import numpy as np
+from onnx import numpy_helper
+
+from rill.export.graphs.arithmetic import ARITHMETICS, Arithmetic, Operand
+from rill.export.graphs.builder import FLOAT, INT64, Graph, model_bytes, tensor
+from rill.export.graphs.choice import Choice, Variant
+from rill.export.graphs.portable import states_of
+from rill.export.graphs.steps import Character, Input, Output, State, step_of
+from rill.export.graphs.weights import Weights
+from rill.train.config import ModelConfig
+
+
+def decode_graph(
+    config: ModelConfig,
+    weights: Weights,
+    unknown_id: int | None,
+    variant: Variant,
+    precision: str,
+    metadata: Mapping[str, str],
+) -> bytes:
+    """The serialised serving graph; `unknown_id` is the symbol that it never produces."""
+    states, hidden = states_of(config), config.hidden
+    main = Graph("decode")
+    choice = Choice(main, variant, weights.vocabulary_size)
+
+    # The loop carries a state per layer: a Split in the body would copy at every step.
+    body = Graph("step", within=main)
+    entry = [tuple(f"step.{name}_{layer}" for name, _ in states) for layer in range(config.layers)]
+    arithmetic = ARITHMETICS[precision](body)
+    output, exit_ = _network(arithmetic, config, weights, entry)
+    emitted = choice.step(body, arithmetic.product(output, weights.linear.T, weights.linear_bias), unknown_id)
+    step = body.finish(
+        inputs=[
+            tensor("step.token", INT64, ["batch"]),
+            *(tensor(name, FLOAT, ["batch", hidden]) for name in chain(*entry)),
+            tensor("step.chance", FLOAT, ["batch", 1]),
+            tensor("step.forced", INT64, ["batch"]),
+            tensor("step.active", FLOAT, ["batch", 1]),
+        ],
+        outputs=[
+            tensor("step.next_token", INT64, ["batch"]),
+            *(tensor(name, FLOAT, ["batch", hidden]) for name in chain(*exit_)),
+            *emitted,
+        ],
+    )
+
+    by_layer = [_layers_of(main, name, config.layers) for name, _ in states]
+    carried = [f"exit_{name}_{layer}" for layer in range(config.layers) for name, _ in states]
+    outputs = choice.outputs()
+    main.ops(
+        "Scan",
+        *("token", *chain(*zip(*by_layer, strict=True)), choice.chance, "forced", _active(main)),
+        out=["last_token", *carried, *(value.name for value in outputs)],
+        body=step,
+        num_scan_inputs=3,
+    )
+    first_axis = main.constant([0])
+    for index, (name, _) in enumerate(states):
+        layers = [main.op("Unsqueeze", layer, first_axis) for layer in carried[index :: len(states)]]
+        main.op("Concat", *layers, axis=0, out=f"next_{name}")
+    graph = main.finish(
+        inputs=[
+            tensor("token", INT64, ["batch"]),
+            *(tensor(name, FLOAT, shape) for name, shape in states),
+            tensor("forced", INT64, ["time", "batch"]),
+            tensor("steps", INT64, ["batch"]),
+            *choice.inputs(),
+        ],
+        outputs=[*outputs, *(tensor(f"next_{name}", FLOAT, shape) for name, shape in states)],
+    )
+    return model_bytes(graph, metadata, microsoft=precision == "int8")
+
+
+def _network(a: Arithmetic, config: ModelConfig, weights: Weights, entry: list[State]) -> tuple[Operand, list[State]]:
+    """All layers for one step: what the output layer multiplies, and each layer's state after the step."""
+    take_step, exit_ = step_of(config), []
+    x: Input = Character(a, weights.embedding, "step.token")
+    total, bound, operand = "", 0, Operand("", 0)
+    for layer, state in zip(weights.layers, entry, strict=True):
+        exit_.append(take_step(a, layer, x, state, "step.active"))
+        h = exit_[-1][0]
+        if config.residual and total:
+            total, bound = a.g.op("Add", total, h), bound + 1
+        else:
+            total, bound = h, 1
+        operand = a.operand(total, bound)
+        x = Output(a, operand)
+    return operand, exit_
+
+
+def _layers_of(main: Graph, state: str, layers: int) -> list[str]:
+    """A state (layers, batch, hidden) as one (batch, hidden) for each layer."""
+    first_axis = main.constant([0])
+    entry = main.ops("Split", state, out=layers, axis=0, num_outputs=layers)
+    return [main.op("Squeeze", layer, first_axis) for layer in entry]
+
+
+def _active(main: Graph) -> str:
+    """(time, batch, 1): 1.0 until a row's limit, then 0.0."""
+    one = numpy_helper.from_array(np.array([1], np.int64))
+    ones = main.op("ConstantOfShape", main.op("Shape", "uniforms", start=0, end=1), value=one)
+    # 0, 1, 2, ...: a Range would want the time as a scalar, and CUDA has no kernel for making it one.
+    steps_done = main.op("CumSum", ones, main.constant(0), exclusive=1)
+    last_axis = main.constant([-1])
+    active = main.op("Less", main.op("Unsqueeze", steps_done, last_axis), "steps")
+    return main.op("Unsqueeze", main.op("Cast", active, to=FLOAT), last_axis)

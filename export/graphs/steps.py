@@ -1,0 +1,130 @@
+"""One step of each cell, as the serving graph takes it.
+
+The equations are PyTorch's, which `rill.train.nets.cells` has plainly, folded for speed: a character is an index, so
+the first layer's input product is a row of a table made here; biases that always meet are one; gates of one kind share
+a product; and what was there before the product of the state enters it as its addend.
+
+W (features, H) and b (H,) belong to a gate's input, U (H, H) and c (H,) to the state. `active` (batch, 1) is 0 in rows
+that do not take this step: their state stays as it is, bit for bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rill.export.graphs.arithmetic import Arithmetic, Operand
+from rill.export.graphs.builder import BOOL
+from rill.export.graphs.weights import Layer, Matrix
+from rill.train.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The parameters of some gates side by side."""
+
+    W: Matrix
+    b: Matrix
+    U: Matrix
+    c: Matrix
+
+    @classmethod
+    def of(cls, layer: Layer, total: int, *picks: int, turned: int = -1) -> "Gates":
+        """Gates number `picks` of a layer's `total`; number `turned` with the opposite sign."""
+
+        def columns(stacked: Matrix) -> Matrix:
+            gates = np.split(stacked, total)
+            return np.concatenate([-gates[pick] if pick == turned else gates[pick] for pick in picks]).T
+
+        return cls(*map(columns, (layer.input, layer.input_bias, layer.hidden, layer.hidden_bias)))
+
+
+class Character:
+    """What the first layer reads: a symbol id, int64 (batch,)."""
+
+    def __init__(self, arithmetic: Arithmetic, embedding: Matrix | None, ids: str) -> None:
+        self._arithmetic, self._embedding, self._ids = arithmetic, embedding, ids
+
+    def product(self, W: Matrix, bias: Matrix) -> str:
+        """x W + bias."""
+        table = W if self._embedding is None else self._embedding @ W
+        return self._arithmetic.rows(table + bias, self._ids)
+
+
+class Output:
+    """What the other layers read: the operand made of the layers below."""
+
+    def __init__(self, arithmetic: Arithmetic, operand: Operand) -> None:
+        self._arithmetic, self._operand = arithmetic, operand
+
+    def product(self, W: Matrix, bias: Matrix) -> str:
+        """x W + bias."""
+        return self._arithmetic.product(self._operand, W, bias)
+
+
+Input = Character | Output
+State = tuple[str, ...]
+Step = Callable[[Arithmetic, Layer, Input, State, str], State]
+
+
+def gru_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
+    """r, u = σ(x W_ru + h U_ru + b_ru);  n = tanh(x W_n + b_n + r (h U_n + c_n));  h' = h + u (n - h).
+
+    u is 1 - z, which turns the sign of z's parameters: u = 0 leaves h as it is.
+    """
+    g, (h,) = a.g, state
+    ru, n = Gates.of(layer, 3, 0, 1, turned=1), Gates.of(layer, 3, 2)
+    operand = a.operand(h, 1)
+    r, u = g.ops("Split", _sigmoid(a, ru, x, operand), out=2, axis=1, num_outputs=2)
+    of_state = g.op("Mul", r, a.product(operand, n.U, n.c))
+    candidate = g.op("Tanh", g.op("Add", x.product(n.W, n.b), of_state))
+    return (_move(a, h, candidate, u, active),)
+
+
+def gru_reset_before_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
+    """As `gru_step`, but n = tanh(x W_n + (r h) U_n + b_n)."""
+    g, (h,) = a.g, state
+    ru, n = Gates.of(layer, 3, 0, 1, turned=1), Gates.of(layer, 3, 2)
+    r, u = g.ops("Split", _sigmoid(a, ru, x, a.operand(h, 1)), out=2, axis=1, num_outputs=2)
+    candidate = _tanh(a, n, x, a.operand(g.op("Mul", r, h), 1))
+    return (_move(a, h, candidate, u, active),)
+
+
+def lstm_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
+    """i, f, o = σ(x W_ifo + h U_ifo + b_ifo);  g = tanh(x W_g + h U_g + b_g);  c' = f c + i g;  h' = o tanh(c')."""
+    g, (h, c) = a.g, state
+    operand = a.operand(h, 1)
+    i, f, o = g.ops("Split", _sigmoid(a, Gates.of(layer, 4, 0, 1, 3), x, operand), out=3, axis=1, num_outputs=3)
+    candidate = _tanh(a, Gates.of(layer, 4, 2), x, operand)
+    new_c = g.op("Add", g.op("Mul", f, c), g.op("Mul", i, candidate))
+    new_h = g.op("Mul", o, g.op("Tanh", new_c))
+    is_active = g.op("Cast", active, to=BOOL)
+    return g.op("Where", is_active, new_h, h), g.op("Where", is_active, new_c, c)
+
+
+def rnn_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
+    """h' = tanh(x W + h U + b)."""
+    g, (h,) = a.g, state
+    new_h = _tanh(a, Gates.of(layer, 1, 0), x, a.operand(h, 1))
+    return (g.op("Where", g.op("Cast", active, to=BOOL), new_h, h),)
+
+
+def step_of(config: ModelConfig) -> Step:
+    """The step of a model's cell."""
+    if config.cell == "gru":
+        return gru_step if config.reset == "after" else gru_reset_before_step
+    return lstm_step if config.cell == "lstm" else rnn_step
+
+
+def _sigmoid(a: Arithmetic, gates: Gates, x: Input, operand: Operand) -> str:
+    return a.g.op("Sigmoid", a.product(operand, gates.U, x.product(gates.W, gates.b + gates.c)))
+
+
+def _tanh(a: Arithmetic, gates: Gates, x: Input, operand: Operand) -> str:
+    return a.g.op("Tanh", a.product(operand, gates.U, x.product(gates.W, gates.b + gates.c)))
+
+
+def _move(a: Arithmetic, h: str, candidate: str, u: str, active: str) -> str:
+    """h + u (candidate - h) in active rows."""
+    g = a.g
+    return g.op("Add", h, g.op("Mul", g.op("Mul", u, active), g.op("Sub", candidate, h)))

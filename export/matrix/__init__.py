@@ -1,0 +1,1 @@
+"""The parity matrix: every kind of model, compared with its references."""

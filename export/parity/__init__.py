@@ -1,0 +1,1 @@
+"""Comparing graphs with PyTorch and NumPy references."""

@@ -1,0 +1,122 @@
+"""int8 in NumPy: the arithmetic of `arithmetic.Int8`, written plainly, which the int8 graphs are held against.
+
+The sums of integers are exact in either; all else is float32.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rill.export.graphs.arithmetic import STATE_STEPS, TABLE_STEPS, WEIGHT_STEPS, Quantized
+from rill.export.graphs.steps import Gates
+from rill.export.graphs.weights import Weights
+from rill.train.config import ModelConfig
+
+Floats = NDArray[Any]  # float32
+Part = Floats  # (batch, hidden)
+State = tuple[Part, ...]  # h, and an LSTM's c
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """Whole steps (batch, features) of bound / 127."""
+
+    steps: NDArray[np.float64]
+    bound: float
+
+    @classmethod
+    def of(cls, x: Floats, bound: float) -> "_Operand":
+        scale = np.float32(bound / STATE_STEPS)
+        return cls(np.clip(np.rint(x / scale), -STATE_STEPS - 1, STATE_STEPS + 1).astype(np.float64), bound)
+
+    def times(self, matrix: Quantized) -> Floats:
+        """The product with a matrix (features, columns)."""
+        sums = self.steps @ matrix.integers.astype(np.float64)  # integers below 2^53: exact
+        return (sums * (np.float32(self.bound / STATE_STEPS) * matrix.scale)).astype(np.float32)
+
+
+Read = NDArray[np.int64] | _Operand  # symbol ids (batch,), or what the layers below made
+
+
+class _Gate:
+    """One gate, rounded. It adds `bias` (H,) to its input's part, which is a row of a table in the first layer."""
+
+    def __init__(self, weights: Weights, index: int, total: int, pick: int, resets_after: bool = False) -> None:
+        gates = Gates.of(weights.layers[index], total, pick, turned=1 if total == 3 else -1)
+        bias = gates.b if resets_after else gates.b + gates.c
+        self.U, self.c = Quantized.of(gates.U, WEIGHT_STEPS), gates.c.astype(np.float32)
+        if index:
+            self._W, self._bias = Quantized.of(gates.W, WEIGHT_STEPS), bias.astype(np.float32)
+        else:
+            product = gates.W if weights.embedding is None else weights.embedding @ gates.W
+            self._table = Quantized.of(product + bias, TABLE_STEPS).matrix()
+
+    def from_input(self, x: Read) -> Floats:
+        """x W + bias."""
+        return x.times(self._W) + self._bias if isinstance(x, _Operand) else self._table[x]
+
+    def __call__(self, x: Read, h: _Operand) -> Floats:
+        """x W + h U + bias."""
+        return h.times(self.U) + self.from_input(x)
+
+
+class Emulation:
+    """An int8 model, step by step."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self._config = config
+        gates = {"gru": 3, "lstm": 4, "rnn": 1}[config.cell]
+        self._layers = [
+            [
+                _Gate(weights, index, gates, pick, resets_after=gates == 3 and pick == 2 and config.reset == "after")
+                for pick in range(gates)
+            ]
+            for index in range(config.layers)
+        ]
+        self._linear = Quantized.of(weights.linear.T, WEIGHT_STEPS)
+        self._linear_bias = weights.linear_bias.astype(np.float32)
+
+    def step(self, tokens: NDArray[np.int64], before: list[State], seen: list[State]) -> tuple[list[State], Floats]:
+        """The states after reading `tokens` (batch,), by layer, and the logits (batch, vocab).
+
+        What a layer gives the next one, and the last one the output layer, is taken from `seen`, the states after this
+        step as the graph has them: a rounding in the last bit could otherwise move a whole step of the quantization.
+        """
+        take_step = {"gru": self._gru, "lstm": _lstm, "rnn": _rnn}[self._config.cell]
+        after = []
+        total, bound, operand = np.zeros(0), 0, _Operand(np.zeros(0), 0)
+        for index, (layer, state, (h, *_)) in enumerate(zip(self._layers, before, seen, strict=True)):
+            after.append(take_step(layer, operand if index else tokens, state))
+            total, bound = (total + h, bound + 1) if self._config.residual and index else (h, 1)
+            operand = _Operand.of(total, bound)
+        return after, operand.times(self._linear) + self._linear_bias
+
+    def _gru(self, layer: list[_Gate], x: Read, state: State) -> State:
+        (h,), (reset, update, candidate) = state, layer
+        operand = _Operand.of(h, 1)
+        r, u = _sigmoid(reset(x, operand)), _sigmoid(update(x, operand))
+        if self._config.reset == "after":
+            n = np.tanh(candidate.from_input(x) + r * (operand.times(candidate.U) + candidate.c))
+        else:
+            n = np.tanh(candidate(x, _Operand.of(r * h, 1)))
+        return (h + u * (n - h),)
+
+
+def _lstm(layer: list[_Gate], x: Read, state: State) -> State:
+    h, c = state
+    operand = _Operand.of(h, 1)
+    i, f, g, o = (gate(x, operand) for gate in layer)
+    c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+    return _sigmoid(o) * np.tanh(c), c
+
+
+def _rnn(layer: list[_Gate], x: Read, state: State) -> State:
+    (gate,), (h,) = layer, state
+    return (np.tanh(gate(x, _Operand.of(h, 1))),)
+
+
+def _sigmoid(a: Floats) -> Floats:
+    half = np.float32(0.5)
+    return half + half * np.tanh(half * a)

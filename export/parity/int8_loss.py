@@ -1,0 +1,92 @@
+"""What int8 costs in quality: bits per character on the validation text, beside those of fp32.
+
+The text is what training held out, if the corpus is still there and is the same; otherwise one that the fp32 model
+writes itself, on which the difference is an estimate of the divergence between the two models. Both are measured by the
+graphs that serve, `decode-logprobs.onnx`, which read the text as forced characters.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from rill.bundle import Bundle
+from rill.export.parity.compare import Array, decode_feeds, session, zero_states
+from rill.sampling import Sampling
+from rill.train.errors import TrainError
+from rill.train.record.run import Run
+from rill.train.text.split import known_characters, read_texts
+
+CHARACTERS = 65_536  # of the text, at most
+TRACKS = 64
+SHORTEST = 256  # track: a shorter one would measure the cold start
+MOST_LOSS = 0.01  # bits per character
+CALL = 64  # steps
+
+
+class LossError(ValueError):
+    """int8 costs a model more than MOST_LOSS bits per character."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Bits per character on `characters` of a text, and what the text is."""
+
+    bits_per_char: float
+    bits_per_char_fp32: float
+    characters: int
+    text: str
+
+    @property
+    def loss(self) -> float:
+        """What int8 costs, in bits per character."""
+        return self.bits_per_char - self.bits_per_char_fp32
+
+
+def measure_loss(run: Run, bundle: Bundle, fp32: Bundle) -> Loss:
+    """Measure `bundle` and the `fp32` bundle of the same run."""
+    graphs = [session(each.graphs["decode_logprobs"]) for each in (bundle, fp32)]
+    ids, text = _validation(run), "validation text"
+    if ids is None:
+        ids, text = _written_by(graphs[1], fp32), "a text by the fp32 model: the validation text is not there"
+    bits, bits_fp32 = (_bits_per_character(graph, bundle, ids) for graph in graphs)
+    return Loss(bits, bits_fp32, ids.size - len(ids), text)
+
+
+def _validation(run: Run) -> Array | None:
+    """The held-out text, as ids [tracks, time]; None if the corpus is gone, has changed, or nothing is held out."""
+    try:
+        texts = read_texts(run.training)
+    except (TrainError, OSError):
+        return None
+    if texts.digest() != run.training.corpus_sha256:
+        return None
+    ids = np.array(run.vocabulary.encode(known_characters(texts.held_out, run.vocabulary)[: CHARACTERS + TRACKS]))
+    tracks = max(1, min(TRACKS, len(ids) // SHORTEST))
+    return ids[: len(ids) // tracks * tracks].reshape(tracks, -1) if len(ids) > 1 else None
+
+
+def _written_by(graph: ort.InferenceSession, bundle: Bundle) -> Array:
+    """A text that a model writes from its own distribution, as ids [tracks, time]."""
+    tokens = np.full(TRACKS, bundle.vocabulary.start_id)
+    states, written, rng = zero_states(bundle, TRACKS), [tokens[None]], np.random.default_rng(0)
+    for _ in range(CHARACTERS // TRACKS // CALL):
+        feeds = decode_feeds(graph, tokens, states, rng.random((CALL, TRACKS), np.float32), Sampling())
+        outputs = graph.run(["tokens", *(f"next_{name}" for name in states)], feeds)
+        states, tokens = dict(zip(states, outputs[1:], strict=True)), outputs[0][-1]
+        written.append(outputs[0])
+    return np.concatenate(written).T
+
+
+def _bits_per_character(graph: ort.InferenceSession, bundle: Bundle, ids: Array) -> float:
+    """Of every character of ids [tracks, time] but the first of each track, which begin from the zero state."""
+    by_time = np.ascontiguousarray(ids.T)
+    states, total = zero_states(bundle, len(ids)), 0.0
+    for start in range(0, len(by_time) - 1, CALL):
+        expected = by_time[start + 1 : start + 1 + CALL]
+        feeds = decode_feeds(graph, by_time[start], states, np.zeros(expected.shape, np.float32), Sampling())
+        feeds["forced"] = expected
+        logprobs, *after = graph.run(["logprobs", *(f"next_{name}" for name in states)], feeds)
+        states, total = dict(zip(states, after, strict=True)), total + float(logprobs.sum(dtype=np.float64))
+    return -total / (ids.size - len(ids)) / math.log(2)

@@ -1,0 +1,105 @@
+"""What the serving graphs are held against, one step at a time: PyTorch, or for int8 the NumPy emulation."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rill.export.graphs.arithmetic import STATE_STEPS
+from rill.export.graphs.weights import Weights
+from rill.export.parity.compare import Array, row_maxima
+from rill.export.parity.emulation import Emulation
+from rill.train.config import ModelConfig
+from rill.train.nets.model import CharacterModel
+
+ROUNDING = 2.0**-23  # the standard deviation of a weight's relative move
+MOVES = 16  # of all weights
+MOST_MOVED = 4.0  # times the largest move of the result; between equals it is seldom above 1
+
+Named = dict[str, Array]
+# From tokens [batch, time] and the states by name, "state_h" among them, to outputs by name, "next_state_h" among them.
+Call = Callable[[Array, Named], Named]
+
+
+class Reference(Protocol):
+    """The model as it should be."""
+
+    def step(self, tokens: Array, before: Named, seen: Named) -> Named:
+        """The outputs after one step, logits [batch, 1, vocab] among them.
+
+        tokens [batch]; states [layers, batch, hidden] before the step, and after it as they were seen in a graph.
+        """
+
+    def moves(self, tokens: Array, before: Named) -> Named:
+        """How far roundings may move each row's outputs [batch] in the steps that read tokens [batch, time]."""
+
+
+class PyTorch:
+    """The model in PyTorch, float32."""
+
+    def __init__(self, model: CharacterModel) -> None:
+        self._model = model
+
+    def step(self, tokens: Array, before: Named, seen: Named) -> Named:
+        """See Reference."""
+        return pytorch_call(self._model)(tokens[:, None], before)
+
+    def moves(self, tokens: Array, before: Named) -> Named:
+        """A few times what PyTorch's own result moves by when each weight moves by a rounding."""
+        generator = torch.Generator().manual_seed(0)
+        expected = pytorch_call(self._model)(tokens, before)
+        largest = {output: np.zeros(len(tokens)) for output in expected}
+        for _ in range(MOVES):
+            moved = deepcopy(self._model)
+            for weight in moved.parameters():
+                weight.mul_(1 + ROUNDING * torch.randn(weight.shape, generator=generator))
+            for output, values in pytorch_call(moved)(tokens, before).items():
+                distances = row_maxima(output, np.abs(values - expected[output]))
+                largest[output] = np.maximum(largest[output], distances)
+        return {output: MOST_MOVED * values for output, values in largest.items()}
+
+
+class Int8:
+    """The emulation of int8."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self._emulation = Emulation(config, weights)
+        self._slack = 0.0
+        if config.reset == "before":  # quantizes r h, which nobody sees: a last bit may move it by a whole step
+            self._slack = max(float(np.abs(layer.hidden).max()) for layer in weights.layers) / STATE_STEPS
+
+    def step(self, tokens: Array, before: Named, seen: Named) -> Named:
+        """See Reference."""
+        names = list(before)
+        layers = range(len(before[names[0]]))
+
+        def by_layer(states: Named) -> list[tuple[Array, ...]]:
+            return [tuple(states[name][layer] for name in names) for layer in layers]
+
+        after, logits = self._emulation.step(tokens, by_layer(before), by_layer(seen))
+        parts = zip(names, zip(*after, strict=True), strict=True)
+        return {"logits": logits[:, None], **{f"next_{name}": np.stack(part) for name, part in parts}}
+
+    def moves(self, tokens: Array, before: Named) -> Named:
+        """A step of the quantization, of states in a GRU that resets before the product."""
+        return {"logits": np.zeros(len(tokens))} | {
+            f"next_{name}": np.full(len(tokens), self._slack) for name in before
+        }
+
+
+def pytorch_call(model: CharacterModel) -> Call:
+    """The PyTorch model over whole texts."""
+
+    def call(tokens: Array, states: Named) -> Named:
+        logits, last = model(torch.from_numpy(tokens), tuple(map(torch.from_numpy, states.values())))
+        next_states = {f"next_{name}": values.numpy() for name, values in zip(states, last, strict=True)}
+        return {"logits": logits.numpy(), **next_states}
+
+    return call
+
+
+def next_states(outputs: Named) -> Named:
+    """The states of the next call."""
+    return {name.removeprefix("next_"): values for name, values in outputs.items() if name.startswith("next_")}

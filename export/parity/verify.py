@@ -1,0 +1,114 @@
+"""Whether the exported graphs do what the PyTorch model does: run at every export, on the bytes to be written.
+
+All is shown with ONNX Runtime on the CPU, in float32, to 1e-5 + 1e-5 |x|; of a tagger, which has no serving graphs, the
+first:
+
+- teacher-forced (`rill.export.parity.teacher_forced`): logits and states from random non-zero states, over chained
+calls of random
+  lengths and batch sizes;
+- choices (`rill.export.parity.choices`): in one batch, rows with parameters, prompts and step limits of their own;
+- free-running (`rill.export.parity.choices`): thousands of characters, greedy, sampled, and sampled with filters;
+- log-probabilities of characters and of their alternatives.
+
+In int8, the portable graph is held against PyTorch with the rounded weights, and the serving graphs, step by step,
+against the NumPy emulation of the same arithmetic (`rill.export.parity.emulation`). What rounding costs is
+`rill.export.parity.int8_loss`'s subject.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from rill.bundle import FILES, Bundle
+from rill.export.graphs.arithmetic import rounded
+from rill.export.graphs.choice import VARIANTS
+from rill.export.graphs.weights import weights_of
+from rill.export.parity.choices import CHARACTERS, CHOICES, Graph, choices, free_running, log_probabilities
+from rill.export.parity.compare import TOLERANCE, session
+from rill.export.parity.reference import Int8, PyTorch, Reference
+from rill.export.parity.teacher_forced import portable_call, serving_call, step_by_step, teacher_forced
+from rill.sampling import Sampling
+from rill.train.record.run import Run
+
+RUNS = (  # what runs freely in which graph
+    ("decode", Sampling(temperature=0)),
+    ("decode", Sampling()),
+    ("decode_top_p", Sampling(temperature=0.9, top_p=0.95, min_p=0.01)),
+    ("decode_top_k", Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01)),
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was compared. Differences are the largest absolute ones, of rows that were not excused.
+
+    `excused_rows`, of `rows`, are locally unstable; `excused_characters`, of all characters and choices, were within
+    1e-4 of their boundary. A tagger has no serving graphs, hence no `decode_state_difference` and no characters.
+    """
+
+    logits_difference: float
+    state_difference: float
+    decode_state_difference: float | None
+    rows: int
+    excused_rows: int
+    greedy_characters: int = 0
+    sampled_characters: int = 0
+    filtered_characters: int = 0
+    choices: int = 0
+    excused_characters: int = 0
+    logprob_difference: float | None = None
+
+    @property
+    def worst_difference(self) -> float:
+        """Of logits and states, in all graphs."""
+        return max(self.logits_difference, self.state_difference, self.decode_state_difference or 0.0)
+
+    def report(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"onnxruntime": ort.__version__, "torch": torch.__version__, "tolerance": TOLERANCE, **asdict(self)}
+
+
+def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
+    """Compare all graphs of `bundle` with the model of `run`. Raises ParityError, with figures, where one differs."""
+    graphs = {key: session(graph) for key, graph in bundle.graphs.items()}
+    rng = np.random.default_rng(seed)
+    model = run.build()
+    with torch.inference_mode():
+        if bundle.precision == "int8":
+            for name, weight in model.named_parameters():
+                weight.copy_(torch.from_numpy(rounded(name, weight.double().numpy())))
+        portable = teacher_forced("model.onnx", portable_call(graphs["model"]), model, bundle, rng)
+        if not bundle.streamable:
+            return Parity(portable.worst["logits"], portable.worst_state, None, portable.rows, portable.excused)
+        reference: Reference = PyTorch(model)
+        compared = [portable]
+        if bundle.precision == "int8":
+            reference = Int8(run.model, weights_of(run))
+        serving = {
+            variant.key: Graph(FILES[variant.key], graphs[variant.key], bundle, reference) for variant in VARIANTS
+        }
+        for graph in serving.values():
+            call = serving_call(graph.session)
+            if bundle.precision == "int8":
+                compared.append(step_by_step(graph.name, call, reference, bundle, rng))
+            else:
+                compared.append(teacher_forced(graph.name, call, model, bundle, rng))
+        excused = [choices(graph, rng) for graph in serving.values()]
+        excused += [free_running(serving[key], sampling, rng) for key, sampling in RUNS]
+        logprobs = log_probabilities(serving["decode_logprobs"], rng)
+    return Parity(
+        logits_difference=portable.worst["logits"],
+        state_difference=portable.worst_state,
+        decode_state_difference=max(each.worst_state for each in compared[1:]),
+        rows=sum(each.rows for each in compared),
+        excused_rows=sum(each.excused for each in compared),
+        greedy_characters=CHARACTERS,
+        sampled_characters=CHARACTERS,
+        filtered_characters=2 * CHARACTERS,
+        choices=len(serving) * CHOICES,
+        excused_characters=sum(excused),
+        logprob_difference=logprobs,
+    )

@@ -1,1 +1,0 @@
-"""The rill.v1 service definition and its generated stubs."""

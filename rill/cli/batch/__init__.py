@@ -1,0 +1,1 @@
+"""`rill batch`: the texts of many prompts."""

@@ -1,0 +1,225 @@
+"""The input of `rill batch`: a file with one JSON object a line, each of them the prompt of a text and its parameters.
+
+    {"prompt": "ROMEO:"}
+    {"prompt": "JULIET:", "id": "juliet-1", "max_chars": 200, "temperature": 0.7, "seed": 7, "stop": ["ROMEO:"]}
+
+The file may have millions of lines. It is read twice, line by line: first to check all of it, then to generate.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rill.client.sync import generate_request
+from rill.v1 import rill_pb2 as pb
+
+LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
+MOST_STOPS = 32  # as in rill.proto
+LARGEST_FLOAT32, SMALLEST_FLOAT32 = float.fromhex("0x1.fffffep127"), float.fromhex("0x1p-149")
+
+
+class PromptError(ValueError):
+    """The input cannot be used; the message names the file, the line and the key."""
+
+
+class Checked(NamedTuple):
+    """What is known of an input that has been read whole."""
+
+    lines: int
+    digest: str  # SHA-256 of the file, in hexadecimal
+
+
+class Prompt(NamedTuple):
+    """A line of the input; `line` counts from 1. The request has a seed."""
+
+    line: int
+    id: str | int
+    request: pb.GenerateRequest
+
+
+# ---- what a key may have for a value: each returns it, or raises ValueError
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if type(value) is not int:  # True is an int
+            raise ValueError(f"must be a whole number, not {_shown(value)}")
+        if not least <= value <= most:
+            raise ValueError(f"must be from {least} to {most}, not {_shown(value)}")
+        return value
+
+    return check
+
+
+def _number(fits: Callable[[float], bool], words: str) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if type(value) not in (int, float) or not fits(value):
+            raise ValueError(f"must be a number {words}, not {_shown(value)}")
+        return float(value)
+
+    return check
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"must be a text, not {_shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half of a surrogate pair at position {error.start}") from None
+    return value
+
+
+def _id(value: Any) -> str | int:
+    return _text(value) if isinstance(value, str) else _whole(-(2**63), 2**63 - 1)(value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"must be true or false, not {_shown(value)}")
+    return value
+
+
+def _stop(value: Any) -> list[str]:
+    if type(value) is not list:
+        raise ValueError(f"must be a list of texts, not {_shown(value)}")
+    if len(value) > MOST_STOPS:
+        raise ValueError(f"has {len(value)} texts; at most {MOST_STOPS} are looked for")
+    if "" in value:
+        raise ValueError("has an empty text")
+    return [_text(stop) for stop in value]
+
+
+def _logit_bias(value: Any) -> dict[str, float]:
+    if type(value) is not dict:
+        raise ValueError(f"must be an object of characters and numbers, not {_shown(value)}")
+    biases = {}
+    for character, bias in value.items():
+        if len(_text(character)) != 1:
+            raise ValueError(f"{_shown(character)} is not one character")
+        try:
+            biases[character] = _bias(-math.inf if bias == "-inf" else bias)
+        except ValueError as error:
+            raise ValueError(f"{_shown(character)}: {error}") from None
+    return biases
+
+
+_bias = _number(lambda x: x == -math.inf or abs(x) <= LARGEST_FLOAT32, 'that a float32 holds, or "-inf"')
+
+# Those of `rill.client.generate_request` but "id".
+KEYS: dict[str, Callable[[Any], Any]] = {
+    "prompt": _text,
+    "id": _id,
+    "max_chars": _whole(1, 2**62 - 1),  # a text without end would never be complete
+    "temperature": _number(lambda x: 0 <= x <= LARGEST_FLOAT32, "of at least 0"),
+    "top_k": _whole(0, 2**32 - 1),
+    "top_p": _number(lambda x: SMALLEST_FLOAT32 <= x <= 1, "above 0 and up to 1"),
+    "min_p": _number(lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "seed": _whole(0, 2**64 - 1),
+    "stop": _stop,
+    "include_stop": _flag,
+    "logit_bias": _logit_bias,
+}
+
+
+def _shown(value: Any) -> str:
+    """The value as it may stand in the file, in short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+# ---- lines and files
+
+
+def check(path: Path, defaults: Mapping[str, Any], told: Callable[[int], None] = lambda size: None) -> Checked:
+    """Read a whole file and use nothing of it; `told` gets the bytes of each line. Raises PromptError for its faults.
+
+    `defaults` are the parameters of lines that do not have them.
+    """
+    digest, count = hashlib.sha256(), 0
+    for count, raw in enumerate(_lines(path), 1):
+        _prompt(path, count, raw, defaults)
+        digest.update(raw)
+        told(len(raw))
+    return Checked(count, digest.hexdigest())
+
+
+def read(
+    path: Path, checked: Checked, defaults: Mapping[str, Any], is_wanted: Callable[[int], bool]
+) -> Iterator[Prompt]:
+    """The lines of a file that are wanted. Raises PromptError at the end if it is not what has been checked."""
+    digest = hashlib.sha256()
+    for number, raw in enumerate(_lines(path), 1):
+        digest.update(raw)
+        if number <= checked.lines and is_wanted(number):
+            yield _prompt(path, number, raw, defaults)
+    if digest.hexdigest() != checked.digest:
+        raise PromptError(f"{path} has changed since it was checked: its texts cannot be put together")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """As they are, line ends included."""
+    try:
+        with path.open("rb") as file:
+            number = 1
+            while raw := file.readline(LONGEST_LINE):
+                if len(raw) == LONGEST_LINE:
+                    raise PromptError(f"{path}, line {number}: is longer than {LONGEST_LINE:,} bytes")
+                yield raw
+                number += 1
+    except OSError as error:
+        raise PromptError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) -> Prompt:
+    try:
+        given = _checked_object(raw)
+    except ValueError as error:
+        raise PromptError(f"{path}, line {number}: {error}") from None
+    except RecursionError:  # of what reads it, or of what quotes it
+        raise PromptError(f"{path}, line {number}: is nested too deep") from None
+    parameters = {**defaults, **given}
+    parameters.setdefault("seed", 0)
+    if "seed" not in given:
+        parameters["seed"] = _seed(parameters["seed"], number)
+    return Prompt(number, parameters.pop("id", number), generate_request(**parameters))
+
+
+def _checked_object(raw: bytes) -> dict[str, Any]:
+    """The keys and values of a line. Raises ValueError for the first that has no meaning."""
+    try:
+        found = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos}") from None
+    if type(found) is not dict:
+        raise ValueError(f'must be an object like {{"prompt": "…"}}, not {_shown(found)}')
+    if "prompt" not in found:
+        raise ValueError('has no "prompt"')
+    return {key: _checked_value(key, value) for key, value in found.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"has {_shown(next(name for name in names if names.count(name) > 1))} twice")
+    return found
+
+
+def _checked_value(key: str, value: Any) -> Any:
+    if key not in KEYS:
+        raise ValueError(f"unknown key {_shown(key)}; there are {', '.join(KEYS)}")
+    try:
+        return KEYS[key](value)
+    except ValueError as error:
+        raise ValueError(f'"{key}" {error}') from None
+
+
+def _seed(base: int, number: int) -> int:
+    """A seed for a line that has none: 53 bits, which are exact in JSON everywhere."""
+    return int.from_bytes(hashlib.blake2b(f"{base} {number}".encode(), digest_size=8).digest()) >> 11

@@ -1,0 +1,1 @@
+"""`rill verify`: are a bundle's texts always the same?"""

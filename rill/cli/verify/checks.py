@@ -1,0 +1,306 @@
+"""Are the texts of a model the same, however they come about? The checks of `rill verify` (`rill.cli.verify.command`).
+
+Some texts are read alone, then again: alone, in a crowd, in messages of other sizes, from resume tokens of one server
+on the other, and several times from one token. Calls are plain gRPC calls: nothing here reconnects or repairs.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from rill.v1 import rill_pb2 as pb
+from rill.v1.rill_pb2_grpc import TextGenerationStub
+
+CALL_SECONDS = 300.0  # at most, for one text
+LONG_PROMPT = 1000  # characters
+LINKS = 5  # of a chain of resumed texts, about
+PAUSES, PAUSE_SECONDS = 20, 0.01  # of the slow reader, after each of its first messages
+LOGPROB_TOLERANCE = 1e-3  # nats: rounding differs in the last places, and by far less than this
+EXCERPT = 20  # characters to each side of a difference
+
+Json = dict[str, Any]
+
+
+class VerifyError(Exception):
+    """Something cannot be verified: no such bundle, a server that does not start or ends a call with an error."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A text that is read in several ways; `request` gives all of it but its length."""
+
+    name: str
+    request: pb.GenerateRequest
+
+
+@dataclass
+class Text:
+    """What a server sent; `token` is the last resume token, for the place after `token_at` characters."""
+
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
+    token: bytes = b""
+    token_at: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that should be characters `start` to `end` of its case's; `way` is how it came about, in words."""
+
+    case: Case
+    way: str
+    text: Text
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on some servers whose texts must all be the same."""
+
+    info: pb.ModelInfo
+    servers: Mapping[str, TextGenerationStub]  # by HOST:PORT; at least one
+    chars: int
+    streams: int
+
+    def stub(self, number: int) -> TextGenerationStub:
+        """The servers in turn."""
+        return list(self.servers.values())[number % len(self.servers)]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found: `differences` says where texts part, one sentence for each text that does."""
+
+    check: str
+    texts: int
+    characters: int
+    differences: list[str]
+    logprob_difference: float  # the largest, in nats
+    seconds: float
+
+
+def cases_of(info: pb.ModelInfo) -> list[Case]:
+    """The texts that are read of a model: prompts and biases are of characters that it knows."""
+    letters = [symbol for symbol in info.vocabulary if len(symbol) == 1]
+    draw = random.Random(7)
+    short = "".join(draw.choices(letters, k=10)) if letters else ""
+    long = "".join(draw.choices(letters, k=LONG_PROMPT)) if letters else ""
+    bias = dict.fromkeys(letters[-1:], 1.5) | dict.fromkeys(letters[:1] if len(letters) > 1 else [], float("-inf"))
+    parameters: list[tuple[str, str, Json, Json]] = [
+        ("plain", "", {}, {}),
+        ("greedy", short, {"temperature": 0.0}, {}),
+        ("top-p", short, {"top_p": 0.9, "temperature": 0.9}, {}),
+        ("top-k and min-p", short, {"top_k": 20, "min_p": 0.02}, {}),
+        ("logit bias", short, {"logit_bias": bias}, {}),
+        ("long prompt", long, {"temperature": 1.2}, {}),
+        ("logprobs", short, {"temperature": 0.8}, {"logprobs": 2}),
+    ]
+    return [
+        Case(
+            name,
+            pb.GenerateRequest(model=info.name, prompt=prompt, sampling=pb.Sampling(seed=seed, **sampling), **rest),
+        )
+        for seed, (name, prompt, sampling, rest) in enumerate(parameters, 1)
+    ]
+
+
+def _with(case: Case, max_chars: int, token: bytes = b"", **fields: Any) -> pb.GenerateRequest:
+    """The case's request, or the one that goes on from a token: that has prompt, seed and parameters already."""
+    request = pb.GenerateRequest(max_chars=max_chars, resume_token=token, **fields)
+    if not token:
+        request.MergeFrom(case.request)
+        return request
+    request.model = case.request.model
+    if case.request.HasField("logprobs"):
+        request.logprobs = case.request.logprobs
+    return request
+
+
+async def _read(
+    stub: TextGenerationStub, request: pb.GenerateRequest, pause: float = 0.0, enough: int | None = None
+) -> Text:
+    """One call's text, to its end or to the first token after `enough` characters. Raises grpc.RpcError."""
+    text, pauses = Text(), 0
+    call = stub.Generate(request, timeout=CALL_SECONDS)
+    async for message in call:
+        text.text += message.text
+        text.logprobs += [entry.logprob for entry in message.logprobs]
+        if message.resume_token:
+            text.token, text.token_at = message.resume_token, len(text.text)
+        if enough is not None and text.token_at >= enough:
+            call.cancel()
+            break
+        if pause and pauses < PAUSES:
+            pauses += 1
+            await asyncio.sleep(pause)
+    return text
+
+
+async def _alone(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
+    """One after the other on an idle server."""
+    return [
+        Sample(case, "alone", await _read(subject.stub(0), _with(case, subject.chars)), 0, subject.chars)
+        for case in cases
+    ]
+
+
+async def _crowd(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
+    """All at once, while other streams come and go; those of them that share a case's seed are compared too."""
+    samples: list[Sample] = []
+    end = max(subject.chars // 2, 1)  # a crowd is slow
+    visitors = [
+        asyncio.create_task(_visits(subject, cases, number, samples.append)) for number in range(subject.streams)
+    ]
+    try:
+        texts = await asyncio.gather(*(_read(subject.stub(0), _with(case, end)) for case in cases))
+    finally:
+        for visitor in visitors:
+            visitor.cancel()
+        ends = await asyncio.gather(*visitors, return_exceptions=True)
+    for error in ends:
+        if isinstance(error, Exception):
+            raise error
+    return samples + [Sample(case, "in a crowd", text, 0, end) for case, text in zip(cases, texts, strict=True)]
+
+
+async def _visits(subject: Subject, cases: Sequence[Case], number: int, tell: Callable[[Sample], None]) -> None:
+    """Streams of all kinds, short ones, one after the other, until cancelled."""
+    draw = random.Random(number)
+    while True:
+        case, count = draw.choice(cases), draw.randint(1, max(subject.chars // 4, 1))
+        request = _with(case, count, resume_every=draw.choice([0, 0, 50]))
+        known = draw.random() < 0.5
+        if not known:
+            request.sampling.seed = draw.getrandbits(32)
+        if draw.random() < 0.2:
+            request.chars_per_second = 2.0 * subject.chars
+        enough = draw.choice([None, count // 2])
+        try:
+            text = await _read(subject.stub(0), request, enough=enough)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:  # a server may be full with fewer streams
+                raise
+            await asyncio.sleep(0.1)
+            continue
+        if known:
+            tell(Sample(case, "of the crowd", text, 0, count if enough is None else len(text.text)))
+
+
+async def _chunked(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
+    """In rounds and messages of other sizes, on the second server, one after the other."""
+    whole, part = subject.chars, max(subject.chars // 4, 1)  # with more messages a text goes slower, and is shorter
+    ways: list[tuple[str, int, Json, float]] = [
+        ("in other rounds", whole, {}, 0.0),
+        ("with resume_every 100", part, {"resume_every": 100}, 0.0),
+        ("with resume_every 7", part, {"resume_every": 7}, 0.0),
+        ("with resume_every 1", part, {"resume_every": 1}, 0.0),
+        ("paced", part, {"chars_per_second": 2.0 * whole}, 0.0),
+        ("for a slow reader", part, {"resume_every": 1}, PAUSE_SECONDS),
+    ]
+    return [
+        Sample(case, way, await _read(subject.stub(1), _with(case, end, **fields), pause), 0, end)
+        for case in cases
+        for way, end, fields, pause in ways
+    ]
+
+
+async def _resumed(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
+    """In chains of calls, each on the other server."""
+    return [Sample(case, "resumed", await _chain(subject, case), 0, subject.chars) for case in cases]
+
+
+async def _chain(subject: Subject, case: Case) -> Text:
+    """A text cut at random places: every other link is broken off, and goes on from the last token that came."""
+    whole = Text()
+    cuts = sorted(random.Random(case.name).sample(range(1, subject.chars), min(LINKS - 1, subject.chars - 1)))
+    for link, cut in enumerate([*cuts, subject.chars]):
+        wanted = cut - len(whole.text)
+        if wanted <= 0:
+            continue
+        if link % 2 and cut < subject.chars:
+            request, enough = _with(case, subject.chars - len(whole.text), whole.token, resume_every=7), wanted
+        else:
+            request, enough = _with(case, wanted, whole.token), None
+        part = await _read(subject.stub(link), request, enough=enough)
+        if not part.token:
+            raise VerifyError(f"{case.name}: the server issued no resume token")
+        whole.text += part.text[: part.token_at]
+        whole.logprobs += part.logprobs[: part.token_at]
+        whole.token = part.token
+    return whole
+
+
+async def _forked(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
+    """One token used three times, on both servers."""
+    samples, part = [], max(subject.chars // 4, 1)
+    for case in cases:
+        cut = random.Random(f"{case.name} forked").randint(1, subject.chars - part)
+        head = await _read(subject.stub(0), _with(case, cut))
+        if not head.token:
+            raise VerifyError(f"{case.name}: the server issued no resume token")
+        for use, server in enumerate((0, 0, 1), 1):
+            fork = await _read(subject.stub(server), _with(case, part, head.token))
+            samples.append(Sample(case, f"in use {use} of a token", fork, cut, cut + part))
+    return samples
+
+
+Check = Callable[[Subject, Sequence[Case]], Awaitable[list[Sample]]]
+CHECKS: dict[str, Check] = {
+    "alone": _alone,
+    "crowd": _crowd,
+    "chunked": _chunked,
+    "resumed": _resumed,
+    "forked": _forked,
+}
+
+
+async def findings_of(subject: Subject) -> AsyncIterator[Finding]:
+    """What each check finds, compared with the texts read first, alone. Raises VerifyError."""
+    cases = cases_of(subject.info)
+    try:
+        firsts = {sample.case.name: sample.text for sample in await _alone(subject, cases)}
+        for check, read in CHECKS.items():
+            started = time.monotonic()
+            samples = await read(subject, cases)
+            yield _finding(check, samples, firsts, time.monotonic() - started)
+    except grpc.aio.AioRpcError as error:
+        raise VerifyError(f"the server ended a call: {error.details()} ({error.code().name})") from None
+
+
+def _finding(check: str, samples: Sequence[Sample], firsts: Mapping[str, Text], seconds: float) -> Finding:
+    compared = [_compare(sample, firsts[sample.case.name]) for sample in samples]
+    return Finding(
+        check=check,
+        texts=len(samples),
+        characters=sum(len(sample.text.text) for sample in samples),
+        differences=[difference for difference, _ in compared if difference],
+        logprob_difference=max((logprob for _, logprob in compared), default=0.0),
+        seconds=seconds,
+    )
+
+
+def _compare(sample: Sample, first: Text) -> tuple[str | None, float]:
+    """Where a text parts from what was read first, if it does; and how far log-probabilities lie apart at most."""
+    got, expected = sample.text, first.text[sample.start : sample.end]
+    pairs = list(zip(got.logprobs, first.logprobs[sample.start : sample.end], strict=False))
+    apart = max((abs(one - other) for one, other in pairs), default=0.0)
+    named = f"{sample.case.name} {sample.way}"
+    if got.text != expected or len(expected) != sample.end - sample.start:
+        at = next(
+            (at for at, (one, other) in enumerate(zip(got.text, expected, strict=False)) if one != other),
+            min(len(got.text), len(expected)),
+        )
+        around = slice(max(at - EXCERPT, 0), at + EXCERPT)
+        return f"{named}: character {sample.start + at:,}: {got.text[around]!r}, not {expected[around]!r}", apart
+    if len(pairs) != (len(expected) if first.logprobs else 0):
+        return f"{named}: log-probabilities of {len(pairs):,} of {len(expected):,} characters", apart
+    if not apart <= LOGPROB_TOLERANCE:
+        return f"{named}: log-probabilities lie {apart:.2g} nats apart", apart
+    return None, apart

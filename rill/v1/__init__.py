@@ -1,0 +1,1 @@
+"""The messages and stubs of rill.proto, generated (`make protos`)."""

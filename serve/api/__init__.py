@@ -1,0 +1,1 @@
+"""The rill.v1 service: requests in, messages out."""

@@ -1,0 +1,61 @@
+"""Log-probabilities as protobuf bytes: a message object for each of 20 alternatives would hold up everybody else.
+
+The encoding is that of `CharLogprob` in rill.proto (https://protobuf.dev/programming-guides/encoding/): a field is its
+number and wire type in a byte, then its value. All lengths here are below 128, which is a byte as well.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rill.serve.engine.stream import Logprobs
+from rill.vocabulary import UNKNOWN, Vocabulary
+
+_CHARACTER, _LOGPROB, _ALTERNATIVE = b"\x0a", b"\x15", b"\x1a"  # 1: string, 2: float, 3: message
+_LOGPROBS = b"\x32"  # 6: message, of GenerateResponse
+
+
+class LogprobEncoder:
+    """For the symbols of one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        fields = [_character(symbol) + _LOGPROB for symbol in vocabulary.symbols]
+        self._alternatives = [_ALTERNATIVE + bytes([len(field) + 4]) + field for field in fields]
+        for index, symbol in enumerate(vocabulary.symbols):
+            if symbol == UNKNOWN:
+                self._alternatives[index] = b""
+
+    def encode(self, text: str, logprobs: Logprobs, count: int) -> bytes:
+        """The field `logprobs` of a GenerateResponse: an entry a character, with up to `count` alternatives."""
+        chosen = _floats(logprobs.chosen)
+        tokens = logprobs.tokens[:, :count].tolist()
+        width = len(tokens[0]) if tokens else 0
+        values = _floats(logprobs.values[:, :count])
+        parts: list[bytes] = []
+        for at, character in enumerate(text):
+            entry = [_character(character), _LOGPROB, chosen[at]]
+            for token, value in zip(tokens[at], values[at * width : (at + 1) * width], strict=True):
+                if field := self._alternatives[token]:
+                    entry += (field, value)
+            joined = b"".join(entry)
+            parts += (_LOGPROBS, varint(len(joined)), joined)
+        return b"".join(parts)
+
+
+def _character(character: str) -> bytes:
+    encoded = character.encode()
+    return _CHARACTER + bytes([len(encoded)]) + encoded
+
+
+def _floats(values: NDArray[np.float32]) -> list[bytes]:
+    """Each as four bytes, little-endian."""
+    encoded = values.astype("<f4").tobytes()
+    return [encoded[at : at + 4] for at in range(0, len(encoded), 4)]
+
+
+def varint(value: int) -> bytes:
+    """A length, seven bits a byte."""
+    encoded = bytearray()
+    while value >= 128:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*encoded, value])

@@ -1,0 +1,163 @@
+"""Resume tokens: a whole stream in about a kilobyte, sealed so that nobody can read or change it.
+
+    version     1 byte
+    key id      4 bytes   the first of the key's SHA-256
+    nonce      12 bytes
+    sealed                AES-256-GCM-SIV (RFC 8452) of `_FIXED`'s fields, the logit biases, the stops and the state
+
+Nonces are random. With GCM-SIV two equal ones would reveal no more than whether two streams are equal, so any number
+of servers may share a key for as long as they like.
+"""
+
+import hashlib
+import math
+import os
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+from rill.bundle import Bundle
+from rill.sampling import Sampling
+from rill.serve.engine.stream import Order, Snapshot
+from rill.serve.errors import OtherModelError, StartError, TokenError
+
+VERSION = 1
+KEY_BYTES = 32
+MOST_STOPS = 32  # with which a token is at most 200 bytes longer than the state, the stops and 12 bytes a bias
+
+_HEADER = struct.Struct("<B4s12s")
+_BOUND = 5  # bytes of the header that are authenticated with the rest
+# Model and numerics (the beginning of their SHA-256), expiry (Unix seconds, 0: never), seed, position, last symbol,
+# temperature, top_k, top_p, min_p, include_stop, numbers of biases and stops,
+# which stop may have begun, and with how many characters.
+_FIXED = struct.Struct("<16s8sQQQIfIff?IBBH")
+_BIAS = struct.Struct("<If")
+_LENGTH = struct.Struct("<H")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a token holds. `same_numerics`: it was made where texts have the same bits."""
+
+    snapshot: Snapshot
+    seed: int
+    sampling: Sampling
+    stops: tuple[str, ...]
+    include_stop: bool
+    same_numerics: bool
+
+
+class Tokens:
+    """Makes and reads resume tokens; they are good for `ttl` seconds, with 0 for ever.
+
+    The first of `keys`, 32 bytes each, encrypts; all decrypt. Raises StartError if OpenSSL is too old for it.
+    """
+
+    def __init__(self, keys: Sequence[bytes], ttl: float) -> None:
+        self._ttl = ttl
+        try:
+            self._keys = {hashlib.sha256(key).digest()[:4]: AESGCMSIV(key) for key in keys}
+        except UnsupportedAlgorithm:
+            raise StartError("resume tokens need OpenSSL 3.2 or newer: install cryptography's own wheel") from None
+        self._first = next(iter(self._keys))
+
+    def seal(self, bundle: Bundle, numerics: str, order: Order, snapshot: Snapshot) -> bytes:
+        """The token of a stream that stands at `snapshot`."""
+        sampling = order.sampling
+        fixed = _FIXED.pack(
+            bytes.fromhex(bundle.model_id)[:16],
+            _short(numerics),
+            math.ceil(time.time() + self._ttl) if self._ttl else 0,
+            order.seed,
+            snapshot.position,
+            snapshot.token,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            order.include_stop,
+            len(sampling.logit_bias),
+            len(order.stops),
+            next((at for at, stop in enumerate(order.stops) if stop.startswith(snapshot.begun)), 0),
+            len(snapshot.begun),
+        )
+        biases = [_BIAS.pack(symbol, bias) for symbol, bias in sampling.logit_bias.items()]
+        stops = [stop.encode() for stop in order.stops]
+        lengths = [_LENGTH.pack(len(stop)) for stop in stops]
+        states = [snapshot.state[name].astype("<f4").tobytes() for name, _ in bundle.states]
+        header = _HEADER.pack(VERSION, self._first, os.urandom(12))
+        body = b"".join([fixed, *biases, *lengths, *stops, *states])
+        return header + self._keys[self._first].encrypt(header[_BOUND:], body, header[:_BOUND])
+
+    def model_of(self, token: bytes) -> str:
+        """The beginning of its model's id, 32 hex digits. Raises TokenError."""
+        model: bytes = _FIXED.unpack_from(self._decrypt(token))[0]
+        return model.hex()
+
+    def open(self, token: bytes, bundle: Bundle, numerics: str) -> Resumption:
+        """What `token` holds. Raises TokenError, and OtherModelError if it is not of this bundle's model."""
+        body = self._decrypt(token)
+        model, made_with, expires, seed, position, last, temperature, top_k, top_p, min_p, *rest = _FIXED.unpack_from(
+            body
+        )
+        include_stop, biases, stops, begun_stop, begun = rest
+        if expires and time.time() >= expires:
+            raise TokenError("EXPIRED", "the resume token has expired; begin again with the prompt")
+        if model != bytes.fromhex(bundle.model_id)[:16]:
+            raise OtherModelError(f"the resume token is of another model than {bundle.name!r}")
+        at = _FIXED.size
+        logit_bias = dict(_BIAS.iter_unpack(body[at : at + biases * _BIAS.size]))
+        at += biases * _BIAS.size
+        lengths = [length for (length,) in _LENGTH.iter_unpack(body[at : at + stops * _LENGTH.size])]
+        at += stops * _LENGTH.size
+        texts = []
+        for length in lengths:
+            texts.append(body[at : at + length].decode())
+            at += length
+        shape = (len(bundle.states), bundle.layers, bundle.hidden)
+        states = np.frombuffer(body, "<f4", offset=at).reshape(shape)
+        state = {name: states[part] for part, (name, _) in enumerate(bundle.states)}
+        return Resumption(
+            snapshot=Snapshot(position, last, state, texts[begun_stop][:begun] if begun else ""),
+            seed=seed,
+            sampling=Sampling(temperature, top_k, top_p, min_p, logit_bias),
+            stops=tuple(texts),
+            include_stop=include_stop,
+            same_numerics=made_with == _short(numerics),
+        )
+
+    def _decrypt(self, token: bytes) -> bytes:
+        if len(token) <= _HEADER.size or token[0] != VERSION:
+            raise TokenError("INVALID", "this is no resume token of this version")
+        _, key_id, nonce = _HEADER.unpack_from(token)
+        if key_id not in self._keys:
+            raise TokenError("INVALID", "the resume token was made with a key that this server does not have")
+        try:
+            return self._keys[key_id].decrypt(nonce, token[_HEADER.size :], token[:_BOUND])
+        except InvalidTag:
+            raise TokenError("INVALID", "the resume token is damaged or forged") from None
+
+
+def read_key(path: str) -> bytes:
+    """The key in a file: exactly 32 raw bytes. Raises StartError."""
+    try:
+        key = Path(path).read_bytes()
+    except OSError as error:
+        raise StartError(f"--resume-key-file {path}: {error.strerror}") from None
+    if len(key) != KEY_BYTES:
+        raise StartError(
+            f"--resume-key-file {path} has {len(key)} bytes; a key has exactly {KEY_BYTES}: head -c 32 /dev/urandom"
+        )
+    return key
+
+
+@cache
+def _short(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:8]

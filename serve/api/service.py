@@ -1,0 +1,228 @@
+"""The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
+
+from collections.abc import AsyncIterator
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+import grpc
+
+from rill.serve.access.client_limits import Clients
+from rill.serve.api.call import Call, Ledger
+from rill.serve.api.interact import Inbox, Interaction
+from rill.serve.api.requests import Limits, order_of
+from rill.serve.api.responses import FINISH, Messages, Times
+from rill.serve.api.resume_tokens import Tokens
+from rill.serve.api.score import CHECKED_AT_ONCE, Floats, Score, given_text, read
+from rill.serve.api.stalls import Patience
+from rill.serve.api.statuses import Context, set_status
+from rill.serve.engine.stream import End, Order, Stream
+from rill.serve.errors import DrainingError, OutOfOrderError, RillError
+from rill.serve.models.catalog import Models
+from rill.serve.models.model import Model
+from rill.v1 import rill_pb2 as pb
+from rill.v1.rill_pb2_grpc import TextGenerationServicer
+
+
+def _statuses(handler: Any) -> Any:
+    """Let a handler raise RillError; the call then ends with its status. It is given the Call, to tell it of itself."""
+
+    @wraps(handler)
+    async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
+        call = Call(handler.__name__, context, self._ledger)
+        self._patience.begin(call)
+        try:
+            if isinstance(request, RillError):  # `rill.serve.api.wire`
+                raise request
+            return await handler(self, request, context, call)
+        except BaseException as caught:
+            error = self._patience.reason(call, caught)
+            call.fail(error)
+            if not isinstance(error, RillError):
+                raise
+            set_status(context, error)
+            return None
+        finally:
+            self._patience.end(call)
+            call.close()
+
+    return handle
+
+
+def _refusal(service: "TextGeneration", method: str) -> Any:
+    """The handler of calls of `method` that find no room. To gRPC it is of the kind that begins with nothing read."""
+
+    async def refuse(self: TextGeneration, request: Any, context: Context, call: Call) -> None:
+        model = self._models.default
+        call.found(model.metrics)
+        raise model.admission.full()
+
+    refuse.__name__ = method
+    handler: Any = grpc.stream_stream_rpc_method_handler(MethodType(_statuses(refuse), service))
+    return handler
+
+
+class TextGeneration(TextGenerationServicer):
+    """All calls come here; what they may ask of `models` is within `limits`, and how many at once is for `clients`."""
+
+    def __init__(self, models: Models, tokens: Tokens, limits: Limits, clients: Clients | None = None) -> None:
+        self._models, self._tokens, self._limits = models, tokens, limits
+        self.messages = Messages(tokens)
+        self._inboxes: set[Inbox] = set()
+        self._clients, self._patience, self._ledger = clients or Clients(), Patience(limits.stall), Ledger()
+        self._refusals = {method: _refusal(self, method) for method in ("Generate", "Interact", "Score")}
+        self.draining = False
+
+    def instead(self, method: str) -> Any:
+        """The handler of a call that finds no room; None for others. With its request read it costs 1.4 times as much.
+
+        Where there are several models, only the request says which it is for.
+        """
+        served = self._models.served
+        is_full = len(served) == 1 and served[0].admission.is_full
+        return self._refusals.get(method) if is_full and not self.draining else None
+
+    def drain(self) -> None:
+        """Take no new calls, and end those that wait for their client."""
+        self.draining = True
+        for inbox in self._inboxes:
+            inbox.drain()
+
+    def close(self) -> None:
+        """All calls are over: let the metrics and the log have the last of them."""
+        self._ledger.settle()
+
+    @_statuses
+    async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
+        """Stream text; see rill.proto."""
+        model = self._model(call, request.model, request.resume_token)
+        with self._clients.place(context), model.call:
+            order = await self._order(request, model, context)
+            async with model.slot() as slot:
+                call.joined(order)
+                with model.stream_in(slot, order) as stream:
+                    end = await self._send(model, stream, call)
+        if end is End.DRAINING:
+            raise DrainingError("the server is going away; the text ends early")
+
+    async def _send(self, model: Model, stream: Stream, call: Call) -> End:
+        """Send a stream's messages; returns how it ended."""
+        times, order = Times(call.arrived), stream.order
+        end, first = None, True
+        while end is None:
+            piece, end = await stream.take()
+            times.note(stream)
+            message = self.messages.output(model, stream, piece)
+            if first:
+                message.seed = order.seed
+                call.read(order.prompt_chars)
+                first = False
+            if end:
+                message.finish_reason = FINISH[end]
+                message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
+            await call.write(self.messages.with_logprobs(message, model, stream, piece))
+            model.sent(stream, piece.text)
+            call.generated(times, len(piece.text))
+        call.end = end.value
+        return end
+
+    @_statuses
+    async def Interact(self, actions: AsyncIterator[pb.InteractRequest], context: Context, call: Call) -> None:
+        """One live state; see rill.proto."""
+        inbox = Inbox(actions)
+        self._inboxes.add(inbox)
+        try:
+            first = await call.until("opened", inbox.take())
+            if first is None or not first.HasField("open"):
+                raise OutOfOrderError("the first action must be open")
+            asked = first.open
+            model = self._model(call, asked.model, asked.resume_token)
+            request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
+            with self._clients.place(context), model.call:
+                order = await self._order(request, model, context)
+                async with model.slot() as slot:
+                    call.joined(order)
+                    await Interaction(model, slot, order, self.messages, self._limits, inbox, call).run()
+        finally:
+            self._inboxes.remove(inbox)
+            inbox.close()
+
+    @_statuses
+    async def Score(self, request: pb.ScoreRequest, context: Context, call: Call) -> None:
+        """Judge a text; see rill.proto."""
+        model, score = self._model(call, request.model, request.resume_token), Score()
+
+        async def write(logprobs: Floats) -> None:
+            await call.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
+            score.add(logprobs)
+            call.scored(len(logprobs))
+
+        with self._clients.place(context), model.call:
+            order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
+            text = await given_text(request.text, model, self._limits.score)
+            async with model.slot() as slot:
+                call.joined(order)
+                snapshot = await read(model, slot, order, text, write)
+        total = pb.ScoreResponse.Total(
+            chars=score.chars,
+            logprob=score.logprob,
+            bits_per_char=score.bits_per_char,
+            perplexity=score.perplexity,
+            resume_token=self.messages.token(model, order, snapshot),
+        )
+        await call.write(pb.ScoreResponse(position=score.chars, total=total))
+
+    @_statuses
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context, call: Call) -> pb.ListModelsResponse:
+        """What is served, and how busy it is."""
+        models = self._models.all
+        return pb.ListModelsResponse(
+            models=[_info(model) for model in self._models.served],
+            streams_running=sum(model.admission.running for model in models),
+            streams_waiting=sum(model.admission.waiting for model in models),
+            streams_parked=sum(model.parked for model in models),
+            draining=self.draining,
+        )
+
+    async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
+        """What to generate; the client is told if its token comes from where texts may have other bits."""
+        model.admission.require_room()
+        resumption = None
+        if request.resume_token:
+            resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
+        text, most = request.prompt, self._limits.prompt
+        # As an array, a long one would hold up all others for tens of milliseconds.
+        prompt = await given_text(text, model, most, "prompt") if CHECKED_AT_ONCE < len(text) <= most else None
+        order = order_of(request, resumption, model, self._limits, prompt)
+        if resumption and not resumption.same_numerics:
+            await context.send_initial_metadata((("rill-numerics", "differs"),))
+        return order
+
+    def _model(self, call: Call, name: str, token: bytes = b"") -> Model:
+        """The model of this name, or without one that of the token, or without either the default."""
+        if self.draining:
+            raise DrainingError("the server is going away and takes no new streams")
+        if name:
+            model = self._models.named(name)
+        else:
+            model = self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
+        call.found(model.metrics)
+        return model
+
+
+def _info(model: Model) -> pb.ModelInfo:
+    bundle = model.bundle
+    return pb.ModelInfo(
+        name=bundle.name,
+        model_id=bundle.model_id,
+        cell=bundle.model["cell"],
+        layers=bundle.layers,
+        hidden=bundle.hidden,
+        vocabulary_size=len(bundle.vocabulary),
+        precision=bundle.precision,
+        provider=model.provider,
+        streamable=bundle.streamable,
+        state_bytes=4 * bundle.layers * bundle.hidden * len(bundle.states),
+        numerics=model.numerics,
+        vocabulary=bundle.vocabulary.symbols,
+    )

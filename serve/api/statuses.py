@@ -1,0 +1,127 @@
+"""From errors to gRPC statuses with google.rpc details, in one place."""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from rill.serve.errors import (
+    BrokenEngineError,
+    ClientLimitError,
+    DrainingError,
+    EngineError,
+    ModelNotFoundError,
+    OtherModelError,
+    OutOfOrderError,
+    RequestError,
+    RillError,
+    StalledError,
+    TokenError,
+    WaitingLineFullError,
+)
+
+if TYPE_CHECKING:  # the class takes its parameters in the stubs only
+    from typing import Any as Anything
+
+    Context = grpc.aio.ServicerContext[Anything, Anything]
+else:
+    Context = grpc.aio.ServicerContext
+
+DOMAIN = "rill"  # of the reasons in ErrorInfo
+LONGEST = 1000  # bytes of a message: it is sent three times, and gRPC takes 8 KB of trailing metadata in all
+
+_CODES: dict[type[RillError], grpc.StatusCode] = {
+    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    TokenError: grpc.StatusCode.INVALID_ARGUMENT,
+    OtherModelError: grpc.StatusCode.FAILED_PRECONDITION,
+    ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
+    OutOfOrderError: grpc.StatusCode.FAILED_PRECONDITION,
+    WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ClientLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StalledError: grpc.StatusCode.ABORTED,
+    DrainingError: grpc.StatusCode.UNAVAILABLE,
+    EngineError: grpc.StatusCode.INTERNAL,
+    BrokenEngineError: grpc.StatusCode.INTERNAL,
+}
+
+_REASONS: dict[type[RillError], str] = {
+    OtherModelError: "RESUME_TOKEN_OTHER_MODEL",
+    OutOfOrderError: "ACTION_OUT_OF_ORDER",
+    StalledError: "READER_STALLED",
+    EngineError: "ENGINE_ROUND_FAILED",
+    BrokenEngineError: "ENGINE_ROUND_FAILED",
+}
+
+
+def code_of(error: RillError) -> grpc.StatusCode:
+    """The status of a call that ends with `error`."""
+    return _CODES[type(error)]
+
+
+def reason_of(error: RillError) -> str:
+    """Why the call ends, in a word: one of few, for the label of a metric."""
+    match error:
+        case TokenError():
+            return f"resume_token_{error.reason.lower()}"
+        case WaitingLineFullError():
+            return "waiting_line_full"
+        case ClientLimitError():
+            return "client_limit"
+        case DrainingError():
+            return "draining"
+        case _:
+            return _REASONS.get(type(error), code_of(error).name).lower()
+
+
+def set_status(context: Context, error: RillError) -> None:
+    """Let the call end with the status of `error` when its handler returns; with `abort`, that takes a fifth longer.
+
+    Its details go where `grpc_status.rpc_status` reads them.
+    """
+    code, message = code_of(error), _said(error)
+    if details := _details(error):
+        status = Status(code=code.value[0], message=message, details=details)
+        metadata = tuple(context.trailing_metadata() or ())
+        context.set_trailing_metadata((*metadata, ("grpc-status-details-bin", status.SerializeToString())))
+    context.set_code(code)
+    context.set_details(message)
+
+
+def _said(error: RillError) -> str:
+    """The message, short enough for trailing metadata: it may quote a request."""
+    message = str(error).encode()
+    return message.decode() if len(message) <= LONGEST else message[:LONGEST].decode(errors="ignore") + "…"
+
+
+def _details(error: RillError) -> list[Any]:
+    match error:
+        case RequestError():
+            violation = BadRequest.FieldViolation(field=error.field, description=_said(error))
+            return [_packed(BadRequest(field_violations=[violation]))]
+        case TokenError():
+            return [_packed(ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN))]
+        case WaitingLineFullError() | ClientLimitError():
+            return [_retry_info(error.retry_seconds)]
+        case _ if reason := _REASONS.get(type(error)):
+            return [_packed(ErrorInfo(reason=reason, domain=DOMAIN))]
+        case _:
+            return []
+
+
+@cache  # those who are refused are many
+def _retry_info(seconds: float) -> Any:
+    delay = Duration()
+    delay.FromMilliseconds(int(seconds * 1000))
+    return _packed(RetryInfo(retry_delay=delay))
+
+
+def _packed(message: Message) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed

@@ -1,0 +1,1 @@
+"""The engine: rounds over all live streams of a model."""

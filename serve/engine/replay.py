@@ -1,0 +1,63 @@
+"""The recurrent state at an earlier place of a text: read the same characters again, from a state before it.
+
+The serving graph gives the same bits however its steps are cut into calls, so this is exactly the state that was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.rows import PLAIN, VARIANTS
+from rill.serve.engine.states import to_device
+from rill.serve.engine.stream import Snapshot, State
+from rill.serve.engine.text_codec import Ids
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place after `ids`, which were read or made from `base` on; the rest as in `Snapshot`."""
+
+    base: Snapshot
+    ids: Ids
+    position: int
+    begun: str
+
+
+def replay(decoder: Decoder, places: Sequence[Place]) -> list[Snapshot]:
+    """The snapshots at `places`, all in one call of the serving graph."""
+    if not places:
+        return []
+    padding = decoder.padding(len(places))
+    steps = np.array([len(place.ids) for place in places] + [0] * padding)
+    bases = [place.base for place in places]
+    states = [base.state for base in bases]
+    if steps.any():
+        states = _states_after([*bases, *bases[:1] * padding], [place.ids for place in places], steps, decoder)
+    return [
+        Snapshot(place.position, int(np.append(place.base.token, place.ids)[-1]), state, place.begun)
+        for place, state in zip(places, states, strict=False)
+    ]
+
+
+def _states_after(bases: Sequence[Snapshot], ids: Sequence[Ids], steps: Ids, decoder: Decoder) -> list[State]:
+    forced = np.zeros((steps.max(), len(bases)), np.int64)
+    for column, row in enumerate(ids):
+        forced[: len(row), column] = row
+    feeds = {
+        "token": np.array([base.token for base in bases]),
+        "forced": forced,
+        "steps": steps,
+        "uniforms": np.zeros(forced.shape, np.float32),
+        "temperature": np.ones(len(bases), np.float32),
+    }
+    before = {name: np.stack([base.state[name] for base in bases], axis=1) for name in bases[0].state}
+    _, after = decoder.run(VARIANTS[PLAIN], feeds, to_device(before, decoder.device, decoder.device_id))
+    host = {name: value.numpy() for name, value in after.items()}
+    return [row_of(host, column) for column in range(len(bases))]
+
+
+def row_of(states: State, column: int) -> State:
+    """The states of one row, [layers, hidden] each, from those of a batch, [layers, rows, hidden] each."""
+    return {name: values[:, column].copy() for name, values in states.items()}

@@ -1,0 +1,193 @@
+"""The models that are served: which bundles, how they are found, and how they change while streams run."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rill.bundle import FILES, MANIFEST, Bundle, BundleError, read_bundle
+from rill.serve.errors import ModelNotFoundError, OtherModelError, StartError
+from rill.serve.models.model import Model
+from rill.serve.observe.metrics import RELOADS
+
+log = logging.getLogger("rill")
+
+
+class Models:
+    """The models of the bundles that `paths` stand for, in that order; used on the event loop.
+
+    `make` makes a model of a bundle, in any thread, and raises StartError if it cannot be served.
+    """
+
+    def __init__(self, paths: Sequence[str], make: Callable[[Bundle], Model]) -> None:
+        self._paths, self._make = paths, make
+        self._served: dict[Path, Model] = {}
+        self._ending: dict[Model, asyncio.Task[None]] = {}  # take no new calls
+        self._reloading = asyncio.Lock()
+        self._is_final = False
+
+    async def start(self) -> None:
+        """Load them all. Raises StartError for the first that cannot be served."""
+        async with self._reloading:
+            folders = await asyncio.to_thread(_bundle_folders, self._paths)
+            bundles = [await asyncio.to_thread(_read, folder) for folder in folders]
+            _require_different_names(bundles)
+            for folder, bundle in zip(folders, bundles, strict=True):
+                self._served[folder] = await asyncio.to_thread(self._make, bundle)
+
+    async def reload(self) -> None:
+        """Read the folders again: new models are added, changed ones replaced, vanished ones removed, all at once.
+
+        A folder that cannot be served is logged, and its model so far stays. If the whole makes no sense, nothing
+        changes.
+        """
+        async with self._reloading:
+            newcomers: list[Model] = []
+            refused: list[Path] = []
+            try:
+                served = await self._renewed(newcomers, refused)
+            except StartError as error:
+                log.error("%s; what is served stays as it is", error)
+                RELOADS.labels("failed").inc()
+                leaving = newcomers
+            else:
+                RELOADS.labels("partial" if refused else "ok").inc()
+                leaving = [model for model in self._served.values() if model not in served.values()]
+                self._served = served
+                log.info("models: %s", ", ".join(self.names))
+            for model in leaving:
+                self._ending[model] = asyncio.create_task(self._end(model))
+
+    def keep(self) -> None:
+        """Change nothing any more: the server is going away."""
+        self._is_final = True
+
+    async def close(self) -> None:
+        """End all engines, whatever they are doing."""
+        self.keep()
+        async with self._reloading:
+            for task in self._ending.values():
+                task.cancel()
+            for model in self.all:
+                await asyncio.to_thread(model.engine.stop)
+
+    @property
+    def all(self) -> list[Model]:
+        """Those that take no new calls included."""
+        return [*self._served.values(), *self._ending]
+
+    @property
+    def served(self) -> list[Model]:
+        """Those that take calls, the default first."""
+        return list(self._served.values())
+
+    @property
+    def names(self) -> list[str]:
+        """What requests may say in `model`."""
+        return [model.bundle.name for model in self._served.values()]
+
+    @property
+    def default(self) -> Model:
+        """For requests that say nothing."""
+        return next(iter(self._served.values()))
+
+    def named(self, name: str) -> Model:
+        """The model of this name. Raises ModelNotFoundError."""
+        for model in self._served.values():
+            if model.bundle.name == name:
+                return model
+        raise ModelNotFoundError(f"no model {name!r} is served here; there is {', '.join(map(repr, self.names))}")
+
+    def with_id(self, beginning: str) -> Model:
+        """The first model whose id begins with these hex digits. Raises OtherModelError."""
+        for model in self._served.values():
+            if model.bundle.model_id.startswith(beginning):
+                return model
+        names = ", ".join(map(repr, self.names))
+        raise OtherModelError(f"the resume token is of another model than those that are served here: {names}")
+
+    async def _renewed(self, newcomers: list[Model], refused: list[Path]) -> dict[Path, Model]:
+        """What is to be served now. Raises StartError.
+
+        Whatever is loaded for it is added to `newcomers`, and the folders that cannot be served to `refused`.
+        """
+        served: list[tuple[Path, Model]] = []
+        for folder in await asyncio.to_thread(_bundle_folders, self._paths):
+            if self._is_final:
+                raise StartError("the server is going away")
+            if not folder.is_dir():
+                continue
+            model = self._served.get(folder)
+            try:
+                bundle = await asyncio.to_thread(_read, folder)
+                if same := self._same(bundle):
+                    model = same
+                else:
+                    model = await asyncio.to_thread(self._make, bundle)
+                    newcomers.append(model)
+                    log.info("%s is loaded from %s", _label(model), folder)
+            except Exception as error:  # whatever it is: the others can be served
+                stays = f"{_label(model)} goes on" if model else "it is not served"
+                log.error("%s; %s", error, stays, exc_info=not isinstance(error, StartError))
+                refused.append(folder)
+            if model:
+                served.append((folder, model))
+        if not served:
+            raise StartError(f"no bundle is left in {', '.join(self._paths)}")
+        _require_different_names([model.bundle for _, model in served])
+        if self._is_final:
+            raise StartError("the server is going away")
+        return dict(served)
+
+    def _same(self, bundle: Bundle) -> Model | None:
+        """A model that is served already, and is this one."""
+        for model in self._served.values():
+            if (model.bundle.name, model.bundle.model_id) == (bundle.name, bundle.model_id):
+                return model
+        return None
+
+    async def _end(self, model: Model) -> None:
+        """Let its calls end, however long they take; then its engine and its memory are gone."""
+        log.info("%s takes no new calls, and has %d", _label(model), model.calls)
+        await model.last_call()
+        await asyncio.to_thread(model.engine.stop)
+        del model.engine  # they know each other: the graphs' memory would wait for the garbage collector
+        del self._ending[model]
+        log.info("%s is gone", _label(model))
+
+
+def _bundle_folders(paths: Sequence[str]) -> list[Path]:
+    """Each path itself or, if it is no bundle, the bundles in it, by name. Raises StartError."""
+    folders = []
+    for path in map(Path, paths):
+        inside = []
+        if path.is_dir() and not _is_bundle(path):
+            try:  # hidden folders are exports that are not finished
+                inside = sorted(sub for sub in path.iterdir() if _is_bundle(sub) and not sub.name.startswith("."))
+            except OSError as error:
+                raise StartError(f"{path} cannot be read ({error.strerror})") from None
+        folders += inside or [path]
+    return folders
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether it has a file of a bundle: it may be damaged, or half copied."""
+    return any((folder / name).is_file() for name in (MANIFEST, *FILES.values()))
+
+
+def _read(folder: Path) -> Bundle:
+    try:
+        return read_bundle(folder)
+    except BundleError as error:
+        raise StartError(str(error)) from None
+
+
+def _require_different_names(bundles: Sequence[Bundle]) -> None:
+    names = [bundle.name for bundle in bundles]
+    for name in names:
+        if names.count(name) > 1:
+            raise StartError(f"two bundles are named {name!r}; a server needs different names")
+
+
+def _label(model: Model) -> str:
+    return f"{model.bundle.name} ({model.bundle.model_id[:12]})"

@@ -1,0 +1,225 @@
+"""A served model: its bundle, its engine, and the way of a stream from a free slot to its end."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from rill.bundle import Bundle
+from rill.serve.api.logprobs import LogprobEncoder
+from rill.serve.engine.decoder import Decoder, numerics
+from rill.serve.engine.device_turns import Turnstile
+from rill.serve.engine.loop import Delivery, Engine
+from rill.serve.engine.rows import Rows
+from rill.serve.engine.states import States
+from rill.serve.engine.stream import End, Order, Stream
+from rill.serve.engine.text_codec import Codec
+from rill.serve.errors import BrokenEngineError, EngineError
+from rill.serve.models.slots import Admission
+from rill.serve.observe.metrics import of_model
+
+TOLD_AT_ONCE = 8  # readers, in an iteration of the event loop
+
+log = logging.getLogger("rill")
+
+
+class Present:
+    """Counts who is inside, and says when somebody `left`."""
+
+    def __init__(self) -> None:
+        self.inside, self.left = 0, asyncio.Event()
+
+    def __enter__(self) -> None:
+        self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.inside -= 1
+        self.left.set()
+
+
+class Model:
+    """One bundle with its engine, slots and live streams; used on the event loop.
+
+    Its rounds take turns at `turnstile` with those of the other models on the device. It may be made in another thread,
+    if that says which event loop. `on_broken` is called when it can run no more.
+
+    A call of it is inside `call`: it stays meanwhile, even if it is replaced.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        decoder: Decoder,
+        slots: int,
+        waiting: int,
+        round_seconds: float,
+        turnstile: Turnstile | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        on_broken: Callable[[BrokenEngineError], None] = lambda error: None,
+    ) -> None:
+        self.bundle, self.provider = bundle, decoder.provider
+        self.numerics = numerics(decoder.provider)
+        self.metrics = of_model(bundle.name)
+        self.codec, self.logprob_encoder = Codec(bundle.vocabulary), LogprobEncoder(bundle.vocabulary)
+        self.admission = Admission(slots, waiting)
+        rows = Rows(slots, len(bundle.vocabulary))
+        names = [name for name, _ in bundle.states]
+        shape = (bundle.layers, slots + 1, bundle.hidden)  # one more: padding
+        states = States(names, shape, decoder.device, decoder.device_id)
+        self._loop = loop or asyncio.get_running_loop()
+        lane = (turnstile or Turnstile()).lane()
+        self.engine = Engine(
+            decoder,
+            self.codec,
+            rows,
+            states,
+            self._deliver,
+            round_seconds,
+            lane,
+            self._loop,
+            self.metrics,
+            lambda: self.admission.waiting > 0,
+        )
+        self._live: dict[int, Stream] = {}  # in the engine, by slot
+        self._to_tell: deque[Stream] = deque()  # who has text to read
+        self._held: set[int] = set()  # slots of calls that are not over
+        self._on_broken = on_broken
+        self.call = Present()
+        self._draining = False
+
+    def slot(self) -> "Slot":
+        """A slot, as soon as one is free, for one stream after another. Entering raises WaitingLineFullError."""
+        return Slot(self)
+
+    async def hold(self) -> int:
+        """A slot, until `let_go`."""
+        slot = await self.admission.acquire()
+        self._held.add(slot)
+        return slot
+
+    def let_go(self, slot: int) -> None:
+        """No more streams will begin in the slot."""
+        self._held.remove(slot)
+        if slot not in self._live:  # else it is free when its stream is gone
+            self.admission.release(slot)
+
+    @asynccontextmanager
+    async def stream(self, order: Order) -> AsyncIterator[Stream]:
+        """A live stream, as soon as a slot is free, as with `stream_in`. Raises WaitingLineFullError."""
+        async with self.slot() as slot:
+            with self.stream_in(slot, order) as stream:
+                yield stream
+
+    def stream_in(self, slot: int, order: Order) -> "Live":
+        """A live stream in a slot that has none; leaving the context ends it, whatever it was doing."""
+        return Live(self, Stream(order, slot))
+
+    def begin(self, stream: Stream) -> None:
+        """Let a stream go into the engine."""
+        self._live[stream.slot] = stream
+        self.engine.join(stream)
+        if self._draining:
+            self.engine.end(stream, End.DRAINING)
+
+    def leave(self, stream: Stream) -> None:
+        """Let a stream end, whatever it was doing, unless it has."""
+        if self._live.get(stream.slot) is stream:
+            self.engine.leave(stream)
+
+    def sent(self, stream: Stream, text: str) -> None:
+        """`text` has been written to the reader of `stream`: the engine may make as much again."""
+        stream.position += len(text)
+        if self._live.get(stream.slot) is stream:
+            self.engine.read(stream, len(text))
+
+    @property
+    def parked(self) -> int:
+        """Streams that wait for their reader, their pace, or what their reader wants next."""
+        return self.engine.parked() + len(self._held - self._live.keys())
+
+    @property
+    def calls(self) -> int:
+        """Calls that are not over: they wait for a slot, generate, or have text left to send."""
+        return self.call.inside
+
+    async def last_call(self) -> None:
+        """Wait until no call is left, and no stream in the engine."""
+        while self.call.inside or self._live:
+            self.call.left.clear()
+            await self.call.left.wait()
+
+    def drain(self) -> None:
+        """End all streams as DRAINING, each where it is."""
+        self._draining = True
+        for stream in self._live.values():
+            self.engine.end(stream, End.DRAINING)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        now = time.monotonic()
+        for stream in delivery.gone:
+            del self._live[stream.slot]
+            if stream.slot not in self._held:
+                self.admission.release(stream.slot)
+            self.call.left.set()
+        try:
+            pieces = delivery.pieces()
+        except Exception as error:  # whatever it is, nobody waits for what will not come
+            log.exception("what a round made cannot be read")
+            for stream in delivery.streams:
+                stream.fail(EngineError(f"what a round made cannot be read: {error}"))
+            return
+        for stream, piece in zip(delivery.streams, pieces, strict=True):
+            stream.deliver(piece, now)
+        for stream, end in delivery.gone.items():
+            if delivery.error:
+                stream.fail(delivery.error)
+            elif end:
+                stream.finish(end)
+        if isinstance(delivery.error, BrokenEngineError):
+            self._on_broken(delivery.error)
+        if delivery.readers and not self._to_tell:
+            self._loop.call_soon(self._tell_some)
+        self._to_tell.extend(delivery.readers)
+
+    def _tell_some(self) -> None:
+        """Tell some readers of their texts, and the others in the next iterations of the event loop.
+
+        With all at once, one took 10 ms and more, and a call that comes needs half a dozen of them.
+        """
+        for _ in range(min(TOLD_AT_ONCE, len(self._to_tell))):
+            self._to_tell.popleft().tell()
+        if self._to_tell:
+            self._loop.call_soon(self._tell_some)
+
+
+# The contexts of each call, as classes: generators, asynchronous ones above all, take several times as long.
+
+
+class Slot:
+    """`Model.slot`."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    async def __aenter__(self) -> int:
+        self._slot = await self._model.hold()
+        return self._slot
+
+    async def __aexit__(self, *_: object) -> None:
+        self._model.let_go(self._slot)
+
+
+class Live:
+    """`Model.stream_in`."""
+
+    def __init__(self, model: Model, stream: Stream) -> None:
+        self._model, self._stream = model, stream
+
+    def __enter__(self) -> Stream:
+        self._model.begin(self._stream)
+        return self._stream
+
+    def __exit__(self, *_: object) -> None:
+        self._model.leave(self._stream)

@@ -1,0 +1,1 @@
+"""The server process: start, signals, drain, several processes."""

@@ -1,0 +1,65 @@
+"""The gauges of what is served, brought up to date once a second: nothing that streams do waits for them."""
+
+import asyncio
+import platform
+from collections import defaultdict
+from importlib import metadata
+
+import grpc
+import onnxruntime
+from prometheus_client import Gauge
+
+from rill.serve.models.catalog import Models
+from rill.serve.observe.metrics import (
+    BUILD_INFO,
+    IS_SHARED,
+    MODEL_INFO,
+    MODELS,
+    STREAMS_PARKED,
+    STREAMS_RUNNING,
+    STREAMS_WAITING,
+)
+
+SECONDS = 1.0
+
+Series = tuple[Gauge, tuple[str, ...]]  # and the values of its labels
+
+
+async def keep_current(models: Models) -> None:
+    """Until cancelled."""
+    BUILD_INFO.labels(_version(), onnxruntime.__version__, grpc.__version__, platform.python_version()).set(1)
+    shown: set[Series] = set()
+    while True:
+        values = _values(models)
+        for gauge, labels in shown - values.keys():
+            if IS_SHARED:  # prometheus_client cannot remove what other processes may have too
+                gauge.labels(*labels).set(0)
+            else:
+                gauge.remove(*labels)
+        for (gauge, labels), value in values.items():
+            gauge.labels(*labels).set(value)
+        MODELS.set(len(models.served))
+        shown = set(values)
+        await asyncio.sleep(SECONDS)
+
+
+def _values(models: Models) -> dict[Series, float]:
+    """What each gauge is now; a model that ends and one of its name that took its place are one."""
+    values: defaultdict[Series, float] = defaultdict(float)
+    for model in models.all:
+        name = (model.bundle.name,)
+        values[STREAMS_RUNNING, name] += model.admission.running
+        values[STREAMS_WAITING, name] += model.admission.waiting
+        values[STREAMS_PARKED, name] += model.parked
+    for model in models.served:
+        bundle = model.bundle
+        values[MODEL_INFO, (bundle.name, bundle.model_id, bundle.precision, model.provider, model.numerics)] = 1
+    return values
+
+
+def _version() -> str:
+    """Rill's own; empty where it is run from its source."""
+    try:
+        return metadata.version("rill")
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,165 @@
+"""The input of `rill batch`: what a line may say, and which fault is named where."""
+
+import json
+import math
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rill.cli.batch.input import KEYS, LONGEST_LINE, PromptError, check, read
+
+DEFAULTS = {"max_chars": 10, "temperature": 0.5, "stop": ["x"], "include_stop": False, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+
+
+def prompts_of(path, *lines, defaults=DEFAULTS):
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+    return list(read(path, check(path, defaults), defaults, lambda line: True))
+
+
+def test_a_line_replaces_the_defaults_key_by_key(path):
+    first, second = prompts_of(
+        path,
+        {"prompt": "é漢😀"},
+        {"prompt": "", "id": "b", "max_chars": 3, "temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.25, "seed": 7,
+         "stop": ["ab", "c"], "include_stop": True, "logit_bias": {"e": "-inf", "é": 1.5}},
+    )  # fmt: skip
+    assert (first.line, first.id, first.request.prompt, first.request.max_chars) == (1, 1, "é漢😀", 10)
+    assert (list(first.request.stop), first.request.include_stop) == (["x"], False)
+    assert first.request.sampling.temperature == 0.5
+    assert not any(first.request.sampling.HasField(name) for name in ("top_k", "top_p", "min_p"))
+    request, sampling = second.request, second.request.sampling
+    assert (second.line, second.id, request.max_chars, sampling.seed) == (2, "b", 3, 7)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0, 5, 0.5, 0.25)
+    assert (list(request.stop), request.include_stop) == (["ab", "c"], True)
+    assert sampling.logit_bias == {"e": -math.inf, "é": 1.5}
+
+
+def test_seeds_come_of_the_base_and_the_line(path):
+    def seeds(base):
+        prompts = prompts_of(path, *[{"prompt": "same"}] * 50, defaults={**DEFAULTS, "seed": base})
+        return [prompt.request.sampling.seed for prompt in prompts]
+
+    assert seeds(0) == seeds(0)
+    assert len({*seeds(0), *seeds(1), *seeds(2**64 - 1)}) == 150
+    assert max(seeds(0)) < 2**53
+    assert seeds(0)[:2] == [4311062187307671, 3533322918161014]  # texts of earlier runs stay the same
+
+
+def test_what_json_files_have(path):
+    assert prompts_of(path) == []
+    lines = b'\xef\xbb\xbf{"prompt": "a\\u2028b"}\r\n{"prompt":"a\xe2\x80\xa8b"}'  # no last line end
+    assert [prompt.request.prompt for prompt in prompts_of(path, lines)] == ["a\u2028b"] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"\n", "is not JSON: Expecting value"),
+        (b'{"prompt": "a"\n', "is not JSON: Expecting ',' delimiter at character"),
+        (b'{"prompt": "\xff"}\n', "is not UTF-8: invalid start byte at byte 12"),
+        (b"[" * 100_000, "is nested too deep"),
+        (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "4300 digits"),
+        (b'{"prompt": "a", "prompt": "b"}', 'has "prompt" twice'),
+        (b'{"prompt": "a", "logit_bias": {"e": 1, "e": 2}}', 'has "e" twice'),
+        ("a", 'must be an object like {"prompt": "…"}, not "a"'),
+        ([], "must be an object"),
+        ({}, 'has no "prompt"'),
+        ({"id": 1}, 'has no "prompt"'),
+        ({"prompt": "a", "temprature": 1}, 'unknown key "temprature"; there are prompt, id, max_chars'),
+        ({"prompt": "a", "logprobs": 1}, 'unknown key "logprobs"'),
+        ({"prompt": None}, '"prompt" must be a text, not null'),
+        ({"prompt": "a\ud800"}, '"prompt" has half of a surrogate pair at position 1'),
+        ({"prompt": "a", "id": 1.5}, '"id" must be a whole number, not 1.5'),
+        ({"prompt": "a", "id": "\udfff"}, '"id" has half of a surrogate pair'),
+        ({"prompt": "a", "max_chars": True}, '"max_chars" must be a whole number, not true'),
+        ({"prompt": "a", "max_chars": 0}, '"max_chars" must be from 1 to'),
+        ({"prompt": "a", "temperature": "1"}, '"temperature" must be a number of at least 0, not "1"'),
+        ({"prompt": "a", "temperature": math.nan}, '"temperature" must be a number of at least 0, not NaN'),
+        ({"prompt": "a", "temperature": 10**400}, '"temperature" must be a number'),
+        ({"prompt": "a", "top_k": -1}, '"top_k" must be from 0 to 4294967295, not -1'),
+        ({"prompt": "a", "top_p": 0}, '"top_p" must be a number above 0 and up to 1, not 0'),
+        ({"prompt": "a", "top_p": 1e-50}, '"top_p" must be a number above 0 and up to 1, not 1e-50'),  # 0 as a float32
+        ({"prompt": "a", "min_p": 1.01}, '"min_p" must be a number from 0 to 1, not 1.01'),
+        ({"prompt": "a", "seed": 2**64}, '"seed" must be from 0 to'),
+        ({"prompt": "a", "seed": None}, '"seed" must be a whole number, not null'),
+        ({"prompt": "a", "stop": "b"}, '"stop" must be a list of texts, not "b"'),
+        ({"prompt": "a", "stop": [1]}, '"stop" must be a text, not 1'),
+        ({"prompt": "a", "stop": [""]}, '"stop" has an empty text'),
+        ({"prompt": "a", "stop": ["b"] * 33}, '"stop" has 33 texts'),
+        ({"prompt": "a", "include_stop": 1}, '"include_stop" must be true or false, not 1'),
+        ({"prompt": "a", "logit_bias": [1]}, '"logit_bias" must be an object'),
+        ({"prompt": "a", "logit_bias": {"ab": 1}}, '"logit_bias" "ab" is not one character'),
+        ({"prompt": "a", "logit_bias": {"a": math.inf}}, '"logit_bias" "a": must be a number that a float32 holds'),
+    ],
+)
+def test_a_fault_is_named_with_file_line_and_key(path, line, message):
+    with pytest.raises(PromptError) as caught:
+        prompts_of(path, {"prompt": "a"}, {"prompt": "b"}, line)
+    assert str(caught.value).startswith(f"{path}, line 3: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_no_depth_of_nesting_is_a_fault_of_ours(path):
+    """Between what can be read and what can be quoted lie a few brackets."""
+    for depth in range(900, 1000):
+        with pytest.raises(PromptError, match="line 1: "):
+            prompts_of(path, b'{"prompt": ' + b'{"a":' * depth + b"1" + b"}" * depth + b"}")
+
+
+def test_a_file_without_line_ends_is_not_read_whole(path):
+    with path.open("wb") as file:
+        file.truncate(LONGEST_LINE + 10)  # zeros
+    with pytest.raises(PromptError, match="line 1: is longer than"):
+        check(path, DEFAULTS)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    for file, message in [(tmp_path, "Is a directory"), (tmp_path / "none", "No such file")]:
+        with pytest.raises(PromptError, match=f"cannot read {file}: {message}"):
+            check(file, DEFAULTS)
+
+
+def test_a_file_that_changes_is_noticed(path):
+    path.write_text('{"prompt": "a"}\n' * 3)
+    checked = check(path, DEFAULTS)
+    for changed in ('{"prompt": "a"}\n' * 4, '{"prompt": "a"}\n' * 2, '{"prompt": "b"}\n' * 3):
+        path.write_text(changed)
+        with pytest.raises(PromptError, match="has changed since it was checked"):
+            list(read(path, checked, DEFAULTS, lambda line: True))
+
+
+def test_only_wanted_lines_are_read(path):
+    path.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(1, 10)))
+    prompts = read(path, check(path, DEFAULTS), DEFAULTS, lambda line: line % 3 == 0)
+    assert [(prompt.line, prompt.request.prompt) for prompt in prompts] == [(3, "3"), (6, "6"), (9, "9")]
+
+
+texts = st.text("aé漢😀\ud800\n", max_size=3)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*KEYS, "other"]), values, max_size=6))
+def test_any_object_is_a_prompt_or_a_named_fault(path, line):
+    with suppress(PromptError):
+        (prompt,) = prompts_of(path, line)
+        assert prompt.request.prompt == line["prompt"]
+        assert prompt.id == line.get("id", 1)
+        assert prompt.request.max_chars == line.get("max_chars", 10)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_prompts_or_a_named_fault(path, raw):
+    with suppress(PromptError):
+        prompts_of(path, raw)

@@ -1,0 +1,247 @@
+"""`Client.interact` and `AsyncClient.interact` against real servers."""
+
+import asyncio
+import signal
+import threading
+from contextlib import aclosing
+
+import grpc
+import pytest
+from servers import run_server, wait_until
+
+from rill.client.interaction import OrderError
+from rill.client.sync import AsyncClient, Client, ServerError
+
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+def text(pieces):
+    return "".join(pieces)
+
+
+async def joined(pieces):
+    return "".join([piece async for piece in pieces])
+
+
+def test_a_conversation_is_the_text_of_generate(client):
+    """Fed, generated, changed and paused: what Generate makes of the same, token by token."""
+    with client.interact(seed=7, temperature=0.9) as session:
+        assert (session.seed, session.position, session.model_id) == (7, 0, client.models().models[0].model_id)
+        beginning = session.resume_token
+        fed = session.feed("To be")
+        assert fed.chars == 5
+        assert fed.logprob == pytest.approx(list(client.score("To be"))[-1].total.logprob)
+        first = text(session.generate(max_chars=100))
+        token = session.resume_token
+        session.update(temperature=0.3, top_k=5)
+        second = text(session.generate(max_chars=50, stop=["never"]))
+        assert session.position == session.resume_position == 150
+    assert first == text(client.generate("To be", resume_token=beginning, max_chars=100))
+    assert first == text(client.generate("\nTo be", seed=7, temperature=0.9, max_chars=100))
+    assert second == text(client.generate(resume_token=token, temperature=0.3, top_k=5, max_chars=50))
+
+
+def test_pause_ends_the_iterator_after_what_was_made(client):
+    with client.interact(seed=3) as session:
+        pieces = session.generate(chars_per_second=2000)
+        made = next(pieces)
+        threading.Timer(0.1, session.pause).start()
+        made += text(pieces)
+        assert session.position == len(made)
+        for piece in session.generate(chars_per_second=2000):
+            made += piece
+            session.pause()
+        assert session.snapshot().position == len(made)
+        made += text(session.generate(max_chars=10))
+    assert made == text(client.generate(seed=3, max_chars=len(made)))
+
+
+def test_a_pause_that_comes_too_late_changes_nothing(client):
+    with client.interact(seed=3) as session:
+        made = ""
+        for _ in range(20):
+            for piece in session.generate(max_chars=20):
+                made += piece
+                session.pause()
+            session.pause()
+    assert made == text(client.generate(seed=3, max_chars=len(made)))
+
+
+def test_snapshots_in_the_midst_of_a_text(client):
+    """From this thread and from others; each is a place of the text, and no character is lost meanwhile."""
+    with client.interact(seed=5) as session:
+        made, places = "", [session.snapshot()]
+
+        def ask():
+            places.extend(session.snapshot() for _ in range(5))
+
+        askers = [threading.Thread(target=ask) for _ in range(3)]
+        for piece in session.generate(chars_per_second=3000):
+            made += piece
+            if len(made) > 100 and not askers[0].ident:
+                for asker in askers:
+                    asker.start()
+                places.append(session.snapshot())
+            if len(places) == 17 and len(made) > max(place.position for place in places):
+                session.pause()
+        for asker in askers:
+            asker.join()
+    whole = text(client.generate(seed=5, max_chars=len(made)))
+    assert made == whole
+    for place in places:
+        assert text(client.generate(resume_token=place.resume_token, max_chars=20)).startswith(
+            whole[place.position :][:20]
+        )
+
+
+def test_an_iterator_left_early_pauses(client):
+    with client.interact(seed=5) as session:
+        for _ in session.generate(chars_per_second=1000):
+            break
+        assert session.feed("a").chars == 1
+        assert session.position == session.snapshot().position
+
+
+def test_order_errors_change_nothing(client):
+    session = client.interact()
+    with pytest.raises(OrderError, match="with statement"):
+        session.feed("a")
+    with pytest.raises(ValueError, match="seed"):
+        client.interact(seed=-1)
+    with pytest.raises(ValueError, match="warmth"):
+        client.interact(warmth=1)
+    with client.interact(seed=5) as session:
+        made = ""
+        for piece in session.generate(max_chars=200, chars_per_second=2000):
+            made += piece
+            if session.position < 200:
+                with pytest.raises(OrderError, match="generating"):
+                    session.feed("a")
+        assert made == text(client.generate(seed=5, max_chars=200))
+
+
+def test_a_refused_action_ends_the_session_with_the_state_before_it(client):
+    for refuse in (
+        lambda session: session.feed("漢"),
+        lambda session: list(session.generate(logprobs=99)),
+        lambda session: (session.update(temperature=-1), session.feed("")),
+    ):
+        with client.interact(seed=5) as session:
+            made = text(session.generate(max_chars=30))
+            with pytest.raises(ServerError) as caught:
+                refuse(session)
+            assert caught.value.code is Code.INVALID_ARGUMENT
+            with pytest.raises(ServerError):
+                session.snapshot()
+        made += text(client.generate(resume_token=session.resume_token, max_chars=30))
+        assert made == text(client.generate(seed=5, max_chars=60))
+
+
+def test_what_cannot_be_opened(client):
+    for parameters, code in [
+        ({"model": "nobody"}, Code.NOT_FOUND),
+        ({"temperature": -1}, Code.INVALID_ARGUMENT),
+        ({"resume_token": b"x"}, Code.INVALID_ARGUMENT),
+    ]:
+        with pytest.raises(ServerError) as caught, client.interact(**parameters):
+            pass
+        assert caught.value.code is code
+    assert caught.value.reason == "RESUME_TOKEN_INVALID"
+    with pytest.raises(ServerError) as caught, Client("127.0.0.1:1").interact():
+        pass
+    assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_the_slot_is_free_after_the_with_statement(client):
+    with client.interact():
+        assert client.models().streams_running == 1
+    wait_until(lambda: client.models().streams_running == 0)
+
+
+def test_a_closed_session_says_so(client):
+    with client.interact() as session:
+        pieces = session.generate(chars_per_second=100)
+        next(pieces)
+        threading.Timer(0.1, session.close).start()
+        with pytest.raises(ServerError) as caught:
+            list(pieces)
+    assert caught.value.code is Code.CANCELLED
+
+
+def test_the_next_address_and_a_timeout(server):
+    with Client(f"127.0.0.1:1,{server.target}") as client, client.interact(timeout=0.5) as session:
+        with pytest.raises(ServerError) as caught:
+            list(session.generate(chars_per_second=10))
+        assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+async def test_asyncio_has_the_same(server, client):
+    async with AsyncClient(f"127.0.0.1:1,{server.target}") as asynchronous:
+        async with asynchronous.interact(seed=7, temperature=0.9) as session:
+            assert (await session.feed("To be")).chars == 5
+            made = await joined(session.generate(max_chars=100))
+            async for piece in session.generate(chars_per_second=2000):
+                made += piece
+                if len(made) > 150:
+                    session.pause()
+                if len(made) > 120:
+                    assert (await session.snapshot()).position >= len(made)
+            assert session.position == len(made)
+            session.update(seed=8)
+            async with aclosing(session.stream(chars_per_second=1000)) as messages:
+                async for _ in messages:
+                    break
+            assert (await session.snapshot()).position > len(made)
+        with pytest.raises(ServerError, match="closed"):
+            await session.snapshot()
+        assert made == text(client.generate("\nTo be", seed=7, temperature=0.9, max_chars=len(made)))
+
+
+async def test_cancelling_who_waits_does_not_end_an_asyncio_session(server):
+    async with AsyncClient(server.target) as client, client.interact(seed=7) as session:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(joined(session.generate(chars_per_second=1)), 0.3)
+        assert (await session.feed("a")).chars == 1
+
+
+async def test_a_refused_update_is_told_in_asyncio_too(server):
+    async with AsyncClient(server.target) as client, client.interact(seed=7) as session:
+        await session.feed("abc")
+        session.update(temperature=-1)
+        with pytest.raises(ServerError) as caught:
+            await session.feed("")
+        # gRPC's asyncio half may lose the reason, if the next action was on its way.
+        assert caught.value.code in (Code.INVALID_ARGUMENT, Code.UNAVAILABLE)
+        async with client.interact(resume_token=session.resume_token) as again:
+            assert (await again.feed("d")).chars == 1
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_a_server_that_drains(tiny_folder, is_idle):
+    with run_server(tiny_folder, "--drain-seconds", 0) as drained:
+        async with AsyncClient(drained.target) as client, client.interact(seed=7) as session:
+            await session.feed("To be")
+            made = await joined(session.generate(max_chars=10))
+            assert session.position == len(made)
+            pieces = session.generate(chars_per_second=200)
+            if is_idle:
+                drained.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(drained.process.wait, 20)
+            else:
+                made += await anext(pieces)
+                drained.process.send_signal(signal.SIGTERM)
+            code = None
+            try:
+                async for piece in pieces:
+                    made += piece
+            except ServerError as error:
+                code = error.code
+            assert code is Code.UNAVAILABLE
+            assert session.resume_position == len(made)
+            assert session.resume_token

@@ -1,0 +1,163 @@
+"""Interact without a connection: actions that come at moments which a client over a connection seldom hits."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from calls import Request, generate
+
+from rill.serve.api.call import Call, Ledger
+from rill.serve.api.interact import AHEAD, Inbox, Interaction
+from rill.serve.api.requests import Limits, order_of
+from rill.serve.api.responses import Messages
+from rill.serve.api.resume_tokens import Tokens
+from rill.serve.engine.decoder import CPU, Decoder
+from rill.serve.errors import EngineError
+from rill.serve.models.model import Model
+from rill.v1 import rill_pb2 as pb
+
+STOPPED = pb.FINISH_REASON_STOP
+
+
+class Failing(Decoder):
+    """A decoder that fails when told to."""
+
+    fail = False
+
+    def run(self, *arguments):
+        if self.fail:
+            self.fail = False
+            raise RuntimeError("out of memory")
+        return super().run(*arguments)
+
+
+@pytest.fixture
+async def conversation(tiny):
+    """A call without a connection: `run` gives its events; its model's decoder can fail."""
+    model, tokens = Model(tiny, Failing(tiny, CPU), 4, 4, 0.010), Tokens([bytes(32)], 0)
+
+    async def run(*first, then=lambda event: ()):
+        """The `first` actions are there from the beginning; `then` tells which come with an event."""
+        actions, events = asyncio.Queue(), []
+
+        async def read():
+            while (action := await actions.get()) is not None:
+                yield action
+
+        async def come(*more):
+            for action in more:
+                actions.put_nowait(action)
+            while not actions.empty():
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+        async def write(event):
+            events.append(event)
+            await come(*then(event))
+
+        context = SimpleNamespace(
+            write=write, invocation_metadata=tuple, set_trailing_metadata=lambda _: None, time_remaining=lambda: None
+        )
+        inbox, call = Inbox(read()), Call("Interact", context, Ledger())
+        call.found(model.metrics)
+        order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
+        await come(*first)
+        try:
+            async with asyncio.timeout(20), model.slot() as slot:
+                await Interaction(model, slot, order, Messages(tokens), Limits(), inbox, call).run()
+        except EngineError as error:
+            events.append(error)
+        finally:
+            inbox.close()
+        return events
+
+    yield run, model, tokens
+    model.engine.stop()
+    assert model.admission.running == 0
+
+
+def kinds(events):
+    return [event.WhichOneof("event") for event in events]
+
+
+def text_of(events):
+    return "".join(event.output.text for event in events)
+
+
+def at_its_end(*actions):
+    """These come with the end of the first generation."""
+    left = [actions]
+    return lambda event: left.pop() if left and event.output.finish_reason else ()
+
+
+PAUSE, SNAPSHOT, END = Request(pause=Request.Pause()), Request(snapshot=Request.Snapshot()), None
+
+
+async def test_what_has_come_before_a_generation_interrupts_it(conversation):
+    run, *_ = conversation
+    assert kinds(await run(Request(generate=Request.Generate()), PAUSE, END))[-1] == "paused"
+
+
+async def test_a_stop_that_has_begun_is_known_after_an_interruption(conversation):
+    """The first generation ends in the midst of the stop; the second is interrupted before its first character."""
+    run, *_ = conversation
+    whole = text_of(await run(Request(**generate(max_chars=300)), END))
+    stop = whole[100:110]
+    begun = whole.index(stop) + 4
+    again = Request(**generate(max_chars=100, stop=[stop]))
+    events = await run(Request(**generate(max_chars=begun, stop=[stop])), then=at_its_end(again, SNAPSHOT, END))
+    assert kinds(events)[-2:] == ["snapshot", "output"]
+    assert (text_of(events), events[-1].output.finish_reason) == (whole[:begun], STOPPED)
+
+
+async def test_a_failing_round_leaves_the_state_before_it(conversation, tiny):
+    run, model, tokens = conversation
+
+    def fail(event):
+        model.engine._decoder.fail = event.HasField("fed")
+        return ()
+
+    *events, error = await run(Request(feed="abc"), Request(**generate(max_chars=10)), END, then=fail)
+    assert "out of memory" in str(error)
+    assert kinds(events) == ["opened", "fed", "snapshot"]
+    resumption = tokens.open(events[-1].snapshot.resume_token, tiny, model.numerics)
+    assert resumption.snapshot.token == tiny.vocabulary.id_of("c")
+
+
+async def test_the_state_is_sound_where_a_stop_had_begun_and_the_next_round_is_lost(conversation, tiny, monkeypatch):
+    """The beginning of a stop that is not looked for any more is none."""
+    run, model, tokens = conversation
+    whole = text_of(await run(Request(**generate(max_chars=300)), END))
+    stop = whole[100:110]
+    begun, lost = whole.index(stop) + 4, []
+    next_generation = at_its_end(Request(**generate(max_chars=9, stop=["other"])), END)
+    right = model.engine._harvester.reap
+
+    def then(event):
+        lost.extend([1] * bool(event.output.finish_reason))
+        return next_generation(event)
+
+    monkeypatch.setattr(model.engine._harvester, "reap", lambda *round_: 1 / 0 if lost else right(*round_))
+    *events, error = await run(Request(**generate(max_chars=begun, stop=[stop])), then=then)
+    assert "division by zero" in str(error)
+    resumption = tokens.open(events[-1].snapshot.resume_token, tiny, model.numerics)
+    assert (resumption.snapshot.position, resumption.snapshot.begun) == (begun, "")
+
+
+async def test_actions_are_read_a_few_ahead():
+    """Who sends without end waits, and fills no memory."""
+    asked = 0
+
+    async def actions():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield Request()
+
+    inbox = Inbox(actions())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert (inbox.waiting, asked) == (AHEAD, AHEAD + 1)
+    for _ in range(50):
+        assert await inbox.take() == Request()
+    inbox.close()

@@ -1,0 +1,258 @@
+"""Resume tokens by themselves: what goes in comes out, nothing else is taken, keys are rotated and times run out."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from servers import run_server
+
+from rill.bundle import Bundle
+from rill.sampling import Sampling
+from rill.serve.api.resume_tokens import MOST_STOPS, VERSION, Tokens, read_key
+from rill.serve.engine.stream import Order, Snapshot
+from rill.serve.errors import OtherModelError, StartError, TokenError
+from rill.vocabulary import Vocabulary
+
+PLAIN = Sampling()
+KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
+NUMERICS = "onnxruntime-1.0-cpu"
+
+
+def bundle_of(parts=("state_h",), layers=2, hidden=3, model_id="5a" * 32):
+    """A bundle of which only the states and the id matter."""
+    states = tuple((part, (layers, "batch", hidden)) for part in parts)
+    return Bundle("some", model_id, {"layers": layers, "hidden": hidden}, "fp32", Vocabulary(("a", "b")), states, {})
+
+
+BUNDLE = bundle_of()
+
+
+def order_of(seed=1, sampling=PLAIN, stops=(), include_stop=False):
+    return Order(np.zeros(1, np.int64), 0, sampling, seed, 0, stops=stops, include_stop=include_stop)
+
+
+def snapshot_of(bundle, position=0, token=0, begun="", seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (bundle.layers, bundle.hidden)
+    state = {name: rng.normal(size=shape).astype(np.float32) for name, _ in bundle.states}
+    return Snapshot(position, token, state, begun)
+
+
+def sealed(tokens, **order):
+    return tokens.seal(BUNDLE, NUMERICS, order_of(**order), snapshot_of(BUNDLE))
+
+
+def float32(least=None, most=None, **options):
+    return st.floats(least, most, width=32, allow_nan=False, **options)
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=float32(0, allow_infinity=False),
+    top_k=st.integers(0, 2**32 - 1),
+    top_p=float32(0, 1, exclude_min=True),
+    min_p=float32(0, 1),
+    logit_bias=st.dictionaries(
+        st.integers(0, 2**32 - 1), float32(allow_infinity=False) | st.just(-np.inf), max_size=40
+    ),
+)
+characters = st.characters(exclude_categories=["Cs"])
+
+
+@st.composite
+def stops_and_begun(draw):
+    stops = tuple(draw(st.lists(st.text(characters, min_size=1, max_size=70), max_size=MOST_STOPS, unique=True)))
+    stop = draw(st.sampled_from(stops)) if stops else ""
+    return stops, stop[: draw(st.integers(0, max(len(stop) - 1, 0)))]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    cell=st.sampled_from([("state_h",), ("state_h", "state_c")]),
+    layers=st.integers(1, 3),
+    hidden=st.integers(1, 5),
+    position=st.integers(0, 2**62 - 1),
+    last=st.integers(0, 2**32 - 1),
+    seed=st.integers(0, 2**64 - 1),
+    sampling=samplings,
+    texts=stops_and_begun(),
+    include_stop=st.booleans(),
+    data=st.integers(0, 100),
+)
+@example(("state_h",), 1, 1, 2**62 - 1, 0, 2**64 - 1, Sampling(), (("\0", "\0\0😀", "é"), "\0\0"), True, 0)
+@example(("state_h",), 1, 1, 0, 0, 0, Sampling(), (("x" * 9_999,), "x" * 9_998), False, 0)
+@example(("state_h",), 1, 1, 0, 0, 0, Sampling(), (("😀" * 10_000,), "😀" * 9_999), False, 0)
+def test_what_goes_in_comes_out(cell, layers, hidden, position, last, seed, sampling, texts, include_stop, data):
+    bundle = bundle_of(cell, layers, hidden)
+    stops, begun = texts
+    before = snapshot_of(bundle, position, last, begun, data)
+    tokens = Tokens([KEY], 60)
+    token = tokens.seal(bundle, NUMERICS, order_of(seed, sampling, stops, include_stop), before)
+
+    held = tokens.open(token, bundle, NUMERICS)
+    after = held.snapshot
+    assert (after.position, after.token, after.begun) == (position, last, begun)
+    assert (held.seed, held.sampling, held.stops, held.include_stop) == (seed, sampling, stops, include_stop)
+    assert held.same_numerics
+    assert after.state.keys() == before.state.keys()
+    for name, values in before.state.items():
+        assert after.state[name].dtype == np.float32
+        np.testing.assert_array_equal(after.state[name], values)
+
+    state_bytes = 4 * layers * hidden * len(cell)
+    allowed = state_bytes + 200 + sum(len(stop.encode()) for stop in stops) + 12 * len(sampling.logit_bias)
+    assert len(token) <= allowed
+
+
+def test_a_token_is_at_most_200_bytes_longer_than_what_it_must_hold():
+    """With as many stops as are allowed."""
+    stops = tuple(f"{number:02}" for number in range(MOST_STOPS))
+    token = sealed(Tokens([KEY], 1), stops=stops)
+    assert len(token) <= 4 * 2 * 3 + 200 + 2 * MOST_STOPS
+
+
+def test_the_texts_are_not_to_be_read_in_it():
+    token = sealed(Tokens([KEY], 0), stops=("a secret that nobody reads",), seed=0)
+    assert b"secret" not in token
+    assert token[0] == VERSION
+
+
+def test_equal_snapshots_have_different_tokens():
+    tokens = Tokens([KEY], 0)
+    made = {sealed(tokens) for _ in range(100)}
+    assert len(made) == 100
+    assert len({token[17:] for token in made}) == 100  # not the nonces alone
+
+
+def refusal(tokens, token):
+    with pytest.raises(TokenError) as caught:
+        tokens.open(token, BUNDLE, NUMERICS)
+    assert str(caught.value)
+    return caught.value.reason
+
+
+def test_no_damage_goes_unnoticed():
+    tokens = Tokens([KEY], 0)
+    token = sealed(tokens, stops=("stop",), sampling=Sampling(logit_bias={1: -np.inf}))
+    for bit in range(8 * len(token)):
+        damaged = bytearray(token)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert refusal(tokens, bytes(damaged)) == "INVALID", bit
+    for length in range(len(token)):
+        assert refusal(tokens, token[:length]) == "INVALID", length
+    for more in (b"\0", token[-1:], token):
+        assert refusal(tokens, token + more) == "INVALID"
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_other_versions_are_refused(version):
+    tokens = Tokens([KEY], 0)
+    assert refusal(tokens, bytes([version]) + sealed(tokens)[1:]) == "INVALID"
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(head=st.integers(0, 40), garbage=st.binary(max_size=400))
+@example(0, b"")
+@example(1, b"")
+@example(5, b"")
+@example(17, b"")
+@example(17, b"\0" * 16)
+@example(33, b"")
+def test_garbage_is_refused(head, garbage):
+    """By itself, and behind the beginning of a good token."""
+    tokens = Tokens([KEY], 0)
+    token = sealed(tokens)
+    assert refusal(tokens, garbage) == "INVALID"
+    if token[head:] != garbage:
+        assert refusal(tokens, token[:head] + garbage) == "INVALID"
+
+
+def test_keys_are_rotated():
+    old, both, new = Tokens([KEY], 0), Tokens([OTHER_KEY, KEY], 0), Tokens([OTHER_KEY], 0)
+    assert both.open(sealed(old), BUNDLE, NUMERICS).seed == 1
+    assert new.open(sealed(both), BUNDLE, NUMERICS).seed == 1  # the first encrypts
+    assert refusal(old, sealed(both)) == "INVALID"
+    assert refusal(new, sealed(old)) == "INVALID"  # a key that was removed
+
+
+def test_tokens_run_out(monkeypatch):
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr("rill.serve.api.resume_tokens.time", SimpleNamespace(time=lambda: clock.now))
+    tokens, endless = Tokens([KEY], 10), Tokens([KEY], 0)
+    token, always = sealed(tokens), sealed(endless)
+    clock.now = 1_009.5
+    assert tokens.open(token, BUNDLE, NUMERICS).seed == 1
+    clock.now = 1_010.5
+    assert refusal(tokens, token) == "EXPIRED"
+    assert refusal(endless, token) == "EXPIRED"  # what counts is what the token says
+    clock.now = 1e11
+    assert endless.open(always, BUNDLE, NUMERICS).seed == 1
+    assert tokens.open(always, BUNDLE, NUMERICS).seed == 1
+
+
+def test_a_damaged_token_is_not_expired(monkeypatch):
+    tokens = Tokens([KEY], 10)
+    token = sealed(tokens)
+    monkeypatch.setattr("rill.serve.api.resume_tokens.time", SimpleNamespace(time=lambda: 1e10))
+    assert refusal(tokens, token) == "EXPIRED"
+    assert refusal(tokens, token[:-1] + bytes([token[-1] ^ 1])) == "INVALID"
+
+
+def test_another_model_is_told_from_other_numerics():
+    tokens = Tokens([KEY], 0)
+    token = sealed(tokens)
+    with pytest.raises(OtherModelError, match="'some'"):
+        tokens.open(token, bundle_of(model_id="5a" * 15 + "5b" + "5a" * 16), NUMERICS)
+    with pytest.raises(OtherModelError):  # of another shape, too
+        tokens.open(token, bundle_of(hidden=4, model_id="00" * 32), NUMERICS)
+    assert not tokens.open(token, BUNDLE, NUMERICS + "x").same_numerics
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_key_files_have_32_bytes(tmp_path, size):
+    path = tmp_path / "key"
+    path.write_bytes(os.urandom(size))
+    with pytest.raises(StartError) as caught:
+        read_key(str(path))
+    assert str(path) in str(caught.value)
+    assert f" {size} bytes" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_key_files_are_files(tmp_path):
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(StartError) as caught:
+            read_key(str(path))
+        assert str(path) in str(caught.value)
+    path = tmp_path / "key"
+    path.write_bytes(b"\n" * 31 + b" ")  # raw: nothing is stripped
+    assert read_key(str(path)) == b"\n" * 31 + b" "
+
+
+def test_a_server_does_not_start_with_a_wrong_key_file(tmp_path, tiny_folder, run_command):
+    right, short = tmp_path / "right", tmp_path / "short"
+    right.write_bytes(KEY)
+    short.write_bytes(KEY[:31])
+    for wrong in (short, tmp_path / "missing"):
+        done = run_command("rill.serve", tiny_folder, "--resume-key-file", right, "--resume-key-file", wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: --resume-key-file {wrong}")
+
+
+def test_a_server_without_a_key_file_says_so(tmp_path, tiny_folder):
+    (tmp_path / "key").write_bytes(KEY)
+    for arguments, says in (([], True), (["--resume-key-file", tmp_path / "key"], False)):
+        with run_server(tiny_folder, *arguments) as running:
+            _, log = running.stop()
+        assert ("no --resume-key-file" in log) is says
+
+
+@pytest.mark.parametrize("seconds", ["1e20", "-1", "nan", "inf", "soon"])
+def test_a_time_to_live_has_to_make_sense(tiny_folder, run_command, seconds):
+    done = run_command("rill.serve", tiny_folder, f"--resume-ttl={seconds}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--resume-ttl" in done.stderr.splitlines()[-1]

@@ -1,0 +1,247 @@
+"""Which rows are in which round: the scheduler by itself, on a machine whose steps take as long as we say."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rill.sampling import Sampling
+from rill.serve.engine.rows import PLAIN, Round, Rows
+from rill.serve.engine.scheduler import SAVED_SECONDS, SHORT_SECONDS, TURN_SECONDS, TURN_STEPS, Scheduler, _company
+from rill.serve.engine.stream import Order
+
+COHORT, ROUND_SECONDS, STEP = 4, 0.010, 0.0005  # a step takes as long however many rows there are
+PLAIN_SAMPLING, FILTERED = Sampling(), Sampling(top_k=3)
+
+
+class Machine:
+    """Rows and a scheduler; every reader reads at once."""
+
+    def __init__(self, slots=64, step=STEP):
+        self.rows = Rows(slots, 5)
+        self.scheduler = Scheduler(self.rows, SimpleNamespace(cohort=COHORT, padding=lambda rows: 0), ROUND_SECONDS)
+        self.scheduler.times.step = lambda batch, kind=PLAIN: step
+        self.now, self.step, self.orders, self.is_crowded = 100.0, step, {}, False
+
+    def enter(self, slot, count=0, prompt=1, pace=0.0, sampling=PLAIN_SAMPLING):
+        order = Order(np.zeros(prompt, np.int64), prompt, sampling, 0, count, pace)
+        self.rows.read[slot] = 0
+        self.rows.enter(slot, order, self.now)
+        self.orders[slot] = order
+
+    def plan(self):
+        """The next round, not run."""
+        self.rows.settle()
+        return self.scheduler.plan(self.now, self.is_crowded)
+
+    def round(self) -> Round | None:
+        """The next round, run."""
+        r = self.plan()
+        if r:
+            self.now += r.time * self.step
+            self.scheduler.ran(r, r.time * self.step)
+            self.rows.advance(r, np.zeros((r.time, len(r.slots)), np.int64))
+            self.rows.read[r.slots] = self.rows.table["made"][r.slots]
+            for slot in r.slots.tolist():
+                if self.rows.is_complete(slot):
+                    self.rows.leave(slot)
+                    del self.orders[slot]
+        return r
+
+    def rounds(self, count):
+        return [self.round() for _ in range(count)]
+
+
+def slots_of(rounds):
+    return [sorted(r.slots.tolist()) for r in rounds]
+
+
+def test_who_has_no_character_yet_has_a_round_between_two_of_a_turn():
+    machine = Machine()
+    machine.enter(0)
+    machine.enter(1)
+    machine.rounds(2)  # the first characters, and a round of the turn
+    machine.enter(2, prompt=6)
+    newcomer, after = machine.rounds(2)
+    assert newcomer.newcomers
+    assert (newcomer.slots.tolist(), newcomer.time) == ([2], 6)
+    assert sorted(after.slots.tolist()) == [0, 1, 2]  # there is place for it in the turn
+    assert not after.newcomers
+
+
+def test_a_turn_is_of_the_same_rows_until_its_time_is_over():
+    machine = Machine()
+    for slot in range(2 * COHORT):
+        machine.enter(slot)
+    assert machine.round().newcomers  # all of them: plain newcomers may be many
+    rounds = machine.rounds(12)
+    assert {r.time * STEP for r in rounds} == {ROUND_SECONDS}
+    assert 3 * ROUND_SECONDS > TURN_SECONDS > 2 * ROUND_SECONDS
+    assert slots_of(rounds) == ([[0, 1, 2, 3]] * 3 + [[4, 5, 6, 7]] * 3) * 2
+
+
+def test_where_a_step_takes_long_a_turn_is_some_characters():
+    machine = Machine(step=0.008)
+    for slot in range(2 * COHORT):
+        machine.enter(slot)
+    rounds = machine.rounds(2 * TURN_STEPS + 1)[1:]
+    assert slots_of(rounds) == [[0, 1, 2, 3]] * TURN_STEPS + [[4, 5, 6, 7]] * TURN_STEPS
+    assert all(r.time == 1 for r in rounds)
+    assert machine.scheduler.turn_seconds == TURN_STEPS * machine.step
+
+
+def test_few_rows_have_short_rounds_unless_one_is_alone():
+    machine, seconds = Machine(), []
+    for slot in range(4):
+        machine.enter(slot)
+        seconds.append(machine.rounds(2)[1].time * STEP)
+    assert seconds == [ROUND_SECONDS, ROUND_SECONDS / 2, ROUND_SECONDS, ROUND_SECONDS]
+
+
+def test_newcomers_take_no_more_time_than_the_others():
+    """Without end, each with a prompt as long as a round."""
+    machine = Machine()
+    machine.enter(0)
+    machine.round()
+    times = {True: 0.0, False: 0.0}
+    for _ in range(300):
+        if 1 not in machine.orders:
+            machine.enter(1, count=1, prompt=20)
+        r = machine.round()
+        times[r.newcomers] += r.time * STEP
+    assert times[True] <= times[False] + SAVED_SECONDS + ROUND_SECONDS
+    assert times[True] > 0.3 * times[False]
+
+
+def test_where_calls_wait_for_a_slot_newcomers_have_no_rounds_of_their_own():
+    """One that has the slot of another which has ended has its place in the turn."""
+    machine = Machine()
+    machine.enter(0, count=30)  # it ends in the second of three rounds
+    for slot in range(1, 2 * COHORT):
+        machine.enter(slot)
+    machine.is_crowded = True
+    while 0 in machine.orders:
+        turn = machine.round()
+        assert not turn.newcomers
+    machine.enter(0, prompt=6)
+    r = machine.round()
+    assert not r.newcomers
+    assert slots_of([r]) == slots_of([turn])
+    assert machine.rows.table["made"][0] > 0
+
+
+def test_a_long_prompt_takes_turns():
+    machine = Machine()
+    machine.enter(0)
+    machine.round()
+    machine.enter(1, prompt=10 * int(SHORT_SECONDS / STEP))
+    assert not any(r.newcomers for r in machine.rounds(4))
+
+
+def test_newcomers_of_like_prompts_go_together():
+    machine = Machine()
+    for slot, prompt in enumerate([1, 19, 2, 20, 1]):
+        machine.enter(slot, prompt=prompt)
+    first, second = machine.rounds(2)
+    assert sorted([slots_of([first])[0], slots_of([second])[0]]) == [[0, 2, 4], [1, 3]]
+    assert first.newcomers
+    assert second.newcomers
+
+
+def test_of_many_prompts_some_are_read_before_all_are_begun():
+    machine = Machine()
+    for slot in range(3 * COHORT):
+        machine.enter(slot, prompt=30)
+    machine.rounds(2)
+    left = machine.rows.table["prompt_left"][: 3 * COHORT]
+    assert sorted(left.tolist()) == [0] * COHORT + [29] * 2 * COHORT
+
+
+def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
+    machine = Machine()
+    for slot in range(4):
+        machine.enter(slot, sampling=FILTERED if slot % 2 else PLAIN_SAMPLING)
+    rounds = machine.rounds(30)
+    assert {tuple(slots) for slots in slots_of(rounds)} == {(0, 2), (1, 3)}
+    made = machine.rows.table["made"][:4]
+    assert made.max() < 1.5 * made.min()
+
+
+def test_who_has_nothing_to_do_is_in_no_round():
+    machine = Machine()
+    assert machine.plan() is None
+    machine.enter(0, pace=10.0)
+    assert [r and r.time for r in machine.rounds(2)] == [1, None]
+    machine.now += 0.1
+    assert machine.round().time == 1
+
+
+def test_rows_go_together_that_can_go_about_as_far():
+    rows = np.arange(6)
+    even, mixed = np.array([30, 30, 29, 3, 30, 30]), np.array([30, 1, 1, 2, 1, 1])
+    assert _company(rows, even, 3).tolist() == [0, 1, 2, 3, 4, 5]  # one in vain is cheaper than a round of its own
+    assert _company(rows, mixed, 0).tolist() == [0]
+    assert _company(rows, mixed, 3).tolist() == [1, 2, 3, 4, 5]
+    assert _company(rows[1:], mixed, 2).tolist() == [1, 2, 3, 4, 5]
+
+
+streams = st.builds(
+    dict,
+    at=st.integers(0, 30),  # the number of the round before which it comes
+    count=st.integers(1, 300),
+    prompt=st.integers(1, 120),
+    pace=st.sampled_from([0.0, 0.0, 50.0, 3000.0]),
+    sampling=st.sampled_from([Sampling(), Sampling(), Sampling(top_p=0.5), FILTERED]),
+)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(streams, min_size=1, max_size=20), st.sampled_from([0.0001, STEP, 0.003, 0.02]), st.data())
+def test_every_stream_gets_what_it_asked_for(coming, step, data):
+    machine = Machine(step=step)
+    crowded = data.draw(st.lists(st.booleans(), min_size=1, max_size=30), "crowded")
+    done = rounds = 0
+    waiting = dict(enumerate(sorted(coming, key=lambda stream: stream["at"])))
+    while waiting or machine.orders:
+        for slot in [slot for slot, stream in waiting.items() if stream["at"] <= rounds]:
+            stream = waiting.pop(slot)
+            machine.enter(slot, **{name: value for name, value in stream.items() if name != "at"})
+        before = machine.rows.table["made"].copy()
+        machine.is_crowded = crowded[rounds % len(crowded)]
+        r = machine.round()
+        rounds += 1
+        if r is None:
+            machine.now += 0.02  # a pace may be what they wait for
+            assert rounds < 20_000
+            continue
+        done += 1
+        assert (r.steps >= 1).all()
+        assert (r.prompted <= r.steps).all()
+        assert len(r.slots) <= COHORT or (r.newcomers and r.kind == PLAIN)
+        assert len(set(machine.rows.table["kind"][r.slots].tolist())) == 1
+        assert (machine.rows.table["made"][r.slots] - before[r.slots] == r.steps - r.prompted).all()
+        assert (machine.rows.table["made"][r.slots] <= machine.rows.table["limit"][r.slots]).all()
+        assert done < 5000  # 20 streams of 420 steps, one at a time, in rounds of a step or two
+    assert (machine.rows.table["made"][: len(coming)] == machine.rows.table["limit"][: len(coming)]).all()
+
+
+@pytest.mark.parametrize("is_crowded", [False, True])
+@pytest.mark.parametrize("others", [1, 3, 30])
+def test_nobody_waits_for_more_than_a_turn_of_each_of_the_others(others, is_crowded):
+    """While newcomers come and go, everybody is served within about what those before it take, twice that at most."""
+    machine, chance = Machine(), np.random.default_rng(others)
+    machine.is_crowded = is_crowded
+    for slot in range(others):
+        machine.enter(slot)
+    last, longest = np.full(64, machine.now), 0.0
+    for _ in range(600):
+        if chance.random() < 0.3 and 63 not in machine.orders:
+            machine.enter(63, count=1, prompt=int(chance.integers(1, 20)))
+        r = machine.round()
+        old = [slot for slot in r.slots.tolist() if slot < others]
+        longest = max([longest, *(machine.now - last[slot] for slot in old)])
+        last[old] = machine.now
+    turns = -(-others // COHORT)
+    assert longest <= 2 * turns * (TURN_SECONDS + ROUND_SECONDS) + SAVED_SECONDS

@@ -1,0 +1,431 @@
+"""Several models in one server: turns by time, and bundles that come, change and go while streams run."""
+
+import asyncio
+import shutil
+import signal
+import threading
+import time
+import weakref
+from contextlib import asynccontextmanager
+
+import grpc
+import numpy as np
+import pytest
+from random_models import make_run, save_bundle
+from servers import run_server, wait_until
+
+from rill.bundle import MANIFEST, read_bundle
+from rill.client.sync import ServerError
+from rill.sampling import Sampling
+from rill.serve.engine.decoder import CPU, Decoder
+from rill.serve.engine.device_turns import Turnstile
+from rill.serve.engine.stream import End, Order
+from rill.serve.errors import ModelNotFoundError, OtherModelError, StartError
+from rill.serve.models.catalog import Models
+from rill.serve.models.model import Model
+from rill.serve.operate.server import Settings, _maker
+from rill.v1 import rill_pb2 as pb
+
+LENGTH = 10_000  # characters: a minute of the streams that run across a change
+PACE = 150  # characters a second
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Bundles to be copied: `old` and `new` are both named `a`."""
+    folder = tmp_path_factory.mktemp("store")
+    for at, name in enumerate(["old/a", "new/a", "b", "c"]):
+        save_bundle(make_run(seed=at, hidden=16 + 8 * at), folder / name)
+    return folder
+
+
+@pytest.fixture
+def served(tmp_path, store):
+    """A folder with two bundles."""
+    put(store / "old/a", tmp_path / "served/a")
+    put(store / "b", tmp_path / "served/b")
+    return tmp_path / "served"
+
+
+def put(source, target):
+    """Copy a bundle's folder to where there may be one."""
+    aside = target.with_name(f".{target.name}.new")
+    shutil.copytree(source, aside)
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+
+
+def models_of(client):
+    return {model.name: model.model_id for model in client.models().models}
+
+
+def id_of(folder):
+    return read_bundle(folder).model_id
+
+
+def text(client, model=""):
+    return "".join(client.generate("To", model=model, max_chars=LENGTH, seed=5))
+
+
+class Paced:
+    """A stream that takes its time, with the text of `text`."""
+
+    def __init__(self, client, model=""):
+        sampling = pb.Sampling(seed=5)
+        self.messages = client.stream(
+            pb.GenerateRequest(model=model, prompt="To", sampling=sampling, chars_per_second=PACE)
+        )
+        self.text = next(self.messages).text
+
+    def read(self, count):
+        """So many more characters."""
+        wanted = len(self.text) + count
+        while len(self.text) < wanted:
+            self.text += next(self.messages).text
+
+
+# ---- a server and its signals
+
+
+def test_bundles_come_change_and_go_while_a_stream_runs(served, store):
+    with run_server(served) as running, running.client() as client:
+        assert running.line.endswith("(models: a, b; provider: CPUExecutionProvider)\n")
+        old = text(client, "a")
+        stream = Paced(client, "a")
+
+        put(store / "new/a", served / "a")
+        put(store / "c", served / "c")
+        shutil.rmtree(served / "b")
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: list(models_of(client)) == ["a", "c"])
+        assert models_of(client)["a"] == id_of(store / "new/a")
+        assert client.models().streams_running == 1  # of the old one
+        assert len({old, text(client, "a"), text(client, "c")}) == 3
+        with pytest.raises(ServerError) as caught:
+            text(client, "b")
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+        stream.read(100)
+        assert old.startswith(stream.text)
+        stream.messages.close()
+        log = [running.process.stderr.readline()]
+        while sum(line.endswith("is gone\n") for line in log) < 2:
+            log.append(running.process.stderr.readline())
+        assert client.models().streams_running == 0
+        status, _ = running.stop()
+    assert status == 0
+    for name in ("old/a", "b"):
+        assert f"({id_of(store / name)[:12]}) is gone" in "".join(log)
+
+
+def test_a_newcomer_that_is_damaged_is_refused_and_the_others_are_served(served, store):
+    with run_server(served) as running, running.client() as client:
+        before = text(client, "a"), text(client, "b")
+        graph = served / "a" / "decode.onnx"
+        graph.write_bytes(graph.read_bytes()[:1000])
+        put(store / "new/a", served / "d")
+        (served / "d" / "decode.onnx").unlink()
+        (served / "d" / MANIFEST).unlink()  # half copied
+        put(store / "c", served / "c")
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: list(models_of(client)) == ["a", "b", "c"])
+        assert (text(client, "a"), text(client, "b")) == before
+        status, log = running.stop()
+    assert status == 0
+    assert "decode.onnx is damaged" in log
+    assert "a (" + id_of(store / "old/a")[:12] + ") goes on" in log
+    assert f"{served / 'd'} is not a bundle: it has no manifest.json" in log
+    assert "Traceback" not in log
+
+
+def test_a_hangup_during_a_drain_changes_nothing(served, store):
+    with run_server(served, "--drain-seconds", 30) as running, running.client() as client:
+        old = text(client)
+        stream = Paced(client)
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.models().draining)
+        put(store / "new/a", served / "a")
+        running.process.send_signal(signal.SIGHUP)
+        stream.read(100)
+        assert old.startswith(stream.text)
+        stream.messages.close()
+        status, log = running.process.wait(timeout=20), running.process.stderr.read()
+    assert status == 0
+    assert "the server is going away; what is served stays as it is" in log
+    assert "is loaded" not in log
+
+
+def test_a_token_finds_its_model(served, store):
+    with run_server(served) as running, running.client() as client:
+        expected = text(client, "b")
+        first = list(client.stream(pb.GenerateRequest(model="b", prompt="To", max_chars=300, sampling={"seed": 5})))
+        token = first[-1].resume_token
+        rest = "".join(client.generate(resume_token=token, max_chars=LENGTH - 300))
+        assert "".join(message.text for message in first) + rest == expected
+        with pytest.raises(ServerError) as caught:
+            list(client.generate(model="a", resume_token=token, max_chars=5))
+        assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        with pytest.raises(ServerError) as caught:
+            list(client.generate(resume_token=token[:-1] + b"\0", max_chars=5))
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        # A model that takes no new calls takes no tokens, whether it still has streams or not.
+        running_stream = client.stream(pb.GenerateRequest(model="b", chars_per_second=10))
+        next(running_stream)
+        shutil.rmtree(served / "b")
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: list(models_of(client)) == ["a"])
+        with pytest.raises(ServerError, match="another model than those that are served here: 'a'") as caught:
+            list(client.generate(resume_token=token, max_chars=5))
+        assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        running_stream.close()
+
+
+@pytest.mark.parametrize("what", ["empty", "half", "names"])
+def test_folders_that_cannot_be_served(what, tmp_path, store, run_command):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    if what == "half":
+        put(store / "b", folder / "b")
+        put(store / "c", folder / "c")
+        (folder / "c" / MANIFEST).unlink()
+    if what == "names":
+        put(store / "old/a", folder / "a")
+        put(store / "new/a", folder / "z")
+    done = run_command("rill.serve", folder, "--port", 0)
+    assert done.returncode == 2
+    message = {
+        "empty": f"{folder} is not a bundle: it has no manifest.json",
+        "half": f"{folder / 'c'} is not a bundle: it has no manifest.json",
+        "names": "two bundles are named 'a'",
+    }
+    assert message[what] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ---- the set of models in process
+
+
+@asynccontextmanager
+async def loaded(*paths):
+    models = Models(list(map(str, paths)), _maker(Settings([], max_streams=8), print))
+    try:
+        await models.start()
+        yield models
+    finally:
+        await models.close()
+        assert engines() == 0
+
+
+def engines():
+    return sum(thread.name == "rill-engine" for thread in threading.enumerate())
+
+
+def order(count, seed=0):
+    return Order(np.ones(1, np.int64), 1, Sampling(), seed, count)
+
+
+async def text_of(model, wanted):
+    async with model.stream(wanted) as stream:
+        return await read_on(model, stream)
+
+
+async def read_on(model, stream):
+    made, end = "", None
+    while end is None:
+        piece, end = await stream.take()
+        model.sent(stream, piece.text)
+        made += piece.text
+    assert end is End.LENGTH
+    return made
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def test_the_old_model_and_its_memory_are_gone_with_its_last_stream(served, store):
+    async with loaded(served) as models:
+        old, kept = models.served
+        decoder = weakref.ref(old.engine._decoder)
+        async with old.stream(order(0)) as stream:
+            put(store / "new/a", served / "a")
+            await models.reload()
+            assert models.named("b") is kept
+            assert models.named("a") is not old
+            assert models.all == [*models.served, old]
+            assert engines() == 3
+            piece, _ = await stream.take()
+            assert piece.text
+        del old
+        await until(lambda: len(models.all) == 2)
+        assert engines() == 2
+        assert decoder() is None
+
+
+async def test_a_stream_ends_with_the_text_that_it_began(served, store):
+    async with loaded(served) as models:
+        old = models.default
+        expected = await text_of(old, order(30_000))
+        async with old.stream(order(30_000)) as stream:
+            first, _ = await stream.take()
+            old.sent(stream, first.text)
+            put(store / "new/a", served / "a")
+            await asyncio.gather(models.reload(), models.reload())
+            assert models.default is not old
+            assert await text_of(models.default, order(1000)) != expected[:1000]
+            assert first.text + await read_on(old, stream) == expected
+        await until(lambda: len(models.all) == 2)
+
+
+async def test_the_order_is_the_one_given_whatever_changes(served, store, tmp_path):
+    async with loaded(store / "c", served) as models:
+        assert models.names == ["c", "a", "b"]
+        put(store / "new/a", served / "a")
+        put(store / "old/a", served / "0")
+        same = models.served
+        await models.reload()
+        assert models.served == same  # two would be named `a`
+        assert len(models.all) == 4  # the newcomers end
+        shutil.rmtree(served / "0")
+        await models.reload()
+        assert models.names == ["c", "a", "b"]
+        assert models.served[1] is not same[1]
+        shutil.rmtree(served)
+        await models.reload()
+        assert models.names == ["c"]
+        assert models.default is same[0]
+
+
+async def test_a_folder_that_moves_keeps_its_model(served):
+    async with loaded(served) as models:
+        a, b = models.served
+        (served / "a").rename(served / "z")
+        await models.reload()
+        assert models.served == [b, a]
+
+
+async def test_the_last_model_stays(served):
+    async with loaded(served) as models:
+        before = models.served
+        served.rename(served.with_name("away"))
+        await models.reload()
+        assert models.served == before
+
+
+async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
+    """A bundle that is whole, and fails in ONNX Runtime."""
+    make = _maker(Settings([], max_streams=8), print)
+    fails = [StartError("ONNX Runtime does not want it"), RuntimeError("out of memory")]
+
+    def make_or_fail(bundle):
+        if bundle.model_id == id_of(store / "new/a") and fails:
+            raise fails.pop()
+        return make(bundle)
+
+    models = Models([str(served)], make_or_fail)
+    await models.start()
+    before = models.served
+    put(store / "new/a", served / "a")
+    for _ in range(2):
+        await models.reload()
+        assert models.served == before
+    await models.reload()
+    assert models.default is not before[0]
+    await models.close()
+    assert engines() == 0
+
+
+async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
+    make = _maker(Settings([], max_streams=8), print)
+    proceed = threading.Event()
+
+    def make_slowly(bundle):
+        if bundle.name == "c":
+            assert proceed.wait(20)
+        return make(bundle)
+
+    models = Models([str(served)], make_slowly)
+    await models.start()
+    put(store / "c", served / "c")
+    reloading = asyncio.create_task(models.reload())
+    await asyncio.sleep(0.05)
+    assert len(await text_of(models.default, order(1000))) == 1000
+    models.keep()  # the server is to stop meanwhile
+    proceed.set()
+    await reloading
+    assert models.names == ["a", "b"]
+    await models.close()
+    assert engines() == 0
+
+
+async def test_who_is_asked_for(served, store):
+    async with loaded(served) as models:
+        assert models.named("b").bundle.name == "b"
+        assert models.with_id(id_of(store / "b")[:32]) is models.named("b")
+        with pytest.raises(ModelNotFoundError, match="no model 'c' is served here; there is 'a', 'b'"):
+            models.named("c")
+        with pytest.raises(OtherModelError):
+            models.with_id(id_of(store / "c")[:32])
+
+
+# ---- turns
+
+
+class Timed(Decoder):
+    """A decoder that counts the seconds of its rounds, and how many decoders are in one at once."""
+
+    inside, most = 0, 0
+    lock = threading.Lock()
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.seconds, self.rounds = 0.0, 0
+
+    def run(self, *arguments):
+        with Timed.lock:
+            Timed.inside += 1
+            Timed.most = max(Timed.most, Timed.inside)
+        started = time.monotonic()
+        try:
+            return super().run(*arguments)
+        finally:
+            self.seconds += time.monotonic() - started
+            self.rounds += 1
+            with Timed.lock:
+                Timed.inside -= 1
+
+
+async def test_busy_models_have_the_engine_for_equal_times(store):
+    """One in long rounds, one in short ones: as many rounds each would be a tenth of the time."""
+    turnstile, models, readers = Turnstile(1), [], []
+
+    async def read(model, seed):
+        async with model.stream(order(0, seed)) as stream:
+            while True:
+                piece, _ = await stream.take()
+                model.sent(stream, piece.text)
+
+    for name, round_seconds in (("old/a", 0.020), ("b", 0.002)):
+        bundle = read_bundle(store / name)
+        decoder = Timed(bundle, CPU)
+        models.append(Model(bundle, decoder, 8, 8, round_seconds, turnstile))
+        readers += [asyncio.create_task(read(models[-1], seed)) for seed in range(4)]
+    decoders = [model.engine._decoder for model in models]
+    await asyncio.sleep(0.3)
+    Timed.most = 0
+    before = [(decoder.seconds, decoder.rounds) for decoder in decoders]
+    await asyncio.sleep(1.5)
+    seconds, rounds = zip(
+        *((d.seconds - s, d.rounds - r) for d, (s, r) in zip(decoders, before, strict=True)), strict=True
+    )
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
+    for model in models:
+        await model.last_call()
+        model.engine.stop()
+    assert Timed.most == 1
+    assert rounds[1] > 3 * rounds[0]
+    assert 0.5 < seconds[0] / seconds[1] < 2

@@ -1,0 +1,40 @@
+"""Runs and how they are compared and interrupted."""
+
+import json
+import signal
+from pathlib import Path
+
+import torch
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock says."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: e[key] for key in e if key not in ("seconds", "chars_per_second")} for e in entries]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert lines(one) == lines(other)
+    assert (one / "samples.txt").read_text() == (other / "samples.txt").read_text()
+    states = [torch.load(folder / "trainer.pt", weights_only=True) for folder in (one, other)]
+    for name, weight in states[0]["model"].items():
+        assert torch.equal(weight, states[1]["model"][name])
+
+
+class After:
+    """An interrupt that comes when it has been looked at `looks` times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    @property
+    def requested(self) -> int:
+        self.looks -= 1
+        return signal.SIGINT if self.looks < 0 else 0
+
+    def __enter__(self) -> "After":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass

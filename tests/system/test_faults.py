@@ -1,0 +1,257 @@
+"""Servers whose graph fails, and whose clients vanish: what the others get, and whether they go on."""
+
+import select
+import signal
+import socket
+import threading
+from contextlib import closing
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from servers import run_server, wait_until
+
+from rill.client.sync import Client, ServerError
+from rill.serve.operate.server import SERVICE
+from rill.v1 import rill_pb2 as pb
+from rill.v1.rill_pb2_grpc import TextGenerationStub
+
+# A server whose graph fails as often as the file that is its first argument says.
+FAILING = """
+import pathlib, sys
+from rill.serve.__main__ import main
+from rill.serve.engine.decoder import Decoder
+
+faults, right = pathlib.Path(sys.argv.pop(1)), Decoder.run
+
+def run(*arguments):
+    left = int(faults.read_text() or 0) if faults.exists() else 0
+    if left:
+        faults.write_text(str(left - 1))
+        raise RuntimeError("out of memory")
+    return right(*arguments)
+
+Decoder.run = run
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def failing(tiny_folder, tmp_path):
+    """A server, and what makes its graph fail some times from now on."""
+
+    def fail(times):
+        (tmp_path / "new").write_text(str(times))
+        (tmp_path / "new").rename(tmp_path / "faults")
+
+    with run_server(tmp_path / "faults", tiny_folder, program=["-c", FAILING]) as server:
+        yield server, fail
+
+
+def test_the_last_message_before_the_status_has_a_token(failing):
+    """Of the place before the round: the text goes on from there as if nothing had been."""
+    server, fail = failing
+    with grpc.insecure_channel(server.target) as channel:
+        stub = TextGenerationStub(channel)
+        call = stub.Generate(pb.GenerateRequest(sampling=pb.Sampling(seed=3)))
+        messages = [next(call)]
+        fail(1)
+        with pytest.raises(grpc.RpcError) as caught:
+            messages.extend(call)
+        error = caught.value
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert "out of memory" in error.details()
+        (packed,) = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]).details
+        info = ErrorInfo()
+        assert packed.Unpack(info)
+        assert info.reason == "ENGINE_ROUND_FAILED"
+        text = "".join(message.text for message in messages)
+        rest = stub.Generate(pb.GenerateRequest(resume_token=messages[-1].resume_token, max_chars=100))
+        text += "".join(message.text for message in rest)
+        with server.client() as client:
+            assert text == "".join(client.generate(max_chars=len(text), seed=3))
+    assert server.process.poll() is None
+
+
+def test_the_client_goes_on(failing):
+    server, fail = failing
+    with server.client() as client:
+        whole = "".join(client.generate("To be", max_chars=60_000, seed=4))
+        got = ""
+        for piece in client.generate("To be", max_chars=60_000, seed=4, resume_every=0):
+            if len(got) // 20_000 < (len(got) + len(piece)) // 20_000:
+                fail(1)
+            got += piece
+        assert got == whole
+
+
+def test_a_server_that_cannot_go_on_ends(failing):
+    """With what it failed of, and not 0; its streams have had an answer, and those that begin meanwhile."""
+    server, fail = failing
+    with Client(server.target, retry_seconds=0) as client:
+        pieces = client.generate(max_chars=0)
+        next(pieces)
+        fail(10**9)
+        with pytest.raises(ServerError, match="out of memory"):
+            list(pieces)
+    _, errors = server.process.communicate(timeout=30)
+    assert server.process.returncode == 1
+    assert errors.endswith("error: the serving graph does not run any more: out of memory\n")
+
+
+class Wire:
+    """A connection to `target` that can be cut without anybody being told: nothing goes through, nothing is closed."""
+
+    def __init__(self, target):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        host, port = target.split(":")
+        self._server = socket.create_connection((host, int(port)))
+        self.is_cut = False
+        self._thread = threading.Thread(target=self._forward)
+        self._thread.start()
+
+    def _forward(self):
+        client, _ = self._listener.accept()
+        with client:
+            while not self.is_cut:
+                for source in select.select([client, self._server], [], [], 0.05)[0]:
+                    if data := source.recv(65_536):
+                        (self._server if source is client else client).sendall(data)
+
+    def close(self):
+        self.is_cut = True
+        self._thread.join()
+        self._server.close()
+        self._listener.close()
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["reading", "idle"])
+def test_a_client_that_vanishes_is_noticed(tiny_folder, busy):
+    """No FIN, no answer: its slot is free all the same."""
+    with (
+        run_server(tiny_folder, "--keepalive-seconds", 1) as server,
+        server.client() as other,
+        closing(Wire(server.target)) as wire,
+        grpc.insecure_channel(wire.target) as channel,
+    ):
+        pace = 0 if busy else 0.1
+        call = TextGenerationStub(channel).Generate(pb.GenerateRequest(chars_per_second=pace))
+        next(call)
+        assert other.models().streams_running == 1
+        wire.is_cut = True
+        wait_until(lambda: other.models().streams_running == 0)
+        call.cancel()
+
+
+def test_many_at_once_find_no_place_and_know_why(tiny_folder):
+    """Each of those who are too many is told so, however many come: gRPC itself would cancel some."""
+    with (
+        run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = TextGenerationStub(channel)
+        held = stub.Generate(pb.GenerateRequest(chars_per_second=0.01))
+        next(held)
+        calls = [stub.Generate(pb.GenerateRequest(prompt="a" * 100)) for _ in range(500)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        held.cancel()
+
+
+def test_those_who_find_no_place_need_not_say_what_they_want(tiny_folder):
+    """A full server answers without reading a request; with room again, it reads them as ever."""
+    with (
+        run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0, "--drain-seconds", 3) as server,
+        server.client() as client,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = TextGenerationStub(channel)
+        held = stub.Generate(pb.GenerateRequest(chars_per_second=0.01))
+        next(held)
+        never = threading.Event()
+        no_message = channel.unary_stream(f"/{SERVICE.full_name}/Generate")
+        refused = [
+            no_message(b"\xff"),
+            stub.Score(pb.ScoreRequest(text="a")),
+            stub.Interact(iter(never.wait, True), timeout=30),
+        ]
+        for call in refused:
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            error = ServerError.of(caught.value)
+            assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "all 1 streams are in use and 0 calls are waiting" in str(error)
+            assert error.retry_seconds == 1
+            assert len(dict(caught.value.trailing_metadata())["x-request-id"]) == 16
+        never.set()
+        assert client.models().streams_running == 1  # whoever asks for no stream is answered
+        held.cancel()
+        wait_until(lambda: client.models().streams_running == 0)
+        assert no_message(b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert len("".join(client.generate(max_chars=3))) == 3
+        held = stub.Generate(pb.GenerateRequest(chars_per_second=0.01))
+        next(held)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.models().draining)
+        assert stub.Generate(pb.GenerateRequest()).code() is grpc.StatusCode.UNAVAILABLE  # not: try again here
+
+
+# A reader that takes nothing holds up the server as soon as 64 KB are under way, and not when megabytes are.
+NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+
+
+def test_a_reader_that_stops_is_ended(tiny_folder):
+    """Its slot is free, and it hears of it when it reads again; the text so far is the right one."""
+    with (
+        run_server(tiny_folder, "--stall-seconds", 1) as server,
+        server.client() as other,
+        grpc.insecure_channel(server.target, NARROW) as channel,
+    ):
+        stub = TextGenerationStub(channel)
+        stalled = stub.Generate(pb.GenerateRequest(sampling=pb.Sampling(seed=1)))
+        scored = stub.Score(pb.ScoreRequest(text="a" * 200_000))
+        talk = stub.Interact(iter([open_action(), generate_action()]))
+        slow = stub.Generate(pb.GenerateRequest(chars_per_second=5, max_chars=20))
+        wait_until(lambda: other.models().streams_running >= 3)
+        assert len("".join(message.text for message in slow)) == 20  # who only waits for its pace is none
+        wait_until(lambda: other.models().streams_running == 0)
+        text = ""
+        for call in (stalled, scored, talk):
+            messages = []
+            with pytest.raises(grpc.RpcError) as caught:
+                messages.extend(call)
+            text += "".join(message.text for message in messages if call is stalled)
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+            assert "nothing was read for 1 seconds" in caught.value.details()
+        assert text == "".join(other.generate(max_chars=len(text), seed=1))
+
+
+def test_a_conversation_that_is_not_opened_is_ended(tiny_folder):
+    with run_server(tiny_folder, "--stall-seconds", 1) as server, grpc.insecure_channel(server.target) as channel:
+        never = threading.Event()
+        silent = TextGenerationStub(channel).Interact(iter(never.wait, True), timeout=30)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(silent)
+        assert caught.value.code() is grpc.StatusCode.ABORTED
+        assert "nothing was opened for 1 seconds" in caught.value.details()
+        never.set()
+
+
+def open_action():
+    return pb.InteractRequest(open=pb.InteractRequest.Open())
+
+
+def generate_action():
+    return pb.InteractRequest(generate=pb.InteractRequest.Generate())
+
+
+def test_a_client_that_was_away_goes_on(tiny_folder, monkeypatch):
+    """Nothing of the text is lost, though the server has ended its stream meanwhile."""
+    monkeypatch.setattr("rill.client.sync.CHANNEL_OPTIONS", NARROW)
+    with run_server(tiny_folder, "--stall-seconds", 1) as server, server.client() as client, server.client() as other:
+        whole = "".join(other.generate(max_chars=200_000, seed=2))
+        pieces = client.generate(max_chars=200_000, seed=2)
+        text = next(pieces)
+        wait_until(lambda: other.models().streams_running == 0)
+        assert text + "".join(pieces) == whole

@@ -1,0 +1,134 @@
+"""Servers are killed or drained and restarted, while a client streams: the text is the undisturbed one."""
+
+import os
+import random
+import signal
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
+
+import pytest
+from servers import started, wait_until
+
+from rill.client.failover import Continuation
+from rill.client.sync import Client, generate_request
+
+KILLS = int(os.environ.get("RILL_KILLS", "8"))
+
+
+class Reader(threading.Thread):
+    """Reads an endless text until told to end."""
+
+    def __init__(self, client, request):
+        super().__init__()
+        self.client, self.request = client, request
+        self.messages, self.position, self.enough, self.error = [], 0, False, None
+
+    def run(self):
+        messages = self.client.stream(self.request)
+        try:
+            while not self.enough:
+                message = next(messages)
+                self.messages.append(message)
+                self.position = message.position + len(message.text)
+        except Exception as error:
+            self.error = error
+        finally:
+            messages.close()
+
+    def wait_for_more(self):
+        """Until a character comes that was not there."""
+        position = self.position
+        wait_until(lambda: self.position > position or self.error is not None, seconds=30)
+        assert self.error is None
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """The statuses of the calls that broke."""
+    codes, ended = [], Continuation.ended
+
+    def counted(self, error):
+        if error is not None:
+            codes.append(error.code().name)
+        return ended(self, error)
+
+    monkeypatch.setattr(Continuation, "ended", counted)
+    return codes
+
+
+@pytest.fixture
+def key(tmp_path):
+    path = tmp_path / "key"
+    path.write_bytes(bytes(range(32)))
+    return path
+
+
+@contextmanager
+def reading(target, **parameters):
+    """A client and a reader of an endless paced text, which has begun to come."""
+    with Client(target) as client:
+        reader = Reader(client, generate_request("To be", chars_per_second=3000, **parameters))
+        reader.start()
+        try:
+            yield client, reader
+        finally:
+            reader.enough = True
+            reader.join(60)
+
+
+def is_undisturbed(client, reader):
+    """Whether what was read, and no more of it, is what a client gets from one call."""
+    reader.enough = True
+    reader.join(60)
+    assert not reader.is_alive()
+    assert reader.error is None
+    text = "".join(message.text for message in reader.messages)
+    lengths = [len(message.text) for message in reader.messages]
+    assert [message.position for message in reader.messages] == list(accumulate(lengths, initial=0))[:-1]
+    assert not any(message.finish_reason for message in reader.messages)
+    return text == "".join(client.generate("To be", max_chars=len(text), seed=reader.messages[0].seed))
+
+
+@pytest.mark.timeout(60 + 6 * KILLS)
+@pytest.mark.parametrize(
+    ("parameters", "kills"),
+    [({}, KILLS), ({"resume_every": 0}, -(-KILLS // 4))],  # without tokens each begins at the prompt again
+    ids=["tokens", "no tokens"],
+)
+def test_kills_change_nothing(tiny_folder, key, breaks, parameters, kills):
+    chance = random.Random(5)
+    with ExitStack() as stack:
+        with started(tiny_folder, key) as server:
+            client, reader = stack.enter_context(reading(server.target, **parameters))
+            reader.wait_for_more()
+            time.sleep(chance.uniform(0, 0.5))
+        for kill in range(1, kills):
+            with started(tiny_folder, key, server.port):
+                if kill % 3:  # else at any moment, while it may still be catching up
+                    reader.wait_for_more()
+                time.sleep(chance.uniform(0, 0.4))
+        with started(tiny_folder, key, server.port):
+            reader.wait_for_more()
+            assert is_undisturbed(client, reader)
+    assert len(breaks) >= kills * 2 / 3
+    assert set(breaks) == {"UNAVAILABLE"}
+
+
+def test_two_servers_restarted_in_turn_change_nothing(tiny_folder, key, breaks):
+    """Each drains while the other takes over; nothing is generated twice, as drained streams end with a token."""
+    with ExitStack() as stack:
+        runs = [stack.enter_context(ExitStack()) for _ in range(2)]
+        servers = [run.enter_context(started(tiny_folder, key, end=signal.SIGTERM)) for run in runs]
+        target = ",".join(server.target for server in servers)
+        client, reader = stack.enter_context(reading(target, logprobs=1, stop=["never"]))
+        for restart in range(4):
+            reader.wait_for_more()
+            run, port = runs[restart % 2], servers[restart % 2].port
+            run.close()
+            run.enter_context(started(tiny_folder, key, port, end=signal.SIGTERM))
+        reader.wait_for_more()
+        assert is_undisturbed(client, reader)
+    assert breaks == ["UNAVAILABLE"] * 4
+    assert all(len(message.logprobs) == len(message.text) for message in reader.messages)

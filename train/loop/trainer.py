@@ -1,0 +1,382 @@
+"""The training loop: truncated backpropagation through time, evaluation, checkpoints."""
+
+import json
+import math
+import time
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rill.train.errors import ConfigError, DivergedError
+from rill.train.loop.checkpoint import CHECKPOINT, Position, load_checkpoint, newest, save_checkpoint
+from rill.train.loop.cpu import FasterThreads
+from rill.train.loop.interrupt import Interrupt
+from rill.train.loop.optimizer import learning_rate, make_optimizer
+from rill.train.loop.start import adopt_weights
+from rill.train.loop.team import Team
+from rill.train.nets.cells import State
+from rill.train.nets.initialization import initialize
+from rill.train.nets.model import CharacterModel
+from rill.train.nets.sample import generate
+from rill.train.record.curves import draw_curves
+from rill.train.record.display import Display, perplexity
+from rill.train.record.files import append_file, replace_file, truncate_file
+from rill.train.record.run import Run, RunConfig, load_run, save_weights
+from rill.train.record.tensorboard import TensorBoard
+from rill.train.text.data import Data
+from rill.train.text.held_out import Measured
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.txt"
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+
+AUTOMATIC_EVALUATIONS = 20
+EVALUATED_CHARACTERS = 2048  # of each of the 16 held-out tracks, during the run; the whole of them at the end
+LARGEST_RESERVE = 0.1  # of --max-minutes, kept for the end
+CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
+SAMPLE_LENGTH = 200
+
+
+class Trainer:
+    """One run: `Trainer(...)` checks that it can be trained, `run` trains it to its end or to an interruption.
+
+    With a `team` of several processes, each trains on its rows of every batch, and the first one writes the run folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        data: Data,
+        device: torch.device,
+        display: Display,
+        team: Team,
+        start: Run | None = None,
+    ) -> None:
+        self.folder, self.config, self.training = folder, config, config.training
+        self.device, self.display, self.team = device, display, team
+        self.windows, self.held_out = data.windows, data.held_out
+        self._rows = team.rows(self.training.batch)
+        if team.size > 1 and config.labels:
+            raise ConfigError("a tagger trains in one process")
+
+        torch.manual_seed(self.training.seed)
+        self.model = _build(config, device)
+        if start is not None:
+            adopt_weights(self.model, config.vocabulary, start)
+        self.network: nn.Module = DistributedDataParallel(self.model) if team.size > 1 else self.model
+        self.optimizer = make_optimizer(self.model.parameters(), self.training)
+        self.steps_per_epoch = math.ceil(len(self.windows) / self.training.accumulate)
+        self.position = Position()
+        self._started = time.monotonic()
+        self._last_checkpoint = self._started
+        self._reserved_seconds = 0.0  # for the end of a run whose length is a time
+
+    def resume(self) -> None:
+        """Go back to where the newest good checkpoint stands, or to the beginning if there is none. Raises RunError."""
+        if newest(self.folder):
+            zero = self.model.initial_state(self.training.batch) if self.windows.carried else None
+            self.position, notice = load_checkpoint(self.folder, self.config, self.model, self.optimizer, zero)
+            if notice:
+                self.display.line(notice)
+                if self.team.first:  # or the next checkpoint would put the damaged one in the place of the good one
+                    (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        if self.position.state is not None:
+            self.position.state = tuple(part[:, self._rows].contiguous() for part in self.position.state)
+        self._started = time.monotonic() - self.position.seconds
+        if self.team.first:
+            truncate_file(self.folder / METRICS, self.position.metrics_bytes)
+            truncate_file(self.folder / SAMPLES, self.position.samples_bytes)
+
+    def run(self, interrupt: Interrupt) -> int:
+        """Train to the end and write the summary, or save a checkpoint and return as soon as `interrupt` is set.
+
+        The result is 0 at the end, otherwise the signal's number, whichever process got it. At least one step is
+        taken, however short --max-minutes. Raises DivergedError when the loss, the gradient or a weight is no longer
+        finite; the last checkpoint stays as it was.
+        """
+        if self.training.max_minutes is not None:
+            self._validate()
+        timed = self.training.max_minutes is not None
+        threads = FasterThreads() if timed and not self.training.threads and self.team.size == 1 else None
+        board = TensorBoard(self.folder, self.position.step) if self.team.first else None
+        with closing(board) if board else nullcontext():
+            while True:
+                since = time.monotonic() - self._last_checkpoint
+                done, stop, overdue = self.team.most(self.done(), interrupt.requested, since > CHECKPOINT_SECONDS)
+                if stop:
+                    self._stop()
+                    return int(stop)
+                if self._evaluation_is_due(done):
+                    self._evaluate(done, board)
+                elif overdue and self.position.step:
+                    self._checkpoint()
+                if (done >= 1 and self.position.step) or self._has_stalled():
+                    break
+                with threads.step() if threads else nullcontext():
+                    self._step(done)
+        self._finish()
+        return 0
+
+    def _stop(self) -> None:
+        self._checkpoint()
+        if self.position.evaluations == 0 and self.team.first:  # nothing to call best yet, but a usable folder
+            save_weights(self.folder, self.model)
+
+    def done(self) -> float:
+        """How much of the run is behind us, from 0 to 1."""
+        if self.training.max_minutes is not None:
+            available = max(self.training.max_minutes * 60 - self._reserved_seconds, 1e-9)
+            return (time.monotonic() - self._started) / available
+        return self.position.step / self.total_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps in the whole run; for runs by steps or epochs."""
+        if self.training.steps is not None:
+            return self.training.steps
+        assert self.training.epochs is not None
+        return self.training.epochs * self.steps_per_epoch
+
+    def _step(self, done: float) -> None:
+        position, training = self.position, self.training
+        epoch, index = divmod(position.step, self.steps_per_epoch)
+        if index == 0 and training.evaluate_epochs:  # train_loss is then the mean over an epoch
+            position.loss_sum, position.loss_chars = 0.0, 0
+        position.learning_rate = learning_rate(training, position.step, done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = position.learning_rate
+
+        first = index * training.accumulate
+        batches = range(first, min(first + training.accumulate, len(self.windows)))
+        windows = [self._window(epoch, batch) for batch in batches]
+        count = sum(targets.numel() for _, targets in windows)
+        state = position.state if index else None
+        nats = 0.0
+        if self.team.rank:
+            self._seed_dropout()
+        self.optimizer.zero_grad()
+        for inputs, targets in windows:
+            loss, state = self._loss(inputs, targets, state)
+            loss = loss / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            nats += loss.item()
+            state = tuple(part.detach() for part in state) if self.windows.carried else None
+        nats = self.team.mean(nats)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip or math.inf)
+        if not math.isfinite(nats + norm.item()):
+            raise self._diverged(
+                f"the loss diverged at step {position.step + 1} (loss {nats:g}, gradient norm {norm.item():g})"
+            )
+        self.optimizer.step()
+
+        position.step += 1
+        position.state = state
+        position.chars += count * self.team.size
+        position.loss_sum += nats * count * self.team.size
+        position.loss_chars += count * self.team.size
+        position.seconds = time.monotonic() - self._started
+        self.display.progress(done, position.step, position.loss_sum / position.loss_chars, self._speed())
+
+    def _seed_dropout(self) -> None:
+        """Draw other masks than process 0, whose generator is the checkpoint's; a resumed run draws them again."""
+        sequence = np.random.SeedSequence((self.training.seed, self.team.rank, self.position.step))
+        seed = int(sequence.generate_state(1, np.uint64)[0])
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
+    def _window(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """This process's rows of a batch, on the device: inputs and targets (B, T) int64."""
+        inputs, targets = (ids[self._rows] for ids in self.windows.batch(epoch, index))
+        if inputs.device != self.device:  # a text too large for the device comes over piece by piece
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def _loss(self, inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The summed loss of a window in nats, and the state after it, both f32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+            logits, state = self.network(inputs, state)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        return loss, tuple(part.float() for part in state)
+
+    def _diverged(self, what: str) -> DivergedError:
+        kept = "the last good checkpoint is kept; " if newest(self.folder) else ""
+        return DivergedError(
+            f"{what}; {kept}start again in another --out with a smaller --learning-rate or a tighter --clip"
+        )
+
+    def _require_finite_weights(self) -> None:
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise self._diverged(f"the weights diverged at step {self.position.step}")
+
+    def _speed(self) -> float:
+        """Characters per second since the last line of metrics.jsonl."""
+        position = self.position
+        seconds = max(position.seconds - position.seconds_of_last_line, 1e-9)
+        return (position.chars - position.chars_of_last_line) / seconds
+
+    def _evaluation_is_due(self, done: float) -> bool:
+        position, training = self.position, self.training
+        if position.step == position.evaluated_step:
+            return False
+        if done >= 1:
+            return True
+        if training.evaluate_epochs:
+            return position.step % (training.evaluate_epochs * self.steps_per_epoch) == 0
+        if training.evaluate_every:
+            return position.step % training.evaluate_every == 0
+        return done * AUTOMATIC_EVALUATIONS >= position.evaluations + 1
+
+    def _has_stalled(self) -> bool:
+        """Whether --patience evaluations in a row have not improved the validation loss."""
+        return 0 < self.training.patience <= self.position.stalled
+
+    def _evaluate(self, done: float, board: TensorBoard | None) -> None:
+        """Close a line of metrics.jsonl; keep the weights if they are to be kept; sample if it is time to.
+
+        Nothing is printed before the checkpoint is saved: where output goes may be gone.
+        """
+        self._require_finite_weights()
+        position = self.position
+        position.train_loss = position.loss_sum / position.loss_chars
+        speed = self._speed()
+        measured = self._validate()
+        # Devices may differ in the last bit, and --patience must end all processes at once.
+        val_loss = self.team.most(measured.loss)[0] if measured else None
+        if val_loss is not None and not math.isfinite(val_loss):
+            raise self._diverged(f"the validation loss became {val_loss} at step {position.step}")
+        improved = val_loss is None or position.best_val_loss is None or val_loss < position.best_val_loss
+        position.stalled = 0 if improved else position.stalled + 1
+        if improved:
+            position.best_val_loss = val_loss
+        if improved or self.training.keep == "last":
+            position.kept_step = position.step
+            if self.team.first:
+                save_weights(self.folder, self.model)
+        position.evaluations += 1
+        position.evaluated_step = position.step
+        position.seconds = time.monotonic() - self._started
+        metrics = {
+            "step": position.step,
+            "epoch": round(position.step / self.steps_per_epoch, 4),
+            "chars": position.chars,
+            "train_loss": position.train_loss,
+            "val_loss": val_loss,
+            "perplexity": perplexity(position.train_loss),
+            "bits_per_char": None if val_loss is None else val_loss / math.log(2),
+            "chars_per_second": round(speed, 1),
+            "seconds": round(position.seconds, 3),
+            "learning_rate": position.learning_rate,
+        }
+        if self.config.labels and measured:
+            metrics["val_accuracy"] = measured.accuracy
+        samples: list[str] = []
+        if self.team.first:
+            position.metrics_bytes += _append(self.folder / METRICS, json.dumps(metrics) + "\n")
+            every = self.training.sample_every
+            if every and position.evaluations % every == 0 and done < 1:
+                samples = self._sample(self.model)
+        position.loss_sum, position.loss_chars = 0.0, 0
+        position.chars_of_last_line = position.chars
+        position.seconds_of_last_line = time.monotonic() - self._started
+        self._checkpoint()
+        self.display.evaluation(metrics)
+        self.display.samples(samples)
+        if board is not None:
+            board.evaluation(metrics)
+
+    def _sample(self, model: CharacterModel) -> list[str]:
+        """A sample for every prefix, appended to samples.txt; a tagger has none."""
+        if self.config.labels:
+            return []
+        training, samples = model.training, []
+        model.eval()
+        for prefix in self.training.prefix:
+            text = generate(
+                model, self.config.vocabulary, prefix, SAMPLE_LENGTH, self.training.temperature, self.training.seed
+            )
+            header = f"--- step {self.position.step}, prefix {prefix!r}, temperature {self.training.temperature:g}"
+            sample = f"{header}\n{prefix}{text}\n\n"
+            self.position.samples_bytes += _append(self.folder / SAMPLES, sample)
+            samples.append(sample)
+        model.train(training)
+        return samples
+
+    def _checkpoint(self) -> None:
+        self._require_finite_weights()
+        self.position.seconds = time.monotonic() - self._started
+        position = self.position
+        if position.state is not None:
+            position = replace(position, state=tuple(self.team.gather(part, dim=1) for part in position.state))
+        if self.team.first:
+            save_checkpoint(self.folder, self.config, position, self.model, self.optimizer)
+        self._last_checkpoint = time.monotonic()
+
+    def _validate(self) -> Measured | None:
+        """The loss on part of what is held out; timed, because under --max-minutes the last pass counts too."""
+        if self.held_out is None:
+            return None
+        started = time.monotonic()
+        measured = self.held_out.measure(self.model, EVALUATED_CHARACTERS)
+        if self.training.max_minutes is not None:
+            whole = (time.monotonic() - started) * self.held_out.characters / measured.characters
+            # A machine that was busy for a moment must not end the run early.
+            self._reserved_seconds = min(whole + 1, LARGEST_RESERVE * self.training.max_minutes * 60)
+        return measured
+
+    def _finish(self) -> None:
+        """Measure the weights that were kept on all that is held out; write curves, last samples and the summary."""
+        if not self.team.first:
+            return
+        kept = load_run(self.folder).build().to(self.device)
+        measured = self.held_out.measure(kept) if self.held_out else None
+        samples = self._sample(kept)
+        draw_curves(self.folder / METRICS, self.folder / CURVES)
+        position = self.position
+        seconds = time.monotonic() - self._started
+        summary: dict[str, Any] = {
+            "val_loss": measured.loss if measured else None,
+            "step": position.kept_step,
+            "steps": position.step,
+            "train_loss": position.train_loss,
+            "bits_per_char": measured.loss / math.log(2) if measured else None,
+            "chars": position.chars,
+            "chars_per_second": round(position.chars / seconds, 1),
+            "seconds": round(seconds, 3),
+            "parameters": sum(weight.numel() for weight in self.model.parameters()),
+            "val_chars": measured.characters if measured else 0,
+        }
+        if self.config.labels and measured:
+            summary["val_accuracy"] = measured.accuracy
+        replace_file(self.folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        self.display.samples(samples)
+
+
+def _build(config: RunConfig, device: torch.device) -> CharacterModel:
+    try:
+        model = CharacterModel(config.model, len(config.vocabulary), len(config.labels), config.training.scratch)
+        initialize(model, config.training.initialization)
+        return model.to(device)
+    except (RuntimeError, TypeError):  # PyTorch raises the one for too much memory, the other beyond 64 bits
+        size = config.model
+        raise ConfigError(
+            f"a model with layers {size.layers}, hidden {size.hidden} and embedding {size.embedding} does not fit in"
+            f" the memory of {device}; make it smaller"
+        ) from None
+
+
+def _append(path: Path, text: str) -> int:
+    """Append `text` to `path`; its length in bytes."""
+    data = text.encode()
+    append_file(path, data)
+    return len(data)

