@@ -16,15 +16,15 @@ RillError
 """
 
 
-class RillError(Exception):
+class ServeError(Exception):
     """Base of all errors here; the message is for the user."""
 
 
-class StartError(RillError):
+class StartError(ServeError):
     """The server cannot start as it was asked to."""
 
 
-class RequestError(RillError):
+class RequestError(ServeError):
     """A field of the request is wrong: `field` is its name in rill.proto."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -32,7 +32,7 @@ class RequestError(RillError):
         self.field = field
 
 
-class TokenError(RillError):
+class TokenError(ServeError):
     """A resume token cannot be used; `reason` is INVALID or EXPIRED."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -40,19 +40,19 @@ class TokenError(RillError):
         self.reason = reason
 
 
-class OtherModelError(RillError):
+class OtherModelError(ServeError):
     """A resume token is of another model than the one that is asked to continue."""
 
 
-class ModelNotFoundError(RillError):
+class ModelNotFoundError(ServeError):
     """No model of that name is served here."""
 
 
-class OutOfOrderError(RillError):
+class OutOfOrderError(ServeError):
     """An action of Interact has no meaning where it comes; the state is as it was."""
 
 
-class WaitingLineFullError(RillError):
+class WaitingLineFullError(ServeError):
     """All slots and all places in the waiting line are taken."""
 
     def __init__(self, message: str, retry_seconds: float) -> None:
@@ -60,7 +60,7 @@ class WaitingLineFullError(RillError):
         self.retry_seconds = retry_seconds
 
 
-class ClientLimitError(RillError):
+class ClientLimitError(ServeError):
     """A client has as many streams as it may have at once."""
 
     def __init__(self, message: str, retry_seconds: float) -> None:
@@ -68,15 +68,15 @@ class ClientLimitError(RillError):
         self.retry_seconds = retry_seconds
 
 
-class StalledError(RillError):
+class StalledError(ServeError):
     """The reader of a stream takes nothing."""
 
 
-class DrainingError(RillError):
+class DrainingError(ServeError):
     """The server is going away and takes no new streams."""
 
 
-class EngineError(RillError):
+class EngineError(ServeError):
     """An engine round failed; its streams end."""
 
 

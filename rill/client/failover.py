@@ -57,7 +57,7 @@ class _Place(NamedTuple):
     digest: blake2b  # of the text before it
 
 
-class Continuation:
+class Failover:
     """One text, over as many calls as it takes. Its methods raise ServerError for what no further call can mend.
 
     What is delivered is hashed. A call that has to begin before the end of it is first asked for exactly what is known

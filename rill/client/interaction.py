@@ -16,7 +16,7 @@ from rill.v1 import rill_pb2 as pb
 _Request = pb.InteractRequest
 
 
-class OrderError(RuntimeError):
+class SessionStateError(RuntimeError):
     """A method of a session was called when it has no meaning: the session goes on as if it had not been."""
 
 
@@ -189,7 +189,7 @@ class Dialogue:
 
     def _check_idle(self, what: str) -> None:
         if self.generation:
-            raise OrderError(f"{what}: the model is generating; pause it, or read to its end")
+            raise SessionStateError(f"{what}: the model is generating; pause it, or read to its end")
 
     def _ask(self, request: pb.InteractRequest, kind: str) -> Answer:
         self._tell(request)

@@ -22,7 +22,7 @@ import grpc
 import grpc.aio
 
 from rill.client.failover import ServerError
-from rill.client.interaction import Answer, Dialogue, Generation, OrderError, sampling_of
+from rill.client.interaction import Answer, Dialogue, Generation, SessionStateError, sampling_of
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -42,7 +42,7 @@ def _closed() -> ServerError:
 
 
 def _not_open(_: pb.InteractRequest) -> None:
-    raise OrderError("the session is not open: use it in a with statement")
+    raise SessionStateError("the session is not open: use it in a with statement")
 
 
 class _Known:

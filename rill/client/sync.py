@@ -18,7 +18,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from rill.client.failover import Continuation, ServerError
+from rill.client.failover import Failover, ServerError
 from rill.client.interaction import sampling_of
 from rill.client.security import Security
 from rill.client.sessions import AsyncSession, Beginning, Session
@@ -111,7 +111,7 @@ class Client:
 
     def stream(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> Iterator[pb.GenerateResponse]:
         """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
-        text = Continuation(request, len(self._stubs), self._retry_seconds, timeout)
+        text = Failover(request, len(self._stubs), self._retry_seconds, timeout)
         while (asked := text.request()) is not None:
             call = self._stubs[text.address].Generate(asked, timeout=text.time_left())
             error = None
@@ -200,7 +200,7 @@ class AsyncClient:
         self, request: pb.GenerateRequest, *, timeout: float | None = None
     ) -> AsyncIterator[pb.GenerateResponse]:
         """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
-        text = Continuation(request, len(self._stubs), self._retry_seconds, timeout)
+        text = Failover(request, len(self._stubs), self._retry_seconds, timeout)
         while (asked := text.request()) is not None:
             call = self._stubs[text.address].Generate(asked, timeout=text.time_left())
             error = None

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from rill.serve.access.reloaded_files import Watched, read_file, warn_if_others_may_read
+from rill.serve.access.reloaded_files import ReloadedFiles, read_file, warn_if_others_may_read
 from rill.serve.errors import StartError
 from rill.serve.observe.metrics import CALLS, REJECTIONS
 
@@ -36,7 +36,7 @@ class BearerTokens:
     """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file = Watched([path], lambda: _digests(path))
+        self._file = ReloadedFiles([path], lambda: _digests(path))
         self._clock, self._looked = clock, clock()
         warn_if_others_may_read(FLAG, path)
 

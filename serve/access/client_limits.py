@@ -10,7 +10,7 @@ from rill.serve.errors import ClientLimitError
 from rill.serve.models.slots import RETRY_SECONDS
 
 
-class Clients:
+class ClientLimits:
     """Gives each client up to `most` places, with 0 any number; used on the event loop only.
 
     A client is the holder of one of `tokens`; where there are none, an address.

@@ -16,7 +16,7 @@ log = logging.getLogger("rill")
 Content = TypeVar("Content")
 
 
-class Watched(Generic[Content]):
+class ReloadedFiles(Generic[Content]):
     """What `read` makes of some files: read at once, and again when one of them has changed.
 
     `read` raises StartError, as this does at first; later that is logged once for each change, and `content` stays.

@@ -16,11 +16,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from rill.serve.api.responses import Sendable, Times
+from rill.serve.api.responses import CallTimes, Sendable
 from rill.serve.api.stalls import Wait
 from rill.serve.api.statuses import Context, code_of, reason_of
-from rill.serve.engine.stream import Order
-from rill.serve.errors import RillError
+from rill.serve.engine.stream import StreamSpec
+from rill.serve.errors import ServeError
 from rill.serve.observe.metrics import ModelMetrics, call_latency_of, calls_of, rejections_of
 
 REQUEST_ID = "x-request-id"  # in a call's metadata, and in its trailing metadata, which costs no message
@@ -90,8 +90,8 @@ class Call(Wait):
         self._metrics: ModelMetrics | None = None
         self._is_refused = True  # until it has a slot
         self._chars = {"prompt": 0, "generated": 0, "scored": 0}
-        self._first: Times | None = None  # of its first text
-        self._text: Times | None = None  # of the last one
+        self._first: CallTimes | None = None  # of its first text
+        self._text: CallTimes | None = None  # of the last one
         self._last_message = 0.0  # of that, time.monotonic()
         self._code = grpc.StatusCode.OK
 
@@ -105,11 +105,11 @@ class Call(Wait):
         """Its model is known."""
         self._metrics = metrics
 
-    def joined(self, order: Order) -> None:
+    def joined(self, spec: StreamSpec) -> None:
         """It has a slot for what it begins with: from now on it is not refused, but broken off."""
         assert self._metrics
         self._is_refused = False
-        if order.state:
+        if spec.state:
             self._note(self._metrics.resumes.inc, 1)
 
     def read(self, characters: int) -> None:
@@ -118,7 +118,7 @@ class Call(Wait):
         self._note(self._metrics.prompt.inc, characters)
         self._chars["prompt"] += characters
 
-    def generated(self, times: Times, characters: int) -> None:
+    def generated(self, times: CallTimes, characters: int) -> None:
         """A message with the next characters of a text has been written; each text has `times` of its own."""
         assert self._metrics
         now = time.monotonic()
@@ -144,7 +144,7 @@ class Call(Wait):
     def fail(self, error: BaseException) -> None:
         """It ends with `error`."""
         match error:
-            case RillError():
+            case ServeError():
                 self._code, self.end = code_of(error), reason_of(error)
                 if self._is_refused:
                     self._note(rejections_of(self._model, self.end).inc, 1)

@@ -13,12 +13,12 @@ from dataclasses import replace
 from functools import partial
 
 from rill.serve.api.call import Call
-from rill.serve.api.requests import Limits, order_of
-from rill.serve.api.responses import FINISH, Messages, Times, event_of
+from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder, event_of
 from rill.serve.api.resume_tokens import Resumption
 from rill.serve.api.score import Floats, Score, given_text, read, snapshot_of
-from rill.serve.engine.stream import End, Order
-from rill.serve.errors import DrainingError, OutOfOrderError, RequestError, RillError
+from rill.serve.engine.stream import End, StreamSpec
+from rill.serve.errors import DrainingError, OutOfOrderError, RequestError, ServeError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
@@ -96,8 +96,8 @@ class Interaction:
         self,
         model: Model,
         slot: int,
-        order: Order,
-        messages: Messages,
+        spec: StreamSpec,
+        messages: ResponseBuilder,
         limits: Limits,
         inbox: Inbox,
         call: Call,
@@ -105,9 +105,9 @@ class Interaction:
         self._model, self._slot, self._messages, self._limits = model, slot, messages, limits
         self._inbox, self._call = inbox, call
         self._at = Resumption(
-            snapshot_of(order, model), order.seed, order.sampling, order.stops, order.include_stop, same_numerics=True
+            snapshot_of(spec, model), spec.seed, spec.sampling, spec.stops, spec.include_stop, same_numerics=True
         )
-        self._goes_on = bool(order.stops)  # a generation has not come to its end: it still has its stops
+        self._goes_on = bool(spec.stops)  # a generation has not come to its end: it still has its stops
         self._may_pause = False  # one Pause for each Generate, which may have ended meanwhile
 
     async def run(self) -> None:
@@ -125,7 +125,7 @@ class Interaction:
                 )
             )
             raise
-        except RillError:
+        except ServeError:
             await self._send_snapshot()
             raise
 
@@ -155,7 +155,7 @@ class Interaction:
         async def add(logprobs: Floats) -> None:
             score.add(logprobs)
 
-        snapshot = await read(self._model, self._slot, self._order(pb.GenerateRequest()), given, add)
+        snapshot = await read(self._model, self._slot, self._spec(pb.GenerateRequest()), given, add)
         self._call.read(score.chars)
         self._at = replace(self._at, snapshot=snapshot)
         fed = pb.InteractResponse.Fed(chars=score.chars, logprob=score.logprob)
@@ -171,25 +171,25 @@ class Interaction:
         )
         if asked.HasField("logprobs"):
             request.logprobs = asked.logprobs
-        order = self._order(request)
+        spec = self._spec(request)
         if not (asked.stop or self._goes_on):
-            order = replace(order, stops=(), include_stop=False, begun="")
-        snapshot = replace(self._at.snapshot, begun=order.begun)  # of these stops, if at all
-        self._at = replace(self._at, snapshot=snapshot, stops=order.stops, include_stop=order.include_stop)
+            spec = replace(spec, stops=(), include_stop=False, begun="")
+        snapshot = replace(self._at.snapshot, begun=spec.begun)  # of these stops, if at all
+        self._at = replace(self._at, snapshot=snapshot, stops=spec.stops, include_stop=spec.include_stop)
         self._may_pause = self._goes_on = True
-        times, first, end = Times(time.monotonic()), order.position, End.PAUSED
+        times, first, end = CallTimes(time.monotonic()), spec.position, End.PAUSED
         while end is End.PAUSED:
-            end = await self._make(order, times, first)
+            end = await self._make(spec, times, first)
             if end is End.PAUSED:
                 if await self._interrupted():
                     return
-                order = self._rest_of(order)
+                spec = self._rest_of(spec)
         self._goes_on = False
 
-    async def _make(self, order: Order, times: Times, first: int) -> End:
-        """Send what `order` makes of a generation that began at position `first`; returns how that ended."""
+    async def _make(self, spec: StreamSpec, times: CallTimes, first: int) -> End:
+        """Send what `spec` makes of a generation that began at position `first`; returns how that ended."""
         end = None
-        with self._model.stream_in(self._slot, order) as stream:
+        with self._model.stream_in(self._slot, spec) as stream:
             self._inbox.interrupt = partial(self._model.engine.end, stream, End.PAUSED)
             if self._inbox.waiting:
                 self._inbox.interrupt()
@@ -198,7 +198,7 @@ class Interaction:
                 times.note(stream)
                 message = self._messages.output(self._model, stream, piece)
                 if stream.position == first:
-                    message.seed = order.seed
+                    message.seed = spec.seed
                 if end in (End.LENGTH, End.STOP):
                     message.finish_reason = FINISH[end]
                     message.usage.CopyFrom(times.usage(0, stream.position + len(piece.text) - first))
@@ -226,13 +226,13 @@ class Interaction:
                 return True
         return False
 
-    def _rest_of(self, order: Order) -> Order:
-        """What is left of `order` where the state stands now."""
+    def _rest_of(self, spec: StreamSpec) -> StreamSpec:
+        """What is left of `spec` where the state stands now."""
         snapshot = self._at.snapshot
-        left = order.max_chars and order.max_chars - (snapshot.position - order.position)
-        plain = self._order(pb.GenerateRequest())
+        left = spec.max_chars and spec.max_chars - (snapshot.position - spec.position)
+        plain = self._spec(pb.GenerateRequest())
         return replace(
-            order,
+            spec,
             prompt=plain.prompt,
             sampling=plain.sampling,
             seed=plain.seed,
@@ -248,8 +248,8 @@ class Interaction:
         await self._call.write(pb.InteractResponse(paused=paused))
 
     def _update(self, sampling: pb.Sampling) -> None:
-        order = self._order(pb.GenerateRequest(sampling=sampling))
-        self._at = replace(self._at, sampling=order.sampling, seed=order.seed)
+        spec = self._spec(pb.GenerateRequest(sampling=sampling))
+        self._at = replace(self._at, sampling=spec.sampling, seed=spec.seed)
 
     async def _send_snapshot(self) -> None:
         snapshot = pb.InteractResponse.Snapshot(resume_token=self._token(), position=self._at.snapshot.position)
@@ -258,10 +258,10 @@ class Interaction:
     async def _output(self, message: pb.GenerateResponse | bytes) -> None:
         await self._call.write(event_of(message))
 
-    def _order(self, request: pb.GenerateRequest) -> Order:
+    def _spec(self, request: pb.GenerateRequest) -> StreamSpec:
         """What a request for text would mean here."""
-        return order_of(request, self._at, self._model, self._limits)
+        return spec_of(request, self._at, self._model, self._limits)
 
     def _token(self) -> bytes:
-        order = self._order(pb.GenerateRequest())
-        return self._messages.token(self._model, order, self._at.snapshot)
+        spec = self._spec(pb.GenerateRequest())
+        return self._messages.token(self._model, spec, self._at.snapshot)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rill.sampling import Sampling, SamplingError
 from rill.serve.api.resume_tokens import MOST_STOPS, Resumption
-from rill.serve.engine.stream import Order
+from rill.serve.engine.stream import StreamSpec
 from rill.serve.engine.text_codec import GivenText, LongPrompt
 from rill.serve.errors import RequestError
 from rill.serve.models.model import Model
@@ -30,13 +30,13 @@ class Limits:
     stall: float = 300.0  # that a message may wait to be taken; 0: for ever
 
 
-def order_of(
+def spec_of(
     request: pb.GenerateRequest,
     resumption: Resumption | None,
     model: Model,
     limits: Limits,
     prompt: GivenText | None = None,
-) -> Order:
+) -> StreamSpec:
     """What to generate. Raises RequestError for a field without meaning.
 
     `prompt` is that of the request if it has been checked already.
@@ -53,7 +53,7 @@ def order_of(
         )
     if request.logprobs > ALTERNATIVES:
         raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {request.logprobs}")
-    order = Order(
+    spec = StreamSpec(
         prompt=_long_prompt(prompt, resumption) if prompt else _prompt(request.prompt, resumption, model, limits),
         prompt_chars=len(prompt or request.prompt),
         sampling=_sampling(request.sampling, resumption.sampling if resumption else DEFAULT, model),
@@ -66,13 +66,13 @@ def order_of(
         resume_every=request.resume_every,
     )
     if resumption is None:
-        return order
-    stops = order.stops or resumption.stops
-    goes_on = stops == resumption.stops and not order.prompt_chars  # so that a stop may be complete which had begun
+        return spec
+    stops = spec.stops or resumption.stops
+    goes_on = stops == resumption.stops and not spec.prompt_chars  # so that a stop may be complete which had begun
     return replace(
-        order,
+        spec,
         stops=stops,
-        include_stop=request.include_stop or (resumption.include_stop and not order.stops),
+        include_stop=request.include_stop or (resumption.include_stop and not spec.stops),
         begun=resumption.snapshot.begun if goes_on else "",
         position=resumption.snapshot.position,
         state=resumption.snapshot.state,

@@ -5,8 +5,8 @@ import time
 from google.protobuf.message import Message
 
 from rill.serve.api.logprobs import varint
-from rill.serve.api.resume_tokens import Tokens
-from rill.serve.engine.stream import End, Order, Piece, Snapshot, Stream
+from rill.serve.api.resume_tokens import ResumeTokens
+from rill.serve.engine.stream import End, Piece, Snapshot, Stream, StreamSpec
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
@@ -20,7 +20,7 @@ FINISH = {
 _OUTPUT = b"\x1a"  # 3: message, of InteractResponse
 
 
-class Times:
+class CallTimes:
     """When what happened to a call that came at `arrived`, time.monotonic()."""
 
     def __init__(self, arrived: float) -> None:
@@ -57,17 +57,17 @@ class Times:
         return moment - self._arrived if moment else 0.0
 
 
-class Messages:
+class ResponseBuilder:
     """Makes messages; what has a snapshot gets a resume token from `tokens`."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: ResumeTokens) -> None:
         self._tokens = tokens
 
     def output(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
         """The message of a piece of `stream`, which is about to be sent; `with_logprobs` adds those."""
         message = pb.GenerateResponse(text=piece.text, position=stream.position)
         if piece.snapshot:
-            message.resume_token = self.token(model, stream.order, piece.snapshot)
+            message.resume_token = self.token(model, stream.spec, piece.snapshot)
         return message
 
     def with_logprobs(
@@ -79,12 +79,12 @@ class Messages:
         """
         if not piece.logprobs:
             return message
-        encoded = model.logprob_encoder.encode(piece.text, piece.logprobs, stream.order.logprobs or 0)
+        encoded = model.logprob_encoder.encode(piece.text, piece.logprobs, stream.spec.logprobs or 0)
         return message.SerializeToString() + encoded
 
-    def token(self, model: Model, order: Order, snapshot: Snapshot) -> bytes:
+    def token(self, model: Model, spec: StreamSpec, snapshot: Snapshot) -> bytes:
         """The resume token of a stream that stands at `snapshot`."""
-        return self._tokens.seal(model.bundle, model.numerics, order, snapshot)
+        return self._tokens.seal(model.bundle, model.numerics, spec, snapshot)
 
 
 def event_of(output: pb.GenerateResponse | bytes) -> Sendable:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from rill.bundle import Bundle
 from rill.sampling import Sampling
-from rill.serve.engine.stream import Order, Snapshot
+from rill.serve.engine.stream import Snapshot, StreamSpec
 from rill.serve.errors import OtherModelError, StartError, TokenError
 
 VERSION = 1
@@ -54,7 +54,7 @@ class Resumption:
     same_numerics: bool
 
 
-class Tokens:
+class ResumeTokens:
     """Makes and reads resume tokens; they are good for `ttl` seconds, with 0 for ever.
 
     The first of `keys`, 32 bytes each, encrypts; all decrypt. Raises StartError if OpenSSL is too old for it.
@@ -68,28 +68,28 @@ class Tokens:
             raise StartError("resume tokens need OpenSSL 3.2 or newer: install cryptography's own wheel") from None
         self._first = next(iter(self._keys))
 
-    def seal(self, bundle: Bundle, numerics: str, order: Order, snapshot: Snapshot) -> bytes:
+    def seal(self, bundle: Bundle, numerics: str, spec: StreamSpec, snapshot: Snapshot) -> bytes:
         """The token of a stream that stands at `snapshot`."""
-        sampling = order.sampling
+        sampling = spec.sampling
         fixed = _FIXED.pack(
             bytes.fromhex(bundle.model_id)[:16],
             _short(numerics),
             math.ceil(time.time() + self._ttl) if self._ttl else 0,
-            order.seed,
+            spec.seed,
             snapshot.position,
             snapshot.token,
             sampling.temperature,
             sampling.top_k,
             sampling.top_p,
             sampling.min_p,
-            order.include_stop,
+            spec.include_stop,
             len(sampling.logit_bias),
-            len(order.stops),
-            next((at for at, stop in enumerate(order.stops) if stop.startswith(snapshot.begun)), 0),
+            len(spec.stops),
+            next((at for at, stop in enumerate(spec.stops) if stop.startswith(snapshot.begun)), 0),
             len(snapshot.begun),
         )
         biases = [_BIAS.pack(symbol, bias) for symbol, bias in sampling.logit_bias.items()]
-        stops = [stop.encode() for stop in order.stops]
+        stops = [stop.encode() for stop in spec.stops]
         lengths = [_LENGTH.pack(len(stop)) for stop in stops]
         states = [snapshot.state[name].astype("<f4").tobytes() for name, _ in bundle.states]
         header = _HEADER.pack(VERSION, self._first, os.urandom(12))

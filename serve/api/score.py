@@ -1,7 +1,7 @@
 """Reading a given text: which log-probability the model gives each of its characters, and the state behind them.
 
-The engine sees a stream like any other, only that its characters are given and not chosen (`Order.given`): it takes its
-turns in the rounds, waits for its reader, and may be left or drained at any time.
+The engine sees a stream like any other, only that its characters are given and not chosen (`StreamSpec.given`): it
+takes its turns in the rounds, waits for its reader, and may be left or drained at any time.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.sampling import Sampling
-from rill.serve.engine.stream import End, Order, Snapshot
+from rill.serve.engine.stream import End, Snapshot, StreamSpec
 from rill.serve.engine.text_codec import GivenText
 from rill.serve.errors import DrainingError, RequestError
 from rill.serve.models.model import Model
@@ -67,17 +67,17 @@ async def given_text(text: str, model: Model, most: int, field: str = "text") ->
 
 
 async def read(
-    model: Model, slot: int, order: Order, text: GivenText, write: Callable[[Floats], Awaitable[None]]
+    model: Model, slot: int, spec: StreamSpec, text: GivenText, write: Callable[[Floats], Awaitable[None]]
 ) -> Snapshot:
-    """Read `text` where `order` would begin to generate: the snapshot of its stream behind the text.
+    """Read `text` where `spec` would begin to generate: the snapshot of its stream behind the text.
 
     `write` takes the log-probabilities of the characters in pieces, float32 [characters], in order; the engine is never
     far ahead of it. Raises DrainingError and EngineError.
     """
     if not text:
-        return snapshot_of(order, model)
+        return snapshot_of(spec, model)
     end = None
-    with model.stream_in(slot, _reading(order, text)) as stream:
+    with model.stream_in(slot, _reading(spec, text)) as stream:
         while end is None:
             piece, end = await stream.take()
             if piece.logprobs:
@@ -86,25 +86,25 @@ async def read(
     if end is End.DRAINING:
         raise DrainingError(f"the server is going away; it has read {stream.sent} of {len(text)} characters")
     assert piece.snapshot
-    return replace(piece.snapshot, position=order.position)  # nothing was generated
+    return replace(piece.snapshot, position=spec.position)  # nothing was generated
 
 
-def _reading(order: Order, text: GivenText) -> Order:
-    """What reads `text` from where `order` begins, as plainly as possible: how to choose is of no interest."""
-    return Order(
-        prompt=order.prompt,
-        prompt_chars=order.prompt_chars,
+def _reading(spec: StreamSpec, text: GivenText) -> StreamSpec:
+    """What reads `text` from where `spec` begins, as plainly as possible: how to choose is of no interest."""
+    return StreamSpec(
+        prompt=spec.prompt,
+        prompt_chars=spec.prompt_chars,
         sampling=Sampling(),
-        seed=order.seed,
+        seed=spec.seed,
         max_chars=len(text),
         logprobs=0,
-        state=order.state,
+        state=spec.state,
         given=text,
     )
 
 
-def snapshot_of(order: Order, model: Model) -> Snapshot:
+def snapshot_of(spec: StreamSpec, model: Model) -> Snapshot:
     """Of a stream that has not begun; it has one character to read."""
-    bundle, (token,) = model.bundle, order.prompt[:].tolist()
+    bundle, (token,) = model.bundle, spec.prompt[:].tolist()
     zeros = np.zeros((bundle.layers, bundle.hidden), np.float32)
-    return Snapshot(order.position, token, order.state or {name: zeros for name, _ in bundle.states}, order.begun)
+    return Snapshot(spec.position, token, spec.state or {name: zeros for name, _ in bundle.states}, spec.begun)

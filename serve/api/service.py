@@ -7,18 +7,18 @@ from typing import Any
 
 import grpc
 
-from rill.serve.access.client_limits import Clients
+from rill.serve.access.client_limits import ClientLimits
 from rill.serve.api.call import Call, Ledger
 from rill.serve.api.interact import Inbox, Interaction
-from rill.serve.api.requests import Limits, order_of
-from rill.serve.api.responses import FINISH, Messages, Times
-from rill.serve.api.resume_tokens import Tokens
+from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder
+from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.score import CHECKED_AT_ONCE, Floats, Score, given_text, read
-from rill.serve.api.stalls import Patience
+from rill.serve.api.stalls import StallWatch
 from rill.serve.api.statuses import Context, set_status
-from rill.serve.engine.stream import End, Order, Stream
-from rill.serve.errors import DrainingError, OutOfOrderError, RillError
-from rill.serve.models.catalog import Models
+from rill.serve.engine.stream import End, Stream, StreamSpec
+from rill.serve.errors import DrainingError, OutOfOrderError, ServeError
+from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer
@@ -32,13 +32,13 @@ def _statuses(handler: Any) -> Any:
         call = Call(handler.__name__, context, self._ledger)
         self._patience.begin(call)
         try:
-            if isinstance(request, RillError):  # `rill.serve.api.wire`
+            if isinstance(request, ServeError):  # `rill.serve.api.wire`
                 raise request
             return await handler(self, request, context, call)
         except BaseException as caught:
             error = self._patience.reason(call, caught)
             call.fail(error)
-            if not isinstance(error, RillError):
+            if not isinstance(error, ServeError):
                 raise
             set_status(context, error)
             return None
@@ -55,7 +55,7 @@ def _refusal(service: "TextGeneration", method: str) -> Any:
     async def refuse(self: TextGeneration, request: Any, context: Context, call: Call) -> None:
         model = self._models.default
         call.found(model.metrics)
-        raise model.admission.full()
+        raise model.slots.full()
 
     refuse.__name__ = method
     handler: Any = grpc.stream_stream_rpc_method_handler(MethodType(_statuses(refuse), service))
@@ -65,11 +65,13 @@ def _refusal(service: "TextGeneration", method: str) -> Any:
 class TextGeneration(TextGenerationServicer):
     """All calls come here; what they may ask of `models` is within `limits`, and how many at once is for `clients`."""
 
-    def __init__(self, models: Models, tokens: Tokens, limits: Limits, clients: Clients | None = None) -> None:
+    def __init__(
+        self, models: Catalog, tokens: ResumeTokens, limits: Limits, clients: ClientLimits | None = None
+    ) -> None:
         self._models, self._tokens, self._limits = models, tokens, limits
-        self.messages = Messages(tokens)
+        self.messages = ResponseBuilder(tokens)
         self._inboxes: set[Inbox] = set()
-        self._clients, self._patience, self._ledger = clients or Clients(), Patience(limits.stall), Ledger()
+        self._clients, self._patience, self._ledger = clients or ClientLimits(), StallWatch(limits.stall), Ledger()
         self._refusals = {method: _refusal(self, method) for method in ("Generate", "Interact", "Score")}
         self.draining = False
 
@@ -79,7 +81,7 @@ class TextGeneration(TextGenerationServicer):
         Where there are several models, only the request says which it is for.
         """
         served = self._models.served
-        is_full = len(served) == 1 and served[0].admission.is_full
+        is_full = len(served) == 1 and served[0].slots.is_full
         return self._refusals.get(method) if is_full and not self.draining else None
 
     def drain(self) -> None:
@@ -97,29 +99,29 @@ class TextGeneration(TextGenerationServicer):
         """Stream text; see rill.proto."""
         model = self._model(call, request.model, request.resume_token)
         with self._clients.place(context), model.call:
-            order = await self._order(request, model, context)
+            spec = await self._spec(request, model, context)
             async with model.slot() as slot:
-                call.joined(order)
-                with model.stream_in(slot, order) as stream:
+                call.joined(spec)
+                with model.stream_in(slot, spec) as stream:
                     end = await self._send(model, stream, call)
         if end is End.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
 
     async def _send(self, model: Model, stream: Stream, call: Call) -> End:
         """Send a stream's messages; returns how it ended."""
-        times, order = Times(call.arrived), stream.order
+        times, spec = CallTimes(call.arrived), stream.spec
         end, first = None, True
         while end is None:
             piece, end = await stream.take()
             times.note(stream)
             message = self.messages.output(model, stream, piece)
             if first:
-                message.seed = order.seed
-                call.read(order.prompt_chars)
+                message.seed = spec.seed
+                call.read(spec.prompt_chars)
                 first = False
             if end:
                 message.finish_reason = FINISH[end]
-                message.usage.CopyFrom(times.usage(order.prompt_chars, stream.sent + len(piece.text)))
+                message.usage.CopyFrom(times.usage(spec.prompt_chars, stream.sent + len(piece.text)))
             await call.write(self.messages.with_logprobs(message, model, stream, piece))
             model.sent(stream, piece.text)
             call.generated(times, len(piece.text))
@@ -139,10 +141,10 @@ class TextGeneration(TextGenerationServicer):
             model = self._model(call, asked.model, asked.resume_token)
             request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
             with self._clients.place(context), model.call:
-                order = await self._order(request, model, context)
+                spec = await self._spec(request, model, context)
                 async with model.slot() as slot:
-                    call.joined(order)
-                    await Interaction(model, slot, order, self.messages, self._limits, inbox, call).run()
+                    call.joined(spec)
+                    await Interaction(model, slot, spec, self.messages, self._limits, inbox, call).run()
         finally:
             self._inboxes.remove(inbox)
             inbox.close()
@@ -158,17 +160,17 @@ class TextGeneration(TextGenerationServicer):
             call.scored(len(logprobs))
 
         with self._clients.place(context), model.call:
-            order = await self._order(pb.GenerateRequest(resume_token=request.resume_token), model, context)
+            spec = await self._spec(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
             async with model.slot() as slot:
-                call.joined(order)
-                snapshot = await read(model, slot, order, text, write)
+                call.joined(spec)
+                snapshot = await read(model, slot, spec, text, write)
         total = pb.ScoreResponse.Total(
             chars=score.chars,
             logprob=score.logprob,
             bits_per_char=score.bits_per_char,
             perplexity=score.perplexity,
-            resume_token=self.messages.token(model, order, snapshot),
+            resume_token=self.messages.token(model, spec, snapshot),
         )
         await call.write(pb.ScoreResponse(position=score.chars, total=total))
 
@@ -178,25 +180,25 @@ class TextGeneration(TextGenerationServicer):
         models = self._models.all
         return pb.ListModelsResponse(
             models=[_info(model) for model in self._models.served],
-            streams_running=sum(model.admission.running for model in models),
-            streams_waiting=sum(model.admission.waiting for model in models),
+            streams_running=sum(model.slots.running for model in models),
+            streams_waiting=sum(model.slots.waiting for model in models),
             streams_parked=sum(model.parked for model in models),
             draining=self.draining,
         )
 
-    async def _order(self, request: pb.GenerateRequest, model: Model, context: Context) -> Order:
+    async def _spec(self, request: pb.GenerateRequest, model: Model, context: Context) -> StreamSpec:
         """What to generate; the client is told if its token comes from where texts may have other bits."""
-        model.admission.require_room()
+        model.slots.require_room()
         resumption = None
         if request.resume_token:
             resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
         text, most = request.prompt, self._limits.prompt
         # As an array, a long one would hold up all others for tens of milliseconds.
         prompt = await given_text(text, model, most, "prompt") if CHECKED_AT_ONCE < len(text) <= most else None
-        order = order_of(request, resumption, model, self._limits, prompt)
+        spec = spec_of(request, resumption, model, self._limits, prompt)
         if resumption and not resumption.same_numerics:
             await context.send_initial_metadata((("rill-numerics", "differs"),))
-        return order
+        return spec
 
     def _model(self, call: Call, name: str, token: bytes = b"") -> Model:
         """The model of this name, or without one that of the token, or without either the default."""

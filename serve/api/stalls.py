@@ -33,7 +33,7 @@ class Wait:
         return result
 
 
-class Patience:
+class StallWatch:
     """Ends calls whose clients keep them waiting for `seconds`, or a quarter more; 0: none.
 
     One timer looks at all calls, so that a call costs none.

@@ -20,7 +20,7 @@ from rill.serve.errors import (
     OtherModelError,
     OutOfOrderError,
     RequestError,
-    RillError,
+    ServeError,
     StalledError,
     TokenError,
     WaitingLineFullError,
@@ -36,7 +36,7 @@ else:
 DOMAIN = "rill"  # of the reasons in ErrorInfo
 LONGEST = 1000  # bytes of a message: it is sent three times, and gRPC takes 8 KB of trailing metadata in all
 
-_CODES: dict[type[RillError], grpc.StatusCode] = {
+_CODES: dict[type[ServeError], grpc.StatusCode] = {
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     TokenError: grpc.StatusCode.INVALID_ARGUMENT,
     OtherModelError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -50,7 +50,7 @@ _CODES: dict[type[RillError], grpc.StatusCode] = {
     BrokenEngineError: grpc.StatusCode.INTERNAL,
 }
 
-_REASONS: dict[type[RillError], str] = {
+_REASONS: dict[type[ServeError], str] = {
     OtherModelError: "RESUME_TOKEN_OTHER_MODEL",
     OutOfOrderError: "ACTION_OUT_OF_ORDER",
     StalledError: "READER_STALLED",
@@ -59,12 +59,12 @@ _REASONS: dict[type[RillError], str] = {
 }
 
 
-def code_of(error: RillError) -> grpc.StatusCode:
+def code_of(error: ServeError) -> grpc.StatusCode:
     """The status of a call that ends with `error`."""
     return _CODES[type(error)]
 
 
-def reason_of(error: RillError) -> str:
+def reason_of(error: ServeError) -> str:
     """Why the call ends, in a word: one of few, for the label of a metric."""
     match error:
         case TokenError():
@@ -79,7 +79,7 @@ def reason_of(error: RillError) -> str:
             return _REASONS.get(type(error), code_of(error).name).lower()
 
 
-def set_status(context: Context, error: RillError) -> None:
+def set_status(context: Context, error: ServeError) -> None:
     """Let the call end with the status of `error` when its handler returns; with `abort`, that takes a fifth longer.
 
     Its details go where `grpc_status.rpc_status` reads them.
@@ -93,13 +93,13 @@ def set_status(context: Context, error: RillError) -> None:
     context.set_details(message)
 
 
-def _said(error: RillError) -> str:
+def _said(error: ServeError) -> str:
     """The message, short enough for trailing metadata: it may quote a request."""
     message = str(error).encode()
     return message.decode() if len(message) <= LONGEST else message[:LONGEST].decode(errors="ignore") + "…"
 
 
-def _details(error: RillError) -> list[Any]:
+def _details(error: ServeError) -> list[Any]:
     match error:
         case RequestError():
             violation = BadRequest.FieldViolation(field=error.field, description=_said(error))

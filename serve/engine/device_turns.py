@@ -25,7 +25,7 @@ class Stage(Enum):
     BETWEEN = "between"  # two rounds
 
 
-class Turnstile:
+class DeviceTurns:
     """Lets rounds through, at most `places` at a time. `clock` counts seconds."""
 
     def __init__(self, places: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,7 +66,7 @@ class Turnstile:
 class Lane:
     """One engine's way through a turnstile; used by one thread at a time."""
 
-    def __init__(self, turnstile: Turnstile) -> None:
+    def __init__(self, turnstile: DeviceTurns) -> None:
         self._turnstile = turnstile
         self._opens = threading.Condition(turnstile.lock)
         self.stage, self.urgent = Stage.IDLE, False

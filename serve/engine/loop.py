@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.device_turns import Lane
-from rill.serve.engine.output import Harvester, pieces
+from rill.serve.engine.output import OutputProcessor, pieces
 from rill.serve.engine.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, Round, Rows
 from rill.serve.engine.scheduler import Scheduler
 from rill.serve.engine.states import Batch, States
 from rill.serve.engine.stream import End, Piece, Stream
-from rill.serve.engine.text_codec import Codec, Ids
-from rill.serve.errors import BrokenEngineError, DrainingError, EngineError, RillError
+from rill.serve.engine.text_codec import Ids, TextCodec
+from rill.serve.errors import BrokenEngineError, DrainingError, EngineError, ServeError
 from rill.serve.observe.metrics import ModelMetrics
 
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
@@ -53,7 +53,7 @@ class Delivery:
     streams: Sequence[Stream]
     pieces: Callable[[], list[Piece]]  # decoded by the event loop, while the engine runs the next round
     gone: Mapping[Stream, End | None]
-    error: RillError | None = None
+    error: ServeError | None = None
     readers: Sequence[Stream] = ()  # who are to be told that there is text
 
 
@@ -68,7 +68,7 @@ class Engine:
     def __init__(
         self,
         decoder: Decoder,
-        codec: Codec,
+        codec: TextCodec,
         rows: Rows,
         states: States,
         deliver: Callable[[Delivery], None],
@@ -79,7 +79,7 @@ class Engine:
         is_crowded: Callable[[], bool],
     ) -> None:
         self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
-        self._harvester = Harvester(decoder, codec, rows, states)
+        self._harvester = OutputProcessor(decoder, codec, rows, states)
         self._scheduler = Scheduler(rows, decoder, round_seconds)
         self._inbox: deque[tuple[Callable[[Stream], None], Stream]] = deque()
         self._outbox: list[Delivery] = []
@@ -173,9 +173,9 @@ class Engine:
 
     def _enter(self, stream: Stream) -> None:
         self._streams[stream.slot] = stream
-        self._rows.enter(stream.slot, stream.order, time.monotonic())
-        self._harvester.enter(stream.slot, stream.order)
-        self._states.begin(stream.slot, stream.order.state)
+        self._rows.enter(stream.slot, stream.spec, time.monotonic())
+        self._harvester.enter(stream.slot, stream.spec)
+        self._states.begin(stream.slot, stream.spec.state)
 
     def _forget(self, stream: Stream) -> None:
         if self._streams.get(stream.slot) is stream:  # else it was complete, and is gone

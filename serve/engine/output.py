@@ -17,14 +17,14 @@ from rill.serve.engine.replay import Place, replay, row_of
 from rill.serve.engine.rows import ENDLESS, LOGPROBS, Round, Rows
 from rill.serve.engine.states import Batch, States
 from rill.serve.engine.stops import StopFinder
-from rill.serve.engine.stream import End, Logprobs, Order, Piece, Snapshot, State
-from rill.serve.engine.text_codec import Codec, Ids
+from rill.serve.engine.stream import End, Logprobs, Piece, Snapshot, State, StreamSpec
+from rill.serve.engine.text_codec import Ids, TextCodec
 
 FAR = 512  # steps: what is replayed at once is not much more, however long a stop string is
 
 
 @dataclass
-class Harvest:
+class RoundOutput:
     """What came of a round, by its columns; `texts` has those that are not simply what was made."""
 
     ends: dict[int, End] = field(default_factory=dict)
@@ -32,17 +32,17 @@ class Harvest:
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
 
 
-class Watch:
+class StopTracker:
     """A stream with stops. `back` counts the characters that were made and have not gone out; `position` is that of the
     first of them.
 
     What is held back may go out all at once: from `due` on a snapshot is wanted, wherever the round ends.
     """
 
-    def __init__(self, order: Order) -> None:
-        self._finder = StopFinder(order.stops, order.include_stop, order.begun)
-        self._every = order.resume_every or ENDLESS
-        self.back, self.position, self.due = 0, order.position, order.position + self._every
+    def __init__(self, spec: StreamSpec) -> None:
+        self._finder = StopFinder(spec.stops, spec.include_stop, spec.begun)
+        self._every = spec.resume_every or ENDLESS
+        self.back, self.position, self.due = 0, spec.position, spec.position + self._every
         self._base: Snapshot | None = None  # no later than what is held back
         self._ids = np.zeros(0, np.int64)  # what has been read and made since
 
@@ -87,17 +87,17 @@ class Watch:
         self.due = self.position + self._every
 
 
-class Harvester:
+class OutputProcessor:
     """Used by the engine thread only."""
 
-    def __init__(self, decoder: Decoder, codec: Codec, rows: Rows, states: States) -> None:
+    def __init__(self, decoder: Decoder, codec: TextCodec, rows: Rows, states: States) -> None:
         self._decoder, self._codec, self._rows, self._states = decoder, codec, rows, states
-        self._watches: dict[int, Watch] = {}  # by slot
+        self._watches: dict[int, StopTracker] = {}  # by slot
 
-    def enter(self, slot: int, order: Order) -> None:
+    def enter(self, slot: int, spec: StreamSpec) -> None:
         """A stream has begun in `slot`."""
-        if order.stops:
-            self._watches[slot] = Watch(order)
+        if spec.stops:
+            self._watches[slot] = StopTracker(spec)
 
     def leave(self, slot: int) -> None:
         """The stream in `slot` is gone."""
@@ -112,9 +112,9 @@ class Harvester:
             return replay(self._decoder, [watch.place()])[0]
         return self._between(slot, self._states.row(slot))
 
-    def reap(self, r: Round, entry_tokens: Ids, before: Batch, after: Batch, tokens: Ids) -> Harvest:
+    def reap(self, r: Round, entry_tokens: Ids, before: Batch, after: Batch, tokens: Ids) -> RoundOutput:
         """Take over a round that made `tokens` [time, rows], beginning with `entry_tokens` and `before`."""
-        harvest = Harvest()
+        harvest = RoundOutput()
         reached = self._rows.advance(r, tokens).tolist()
         watched = self._hold_back(r, entry_tokens, before, tokens, harvest) if self._watches else {}
         due = {column for column, watch in watched.items() if watch.position >= watch.due}
@@ -131,7 +131,9 @@ class Harvester:
         self._take_snapshots(r, after, watched, wanted, harvest)
         return harvest
 
-    def _hold_back(self, r: Round, entry_tokens: Ids, before: Batch, tokens: Ids, harvest: Harvest) -> dict[int, Watch]:
+    def _hold_back(
+        self, r: Round, entry_tokens: Ids, before: Batch, tokens: Ids, harvest: RoundOutput
+    ) -> dict[int, StopTracker]:
         """Find the stops in a round. The watched streams in it, by column."""
         host = cache(lambda: {name: value.numpy() for name, value in before.items()})
 
@@ -155,7 +157,7 @@ class Harvester:
         return watched
 
     def _take_snapshots(
-        self, r: Round, after: Batch, watched: Mapping[int, Watch], wanted: Sequence[int], harvest: Harvest
+        self, r: Round, after: Batch, watched: Mapping[int, StopTracker], wanted: Sequence[int], harvest: RoundOutput
     ) -> None:
         """Take those that are `wanted`, by column, and replay what would become too much to be replayed at once."""
         held = {column for column in wanted if column in watched and watched[column].back}
@@ -177,7 +179,7 @@ class Harvester:
         return Snapshot(int(row["made"]), int(row["token"]), state, watch.begun if watch else "")
 
 
-def pieces(codec: Codec, r: Round, made: Mapping[str, NDArray[Any]], harvest: Harvest) -> list[Piece]:
+def pieces(codec: TextCodec, r: Round, made: Mapping[str, NDArray[Any]], harvest: RoundOutput) -> list[Piece]:
     """What each row of a round has for its reader. `made` are the serving graph's outputs."""
     texts = codec.decode(made["tokens"], r.prompted, r.steps)
     if r.kind != LOGPROBS:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.sampling import Sampling, UniformSource, window_of
-from rill.serve.engine.stream import Order
+from rill.serve.engine.stream import StreamSpec
 from rill.serve.engine.text_codec import GivenText, Ids
 
 ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be made, and safe to add to
@@ -95,35 +95,35 @@ class Rows:
         self._source = UniformSource()
         self.starting: set[int] = set()
         self.paced = self.special = 0
-        self._orders: dict[int, Order] = {}
+        self._orders: dict[int, StreamSpec] = {}
         self._given: dict[int, GivenText] = {}  # the characters of streams that do not choose theirs
         self.in_use = np.zeros(0, np.int64)  # their slots, as of the last `settle`
         self._is_settled = True
         self._rounds = 0
 
-    def enter(self, slot: int, order: Order, now: float) -> None:
+    def enter(self, slot: int, spec: StreamSpec, now: float) -> None:
         """Begin a stream in a free slot. (`read` is set by the event loop, before.)"""
-        self._orders[slot] = order
-        self._count(order, +1)
-        sampling, row = order.sampling, self.table[slot]
-        (row["token"],) = order.prompt[:1]
-        row["prompt_left"] = len(order.prompt) - 1
-        row["first"] = row["made"] = order.position
+        self._orders[slot] = spec
+        self._count(spec, +1)
+        sampling, row = spec.sampling, self.table[slot]
+        (row["token"],) = spec.prompt[:1]
+        row["prompt_left"] = len(spec.prompt) - 1
+        row["first"] = row["made"] = spec.position
         row["served"] = self._rounds
-        row["limit"] = order.position + order.max_chars if order.max_chars else ENDLESS
+        row["limit"] = spec.position + spec.max_chars if spec.max_chars else ENDLESS
         # What may become a stop has not reached the reader.
-        row["buffer"] = (BUFFER_LOGPROBS if order.logprobs else BUFFER) + max(map(len, order.stops), default=0)
-        row["pace"] = order.chars_per_second or np.inf
-        row["since"] = now - order.position / row["pace"]
+        row["buffer"] = (BUFFER_LOGPROBS if spec.logprobs else BUFFER) + max(map(len, spec.stops), default=0)
+        row["pace"] = spec.chars_per_second or np.inf
+        row["since"] = now - spec.position / row["pace"]
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
         row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
-        row["kind"] = kind_of(sampling, order.logprobs is not None)
+        row["kind"] = kind_of(sampling, spec.logprobs is not None)
         if row["kind"] != PLAIN:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
-        if order.given:
-            self._given[slot] = order.given
+        if spec.given:
+            self._given[slot] = spec.given
         self.go_on(slot)
         self._draw(slot)
         self.starting.add(slot)
@@ -143,10 +143,10 @@ class Rows:
         self._given.pop(slot, None)
         self._count(self._orders.pop(slot), -1)
 
-    def _count(self, order: Order, change: int) -> None:
+    def _count(self, spec: StreamSpec, change: int) -> None:
         self._is_settled = False
-        self.paced += change * (order.chars_per_second > 0)
-        self.special += change * (kind_of(order.sampling, order.logprobs is not None) != PLAIN)
+        self.paced += change * (spec.chars_per_second > 0)
+        self.special += change * (kind_of(spec.sampling, spec.logprobs is not None) != PLAIN)
 
     def settle(self) -> None:
         """Bring `in_use` up to date, once for all who have come and gone."""

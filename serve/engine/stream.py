@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rill.sampling import Sampling
 from rill.serve.engine.text_codec import GivenText, LongPrompt
-from rill.serve.errors import RillError
+from rill.serve.errors import ServeError
 
 LOGPROBS_AT_ONCE = 64  # characters of a message
 
@@ -43,7 +43,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Order:
+class StreamSpec:
     """What to generate: the stream as the engine needs it."""
 
     prompt: NDArray[np.int64] | LongPrompt  # symbol ids that the model reads first: at least one
@@ -101,9 +101,9 @@ class Stream:
     `position` is that of the next character to be sent; `slot` is the stream's place in the engine.
     """
 
-    def __init__(self, order: Order, slot: int) -> None:
-        self.order, self.slot = order, slot
-        self.position = order.position
+    def __init__(self, spec: StreamSpec, slot: int) -> None:
+        self.spec, self.slot = spec, slot
+        self.position = spec.position
         self.entered: float | None = None  # time.monotonic() of its first engine round
         self.first_char: float | None = None  # ... of the delivery of its first character
         self._known: list[str] = []  # text up to the last snapshot that has come
@@ -111,18 +111,18 @@ class Stream:
         self._rest: list[str] = []  # text after it
         self._logprobs: deque[Logprobs] = deque()  # of characters that are not sent yet
         self._end: End | None = None
-        self._error: RillError | None = None
+        self._error: ServeError | None = None
         self._news = asyncio.Event()
 
     @property
     def sent(self) -> int:
         """Characters that have been written to the reader."""
-        return self.position - self.order.position
+        return self.position - self.spec.position
 
     def deliver(self, piece: Piece, now: float) -> None:
         """Add what the engine made. The reader is told of a snapshot or the first character at once, else by `tell`."""
         if piece.logprobs:
-            self._logprobs.append(piece.logprobs.of_most(self.order.logprobs or 0))
+            self._logprobs.append(piece.logprobs.of_most(self.spec.logprobs or 0))
         if piece.text:
             self._rest.append(piece.text)
             if self.first_char is None:
@@ -144,7 +144,7 @@ class Stream:
         self._end = end
         self._news.set()
 
-    def fail(self, error: RillError) -> None:
+    def fail(self, error: ServeError) -> None:
         """No more will come, because of `error`: it is raised when all that there is was taken."""
         self._error = error
         self._news.set()
@@ -162,7 +162,7 @@ class Stream:
         waiting = self._known if self._snapshot else self._rest
         text, snapshot = "".join(waiting), self._snapshot
         waiting.clear()
-        is_short = self.order.logprobs is not None and not self.order.given  # numbers alone are written fast
+        is_short = self.spec.logprobs is not None and not self.spec.given  # numbers alone are written fast
         most = 1 if self.sent == 0 else LOGPROBS_AT_ONCE if is_short else len(text)
         if len(text) > most:
             waiting.append(text[most:])
@@ -176,7 +176,7 @@ class Stream:
 
     def _take_logprobs(self, count: int) -> Logprobs | None:
         """Those of the next `count` characters."""
-        if self.order.logprobs is None or not count:
+        if self.spec.logprobs is None or not count:
             return None
         parts: list[Logprobs] = []
         while count:

@@ -10,7 +10,7 @@ from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
 Ids = NDArray[np.int64]
 
 
-class Codec:
+class TextCodec:
     """Text to ids and back for one vocabulary, without a step of Python per character."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -47,7 +47,7 @@ class GivenText:
     """A text as ids, some at a time: all of them at once would take eight bytes a character."""
 
     text: str
-    codec: Codec
+    codec: TextCodec
 
     def __len__(self) -> int:
         return len(self.text)

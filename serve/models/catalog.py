@@ -13,7 +13,7 @@ from rill.serve.observe.metrics import RELOADS
 log = logging.getLogger("rill")
 
 
-class Models:
+class Catalog:
     """The models of the bundles that `paths` stand for, in that order; used on the event loop.
 
     `make` makes a model of a bundle, in any thread, and raises StartError if it cannot be served.

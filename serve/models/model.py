@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 from rill.bundle import Bundle
 from rill.serve.api.logprobs import LogprobEncoder
 from rill.serve.engine.decoder import Decoder, numerics
-from rill.serve.engine.device_turns import Turnstile
+from rill.serve.engine.device_turns import DeviceTurns
 from rill.serve.engine.loop import Delivery, Engine
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.states import States
-from rill.serve.engine.stream import End, Order, Stream
-from rill.serve.engine.text_codec import Codec
+from rill.serve.engine.stream import End, Stream, StreamSpec
+from rill.serve.engine.text_codec import TextCodec
 from rill.serve.errors import BrokenEngineError, EngineError
-from rill.serve.models.slots import Admission
+from rill.serve.models.slots import Slots
 from rill.serve.observe.metrics import of_model
 
 TOLD_AT_ONCE = 8  # readers, in an iteration of the event loop
@@ -25,7 +25,7 @@ TOLD_AT_ONCE = 8  # readers, in an iteration of the event loop
 log = logging.getLogger("rill")
 
 
-class Present:
+class InFlight:
     """Counts who is inside, and says when somebody `left`."""
 
     def __init__(self) -> None:
@@ -55,21 +55,21 @@ class Model:
         slots: int,
         waiting: int,
         round_seconds: float,
-        turnstile: Turnstile | None = None,
+        turnstile: DeviceTurns | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
         on_broken: Callable[[BrokenEngineError], None] = lambda error: None,
     ) -> None:
         self.bundle, self.provider = bundle, decoder.provider
         self.numerics = numerics(decoder.provider)
         self.metrics = of_model(bundle.name)
-        self.codec, self.logprob_encoder = Codec(bundle.vocabulary), LogprobEncoder(bundle.vocabulary)
-        self.admission = Admission(slots, waiting)
+        self.codec, self.logprob_encoder = TextCodec(bundle.vocabulary), LogprobEncoder(bundle.vocabulary)
+        self.slots = Slots(slots, waiting)
         rows = Rows(slots, len(bundle.vocabulary))
         names = [name for name, _ in bundle.states]
         shape = (bundle.layers, slots + 1, bundle.hidden)  # one more: padding
         states = States(names, shape, decoder.device, decoder.device_id)
         self._loop = loop or asyncio.get_running_loop()
-        lane = (turnstile or Turnstile()).lane()
+        lane = (turnstile or DeviceTurns()).lane()
         self.engine = Engine(
             decoder,
             self.codec,
@@ -80,22 +80,22 @@ class Model:
             lane,
             self._loop,
             self.metrics,
-            lambda: self.admission.waiting > 0,
+            lambda: self.slots.waiting > 0,
         )
         self._live: dict[int, Stream] = {}  # in the engine, by slot
         self._to_tell: deque[Stream] = deque()  # who has text to read
         self._held: set[int] = set()  # slots of calls that are not over
         self._on_broken = on_broken
-        self.call = Present()
+        self.call = InFlight()
         self._draining = False
 
-    def slot(self) -> "Slot":
+    def slot(self) -> "SlotContext":
         """A slot, as soon as one is free, for one stream after another. Entering raises WaitingLineFullError."""
-        return Slot(self)
+        return SlotContext(self)
 
     async def hold(self) -> int:
         """A slot, until `let_go`."""
-        slot = await self.admission.acquire()
+        slot = await self.slots.acquire()
         self._held.add(slot)
         return slot
 
@@ -103,18 +103,18 @@ class Model:
         """No more streams will begin in the slot."""
         self._held.remove(slot)
         if slot not in self._live:  # else it is free when its stream is gone
-            self.admission.release(slot)
+            self.slots.release(slot)
 
     @asynccontextmanager
-    async def stream(self, order: Order) -> AsyncIterator[Stream]:
+    async def stream(self, spec: StreamSpec) -> AsyncIterator[Stream]:
         """A live stream, as soon as a slot is free, as with `stream_in`. Raises WaitingLineFullError."""
         async with self.slot() as slot:
-            with self.stream_in(slot, order) as stream:
+            with self.stream_in(slot, spec) as stream:
                 yield stream
 
-    def stream_in(self, slot: int, order: Order) -> "Live":
+    def stream_in(self, slot: int, spec: StreamSpec) -> "StreamContext":
         """A live stream in a slot that has none; leaving the context ends it, whatever it was doing."""
-        return Live(self, Stream(order, slot))
+        return StreamContext(self, Stream(spec, slot))
 
     def begin(self, stream: Stream) -> None:
         """Let a stream go into the engine."""
@@ -161,7 +161,7 @@ class Model:
         for stream in delivery.gone:
             del self._live[stream.slot]
             if stream.slot not in self._held:
-                self.admission.release(stream.slot)
+                self.slots.release(stream.slot)
             self.call.left.set()
         try:
             pieces = delivery.pieces()
@@ -197,7 +197,7 @@ class Model:
 # The contexts of each call, as classes: generators, asynchronous ones above all, take several times as long.
 
 
-class Slot:
+class SlotContext:
     """`Model.slot`."""
 
     def __init__(self, model: Model) -> None:
@@ -211,7 +211,7 @@ class Slot:
         self._model.let_go(self._slot)
 
 
-class Live:
+class StreamContext:
     """`Model.stream_in`."""
 
     def __init__(self, model: Model, stream: Stream) -> None:

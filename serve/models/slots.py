@@ -3,12 +3,12 @@
 import asyncio
 from collections import deque
 
-from rill.serve.errors import RillError, WaitingLineFullError
+from rill.serve.errors import ServeError, WaitingLineFullError
 
 RETRY_SECONDS = 1.0
 
 
-class Admission:
+class Slots:
     """Slots 0..slots-1 and a waiting line for `waiting` callers; used on the event loop only."""
 
     def __init__(self, slots: int, waiting: int) -> None:
@@ -70,7 +70,7 @@ class Admission:
                 return
         self._free.append(slot)
 
-    def refuse(self, error: RillError) -> None:
+    def refuse(self, error: ServeError) -> None:
         """Let all who wait fail with `error`."""
         while self._line:
             place = self._line.popleft()

@@ -9,7 +9,7 @@ import grpc
 import onnxruntime
 from prometheus_client import Gauge
 
-from rill.serve.models.catalog import Models
+from rill.serve.models.catalog import Catalog
 from rill.serve.observe.metrics import (
     BUILD_INFO,
     IS_SHARED,
@@ -25,7 +25,7 @@ SECONDS = 1.0
 Series = tuple[Gauge, tuple[str, ...]]  # and the values of its labels
 
 
-async def keep_current(models: Models) -> None:
+async def keep_current(models: Catalog) -> None:
     """Until cancelled."""
     BUILD_INFO.labels(_version(), onnxruntime.__version__, grpc.__version__, platform.python_version()).set(1)
     shown: set[Series] = set()
@@ -43,13 +43,13 @@ async def keep_current(models: Models) -> None:
         await asyncio.sleep(SECONDS)
 
 
-def _values(models: Models) -> dict[Series, float]:
+def _values(models: Catalog) -> dict[Series, float]:
     """What each gauge is now; a model that ends and one of its name that took its place are one."""
     values: defaultdict[Series, float] = defaultdict(float)
     for model in models.all:
         name = (model.bundle.name,)
-        values[STREAMS_RUNNING, name] += model.admission.running
-        values[STREAMS_WAITING, name] += model.admission.waiting
+        values[STREAMS_RUNNING, name] += model.slots.running
+        values[STREAMS_WAITING, name] += model.slots.waiting
         values[STREAMS_PARKED, name] += model.parked
     for model in models.served:
         bundle = model.bundle

@@ -20,15 +20,15 @@ from grpc_reflection.v1alpha import reflection
 from rill.bundle import Bundle
 from rill.serve.access.bearer_tokens import BearerTokens, RequireToken
 from rill.serve.access.certificates import Certificates
-from rill.serve.access.client_limits import Clients
+from rill.serve.access.client_limits import ClientLimits
 from rill.serve.api.requests import Limits
-from rill.serve.api.resume_tokens import KEY_BYTES, Tokens, read_key
+from rill.serve.api.resume_tokens import KEY_BYTES, ResumeTokens, read_key
 from rill.serve.api.service import TextGeneration
 from rill.serve.api.wire import ServiceHandlers
 from rill.serve.engine.decoder import CPU, Decoder, choose_device, one_line, warn_of_two_runtimes
-from rill.serve.engine.device_turns import Turnstile
+from rill.serve.engine.device_turns import DeviceTurns
 from rill.serve.errors import BrokenEngineError, DrainingError, StartError
-from rill.serve.models.catalog import Models
+from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
 from rill.serve.observe.metrics import IS_SHARED
 from rill.serve.operate.gauges import keep_current
@@ -104,11 +104,11 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
     """
     sys.setswitchinterval(GIL_SECONDS)
     prepare_memory()
-    tokens = Tokens(parent.keys if parent else keys_of(settings), settings.resume_ttl)
+    tokens = ResumeTokens(parent.keys if parent else keys_of(settings), settings.resume_ttl)
     certificates = _certificates(settings)
     bearers = BearerTokens(settings.auth_token_file) if settings.auth_token_file else None
     stop: Stop = asyncio.Queue()
-    models = Models(settings.bundles, _maker(settings, stop.put_nowait))
+    models = Catalog(settings.bundles, _maker(settings, stop.put_nowait))
     reloading = asyncio.create_task(_reload_on_hangup(models))
     # Without a page nobody sees them.
     watching = asyncio.create_task(keep_current(models)) if settings.metrics_port is not None or IS_SHARED else None
@@ -116,7 +116,7 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
         await models.start()
         (parent.listen if parent else listen_for_signals)(stop)  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars, settings.stall_seconds)
-        service = TextGeneration(models, tokens, limits, Clients(settings.max_streams_per_client, bearers))
+        service = TextGeneration(models, tokens, limits, ClientLimits(settings.max_streams_per_client, bearers))
         if settings.profile:
             profile = Profile()
             profile.watch(service, models.all)
@@ -154,7 +154,7 @@ async def check(settings: Settings) -> str:
     _certificates(settings)
     if settings.auth_token_file:
         BearerTokens(settings.auth_token_file)
-    models = Models(settings.bundles, _maker(settings, lambda _: None))
+    models = Catalog(settings.bundles, _maker(settings, lambda _: None))
     try:
         await models.start()
         return f"the configuration is good: models: {', '.join(models.names)}; provider: {models.default.provider}"
@@ -162,7 +162,7 @@ async def check(settings: Settings) -> str:
         await models.close()
 
 
-async def _reload_on_hangup(models: Models) -> None:
+async def _reload_on_hangup(models: Catalog) -> None:
     """Read the bundles again at each SIGHUP; any number of them while that goes on are one more."""
     hangup = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
@@ -213,7 +213,7 @@ def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Of a process's share, one core is the event loop's.
     places = (cores // settings.engines - 1) // settings.threads
-    turnstile = Turnstile(max(places, 1) if provider == CPU else 1)
+    turnstile = DeviceTurns(max(places, 1) if provider == CPU else 1)
     loop = asyncio.get_running_loop()
 
     def make(bundle: Bundle) -> Model:
@@ -230,7 +230,7 @@ def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -
 @asynccontextmanager
 async def _listening(
     service: TextGeneration,
-    models: Models,
+    models: Catalog,
     settings: Settings,
     certificates: Certificates | None = None,
     bearers: BearerTokens | None = None,
@@ -301,12 +301,12 @@ def _options(settings: Settings, models: int) -> list[tuple[str, int]]:
     ]
 
 
-async def _drain(service: TextGeneration, models: Models, seconds: float) -> None:
+async def _drain(service: TextGeneration, models: Catalog, seconds: float) -> None:
     """Refuse new streams, let live ones finish, and end those that have not in time to be told."""
     service.drain()
     models.keep()
     for model in models.all:
-        model.admission.refuse(DrainingError("the server is going away and takes no new streams"))
+        model.slots.refuse(DrainingError("the server is going away and takes no new streams"))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + max(seconds - STOP_SECONDS, 0)
     while any(model.calls for model in models.all) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds

@@ -33,18 +33,18 @@ from rill.bundle import FILES, MANIFEST, Bundle, BundleError, is_replaceable, ma
 from rill.cli.batch.input import PromptError, check, read
 from rill.cli.batch.output import Run, Texts, TextsError
 from rill.cli.main import _line
-from rill.client.failover import Continuation, ServerError
+from rill.client.failover import Failover, ServerError
 from rill.export.foreign.files import ForeignError, load_state_dict_file, load_vocabulary_file
 from rill.sampling import Sampling
-from rill.serve.api.requests import STOP_CHARACTERS, Limits, order_of
-from rill.serve.api.resume_tokens import Resumption, Tokens, read_key
+from rill.serve.api.requests import STOP_CHARACTERS, Limits, spec_of
+from rill.serve.api.resume_tokens import ResumeTokens, Resumption, read_key
 from rill.serve.api.score import given_text
 from rill.serve.api.statuses import set_status
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.stops import StopFinder
-from rill.serve.engine.stream import Order, Snapshot
-from rill.serve.engine.text_codec import Codec
-from rill.serve.errors import RillError, StartError
+from rill.serve.engine.stream import Snapshot, StreamSpec
+from rill.serve.engine.text_codec import TextCodec
+from rill.serve.errors import ServeError, StartError
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import CorpusError
 from rill.train.record.run import RunConfig, RunError, load_run, save_config
@@ -76,29 +76,30 @@ def _bundle(symbols=LETTERS, salt=b"", task="generate"):
 
 BUNDLE, OTHER_BUNDLE = _bundle(), _bundle(salt=b"other")
 MODELS = [
-    SimpleNamespace(bundle=bundle, codec=Codec(bundle.vocabulary)) for bundle in (BUNDLE, _bundle((UNKNOWN, *LETTERS)))
+    SimpleNamespace(bundle=bundle, codec=TextCodec(bundle.vocabulary))
+    for bundle in (BUNDLE, _bundle((UNKNOWN, *LETTERS)))
 ]
 MODEL = MODELS[0]
-TOKENS = Tokens(KEYS, 0)
-_ENDED = Tokens(KEYS, -1000)  # seals what has expired
+TOKENS = ResumeTokens(KEYS, 0)
+_ENDED = ResumeTokens(KEYS, -1000)  # seals what has expired
 _ROWS = Rows(2, len(LETTERS))
 
 
 def _sealed(tokens, bundle=BUNDLE, position=0, stops=(), begun="", **sampling):
     state = {name: np.full((2, 3), 0.5, np.float32) for name, _ in bundle.states}
-    order = Order(np.zeros(1, np.int64), 0, Sampling(**sampling), 7, 0, stops=stops, include_stop=bool(begun))
-    return tokens.seal(bundle, NUMERICS, order, Snapshot(position, 1, state, begun))
+    spec = StreamSpec(np.zeros(1, np.int64), 0, Sampling(**sampling), 7, 0, stops=stops, include_stop=bool(begun))
+    return tokens.seal(bundle, NUMERICS, spec, Snapshot(position, 1, state, begun))
 
 
 GOOD_TOKENS = [
     _sealed(TOKENS),
     _sealed(TOKENS, position=10**12, stops=("ab", "a" * 100), begun="a", temperature=0.0, top_k=3),
-    _sealed(Tokens(KEYS[1:], 10**9), top_p=0.5, min_p=0.1, logit_bias={1: 2.0, 2: float("-inf")}),
+    _sealed(ResumeTokens(KEYS[1:], 10**9), top_p=0.5, min_p=0.1, logit_bias={1: 2.0, 2: float("-inf")}),
 ]
 BAD_TOKENS = [
     _sealed(_ENDED),
     _sealed(TOKENS, OTHER_BUNDLE),
-    _sealed(Tokens([bytes(32)], 0)),
+    _sealed(ResumeTokens([bytes(32)], 0)),
     b"",
     b"x",
     GOOD_TOKENS[0][:-1],
@@ -146,9 +147,9 @@ def _status(error):
     return context.code.name
 
 
-def _order(request):
+def _spec(request):
     resumption = TOKENS.open(request.resume_token, BUNDLE, NUMERICS) if request.resume_token else None
-    return order_of(request, resumption, MODEL, LIMITS)
+    return spec_of(request, resumption, MODEL, LIMITS)
 
 
 def _is_allowed(request):
@@ -179,23 +180,23 @@ def try_generate(data):
     except DecodeError:
         return "no message"
     try:
-        order = _order(request)
-    except RillError as error:
+        spec = _spec(request)
+    except ServeError as error:
         assert request.resume_token or not _is_allowed(request), error
         return _status(error)
     assert _is_allowed(request)
-    _ROWS.read[0] = order.position
-    _ROWS.enter(0, order, 1e5)
+    _ROWS.read[0] = spec.position
+    _ROWS.enter(0, spec, 1e5)
     _ROWS.settle()
     assert _ROWS.next_due(1e5) >= 0
     assert _ROWS.room(2e5).tolist() >= [1]
     _ROWS.leave(0)
-    state = order.state or {name: np.zeros((2, 3), np.float32) for name, _ in BUNDLE.states}
-    snapshot = Snapshot(order.position, int(order.prompt[-1]), state, order.begun)
-    held = TOKENS.open(TOKENS.seal(BUNDLE, NUMERICS, order, snapshot), BUNDLE, NUMERICS)
-    assert (held.seed, held.stops, held.include_stop) == (order.seed, order.stops, order.include_stop)
-    assert held.sampling == order.sampling
-    assert (held.snapshot.position, held.snapshot.begun) == (order.position, order.begun)
+    state = spec.state or {name: np.zeros((2, 3), np.float32) for name, _ in BUNDLE.states}
+    snapshot = Snapshot(spec.position, int(spec.prompt[-1]), state, spec.begun)
+    held = TOKENS.open(TOKENS.seal(BUNDLE, NUMERICS, spec, snapshot), BUNDLE, NUMERICS)
+    assert (held.seed, held.stops, held.include_stop) == (spec.seed, spec.stops, spec.include_stop)
+    assert held.sampling == spec.sampling
+    assert (held.snapshot.position, held.snapshot.begun) == (spec.position, spec.begun)
     return "OK"
 
 
@@ -205,9 +206,9 @@ def try_score(data):
     except DecodeError:
         return "no message"
     try:
-        _order(pb.GenerateRequest(resume_token=request.resume_token))
+        _spec(pb.GenerateRequest(resume_token=request.resume_token))
         given = _run(given_text(request.text, MODEL, LIMITS.score))
-    except RillError as error:
+    except ServeError as error:
         return _status(error)
     assert "".join(BUNDLE.vocabulary.symbols[token] for token in given.ids(0, len(given))) == request.text
     return "OK"
@@ -222,7 +223,7 @@ def try_interact(data):
     try:
         match action.WhichOneof("action"):
             case "open":
-                _order(pb.GenerateRequest(resume_token=action.open.resume_token, sampling=action.open.sampling))
+                _spec(pb.GenerateRequest(resume_token=action.open.resume_token, sampling=action.open.sampling))
             case "feed":
                 _run(given_text(action.feed, MODEL, LIMITS.prompt, "feed"))
             case "generate":
@@ -230,12 +231,12 @@ def try_interact(data):
                 request = pb.GenerateRequest(
                     max_chars=asked.max_chars, stop=asked.stop, chars_per_second=asked.chars_per_second
                 )
-                _order(request)
+                _spec(request)
             case "update":
                 held = TOKENS.open(GOOD_TOKENS[1], BUNDLE, NUMERICS)
-                order = order_of(pb.GenerateRequest(sampling=action.update), held, MODEL, LIMITS)
-                assert (order.stops, order.begun) == (held.stops, held.snapshot.begun)
-    except RillError as error:
+                spec = spec_of(pb.GenerateRequest(sampling=action.update), held, MODEL, LIMITS)
+                assert (spec.stops, spec.begun) == (held.stops, held.snapshot.begun)
+    except ServeError as error:
         return _status(error)
     return "OK"
 
@@ -265,7 +266,7 @@ def try_token(data):
     try:
         model = TOKENS.model_of(data)
         held = TOKENS.open(data, BUNDLE, NUMERICS)
-    except RillError as error:
+    except ServeError as error:
         assert data not in GOOD_TOKENS
         return _status(error)
     assert data in GOOD_TOKENS, "a token was accepted that nobody issued"
@@ -277,7 +278,7 @@ def try_token(data):
 # ---- texts
 
 CODECS = [
-    (vocabulary, Codec(vocabulary))
+    (vocabulary, TextCodec(vocabulary))
     for vocabulary in (
         Vocabulary(LETTERS),
         Vocabulary((UNKNOWN, *LETTERS)),
@@ -395,7 +396,7 @@ def try_answers(data):
     except DecodeError:
         return "no message"
     clock = SimpleNamespace(now=0.0)
-    known = Continuation(request, 2, 5.0, 60.0, lambda: clock.now)
+    known = Failover(request, 2, 5.0, 60.0, lambda: clock.now)
     answers, shown = iter(frames), []
     try:
         for _ in range(2 * len(frames) + 100):  # it gives up by itself
@@ -528,8 +529,8 @@ def try_prompts(data):
     for prompt in prompts:
         pb.GenerateRequest.FromString(prompt.request.SerializeToString())
         try:
-            _order(prompt.request)
-        except RillError as error:
+            _spec(prompt.request)
+        except ServeError as error:
             of_the_model = ("not in the model's vocabulary", "every character", "this server takes", "more than 10000")
             assert any(words in str(error) for words in of_the_model), error
     return "OK"
@@ -576,7 +577,7 @@ def try_vocabulary(data):
     except ForeignError as error:
         assert str(path) in str(error)
         return "ForeignError"
-    Codec(vocabulary)
+    TextCodec(vocabulary)
     pb.ModelInfo(vocabulary=vocabulary.symbols)
     return "OK"
 
@@ -656,7 +657,7 @@ def try_corpus(data):
             vocabulary = Vocabulary.of_text(words, least)
             if least == 1:
                 assert vocabulary.decode(vocabulary.encode(words)) == words
-            assert len(Codec(vocabulary).encode(words)) == len(words)
+            assert len(TextCodec(vocabulary).encode(words)) == len(words)
         answers.append("OK")
     except CorpusError as error:
         assert str(path) in str(error)

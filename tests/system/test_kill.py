@@ -11,7 +11,7 @@ from itertools import accumulate
 import pytest
 from servers import started, wait_until
 
-from rill.client.failover import Continuation
+from rill.client.failover import Failover
 from rill.client.sync import Client, generate_request
 
 KILLS = int(os.environ.get("RILL_KILLS", "8"))
@@ -47,14 +47,14 @@ class Reader(threading.Thread):
 @pytest.fixture
 def breaks(monkeypatch):
     """The statuses of the calls that broke."""
-    codes, ended = [], Continuation.ended
+    codes, ended = [], Failover.ended
 
     def counted(self, error):
         if error is not None:
             codes.append(error.code().name)
         return ended(self, error)
 
-    monkeypatch.setattr(Continuation, "ended", counted)
+    monkeypatch.setattr(Failover, "ended", counted)
     return codes
 
 

@@ -28,7 +28,7 @@ from rill.cli.batch.runner import Batch, Servers, Source
 from rill.cli.flags import add_sampling
 from rill.cli.security_flags import add_security, security_of
 from rill.client.sync import ServerError
-from rill.serve.errors import RillError, StartError
+from rill.serve.errors import ServeError, StartError
 
 TARGET = "127.0.0.1:50051"
 RETRY_SECONDS = 300.0  # a run of hours outlives a server that is replaced
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ServerError, RillError) as error:
+    except (ServerError, ServeError) as error:
         code = f" ({error.code.name})" if isinstance(error, ServerError) else ""
         print(f"error: {error}{code}", file=sys.stderr)
         return 1

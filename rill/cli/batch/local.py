@@ -4,7 +4,7 @@ import sys
 
 from rill.bundle import BundleError, read_bundle
 from rill.cli.batch.runner import Came, RefusedError, Text
-from rill.serve.api.requests import Limits, order_of
+from rill.serve.api.requests import Limits, spec_of
 from rill.serve.engine.decoder import Decoder, choose_device, warn_of_two_runtimes
 from rill.serve.errors import RequestError, StartError
 from rill.serve.models.model import Model
@@ -33,7 +33,7 @@ class Local:
     async def text(self, request: pb.GenerateRequest, came: Came) -> Text:
         """See Source; also raises EngineError. What a server's client would be told is told in the same words."""
         try:
-            order = order_of(request, None, self._model, Limits())
+            order = spec_of(request, None, self._model, Limits())
         except RequestError as error:
             raise RefusedError(str(error)) from None
         parts, end = [], None

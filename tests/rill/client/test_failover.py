@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rill.cli.main import main
-from rill.client.failover import Continuation
+from rill.client.failover import Failover
 from rill.client.sync import AsyncClient, Client, ServerError, generate_request
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
@@ -145,7 +145,7 @@ def one_call(request, sizes, ending, **server):
 def play_out(original, calls, addresses, **server):
     """What the application sees of a text when these calls break, and those that follow do not."""
     now = [0.0]
-    text = Continuation(original, addresses, 1e6, clock=lambda: now[0])
+    text = Failover(original, addresses, 1e6, clock=lambda: now[0])
     shown, plan = [], iter(calls)
     while (request := text.request()) is not None:
         own = request.resume_token == original.resume_token
@@ -213,7 +213,7 @@ def test_every_character_once(calls, max_chars, stop, every, tokens, seed, resum
 def begun(addresses=1, retry_seconds=30.0, clock=None, timeout=None, **parameters):
     """A text of which three characters were delivered, without a token; and its clock."""
     now = [100.0]
-    text = Continuation(generate_request("prompt", **parameters), addresses, retry_seconds, timeout, lambda: now[0])
+    text = Failover(generate_request("prompt", **parameters), addresses, retry_seconds, timeout, lambda: now[0])
     text.request()
     for message in answers(generate_request("prompt"), [1, 2]):
         text.received(message)
@@ -269,7 +269,7 @@ def test_a_call_that_a_server_did_not_take_up_is_made_again():
     untaken = Broken(Code.CANCELLED, message="CANCELLED")
     text, _ = begun()
     assert text.ended(untaken) <= 0.05
-    text = Continuation(generate_request("prompt"), addresses=2)
+    text = Failover(generate_request("prompt"), addresses=2)
     assert text.ended(untaken) == 0
     with pytest.raises(ServerError, match="CANCELLED") as caught:
         text.ended(untaken)
@@ -292,22 +292,22 @@ def test_what_cannot_be_mended_is_raised():
 
 
 def test_before_anything_came_every_address_is_tried_once():
-    text = Continuation(generate_request("prompt"), addresses=2)
+    text = Failover(generate_request("prompt"), addresses=2)
     assert text.ended(Broken(Code.UNAVAILABLE)) == 0
     assert text.address == 1
     with pytest.raises(ServerError, match="gone"):
         text.ended(Broken(Code.UNAVAILABLE))
-    text = Continuation(generate_request("prompt"))
+    text = Failover(generate_request("prompt"))
     with pytest.raises(ServerError, match="without a last message"):
         text.ended(None)
     for error in (full(), refused(), refused("RESUME_TOKEN_OTHER_MODEL", Code.FAILED_PRECONDITION)):
-        text = Continuation(generate_request(resume_token=b"x"), addresses=2)
+        text = Failover(generate_request(resume_token=b"x"), addresses=2)
         with pytest.raises(ServerError):
             text.ended(error)
 
 
 def test_a_drained_stream_that_had_not_begun():
-    text = Continuation(generate_request("prompt", max_chars=20))
+    text = Failover(generate_request("prompt", max_chars=20))
     first = text.request()
     assert text.received(pb.GenerateResponse(finish_reason=DRAINING, seed=SEED, resume_token=token_at(0, SEED))) is None
     text.ended(Broken(Code.UNAVAILABLE))
@@ -335,7 +335,7 @@ def test_a_gap_is_no_text(position):
 
 @pytest.mark.parametrize(("max_chars", "position"), [(5, 0), (0, 2**64 - 5), (9, 2**64 - 5)])
 def test_more_than_was_asked_for_is_no_text(max_chars, position):
-    text = Continuation(generate_request("prompt", max_chars=max_chars))
+    text = Failover(generate_request("prompt", max_chars=max_chars))
     text.request()
     assert text.received(pb.GenerateResponse(text="abc", position=position)).text == "abc"
     with pytest.raises(ServerError, match="goes on to character") as caught:

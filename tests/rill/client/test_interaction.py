@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rill.client.failover import ServerError
-from rill.client.interaction import Dialogue, OrderError
+from rill.client.interaction import Dialogue, SessionStateError
 from rill.v1 import rill_pb2 as pb
 
 Event, Output = pb.InteractResponse, pb.GenerateResponse
@@ -92,7 +92,7 @@ def test_every_answer_finds_its_action(steps):  # noqa: PLR0912  # a case for ea
         match step:
             case "feed" | "generate" if dialogue.generation:
                 sent = len(server.actions)
-                with pytest.raises(OrderError):
+                with pytest.raises(SessionStateError):
                     getattr(dialogue, step)("x" if step == "feed" else 1)
                 assert len(server.actions) == sent
             case "feed":
@@ -203,7 +203,7 @@ def test_pause_is_sent_once_and_only_while_it_generates(dialogue, sent):
     dialogue.received(Event(output=Output(text="ab", finish_reason=LENGTH)))
     dialogue.pause()
     assert pauses() == 1
-    with pytest.raises(OrderError, match="the model is generating"):  # its Paused is still to come
+    with pytest.raises(SessionStateError, match="the model is generating"):  # its Paused is still to come
         dialogue.generate()
     dialogue.received(Event(paused=Event.Paused(position=2)))
     dialogue.pause()

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from servers import run_server, wait_until
 
-from rill.client.interaction import OrderError
+from rill.client.interaction import SessionStateError
 from rill.client.sync import AsyncClient, Client, ServerError
 
 Code = grpc.StatusCode
@@ -110,7 +110,7 @@ def test_an_iterator_left_early_pauses(client):
 
 def test_order_errors_change_nothing(client):
     session = client.interact()
-    with pytest.raises(OrderError, match="with statement"):
+    with pytest.raises(SessionStateError, match="with statement"):
         session.feed("a")
     with pytest.raises(ValueError, match="seed"):
         client.interact(seed=-1)
@@ -121,7 +121,7 @@ def test_order_errors_change_nothing(client):
         for piece in session.generate(max_chars=200, chars_per_second=2000):
             made += piece
             if session.position < 200:
-                with pytest.raises(OrderError, match="generating"):
+                with pytest.raises(SessionStateError, match="generating"):
                     session.feed("a")
         assert made == text(client.generate(seed=5, max_chars=200))
 

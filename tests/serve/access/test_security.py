@@ -20,7 +20,7 @@ from rill.serve.__main__ import _lack
 from rill.serve.access import bearer_tokens as bearer
 from rill.serve.access.bearer_tokens import CHECK_SECONDS, BearerTokens
 from rill.serve.access.certificates import Certificates
-from rill.serve.access.client_limits import Clients
+from rill.serve.access.client_limits import ClientLimits
 from rill.serve.errors import ClientLimitError, StartError
 from rill.serve.operate.server import Settings, _certificates
 from rill.v1 import rill_pb2 as pb
@@ -315,7 +315,7 @@ def test_health_is_open(token_server):
     with grpc.insecure_channel(token_server.target) as channel:
         stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
         assert stub.Check(request).status == health_pb2.HealthCheckResponse.SERVING
-        watch = stub.Watch(request)
+        watch = stub.StopTracker(request)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
 
@@ -524,7 +524,7 @@ class Call:
 
 
 def test_who_is_one_client():
-    clients = Clients(1)
+    clients = ClientLimits(1)
     with ExitStack() as stack:
         for peer in ("ipv4:10.0.0.1:5", "ipv4:10.0.0.2:5", "ipv6:%5B::1%5D:5", "ipv6:%5B::2%5D:5"):
             stack.enter_context(clients.place(Call(peer)))
@@ -535,7 +535,7 @@ def test_who_is_one_client():
 
 
 def test_the_many_addresses_of_one_holder_are_one_client(tmp_path):
-    clients = Clients(1, BearerTokens(str(secret_file(tmp_path / "tokens", f"{ALICE}\n{BOB}"))))
+    clients = ClientLimits(1, BearerTokens(str(secret_file(tmp_path / "tokens", f"{ALICE}\n{BOB}"))))
     with clients.place(Call("ipv4:10.0.0.1:5", metadata_of(ALICE))):
         with pytest.raises(ClientLimitError), clients.place(Call("ipv4:10.0.0.2:5", metadata_of(ALICE))):
             pass

@@ -16,8 +16,8 @@ from random_models import make_run, save_bundle
 from servers import run_server, wait_until
 
 from rill.sampling import Sampling
-from rill.serve.api.resume_tokens import Tokens
-from rill.serve.engine.stream import Order, Snapshot
+from rill.serve.api.resume_tokens import ResumeTokens
+from rill.serve.engine.stream import Snapshot, StreamSpec
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -478,8 +478,8 @@ def test_tokens_from_elsewhere_are_said_to_be(tmp_path, tiny_folder, tiny):
     key = tmp_path / "key"
     key.write_bytes(bytes(range(32)))
     state = {name: np.zeros((tiny.layers, tiny.hidden), np.float32) for name, _ in tiny.states}
-    snapshot, order = Snapshot(9, 1, state), Order(np.zeros(1, np.int64), 0, Sampling(), 5, 0)
-    token = Tokens([key.read_bytes()], 0).seal(tiny, "elsewhere", order, snapshot)
+    snapshot, spec = Snapshot(9, 1, state), StreamSpec(np.zeros(1, np.int64), 0, Sampling(), 5, 0)
+    token = ResumeTokens([key.read_bytes()], 0).seal(tiny, "elsewhere", spec, snapshot)
     with run_server(tiny_folder, "--resume-key-file", key) as server, talk(server.target) as at:
         assert at.open(token=token).seed == 5
         assert ("rill-numerics", "differs") in at.call.initial_metadata()

@@ -8,9 +8,9 @@ from calls import Request, generate
 
 from rill.serve.api.call import Call, Ledger
 from rill.serve.api.interact import AHEAD, Inbox, Interaction
-from rill.serve.api.requests import Limits, order_of
-from rill.serve.api.responses import Messages
-from rill.serve.api.resume_tokens import Tokens
+from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.responses import ResponseBuilder
+from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.engine.decoder import CPU, Decoder
 from rill.serve.errors import EngineError
 from rill.serve.models.model import Model
@@ -34,7 +34,7 @@ class Failing(Decoder):
 @pytest.fixture
 async def conversation(tiny):
     """A call without a connection: `run` gives its events; its model's decoder can fail."""
-    model, tokens = Model(tiny, Failing(tiny, CPU), 4, 4, 0.010), Tokens([bytes(32)], 0)
+    model, tokens = Model(tiny, Failing(tiny, CPU), 4, 4, 0.010), ResumeTokens([bytes(32)], 0)
 
     async def run(*first, then=lambda event: ()):
         """The `first` actions are there from the beginning; `then` tells which come with an event."""
@@ -60,11 +60,11 @@ async def conversation(tiny):
         )
         inbox, call = Inbox(read()), Call("Interact", context, Ledger())
         call.found(model.metrics)
-        order = order_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
+        spec = spec_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
         await come(*first)
         try:
             async with asyncio.timeout(20), model.slot() as slot:
-                await Interaction(model, slot, order, Messages(tokens), Limits(), inbox, call).run()
+                await Interaction(model, slot, spec, ResponseBuilder(tokens), Limits(), inbox, call).run()
         except EngineError as error:
             events.append(error)
         finally:
@@ -73,7 +73,7 @@ async def conversation(tiny):
 
     yield run, model, tokens
     model.engine.stop()
-    assert model.admission.running == 0
+    assert model.slots.running == 0
 
 
 def kinds(events):

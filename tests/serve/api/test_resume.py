@@ -21,8 +21,8 @@ from servers import run_server, wait_until
 from rill.bundle import manifest_of, write_bundle
 from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling
-from rill.serve.api.resume_tokens import Tokens
-from rill.serve.engine.stream import Order, Snapshot
+from rill.serve.api.resume_tokens import ResumeTokens
+from rill.serve.engine.stream import Snapshot, StreamSpec
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -92,10 +92,10 @@ def token_at(
     key=KEY,
 ):
     """A token that nobody was given: the model has read one character."""
-    order = Order(np.zeros(1, np.int64), 0, Sampling(), seed, 0)
+    spec = StreamSpec(np.zeros(1, np.int64), 0, Sampling(), seed, 0)
     state = {name: np.zeros((bundle.layers, bundle.hidden), np.float32) for name, _ in bundle.states}
     snapshot = Snapshot(position, bundle.vocabulary.id_of(character), state)
-    return Tokens([key], ttl).seal(bundle, numerics, order, snapshot)
+    return ResumeTokens([key], ttl).seal(bundle, numerics, spec, snapshot)
 
 
 # Exactness

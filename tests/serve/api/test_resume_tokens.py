@@ -11,8 +11,8 @@ from servers import run_server
 
 from rill.bundle import Bundle
 from rill.sampling import Sampling
-from rill.serve.api.resume_tokens import MOST_STOPS, VERSION, Tokens, read_key
-from rill.serve.engine.stream import Order, Snapshot
+from rill.serve.api.resume_tokens import MOST_STOPS, VERSION, ResumeTokens, read_key
+from rill.serve.engine.stream import Snapshot, StreamSpec
 from rill.serve.errors import OtherModelError, StartError, TokenError
 from rill.vocabulary import Vocabulary
 
@@ -30,8 +30,8 @@ def bundle_of(parts=("state_h",), layers=2, hidden=3, model_id="5a" * 32):
 BUNDLE = bundle_of()
 
 
-def order_of(seed=1, sampling=PLAIN, stops=(), include_stop=False):
-    return Order(np.zeros(1, np.int64), 0, sampling, seed, 0, stops=stops, include_stop=include_stop)
+def spec_of(seed=1, sampling=PLAIN, stops=(), include_stop=False):
+    return StreamSpec(np.zeros(1, np.int64), 0, sampling, seed, 0, stops=stops, include_stop=include_stop)
 
 
 def snapshot_of(bundle, position=0, token=0, begun="", seed=0):
@@ -41,8 +41,8 @@ def snapshot_of(bundle, position=0, token=0, begun="", seed=0):
     return Snapshot(position, token, state, begun)
 
 
-def sealed(tokens, **order):
-    return tokens.seal(BUNDLE, NUMERICS, order_of(**order), snapshot_of(BUNDLE))
+def sealed(tokens, **spec):
+    return tokens.seal(BUNDLE, NUMERICS, spec_of(**spec), snapshot_of(BUNDLE))
 
 
 def float32(least=None, most=None, **options):
@@ -89,8 +89,8 @@ def test_what_goes_in_comes_out(cell, layers, hidden, position, last, seed, samp
     bundle = bundle_of(cell, layers, hidden)
     stops, begun = texts
     before = snapshot_of(bundle, position, last, begun, data)
-    tokens = Tokens([KEY], 60)
-    token = tokens.seal(bundle, NUMERICS, order_of(seed, sampling, stops, include_stop), before)
+    tokens = ResumeTokens([KEY], 60)
+    token = tokens.seal(bundle, NUMERICS, spec_of(seed, sampling, stops, include_stop), before)
 
     held = tokens.open(token, bundle, NUMERICS)
     after = held.snapshot
@@ -110,18 +110,18 @@ def test_what_goes_in_comes_out(cell, layers, hidden, position, last, seed, samp
 def test_a_token_is_at_most_200_bytes_longer_than_what_it_must_hold():
     """With as many stops as are allowed."""
     stops = tuple(f"{number:02}" for number in range(MOST_STOPS))
-    token = sealed(Tokens([KEY], 1), stops=stops)
+    token = sealed(ResumeTokens([KEY], 1), stops=stops)
     assert len(token) <= 4 * 2 * 3 + 200 + 2 * MOST_STOPS
 
 
 def test_the_texts_are_not_to_be_read_in_it():
-    token = sealed(Tokens([KEY], 0), stops=("a secret that nobody reads",), seed=0)
+    token = sealed(ResumeTokens([KEY], 0), stops=("a secret that nobody reads",), seed=0)
     assert b"secret" not in token
     assert token[0] == VERSION
 
 
 def test_equal_snapshots_have_different_tokens():
-    tokens = Tokens([KEY], 0)
+    tokens = ResumeTokens([KEY], 0)
     made = {sealed(tokens) for _ in range(100)}
     assert len(made) == 100
     assert len({token[17:] for token in made}) == 100  # not the nonces alone
@@ -135,7 +135,7 @@ def refusal(tokens, token):
 
 
 def test_no_damage_goes_unnoticed():
-    tokens = Tokens([KEY], 0)
+    tokens = ResumeTokens([KEY], 0)
     token = sealed(tokens, stops=("stop",), sampling=Sampling(logit_bias={1: -np.inf}))
     for bit in range(8 * len(token)):
         damaged = bytearray(token)
@@ -149,7 +149,7 @@ def test_no_damage_goes_unnoticed():
 
 @pytest.mark.parametrize("version", [0, 2, 255])
 def test_other_versions_are_refused(version):
-    tokens = Tokens([KEY], 0)
+    tokens = ResumeTokens([KEY], 0)
     assert refusal(tokens, bytes([version]) + sealed(tokens)[1:]) == "INVALID"
 
 
@@ -163,7 +163,7 @@ def test_other_versions_are_refused(version):
 @example(33, b"")
 def test_garbage_is_refused(head, garbage):
     """By itself, and behind the beginning of a good token."""
-    tokens = Tokens([KEY], 0)
+    tokens = ResumeTokens([KEY], 0)
     token = sealed(tokens)
     assert refusal(tokens, garbage) == "INVALID"
     if token[head:] != garbage:
@@ -171,7 +171,7 @@ def test_garbage_is_refused(head, garbage):
 
 
 def test_keys_are_rotated():
-    old, both, new = Tokens([KEY], 0), Tokens([OTHER_KEY, KEY], 0), Tokens([OTHER_KEY], 0)
+    old, both, new = ResumeTokens([KEY], 0), ResumeTokens([OTHER_KEY, KEY], 0), ResumeTokens([OTHER_KEY], 0)
     assert both.open(sealed(old), BUNDLE, NUMERICS).seed == 1
     assert new.open(sealed(both), BUNDLE, NUMERICS).seed == 1  # the first encrypts
     assert refusal(old, sealed(both)) == "INVALID"
@@ -181,7 +181,7 @@ def test_keys_are_rotated():
 def test_tokens_run_out(monkeypatch):
     clock = SimpleNamespace(now=1_000.0)
     monkeypatch.setattr("rill.serve.api.resume_tokens.time", SimpleNamespace(time=lambda: clock.now))
-    tokens, endless = Tokens([KEY], 10), Tokens([KEY], 0)
+    tokens, endless = ResumeTokens([KEY], 10), ResumeTokens([KEY], 0)
     token, always = sealed(tokens), sealed(endless)
     clock.now = 1_009.5
     assert tokens.open(token, BUNDLE, NUMERICS).seed == 1
@@ -194,7 +194,7 @@ def test_tokens_run_out(monkeypatch):
 
 
 def test_a_damaged_token_is_not_expired(monkeypatch):
-    tokens = Tokens([KEY], 10)
+    tokens = ResumeTokens([KEY], 10)
     token = sealed(tokens)
     monkeypatch.setattr("rill.serve.api.resume_tokens.time", SimpleNamespace(time=lambda: 1e10))
     assert refusal(tokens, token) == "EXPIRED"
@@ -202,7 +202,7 @@ def test_a_damaged_token_is_not_expired(monkeypatch):
 
 
 def test_another_model_is_told_from_other_numerics():
-    tokens = Tokens([KEY], 0)
+    tokens = ResumeTokens([KEY], 0)
     token = sealed(tokens)
     with pytest.raises(OtherModelError, match="'some'"):
         tokens.open(token, bundle_of(model_id="5a" * 15 + "5b" + "5a" * 16), NUMERICS)

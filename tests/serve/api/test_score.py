@@ -31,7 +31,7 @@ from rill.export.parity.compare import decode_feeds, session, zero_states
 from rill.export.parity.reference import Int8
 from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling
-from rill.serve.api.requests import Limits, order_of
+from rill.serve.api.requests import Limits, spec_of
 from rill.serve.api.score import CHECKED_AT_ONCE, Score, given_text, read
 from rill.serve.engine.decoder import CPU, Decoder
 from rill.serve.engine.rows import BUFFER
@@ -349,7 +349,7 @@ async def model(tiny):
 
 
 async def test_who_does_not_take_them_costs_nothing(model):
-    order = order_of(pb.GenerateRequest(), None, model, Limits())
+    spec = spec_of(pb.GenerateRequest(), None, model, Limits())
     text = await given_text("a" * (BUFFER + 5000), model, 10**6)
     goes_on, got = asyncio.Event(), []
 
@@ -358,7 +358,7 @@ async def test_who_does_not_take_them_costs_nothing(model):
         await goes_on.wait()
 
     async with model.slot() as slot:
-        reading = asyncio.create_task(read(model, slot, order, text, write))
+        reading = asyncio.create_task(read(model, slot, spec, text, write))
         while not got or model.engine.parked() == 0:
             await asyncio.sleep(0.01)
         assert model.engine._rows.table["made"][0] == BUFFER
@@ -366,7 +366,7 @@ async def test_who_does_not_take_them_costs_nothing(model):
         snapshot = await reading
     assert sum(map(len, got)) == len(text)
     assert (snapshot.position, snapshot.token) == (0, model.bundle.vocabulary.id_of("a"))
-    assert model.admission.running == 0
+    assert model.slots.running == 0
 
 
 def test_a_draining_server_ends_what_it_can(tiny_folder):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rill.serve.engine.device_turns import AHEAD_SECONDS, AWAY_SECONDS, CREDIT_SECONDS, Stage, Turnstile
+from rill.serve.engine.device_turns import AHEAD_SECONDS, AWAY_SECONDS, CREDIT_SECONDS, DeviceTurns, Stage
 
 TICK = 0.0001  # seconds of the simulation
 
@@ -31,7 +31,7 @@ class Engine:
 def simulate(engines, seconds, places=1):
     """Engines on one device, by a clock of its own; what they got is in them."""
     now = [0.0]
-    turnstile = Turnstile(places, lambda: now[0])
+    turnstile = DeviceTurns(places, lambda: now[0])
     lanes = [turnstile.lane() for _ in engines]
     next_at = [engine.begins for engine in engines]  # when it does what follows
     asked = [0.0] * len(engines)
@@ -103,7 +103,7 @@ def test_time_that_was_not_wanted_is_not_saved(early, late):
 @pytest.mark.parametrize("is_new", [True, False])
 def test_who_had_all_the_time_alone_has_no_debt(is_new):
     now = [0.0]
-    turnstile = Turnstile(1, lambda: now[0])
+    turnstile = DeviceTurns(1, lambda: now[0])
     old = turnstile.lane()
     other = None if is_new else turnstile.lane()
 
@@ -134,7 +134,7 @@ def test_an_urgent_round_waits_for_one_round_at_most():
 def test_urgent_rounds_count():
     """The model that had many has the less of the others."""
     now = [0.0]
-    turnstile = Turnstile(1, lambda: now[0])
+    turnstile = DeviceTurns(1, lambda: now[0])
     hasty, patient = turnstile.lane(), turnstile.lane()
     with turnstile.lock:
         hasty.ask(urgent=True)
@@ -169,7 +169,7 @@ def test_with_places_for_all_nobody_waits():
 
 def test_a_lane_that_is_closed_keeps_nobody():
     now = [0.0]
-    turnstile = Turnstile(1, lambda: now[0])
+    turnstile = DeviceTurns(1, lambda: now[0])
     behind, ahead = turnstile.lane(), turnstile.lane()
     with turnstile.lock:
         ahead.ask()
@@ -203,7 +203,7 @@ def test_the_places_are_never_too_many_and_nobody_starves(engines, places):
 
 
 def test_threads_exclude_one_another():
-    turnstile, inside, most, rounds = Turnstile(2), [0], [0], Counter()
+    turnstile, inside, most, rounds = DeviceTurns(2), [0], [0], Counter()
     lock, stop = threading.Lock(), threading.Event()
 
     def work(name):
@@ -232,7 +232,7 @@ def test_threads_exclude_one_another():
 
 
 def test_a_round_that_fails_gives_its_place_back():
-    turnstile = Turnstile()
+    turnstile = DeviceTurns()
     failing, other = turnstile.lane(), turnstile.lane()
     with pytest.raises(RuntimeError), failing.round():
         raise RuntimeError("out of memory")

@@ -18,8 +18,8 @@ from rill.export.parity.emulation import Emulation
 from rill.export.parity.float64 import Float64
 from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling, threshold, uniforms
-from rill.serve.api.requests import Limits, order_of
-from rill.serve.api.resume_tokens import Tokens
+from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.engine.decoder import CPU, Decoder
 from rill.serve.engine.stream import End
 from rill.serve.models.model import Model
@@ -240,7 +240,7 @@ async def test_a_golden_token_is_still_read(bundles):
     seed, text = TEXTS["fp32", "top-k"]
     # The graphs' bytes may change where the model does not; what a token says of the model does not matter here.
     bundle = replace(bundles["fp32"], model_id="60" * 32)
-    held = Tokens([bytes(32), bytes(range(32))], 60).open(TOKEN, bundle, "golden")
+    held = ResumeTokens([bytes(32), bytes(range(32))], 60).open(TOKEN, bundle, "golden")
     assert (held.seed, held.snapshot.position, held.same_numerics) == (seed, 40, True)
     assert held.sampling == replace(sampling_of(PARAMETERS["top-k"]), min_p=float(np.float32(0.02)))
     assert (held.stops, held.include_stop, held.snapshot.begun) == (golden_stops(text), True, text[30:40])
@@ -248,9 +248,9 @@ async def test_a_golden_token_is_still_read(bundles):
 
     model = Model(bundle, Decoder(bundle, CPU), 4, 4, 0.010)
     try:
-        order = order_of(pb.GenerateRequest(max_chars=110), held, model, Limits())
+        spec = spec_of(pb.GenerateRequest(max_chars=110), held, model, Limits())
         got, end = "", None
-        async with model.stream(order) as stream:
+        async with model.stream(spec) as stream:
             while end is None:
                 piece, end = await stream.take()
                 model.sent(stream, piece.text)

@@ -18,14 +18,14 @@ from rill.serve.engine.decoder import COHORT, CPU, Decoder
 from rill.serve.engine.loop import Delivery
 from rill.serve.engine.rows import BUFFER, PLAIN, TOP_K, TOP_P, Rows, kind_of
 from rill.serve.engine.states import States
-from rill.serve.engine.stream import End, Order
+from rill.serve.engine.stream import End, StreamSpec
 from rill.serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
 from rill.serve.models.model import TOLD_AT_ONCE, Model
-from rill.serve.models.slots import Admission
+from rill.serve.models.slots import Slots
 from rill.vocabulary import Vocabulary
 
 
-class Watched(Decoder):
+class ReloadedFiles(Decoder):
     """A decoder that remembers its rounds, and fails when told to."""
 
     def __init__(self, *arguments, **options):
@@ -44,16 +44,16 @@ class Watched(Decoder):
 
 @pytest.fixture
 async def model(tiny):
-    made = Model(tiny, Watched(tiny, CPU), 300, 2000, 0.010)
+    made = Model(tiny, ReloadedFiles(tiny, CPU), 300, 2000, 0.010)
     made.decoder = made.engine._decoder
     made.decoder.rounds.clear()  # those of the warm-up
     yield made
     made.engine.stop()
-    assert made.admission.running == 0
+    assert made.slots.running == 0
 
 
-def order(count, prompt=1, seed=0, **sampling):
-    return Order(np.ones(prompt, np.int64), prompt, Sampling(**sampling), seed, count, 0.0)
+def spec(count, prompt=1, seed=0, **sampling):
+    return StreamSpec(np.ones(prompt, np.int64), prompt, Sampling(**sampling), seed, count, 0.0)
 
 
 async def text_of(model, wanted):
@@ -72,14 +72,14 @@ async def read_on(model, stream):
 
 
 async def until_free(model):
-    while model.admission.running:
+    while model.slots.running:
         await asyncio.sleep(0.01)
 
 
 async def failing(model, told):
     """What comes of a stream that fails after `told` was called with its text: text, snapshot, error."""
     got, snapshot = "", None
-    async with model.stream(order(0)) as stream:
+    async with model.stream(spec(0)) as stream:
         try:
             while True:
                 piece, _ = await stream.take()
@@ -93,7 +93,7 @@ async def failing(model, told):
 
 async def test_a_failing_round_fails_its_streams_and_no_others(model):
     """What was made before it is sent, with a snapshot from which the same text goes on."""
-    expected = await text_of(model, order(10_000))
+    expected = await text_of(model, spec(10_000))
 
     def fail(got):
         model.decoder.fail = len(got) > 500
@@ -102,7 +102,7 @@ async def test_a_failing_round_fails_its_streams_and_no_others(model):
     assert type(error) is EngineError
     assert "out of memory" in str(error)
     assert snapshot.position == len(got)
-    rest = replace(order(50), prompt=np.array([snapshot.token]), position=len(got), state=snapshot.state)
+    rest = replace(spec(50), prompt=np.array([snapshot.token]), position=len(got), state=snapshot.state)
     assert got + await text_of(model, rest) == expected[: len(got) + 50]
     await until_free(model)
 
@@ -124,18 +124,18 @@ async def test_half_a_round_is_no_place_to_go_on_from(model, monkeypatch, stage)
     assert got
     assert snapshot is None
     failures.clear()
-    assert len(await text_of(model, order(20))) == 20
+    assert len(await text_of(model, spec(20))) == 20
     await until_free(model)
 
 
 async def test_an_engine_that_fails_for_good_says_so(tiny):
     """Each stream gets an answer, those that come later too."""
     broken = []
-    model = Model(tiny, Watched(tiny, CPU), 4, 4, 0.010, on_broken=broken.append)
+    model = Model(tiny, ReloadedFiles(tiny, CPU), 4, 4, 0.010, on_broken=broken.append)
     model.engine._decoder.run = lambda *arguments: 1 / 0
     for _ in range(2):
         with pytest.raises(EngineError, match="division by zero"):
-            await text_of(model, order(10))
+            await text_of(model, spec(10))
     await until_free(model)
     assert len(broken) == 2
     model.engine.stop()
@@ -152,19 +152,19 @@ async def test_a_failure_outside_a_round_hangs_nobody(model, monkeypatch, broken
             raise failures.pop()
         return right(self, *arguments)
 
-    async with model.stream(order(0)) as doomed:
+    async with model.stream(spec(0)) as doomed:
         await doomed.take()
         monkeypatch.setattr(engine_module.Engine, broken, fail_once)
         with pytest.raises(EngineError, match="broken"):
             await read_on(model, doomed)
-    assert len(await text_of(model, order(20))) == 20
+    assert len(await text_of(model, spec(20))) == 20
     await until_free(model)
 
 
 async def test_who_has_no_character_yet_goes_first_in_a_short_round(model):
-    async with model.stream(order(0)) as busy:
+    async with model.stream(spec(0)) as busy:
         await busy.take()
-        await asyncio.gather(*(text_of(model, order(1, prompt=5, seed=seed)) for seed in range(20)))
+        await asyncio.gather(*(text_of(model, spec(1, prompt=5, seed=seed)) for seed in range(20)))
     await until_free(model)
     # Those who come while such a round is running may find their characters in the long round after it.
     short = [rows for _, rows, time, prompted in model.decoder.rounds if prompted and time <= 5]
@@ -177,14 +177,14 @@ async def test_newcomers_starve_neither_kind_of_stream(model, kind):
 
     async def newcomers():
         while True:
-            await text_of(model, order(1, **kind))
+            await text_of(model, spec(1, **kind))
 
     async def read(stream):
         while True:
             piece, _ = await stream.take()
             model.sent(stream, piece.text)
 
-    async with model.stream(order(0)) as plain, model.stream(order(0, top_k=3)) as filtered:
+    async with model.stream(spec(0)) as plain, model.stream(spec(0, top_k=3)) as filtered:
         tasks = [asyncio.create_task(work) for work in (newcomers(), newcomers(), read(plain), read(filtered))]
         await asyncio.sleep(0.3)
         before = plain.sent, filtered.sent
@@ -218,9 +218,9 @@ async def test_a_stop_while_the_engine_wakes_is_not_lost(tiny, monkeypatch):
 
 
 async def test_rounds_are_of_one_kind_and_of_bounded_size(model):
-    plain = [text_of(model, order(400, seed=seed)) for seed in range(150)]
-    sampled = [text_of(model, order(400, seed=seed, top_p=0.9)) for seed in range(100)]
-    filtered = [text_of(model, order(400, seed=seed, top_k=5)) for seed in range(50)]
+    plain = [text_of(model, spec(400, seed=seed)) for seed in range(150)]
+    sampled = [text_of(model, spec(400, seed=seed, top_p=0.9)) for seed in range(100)]
+    filtered = [text_of(model, spec(400, seed=seed, top_k=5)) for seed in range(50)]
     await asyncio.gather(*plain, *sampled, *filtered)
     assert {variant for variant, *_ in model.decoder.rounds} == {"decode", "decode_top_p", "decode_top_k"}
     generating = [rows for _, rows, time, prompted in model.decoder.rounds if time > 1 and not prompted]
@@ -229,12 +229,12 @@ async def test_rounds_are_of_one_kind_and_of_bounded_size(model):
 
 
 async def test_a_parked_stream_is_in_no_round(model):
-    async with model.stream(order(0)) as unread:
+    async with model.stream(spec(0)) as unread:
         await unread.take()
         while model.engine.parked() == 0:
             await asyncio.sleep(0.01)
         model.decoder.rounds.clear()
-        await text_of(model, order(2000))
+        await text_of(model, spec(2000))
         assert max(rows for _, rows, _, _ in model.decoder.rounds) == 1
     await until_free(model)
 
@@ -248,8 +248,8 @@ async def test_paced_streams_do_not_ride_in_long_rounds(model):
                 piece, _ = await stream.take()
                 model.sent(stream, piece.text)
 
-    paced = [replace(order(0, seed=seed), chars_per_second=40.0) for seed in range(60)]
-    tasks = [asyncio.create_task(read(wanted)) for wanted in (*paced, order(0))]
+    paced = [replace(spec(0, seed=seed), chars_per_second=40.0) for seed in range(60)]
+    tasks = [asyncio.create_task(read(wanted)) for wanted in (*paced, spec(0))]
     await asyncio.sleep(0.5)
     model.decoder.rounds.clear()
     await asyncio.sleep(1)
@@ -266,7 +266,7 @@ async def test_paced_streams_do_not_ride_in_long_rounds(model):
 async def test_what_is_replayed_is_bounded_however_long_a_stop_is(model):
     """All of the text may be the beginning of a stop, for ever: 3,000 characters are held back, and none of it ends."""
     a = model.bundle.vocabulary.id_of("a")
-    wanted = replace(order(8000, temperature=0, logit_bias={a: 1e9}), stops=("a" * 3000 + "b",), resume_every=100)
+    wanted = replace(spec(8000, temperature=0, logit_bias={a: 1e9}), stops=("a" * 3000 + "b",), resume_every=100)
     assert await text_of(model, wanted) == "a" * 8000
     replays = [time for _, _, time, forced in model.decoder.rounds if forced and time > 1]
     assert len(replays) > 10
@@ -282,9 +282,9 @@ async def test_readers_are_told_less_often_where_calls_wait(tiny):
 
     model = Model(tiny, Slow(tiny, CPU), 1, 1, 0.010)
     try:
-        async with model.stream(order(0)) as stream:
-            waiting = asyncio.create_task(text_of(model, order(1)))
-            while not model.admission.waiting:
+        async with model.stream(spec(0)) as stream:
+            waiting = asyncio.create_task(text_of(model, spec(1)))
+            while not model.slots.waiting:
                 await asyncio.sleep(0)
             messages, begun = 0, time.monotonic()
             while time.monotonic() < begun + 0.7:
@@ -313,7 +313,7 @@ async def test_many_readers_are_told_in_several_iterations_of_the_event_loop(mod
 
 
 async def test_an_idle_engine_sleeps(model):
-    await text_of(model, order(10))
+    await text_of(model, spec(10))
     await until_free(model)
     model.decoder.rounds.clear()
     before = threading.active_count()
@@ -333,44 +333,44 @@ async def test_leaving_in_any_state_frees_the_slot(model):
 
 
 async def _leave(model, seed, wait):
-    async with model.stream(order(seed % 3 * 10, seed=seed)) as stream:
+    async with model.stream(spec(seed % 3 * 10, seed=seed)) as stream:
         if wait:
             await stream.take()
 
 
 async def test_a_slot_given_in_the_moment_of_cancellation_is_not_lost():
-    admission = Admission(1, 2)
-    slot = await admission.acquire()
-    waiting = asyncio.create_task(admission.acquire())
+    slots = Slots(1, 2)
+    slot = await slots.acquire()
+    waiting = asyncio.create_task(slots.acquire())
     await asyncio.sleep(0)
-    admission.release(slot)
+    slots.release(slot)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert admission.running == 0
-    assert await admission.acquire() == slot
+    assert slots.running == 0
+    assert await slots.acquire() == slot
 
 
 async def test_the_line_is_first_come_first_served_and_bounded():
-    admission = Admission(1, 2)
-    slot = await admission.acquire()
-    waiting = [asyncio.create_task(admission.acquire()) for _ in range(2)]
+    slots = Slots(1, 2)
+    slot = await slots.acquire()
+    waiting = [asyncio.create_task(slots.acquire()) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(WaitingLineFullError):
-        await admission.acquire()
-    admission.release(slot)
+        await slots.acquire()
+    slots.release(slot)
     assert await waiting[0] == slot
     assert not waiting[1].done()
-    admission.refuse(DrainingError("going away"))
+    slots.refuse(DrainingError("going away"))
     with pytest.raises(DrainingError):
         await waiting[1]
 
 
 def test_paces_limits_and_readers_bound_what_is_made():
     rows = Rows(4, 3)
-    rows.enter(0, Order(np.array([0]), 1, Sampling(), 0, 100, 0.0), now=10.0)
-    rows.enter(1, Order(np.array([0]), 1, Sampling(), 0, 0, 5.0), now=10.0)
-    rows.enter(2, Order(np.array([0]), 1, Sampling(), 0, 0, 0.0), now=10.0)
+    rows.enter(0, StreamSpec(np.array([0]), 1, Sampling(), 0, 100, 0.0), now=10.0)
+    rows.enter(1, StreamSpec(np.array([0]), 1, Sampling(), 0, 0, 5.0), now=10.0)
+    rows.enter(2, StreamSpec(np.array([0]), 1, Sampling(), 0, 0, 0.0), now=10.0)
     rows.settle()
     rows.table["buffer"] = 1000
     assert rows.room(now=10.0).tolist() == [100, 1, 1000]
@@ -388,9 +388,9 @@ def test_paces_limits_and_readers_bound_what_is_made():
 
 async def test_fixed_batch_sizes_change_no_text(tiny, model):
     """What a GPU gets: rows that take no step fill every round up."""
-    decoder = Watched(tiny, CPU, batch_sizes=(4, 16))
+    decoder = ReloadedFiles(tiny, CPU, batch_sizes=(4, 16))
     padded = Model(tiny, decoder, 40, 40, 0.010)
-    wanted = [order(120, prompt=1 + seed % 3, seed=seed, **({"top_p": 0.9} if seed % 2 else {})) for seed in range(40)]
+    wanted = [spec(120, prompt=1 + seed % 3, seed=seed, **({"top_p": 0.9} if seed % 2 else {})) for seed in range(40)]
     try:
         texts = await asyncio.gather(*(text_of(padded, each) for each in wanted))
     finally:
@@ -460,7 +460,7 @@ async def test_readers_are_told_now_and_then_and_not_after_each_round(model, mon
                 model.sent(stream, piece.text)
                 characters.append(len(piece.text))
 
-    tasks = [asyncio.create_task(read(order(0, seed=seed))) for seed in range(4)]
+    tasks = [asyncio.create_task(read(spec(0, seed=seed))) for seed in range(4)]
     while len(characters) < 40:
         await asyncio.sleep(0.01)
     for task in tasks:

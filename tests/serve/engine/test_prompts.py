@@ -12,11 +12,11 @@ from google.rpc.error_details_pb2 import BadRequest
 from random_models import LETTERS
 
 from rill.serve.api.requests import Limits
-from rill.serve.api.resume_tokens import Tokens
+from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.score import CHECKED_AT_ONCE
 from rill.serve.api.service import TextGeneration
 from rill.serve.engine.decoder import CPU, Decoder
-from rill.serve.engine.text_codec import Codec, GivenText, LongPrompt
+from rill.serve.engine.text_codec import GivenText, LongPrompt, TextCodec
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
@@ -64,7 +64,7 @@ def test_a_character_without_a_symbol_is_named(stub, at):
 
 @pytest.mark.parametrize("head", [[], [3]], ids=["new", "resumed"])
 def test_any_part_of_it_is_that_of_the_array(head):
-    codec = Codec(Vocabulary(LETTERS))
+    codec = TextCodec(Vocabulary(LETTERS))
     prompt, whole = LongPrompt(np.array(head, np.int64), GivenText("To be", codec)), [*head, *codec.encode("To be")]
     assert len(prompt) == len(whole)
     for start in range(len(whole) + 1):
@@ -78,9 +78,9 @@ def test_any_part_of_it_is_that_of_the_array(head):
 async def test_others_have_the_event_loop_between_its_parts(tiny, monkeypatch):
     """Whoever waits for it waits for `CHECKED_AT_ONCE` characters at most, however long a prompt is."""
     model = Model(tiny, Decoder(tiny, CPU), 4, 0, 0.010)
-    service = TextGeneration(SimpleNamespace(default=model, all=[model]), Tokens([bytes(32)], 0), Limits())
+    service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), Limits())
     seen, turns, reads = {}, 0, threading.Event()
-    encode = Codec.encode
+    encode = TextCodec.encode
 
     def counted(codec, text):
         if threading.current_thread() is threading.main_thread():
@@ -96,7 +96,7 @@ async def test_others_have_the_event_loop_between_its_parts(tiny, monkeypatch):
             turns += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(Codec, "encode", counted)
+    monkeypatch.setattr(TextCodec, "encode", counted)
     context = SimpleNamespace(
         invocation_metadata=tuple, set_trailing_metadata=lambda _: None, time_remaining=lambda: None, write=None
     )

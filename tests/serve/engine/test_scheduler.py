@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rill.sampling import Sampling
 from rill.serve.engine.rows import PLAIN, Round, Rows
 from rill.serve.engine.scheduler import SAVED_SECONDS, SHORT_SECONDS, TURN_SECONDS, TURN_STEPS, Scheduler, _company
-from rill.serve.engine.stream import Order
+from rill.serve.engine.stream import StreamSpec
 
 COHORT, ROUND_SECONDS, STEP = 4, 0.010, 0.0005  # a step takes as long however many rows there are
 PLAIN_SAMPLING, FILTERED = Sampling(), Sampling(top_k=3)
@@ -26,10 +26,10 @@ class Machine:
         self.now, self.step, self.orders, self.is_crowded = 100.0, step, {}, False
 
     def enter(self, slot, count=0, prompt=1, pace=0.0, sampling=PLAIN_SAMPLING):
-        order = Order(np.zeros(prompt, np.int64), prompt, sampling, 0, count, pace)
+        spec = StreamSpec(np.zeros(prompt, np.int64), prompt, sampling, 0, count, pace)
         self.rows.read[slot] = 0
-        self.rows.enter(slot, order, self.now)
-        self.orders[slot] = order
+        self.rows.enter(slot, spec, self.now)
+        self.orders[slot] = spec
 
     def plan(self):
         """The next round, not run."""

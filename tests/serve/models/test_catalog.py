@@ -18,10 +18,10 @@ from rill.bundle import MANIFEST, read_bundle
 from rill.client.sync import ServerError
 from rill.sampling import Sampling
 from rill.serve.engine.decoder import CPU, Decoder
-from rill.serve.engine.device_turns import Turnstile
-from rill.serve.engine.stream import End, Order
+from rill.serve.engine.device_turns import DeviceTurns
+from rill.serve.engine.stream import End, StreamSpec
 from rill.serve.errors import ModelNotFoundError, OtherModelError, StartError
-from rill.serve.models.catalog import Models
+from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
 from rill.serve.operate.server import Settings, _maker
 from rill.v1 import rill_pb2 as pb
@@ -208,7 +208,7 @@ def test_folders_that_cannot_be_served(what, tmp_path, store, run_command):
 
 @asynccontextmanager
 async def loaded(*paths):
-    models = Models(list(map(str, paths)), _maker(Settings([], max_streams=8), print))
+    models = Catalog(list(map(str, paths)), _maker(Settings([], max_streams=8), print))
     try:
         await models.start()
         yield models
@@ -221,8 +221,8 @@ def engines():
     return sum(thread.name == "rill-engine" for thread in threading.enumerate())
 
 
-def order(count, seed=0):
-    return Order(np.ones(1, np.int64), 1, Sampling(), seed, count)
+def spec(count, seed=0):
+    return StreamSpec(np.ones(1, np.int64), 1, Sampling(), seed, count)
 
 
 async def text_of(model, wanted):
@@ -249,7 +249,7 @@ async def test_the_old_model_and_its_memory_are_gone_with_its_last_stream(served
     async with loaded(served) as models:
         old, kept = models.served
         decoder = weakref.ref(old.engine._decoder)
-        async with old.stream(order(0)) as stream:
+        async with old.stream(spec(0)) as stream:
             put(store / "new/a", served / "a")
             await models.reload()
             assert models.named("b") is kept
@@ -267,14 +267,14 @@ async def test_the_old_model_and_its_memory_are_gone_with_its_last_stream(served
 async def test_a_stream_ends_with_the_text_that_it_began(served, store):
     async with loaded(served) as models:
         old = models.default
-        expected = await text_of(old, order(30_000))
-        async with old.stream(order(30_000)) as stream:
+        expected = await text_of(old, spec(30_000))
+        async with old.stream(spec(30_000)) as stream:
             first, _ = await stream.take()
             old.sent(stream, first.text)
             put(store / "new/a", served / "a")
             await asyncio.gather(models.reload(), models.reload())
             assert models.default is not old
-            assert await text_of(models.default, order(1000)) != expected[:1000]
+            assert await text_of(models.default, spec(1000)) != expected[:1000]
             assert first.text + await read_on(old, stream) == expected
         await until(lambda: len(models.all) == 2)
 
@@ -324,7 +324,7 @@ async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
             raise fails.pop()
         return make(bundle)
 
-    models = Models([str(served)], make_or_fail)
+    models = Catalog([str(served)], make_or_fail)
     await models.start()
     before = models.served
     put(store / "new/a", served / "a")
@@ -346,12 +346,12 @@ async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
             assert proceed.wait(20)
         return make(bundle)
 
-    models = Models([str(served)], make_slowly)
+    models = Catalog([str(served)], make_slowly)
     await models.start()
     put(store / "c", served / "c")
     reloading = asyncio.create_task(models.reload())
     await asyncio.sleep(0.05)
-    assert len(await text_of(models.default, order(1000))) == 1000
+    assert len(await text_of(models.default, spec(1000))) == 1000
     models.keep()  # the server is to stop meanwhile
     proceed.set()
     await reloading
@@ -399,10 +399,10 @@ class Timed(Decoder):
 
 async def test_busy_models_have_the_engine_for_equal_times(store):
     """One in long rounds, one in short ones: as many rounds each would be a tenth of the time."""
-    turnstile, models, readers = Turnstile(1), [], []
+    turnstile, models, readers = DeviceTurns(1), [], []
 
     async def read(model, seed):
-        async with model.stream(order(0, seed)) as stream:
+        async with model.stream(spec(0, seed)) as stream:
             while True:
                 piece, _ = await stream.take()
                 model.sent(stream, piece.text)
