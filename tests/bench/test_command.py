@@ -15,8 +15,8 @@ import psutil
 import pytest
 from servers import ROOT, Server
 
-from rill.bench.__main__ import main
 from rill.bench.bar import Bar
+from rill.bench.command import main
 from rill.bench.open import WARM_UP, arrivals
 from rill.bench.peers import installed_peers
 from rill.bench.run import Parts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from servers import ROOT
 
-from rill.bench.__main__ import main
+from rill.bench.command import main
 from rill.bench.errors import BenchError
 from rill.bench.plot import draw
 from rill.bench.profile import COUNTS, ENGINE, LOOP, read_profile
@@ -27,7 +27,7 @@ import json, sys
 place = sys.argv.index("--profile")
 path = sys.argv[place + 1]
 del sys.argv[place : place + 2]
-from rill.serve.__main__ import main
+from rill.serve.command import main
 status = main(sys.argv[1:])
 with open(path, "w") as file:
     json.dump({WRITTEN!r}, file)

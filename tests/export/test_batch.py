@@ -19,7 +19,7 @@ from servers import ROOT, wait_until
 
 from rill.bundle import MANIFEST, read_bundle
 from rill.export import pipeline as exporting
-from rill.export.__main__ import main
+from rill.export.command import main
 from rill.export.display import print_table
 from rill.export.jobs import Job, Row
 from rill.export.lock import exclusive

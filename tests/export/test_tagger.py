@@ -12,12 +12,12 @@ import torch
 from random_models import make_run, save_run
 
 from rill.bundle import MANIFEST, BundleError, manifest_of, read_bundle, write_bundle
-from rill.export.__main__ import main as export
+from rill.export.command import main as export
 from rill.export.parity.compare import ParityError
 from rill.export.parity.teacher_forced import Compared
 from rill.export.parity.verify import verify
 from rill.export.pipeline import build_bundle
-from rill.train.__main__ import main as train
+from rill.train.command import main as train
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.model import CharacterModel
 from rill.train.record.run import Run, load_run

@@ -13,7 +13,7 @@ from servers import ROOT
 
 from rill.bundle import FORMAT_VERSION, MANIFEST, BundleError, is_replaceable, read_bundle
 from rill.export import pipeline as exporting
-from rill.export.__main__ import main
+from rill.export.command import main
 from rill.export.parity.compare import ParityError
 from rill.train.config import ModelConfig
 

@@ -20,7 +20,7 @@ from rill.v1.rill_pb2_grpc import TextGenerationStub
 # A server whose graph fails as often as the file that is its first argument says.
 FAILING = """
 import pathlib, sys
-from rill.serve.__main__ import main
+from rill.serve.command import main
 from rill.serve.engine.decoder import Decoder
 
 faults, right = pathlib.Path(sys.argv.pop(1)), Decoder.run

@@ -14,7 +14,7 @@ from rill.v1 import rill_pb2
     ("module", "forbidden"),
     [
         (
-            "rill.serve.__main__",
+            "rill.serve.command",
             [
                 "torch",
                 "onnx",
@@ -38,7 +38,7 @@ from rill.v1 import rill_pb2
         ("rill.vocabulary", ["torch", "numpy"]),
         ("rill.train.nets.numpy_gru", ["torch"]),
         ("rill.train.record.report", ["torch", "matplotlib"]),
-        ("rill.train.__main__", ["rill.export", "rill.serve", "rill.v1", "rill.bench", "onnx", "onnxruntime", "grpc"]),
+        ("rill.train.command", ["rill.export", "rill.serve", "rill.v1", "rill.bench", "onnx", "onnxruntime", "grpc"]),
     ],
 )
 def test_what_a_module_loads(module, forbidden):
@@ -53,13 +53,13 @@ def test_a_serving_process_loads_neither_torch_nor_onnx(tiny_folder):
 import asyncio, sys
 from rill.client.sync import AsyncClient
 from rill.serve.api.requests import Limits
-from rill.serve.operate.server import Models, Settings, TextGeneration, Tokens, _listening, _maker, keys_of
+from rill.serve.operate.server import Catalog, ResumeTokens, Settings, TextGeneration, _listening, _maker, keys_of
 
 async def main():
     settings = Settings([{str(tiny_folder)!r}], port=0)
-    models = Models(settings.bundles, _maker(settings, print))
+    models = Catalog(settings.bundles, _maker(settings, print))
     await models.start()
-    service = TextGeneration(models, Tokens(keys_of(settings), settings.resume_ttl), Limits())
+    service = TextGeneration(models, ResumeTokens(keys_of(settings), settings.resume_ttl), Limits())
     async with _listening(service, models, settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
         text = "".join([piece async for piece in client.generate("a", max_chars=50, top_k=3)])
     await models.close()

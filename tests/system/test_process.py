@@ -88,7 +88,7 @@ def test_a_drained_server_lets_streams_finish_and_refuses_new_ones(tiny_folder):
         pieces = client.stream(pb.GenerateRequest(prompt="a", max_chars=60, chars_per_second=30))
         text = next(pieces).text
         with grpc.insecure_channel(running.target) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).StopTracker(health_pb2.HealthCheckRequest())
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             running.process.send_signal(signal.SIGTERM)
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING

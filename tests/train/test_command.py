@@ -17,7 +17,7 @@ import pytest
 import torch
 from training import After, assert_same_run, lines
 
-from rill.train.__main__ import main
+from rill.train.command import main
 from rill.train.config import TrainingConfig
 from rill.train.loop.checkpoint import Position
 from rill.train.loop.interrupt import Interrupt
@@ -130,7 +130,7 @@ def test_a_run_cut_at_any_step_ends_the_same(
     common = [*f"--hidden 16 --batch 4 --window 16 --dropout 0.1 {options}".split(), "--corpus", str(text)]
     assert main([*common, "--out", str(tmp_path / "whole")]) == 0
     cuts = iter([After(1), After(9), After(10**6)])
-    monkeypatch.setattr("rill.train.__main__.Interrupt", lambda: next(cuts))
+    monkeypatch.setattr("rill.train.command.Interrupt", lambda: next(cuts))
     for expected in (130, 130, 0):
         assert main([*common, "--out", str(tmp_path / "cut"), "--resume"]) == expected
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
@@ -214,7 +214,7 @@ def stopped_once(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted at step 5; what a test changes in it, it changes back."""
     folder = tmp_path_factory.mktemp("runs") / "stopped"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rill.train.__main__.Interrupt", lambda: After(5))
+        patch.setattr("rill.train.command.Interrupt", lambda: After(5))
         assert main(["--corpus", str(text), "--out", str(folder), *SMALL]) == 130
     return folder
 
@@ -302,7 +302,7 @@ def test_resume_refuses_the_checkpoint_of_another_run(
     stopped: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    monkeypatch.setattr("rill.train.__main__.Interrupt", lambda: After(5))
+    monkeypatch.setattr("rill.train.command.Interrupt", lambda: After(5))
     assert main(["--corpus", str(text), "--out", str(other), *SMALL, "--seed", "1"]) == 130
     (stopped / "trainer.pt").write_bytes((other / "trainer.pt").read_bytes())
     assert main(["--out", str(stopped), "--resume"]) == 2
@@ -346,7 +346,7 @@ def test_diverged_weights_are_never_saved(
         steps = "2"
         monkeypatch.setattr("rill.train.loop.trainer.CHECKPOINT_SECONDS", -1.0)
     if where == "interrupt":
-        monkeypatch.setattr("rill.train.__main__.Interrupt", lambda: After(1))
+        monkeypatch.setattr("rill.train.command.Interrupt", lambda: After(1))
     folder = tmp_path / "run"
     options = ["--validation", "0", "--steps", steps, "--evaluate-every", "5", "--learning-rate", "1e40"]
     assert main(["--corpus", str(text), "--out", str(folder), *TINY, *options]) == 2
@@ -364,7 +364,7 @@ def test_however_short_the_time_there_is_a_step_and_a_model(
     arguments = ["--corpus", str(text), "--out", str(folder), "--max-minutes", "1e-9", *TINY]
     if resumed:  # what is resumed has spent its time
         with monkeypatch.context() as patch:
-            patch.setattr("rill.train.__main__.Interrupt", lambda: After(0))
+            patch.setattr("rill.train.command.Interrupt", lambda: After(0))
             assert main(arguments) == 130
     assert main([*arguments, "--resume"]) == 0
     assert json.loads((folder / "summary.json").read_text())["steps"] == 1

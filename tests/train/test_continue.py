@@ -17,7 +17,7 @@ from random_models import SENTENCES, make_run, save_run
 from servers import ROOT
 from training import After, assert_same_run, lines
 
-from rill.train.__main__ import main
+from rill.train.command import main
 from rill.train.loop.start import adopt_weights, vocabulary_for
 from rill.train.loop.trainer import Trainer
 from rill.train.nets.model import CharacterModel
@@ -42,7 +42,7 @@ def whole(sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resume_cut(monkeypatch: pytest.MonkeyPatch, looks: int, *arguments: object) -> int:
     """`python -m rill.train ARGUMENTS --resume`, interrupted when it has looked so many times."""
     with monkeypatch.context() as patch:
-        patch.setattr("rill.train.__main__.Interrupt", lambda: After(looks))
+        patch.setattr("rill.train.command.Interrupt", lambda: After(looks))
         return main([*map(str, arguments), "--resume"])
 
 
@@ -119,8 +119,8 @@ def test_patience_is_remembered(sentences: Path, tmp_path: Path, monkeypatch: py
 KILLER = """
 import os, random, signal, sys, time
 import torch
-import rill.train.__main__, rill.train.loop.trainer
-from rill.train.__main__ import Interrupt, main
+import rill.train.command, rill.train.loop.trainer
+from rill.train.command import Interrupt, main
 
 class AtOnce(Interrupt):
     def __enter__(self):
@@ -133,9 +133,9 @@ torch.set_num_threads(1)
 rill.train.loop.trainer.SAMPLE_LENGTH = 5
 rill.train.loop.trainer.draw_curves = lambda *paths: None
 arguments = sys.argv[2:]
-rill.train.__main__.Interrupt = AtOnce  # a run of no steps, for all that is imported late
+rill.train.command.Interrupt = AtOnce  # a run of no steps, for all that is imported late
 main([*arguments, "--out", sys.argv[1] + " of no steps"])
-rill.train.__main__.Interrupt = Interrupt
+rill.train.command.Interrupt = Interrupt
 arguments += ["--out", sys.argv[1], "--resume"]
 moments = random.Random(0)
 kills = 0

@@ -16,7 +16,7 @@ from random_models import SENTENCES
 from torch import Tensor
 from training import After, lines
 
-from rill.train.__main__ import main
+from rill.train.command import main
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import CorpusError
 from rill.train.loop.optimizer import make_optimizer, state_names
@@ -347,7 +347,7 @@ def test_orthogonal_gates(cell: str, both_ways: bool) -> None:
 def test_a_run_begins_with_the_weights_asked_for(
     sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("rill.train.__main__.Interrupt", lambda: After(0))
+    monkeypatch.setattr("rill.train.command.Interrupt", lambda: After(0))
     folder = tmp_path / "run"
     assert main(["--corpus", str(sentences), "--out", str(folder), *TINY, "--initialization", how]) == 130
     model = first_weights(ModelConfig(hidden=8), len(set(SENTENCES)))
@@ -609,7 +609,7 @@ def test_a_run_by_recipe_goes_on_with_and_without_its_name(
     begin = ["--recipe", "mine.toml", "--corpus", str(sentences), "--hidden", "5"]
     assert main([*begin, "--out", "whole"]) == 0
     cuts = iter([After(3), After(3), After(3), After(10**6)])
-    monkeypatch.setattr("rill.train.__main__.Interrupt", lambda: next(cuts))
+    monkeypatch.setattr("rill.train.command.Interrupt", lambda: next(cuts))
     assert main([*begin, "--resume"]) == 130
     assert main(["--recipe", "mine.toml", "--resume"]) == 130  # the run's own --hidden counts, not the recipe's
     assert main(["--out", "runs/mine", "--resume"]) == 130

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from servers import ROOT
 
 import rill.train.record.recipe
-from rill.train.__main__ import HORIZONS, _configure, _parser
+from rill.train.command import HORIZONS, _configure, _parser
 from rill.train.config import INITIALIZATIONS, OPTIMIZERS, PREPARATIONS, ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError
 from rill.train.record.recipe import load_recipe, recipe_names

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from rill.train.__main__ import main
+from rill.train.command import main
 from rill.train.errors import ConfigError, CorpusError
 from rill.train.loop.team import Team
 from rill.train.loop.trainer import Trainer
@@ -84,7 +84,7 @@ def text_missing(patch: pytest.MonkeyPatch, rank: int) -> None:
         raise CorpusError("process 1 has no text")
 
     if rank == 1:
-        patch.setattr("rill.train.__main__.read_texts", read)
+        patch.setattr("rill.train.command.read_texts", read)
 
 
 class Job(NamedTuple):

@@ -16,11 +16,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from servers import run_server, wait_until
 
 from rill.client.sync import AsyncClient, Client, Security, ServerError
-from rill.serve.__main__ import _lack
 from rill.serve.access import bearer_tokens as bearer
 from rill.serve.access.bearer_tokens import CHECK_SECONDS, BearerTokens
 from rill.serve.access.certificates import Certificates
 from rill.serve.access.client_limits import ClientLimits
+from rill.serve.command import _lack
 from rill.serve.errors import ClientLimitError, StartError
 from rill.serve.operate.server import Settings, _certificates
 from rill.v1 import rill_pb2 as pb
@@ -315,7 +315,7 @@ def test_health_is_open(token_server):
     with grpc.insecure_channel(token_server.target) as channel:
         stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
         assert stub.Check(request).status == health_pb2.HealthCheckResponse.SERVING
-        watch = stub.StopTracker(request)
+        watch = stub.Watch(request)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
 

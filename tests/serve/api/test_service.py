@@ -212,7 +212,7 @@ def test_health(server):
         for service in ("", "rill.v1.TextGeneration"):
             request = health_pb2.HealthCheckRequest(service=service)
             assert stub.Check(request).status == health_pb2.HealthCheckResponse.SERVING
-            watch = stub.StopTracker(request)
+            watch = stub.Watch(request)
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             watch.cancel()
 

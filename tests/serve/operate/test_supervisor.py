@@ -19,7 +19,7 @@ from random_models import save_bundle
 from servers import ROOT, run_server, wait_until
 
 from rill.client.sync import Client, ServerError, generate_request
-from rill.serve.__main__ import main
+from rill.serve.command import main
 from rill.serve.errors import StartError
 from rill.serve.operate import server as server_module
 from rill.serve.operate.server import SERVICE, Settings
