@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from rill.bench.portable import portable_session
 from rill.bundle import Bundle
 from rill.sampling import Sampling
-from rill.serve.engine.decoder import Decoder, choose_device
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import choose_device
 from rill.serve.engine.rows import VARIANTS, kind_of
 from rill.serve.engine.states import States
 from rill.train.config import ModelConfig

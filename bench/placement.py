@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 
 from rill.bundle import FILES, BundleError, read_bundle
-from rill.serve.engine.decoder import choose_device, providers_of
+from rill.serve.engine.devices import choose_device, providers_of
 from rill.serve.errors import StartError
 
 

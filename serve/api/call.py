@@ -19,7 +19,7 @@ import grpc.aio
 from rill.serve.api.responses import CallTimes, Sendable
 from rill.serve.api.stalls import Wait
 from rill.serve.api.statuses import Context, code_of, reason_of
-from rill.serve.engine.stream import StreamSpec
+from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import ServeError
 from rill.serve.observe.metrics import ModelMetrics, call_latency_of, calls_of, rejections_of
 

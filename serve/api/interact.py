@@ -17,7 +17,7 @@ from rill.serve.api.requests import Limits, spec_of
 from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder, event_of
 from rill.serve.api.resume_tokens import Resumption
 from rill.serve.api.score import Floats, Score, given_text, read, snapshot_of
-from rill.serve.engine.stream import End, StreamSpec
+from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import DrainingError, OutOfOrderError, RequestError, ServeError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
@@ -173,43 +173,43 @@ class Interaction:
             request.logprobs = asked.logprobs
         spec = self._spec(request)
         if not (asked.stop or self._goes_on):
-            spec = replace(spec, stops=(), include_stop=False, begun="")
-        snapshot = replace(self._at.snapshot, begun=spec.begun)  # of these stops, if at all
+            spec = replace(spec, stops=(), include_stop=False, partial_stop="")
+        snapshot = replace(self._at.snapshot, partial_stop=spec.partial_stop)  # of these stops, if at all
         self._at = replace(self._at, snapshot=snapshot, stops=spec.stops, include_stop=spec.include_stop)
         self._may_pause = self._goes_on = True
-        times, first, end = CallTimes(time.monotonic()), spec.position, End.PAUSED
-        while end is End.PAUSED:
+        times, first, end = CallTimes(time.monotonic()), spec.position, FinishReason.PAUSED
+        while end is FinishReason.PAUSED:
             end = await self._make(spec, times, first)
-            if end is End.PAUSED:
+            if end is FinishReason.PAUSED:
                 if await self._interrupted():
                     return
                 spec = self._rest_of(spec)
         self._goes_on = False
 
-    async def _make(self, spec: StreamSpec, times: CallTimes, first: int) -> End:
+    async def _make(self, spec: StreamSpec, times: CallTimes, first: int) -> FinishReason:
         """Send what `spec` makes of a generation that began at position `first`; returns how that ended."""
         end = None
         with self._model.stream_in(self._slot, spec) as stream:
-            self._inbox.interrupt = partial(self._model.engine.end, stream, End.PAUSED)
+            self._inbox.interrupt = partial(self._model.engine.finish, stream, FinishReason.PAUSED)
             if self._inbox.waiting:
                 self._inbox.interrupt()
             while end is None:
-                piece, end = await stream.take()
+                piece, end = await stream.next_piece()
                 times.note(stream)
                 message = self._messages.output(self._model, stream, piece)
                 if stream.position == first:
                     message.seed = spec.seed
-                if end in (End.LENGTH, End.STOP):
+                if end in (FinishReason.LENGTH, FinishReason.STOP):
                     message.finish_reason = FINISH[end]
                     message.usage.CopyFrom(times.usage(0, stream.position + len(piece.text) - first))
                 if piece.text or message.finish_reason:
                     await self._output(self._messages.with_logprobs(message, self._model, stream, piece))
-                    self._model.sent(stream, piece.text)
+                    self._model.mark_sent(stream, piece.text)
                     self._call.generated(times, len(piece.text))
                 if piece.snapshot:
                     self._at = replace(self._at, snapshot=piece.snapshot)
         self._inbox.interrupt = None
-        if end is End.DRAINING:
+        if end is FinishReason.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
         return end
 
@@ -239,7 +239,7 @@ class Interaction:
             max_chars=left,
             position=snapshot.position,
             state=snapshot.state,
-            begun=snapshot.begun,
+            partial_stop=snapshot.partial_stop,
         )
 
     async def _pause(self) -> None:

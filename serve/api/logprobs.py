@@ -7,7 +7,7 @@ number and wire type in a byte, then its value. All lengths here are below 128, 
 import numpy as np
 from numpy.typing import NDArray
 
-from rill.serve.engine.stream import Logprobs
+from rill.serve.engine.types import Logprobs
 from rill.vocabulary import UNKNOWN, Vocabulary
 
 _CHARACTER, _LOGPROB, _ALTERNATIVE = b"\x0a", b"\x15", b"\x1a"  # 1: string, 2: float, 3: message

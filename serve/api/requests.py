@@ -8,8 +8,8 @@ import numpy as np
 
 from rill.sampling import Sampling, SamplingError
 from rill.serve.api.resume_tokens import MOST_STOPS, Resumption
-from rill.serve.engine.stream import StreamSpec
 from rill.serve.engine.text_codec import GivenText, LongPrompt
+from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import RequestError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
@@ -73,7 +73,7 @@ def spec_of(
         spec,
         stops=stops,
         include_stop=request.include_stop or (resumption.include_stop and not spec.stops),
-        begun=resumption.snapshot.begun if goes_on else "",
+        partial_stop=resumption.snapshot.partial_stop if goes_on else "",
         position=resumption.snapshot.position,
         state=resumption.snapshot.state,
     )

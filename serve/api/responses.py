@@ -6,16 +6,17 @@ from google.protobuf.message import Message
 
 from rill.serve.api.logprobs import varint
 from rill.serve.api.resume_tokens import ResumeTokens
-from rill.serve.engine.stream import End, Piece, Snapshot, Stream, StreamSpec
+from rill.serve.engine.stream import Stream
+from rill.serve.engine.types import FinishReason, Piece, Snapshot, StreamSpec
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
 Sendable = Message | bytes  # what is written to a call: a message, or the bytes of one
 
 FINISH = {
-    End.LENGTH: pb.FINISH_REASON_LENGTH,
-    End.STOP: pb.FINISH_REASON_STOP,
-    End.DRAINING: pb.FINISH_REASON_DRAINING,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.DRAINING: pb.FINISH_REASON_DRAINING,
 }
 _OUTPUT = b"\x1a"  # 3: message, of InteractResponse
 

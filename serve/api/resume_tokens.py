@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from rill.bundle import Bundle
 from rill.sampling import Sampling
-from rill.serve.engine.stream import Snapshot, StreamSpec
+from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import OtherModelError, StartError, TokenError
 
 VERSION = 1
@@ -85,8 +85,8 @@ class ResumeTokens:
             spec.include_stop,
             len(sampling.logit_bias),
             len(spec.stops),
-            next((at for at, stop in enumerate(spec.stops) if stop.startswith(snapshot.begun)), 0),
-            len(snapshot.begun),
+            next((at for at, stop in enumerate(spec.stops) if stop.startswith(snapshot.partial_stop)), 0),
+            len(snapshot.partial_stop),
         )
         biases = [_BIAS.pack(symbol, bias) for symbol, bias in sampling.logit_bias.items()]
         stops = [stop.encode() for stop in spec.stops]

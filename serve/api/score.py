@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.sampling import Sampling
-from rill.serve.engine.stream import End, Snapshot, StreamSpec
 from rill.serve.engine.text_codec import GivenText
+from rill.serve.engine.types import FinishReason, Snapshot, StreamSpec
 from rill.serve.errors import DrainingError, RequestError
 from rill.serve.models.model import Model
 from rill.vocabulary import UnknownCharacterError
@@ -79,11 +79,11 @@ async def read(
     end = None
     with model.stream_in(slot, _reading(spec, text)) as stream:
         while end is None:
-            piece, end = await stream.take()
+            piece, end = await stream.next_piece()
             if piece.logprobs:
                 await write(piece.logprobs.chosen)
-            model.sent(stream, piece.text)
-    if end is End.DRAINING:
+            model.mark_sent(stream, piece.text)
+    if end is FinishReason.DRAINING:
         raise DrainingError(f"the server is going away; it has read {stream.sent} of {len(text)} characters")
     assert piece.snapshot
     return replace(piece.snapshot, position=spec.position)  # nothing was generated
@@ -107,4 +107,4 @@ def snapshot_of(spec: StreamSpec, model: Model) -> Snapshot:
     """Of a stream that has not begun; it has one character to read."""
     bundle, (token,) = model.bundle, spec.prompt[:].tolist()
     zeros = np.zeros((bundle.layers, bundle.hidden), np.float32)
-    return Snapshot(spec.position, token, spec.state or {name: zeros for name, _ in bundle.states}, spec.begun)
+    return Snapshot(spec.position, token, spec.state or {name: zeros for name, _ in bundle.states}, spec.partial_stop)

@@ -16,7 +16,8 @@ from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.score import CHECKED_AT_ONCE, Floats, Score, given_text, read
 from rill.serve.api.stalls import StallWatch
 from rill.serve.api.statuses import Context, set_status
-from rill.serve.engine.stream import End, Stream, StreamSpec
+from rill.serve.engine.stream import Stream
+from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import DrainingError, OutOfOrderError, ServeError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
@@ -55,7 +56,7 @@ def _refusal(service: "TextGeneration", method: str) -> Any:
     async def refuse(self: TextGeneration, request: Any, context: Context, call: Call) -> None:
         model = self._models.default
         call.found(model.metrics)
-        raise model.slots.full()
+        raise model.slots.full_error()
 
     refuse.__name__ = method
     handler: Any = grpc.stream_stream_rpc_method_handler(MethodType(_statuses(refuse), service))
@@ -98,21 +99,21 @@ class TextGeneration(TextGenerationServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
         """Stream text; see rill.proto."""
         model = self._model(call, request.model, request.resume_token)
-        with self._clients.place(context), model.call:
+        with self._clients.place(context), model.in_flight:
             spec = await self._spec(request, model, context)
             async with model.slot() as slot:
                 call.joined(spec)
                 with model.stream_in(slot, spec) as stream:
                     end = await self._send(model, stream, call)
-        if end is End.DRAINING:
+        if end is FinishReason.DRAINING:
             raise DrainingError("the server is going away; the text ends early")
 
-    async def _send(self, model: Model, stream: Stream, call: Call) -> End:
+    async def _send(self, model: Model, stream: Stream, call: Call) -> FinishReason:
         """Send a stream's messages; returns how it ended."""
         times, spec = CallTimes(call.arrived), stream.spec
         end, first = None, True
         while end is None:
-            piece, end = await stream.take()
+            piece, end = await stream.next_piece()
             times.note(stream)
             message = self.messages.output(model, stream, piece)
             if first:
@@ -123,7 +124,7 @@ class TextGeneration(TextGenerationServicer):
                 message.finish_reason = FINISH[end]
                 message.usage.CopyFrom(times.usage(spec.prompt_chars, stream.sent + len(piece.text)))
             await call.write(self.messages.with_logprobs(message, model, stream, piece))
-            model.sent(stream, piece.text)
+            model.mark_sent(stream, piece.text)
             call.generated(times, len(piece.text))
         call.end = end.value
         return end
@@ -140,7 +141,7 @@ class TextGeneration(TextGenerationServicer):
             asked = first.open
             model = self._model(call, asked.model, asked.resume_token)
             request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
-            with self._clients.place(context), model.call:
+            with self._clients.place(context), model.in_flight:
                 spec = await self._spec(request, model, context)
                 async with model.slot() as slot:
                     call.joined(spec)
@@ -159,7 +160,7 @@ class TextGeneration(TextGenerationServicer):
             score.add(logprobs)
             call.scored(len(logprobs))
 
-        with self._clients.place(context), model.call:
+        with self._clients.place(context), model.in_flight:
             spec = await self._spec(pb.GenerateRequest(resume_token=request.resume_token), model, context)
             text = await given_text(request.text, model, self._limits.score)
             async with model.slot() as slot:
@@ -188,7 +189,7 @@ class TextGeneration(TextGenerationServicer):
 
     async def _spec(self, request: pb.GenerateRequest, model: Model, context: Context) -> StreamSpec:
         """What to generate; the client is told if its token comes from where texts may have other bits."""
-        model.slots.require_room()
+        model.slots.require_capacity()
         resumption = None
         if request.resume_token:
             resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
@@ -205,9 +206,9 @@ class TextGeneration(TextGenerationServicer):
         if self.draining:
             raise DrainingError("the server is going away and takes no new streams")
         if name:
-            model = self._models.named(name)
+            model = self._models.by_name(name)
         else:
-            model = self._models.with_id(self._tokens.model_of(token)) if token else self._models.default
+            model = self._models.by_id_prefix(self._tokens.model_of(token)) if token else self._models.default
         call.found(model.metrics)
         return model
 

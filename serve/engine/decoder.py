@@ -1,37 +1,28 @@
 """ONNX Runtime: which device, which session, and what a text's bits depend on."""
 
-import ctypes
 import json
-import logging
-import os
-import platform
-import sys
 from collections.abc import Mapping
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rill.bundle import Bundle
+from rill.serve.engine.devices import CUDA, providers_of
 from rill.serve.engine.graph_safety import require_self_contained
 from rill.serve.engine.rows import VARIANTS
 from rill.serve.errors import StartError
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-COHORT = 64  # rows of a round on a CPU: with more, a character costs as much
+MAX_ROWS = 64  # rows of a round on a CPU: with more, a character costs as much
 CUDA_BATCHES = (1, 8, 64, 256)
 LONGEST_ERROR = 500  # characters
 MADE = ("tokens", "logprobs", "top_tokens", "top_logprobs")  # outputs of a serving graph, all but the first of one only
-
-log = logging.getLogger("rill")
 
 
 class Decoder:
     """The serving graphs of one bundle, loaded on one device, whose memory ONNX Runtime may use up to `memory` bytes.
 
-    `batch_sizes` are those that the graphs are run with; without any, all are. A round beyond `cohort` rows gains
+    `batch_sizes` are those that the graphs are run with; without any, all are. A round beyond `max_rows` rows gains
     nothing; `warm_up` are the numbers of rows that are run at start. Raises StartError if the bundle cannot be served
     there.
     """
@@ -57,8 +48,8 @@ class Decoder:
         self.device = "cuda" if provider == CUDA else "cpu"
         # Kernels are chosen by shape on a GPU: a stream's bits must not depend on how many others there are.
         self._batch_sizes = batch_sizes or (CUDA_BATCHES if provider == CUDA else ())
-        self.cohort = self._batch_sizes[-1] if self._batch_sizes else COHORT
-        self.warm_up = self._batch_sizes or (1, 8, COHORT)
+        self.max_rows = self._batch_sizes[-1] if self._batch_sizes else MAX_ROWS
+        self.warm_up = self._batch_sizes or (1, 8, MAX_ROWS)
         self._states = [name for name, _ in bundle.states]
         self._sessions = {}
         for key in VARIANTS:
@@ -130,14 +121,6 @@ def one_line(error: Exception) -> str:
     return said if len(said) <= LONGEST_ERROR else said[:LONGEST_ERROR] + "…"
 
 
-def providers_of(provider: str, device_id: int, memory: int) -> list[Any]:
-    """What a session is made with; `memory` in bytes, 0 for all. float32 is float32 on a GPU too, not TF32."""
-    if provider == CPU:
-        return [CPU]
-    limits = {"gpu_mem_limit": memory} if memory else {}
-    return [(provider, {"device_id": device_id, "use_tf32": 0, **limits})]
-
-
 def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> None:
     """Raise StartError unless a serving graph is one of this bundle's model: its states and its vocabulary."""
 
@@ -162,69 +145,3 @@ def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> Non
         is_the_same = False
     if not is_the_same:
         raise refuse("has another vocabulary than the manifest")
-
-
-def choose_device(device: str) -> tuple[str, int]:
-    """The execution provider and device id for `auto`, `cpu`, `cuda` or `cuda:N`. Raises StartError if it is not here.
-
-    Looks for a GPU itself, because asking ONNX Runtime for one that is not there prints errors.
-    """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise StartError(f"--device {device!r} is none of auto, cpu, cuda and cuda:N")
-    if kind == "cpu":
-        return CPU, 0
-    count = gpu_count()
-    built = CUDA in ort.get_available_providers()
-    if kind == "auto" and not (count and built):
-        return CPU, 0
-    if not built:
-        raise StartError("--device cuda: this ONNX Runtime is built without CUDA; install onnxruntime-gpu alone")
-    if count <= int(index or 0):
-        raise StartError(
-            f"--device {device}: {count or 'no'} NVIDIA GPU found on this machine; use --device cpu or auto"
-        )
-    ort.preload_dlls()
-    return CUDA, int(index or 0)
-
-
-def gpu_count() -> int:
-    """NVIDIA GPUs that the driver shows; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def warn_of_two_runtimes() -> None:
-    """Say so if both distributions of ONNX Runtime are installed: they overwrite each other's files."""
-    installed = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            installed.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    if len(installed) > 1:
-        both = " and ".join(installed)
-        log.warning("%s are both installed and overwrite each other: uninstall both, then install one", both)
-
-
-def numerics(provider: str) -> str:
-    """What the bits of a text depend on beside the bundle and the request: equal strings, equal texts."""
-    kind = "cuda" if provider == CUDA else f"cpu-{platform.machine().lower()}-{_instruction_set()}"
-    return f"onnxruntime-{ort.__version__}-{kind}"
-
-
-def _instruction_set() -> str:
-    """The widest vector instructions, by which ONNX Runtime chooses its kernels; else the processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        words = set(info.read_text(errors="replace").split())
-        for name in ("avx512f", "avx2", "avx", "sve", "asimd"):
-            if name in words:
-                return name
-    return (platform.processor() or os.name).replace(" ", "_").lower()

@@ -1,8 +1,9 @@
-"""Turns of the models that share a device: by time, and next is who has had the least of it.
+"""Turns of the models that share a device: by time; the next turn goes to the model that has used the least of it.
 
-Two engines whose rounds run at once on one core only disturb each other. So each has a lane of the device's turnstile,
-which lets as many rounds through at a time as there are places. A model with short rounds is between two of them when
-a long one ends; if it is behind, the place is kept for it, or else calls would be shared and not time.
+Two engines whose rounds run at once on one core only slow each other down. So each engine is a participant of the
+device's turns, and as many rounds run at a time as the device has capacity for. When a long round ends, a model with
+short rounds is often between two of them; if it is behind, capacity is kept for it, or else the models would share
+the number of rounds and not the time.
 """
 
 import threading
@@ -11,113 +12,114 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
-AHEAD_SECONDS = 0.010  # that a lane may have had more than one that is between two rounds, before it waits for that one
-AWAY_SECONDS = 0.005  # after which nobody waits for it any more
-CREDIT_SECONDS = 0.010  # that a lane which comes back may have had less than the others; what it did not want is lost
+AHEAD_SECONDS = 0.010  # that a participant may be ahead of one that is between two rounds, before it waits for that one
+AWAY_SECONDS = 0.005  # after which nobody waits any longer for a participant between two rounds
+CREDIT_SECONDS = 0.010  # that a returning participant may be behind the others; idle time earns no more than this
 
 
-class Stage(Enum):
-    """What a lane is doing."""
+class TurnState(Enum):
+    """What a participant is doing."""
 
     IDLE = "idle"
-    WAITS = "waits"
-    RUNS = "runs"
+    WAITING = "waiting"
+    RUNNING = "running"
     BETWEEN = "between"  # two rounds
 
 
 class DeviceTurns:
-    """Lets rounds through, at most `places` at a time. `clock` counts seconds."""
+    """Grants turns on one device, at most `capacity` at a time. `clock` counts seconds."""
 
-    def __init__(self, places: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, capacity: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock, self.clock = threading.Lock(), clock
-        self.lanes: list[Lane] = []
-        self.least = 0.0  # seconds that the busy lane with the least has had: never falls
-        self._places = places
+        self.participants: list[Participant] = []
+        self.floor = 0.0  # seconds used by the busy participant that has used the least; never falls
+        self._capacity = capacity
 
-    def lane(self) -> "Lane":
-        """A new lane, for one engine."""
+    def join(self) -> "Participant":
+        """A new participant, for one engine."""
         with self.lock:
-            self.lanes.append(Lane(self))
-            return self.lanes[-1]
+            self.participants.append(Participant(self))
+            return self.participants[-1]
 
-    def let_through(self) -> None:
-        """Let go who may: the urgent ones first, then who has had the least. The caller has the lock."""
+    def grant_turns(self) -> None:
+        """Grant the turns that fit: urgent ones first, then by least time used. The caller has the lock."""
         now = self.clock()
-        waiting, between, free = [], [], self._places
-        for lane in self.lanes:
-            match lane.stage:
-                case Stage.WAITS:
-                    waiting.append(lane)
-                case Stage.RUNS:
+        waiting, between, free = [], [], self._capacity
+        for each in self.participants:
+            match each.state:
+                case TurnState.WAITING:
+                    waiting.append(each)
+                case TurnState.RUNNING:
                     free -= 1
-                case Stage.BETWEEN if now - lane.since > AWAY_SECONDS:
-                    lane.stage = Stage.IDLE
-                case Stage.BETWEEN:
-                    between.append(lane)
-        waiting.sort(key=lambda lane: (not lane.urgent, lane.had))
-        for lane in waiting:
-            kept = 0 if lane.urgent else sum(other.had + AHEAD_SECONDS < lane.had for other in between)
+                case TurnState.BETWEEN if now - each.since > AWAY_SECONDS:
+                    each.state = TurnState.IDLE
+                case TurnState.BETWEEN:
+                    between.append(each)
+        waiting.sort(key=lambda each: (not each.urgent, each.seconds_used))
+        for each in waiting:
+            behind = each.seconds_used - AHEAD_SECONDS
+            kept = 0 if each.urgent else sum(other.seconds_used < behind for other in between)
             if free <= kept:
-                return  # those behind it have had more
-            lane.go()
+                return  # all that follow have used more
+            each.grant()
             free -= 1
 
 
-class Lane:
-    """One engine's way through a turnstile; used by one thread at a time."""
+class Participant:
+    """One engine among those that share a device; used by one thread at a time."""
 
-    def __init__(self, turnstile: DeviceTurns) -> None:
-        self._turnstile = turnstile
-        self._opens = threading.Condition(turnstile.lock)
-        self.stage, self.urgent = Stage.IDLE, False
-        self.had = turnstile.least  # seconds of rounds, or what counts as such
-        self.since = 0.0  # when it began to run, or ended
+    def __init__(self, turns: DeviceTurns) -> None:
+        self._turns = turns
+        self._granted = threading.Condition(turns.lock)
+        self.state, self.urgent = TurnState.IDLE, False
+        self.seconds_used = turns.floor  # in rounds, or credited
+        self.since = 0.0  # when its current round began, or its last one ended
 
     @contextmanager
-    def round(self, urgent: bool = False) -> Iterator[None]:
-        """Wait for a place, and have it. An urgent round comes before all that are not; it counts like any other."""
-        with self._turnstile.lock:
-            self.ask(urgent)
-            while self.stage is Stage.WAITS:
-                self._opens.wait(AWAY_SECONDS)
-                self._turnstile.let_through()
+    def turn(self, urgent: bool = False) -> Iterator[None]:
+        """Wait for a turn, and hold it. An urgent turn comes before others; its time counts like any other."""
+        with self._turns.lock:
+            self.request(urgent)
+            while self.state is TurnState.WAITING:
+                self._granted.wait(AWAY_SECONDS)
+                self._turns.grant_turns()
         try:
             yield
         finally:
-            with self._turnstile.lock:
-                self.done()
+            with self._turns.lock:
+                self.release()
 
     def idle(self) -> None:
-        """There is no next round for now: nobody waits for it."""
-        with self._turnstile.lock:
-            self.stage = Stage.IDLE
-            self._turnstile.let_through()
+        """Say that there is no next round for now, so that nobody waits for it."""
+        with self._turns.lock:
+            self.state = TurnState.IDLE
+            self._turns.grant_turns()
 
     def close(self) -> None:
-        """There will be no round any more."""
-        with self._turnstile.lock:
-            self._turnstile.lanes.remove(self)
-            self._turnstile.let_through()
+        """Leave for good."""
+        with self._turns.lock:
+            self._turns.participants.remove(self)
+            self._turns.grant_turns()
 
-    # ---- with the lock
+    # ---- the caller has the lock
 
-    def ask(self, urgent: bool = False) -> None:
-        """Wait from now on; it may be let through at once."""
-        if self.stage is Stage.IDLE:
-            self.had = max(self.had, self._turnstile.least - CREDIT_SECONDS)
-        self.stage, self.urgent = Stage.WAITS, urgent
-        self._turnstile.let_through()
+    def request(self, urgent: bool = False) -> None:
+        """Wait from now on; the turn may be granted at once."""
+        if self.state is TurnState.IDLE:
+            self.seconds_used = max(self.seconds_used, self._turns.floor - CREDIT_SECONDS)
+        self.state, self.urgent = TurnState.WAITING, urgent
+        self._turns.grant_turns()
 
-    def go(self) -> None:
-        """A place is free for it."""
-        self.stage, self.since = Stage.RUNS, self._turnstile.clock()
-        self._opens.notify()
+    def grant(self) -> None:
+        """Begin the turn."""
+        self.state, self.since = TurnState.RUNNING, self._turns.clock()
+        self._granted.notify()
 
-    def done(self) -> None:
-        """The round is over."""
-        turnstile, now = self._turnstile, self._turnstile.clock()
-        self.had += now - self.since
-        self.stage, self.since = Stage.BETWEEN, now
-        busy = [lane.had for lane in turnstile.lanes if lane.stage is not Stage.IDLE]
-        turnstile.least = max(turnstile.least, min(busy))
-        turnstile.let_through()
+    def release(self) -> None:
+        """End the turn, and add its time."""
+        turns, now = self._turns, self._turns.clock()
+        self.seconds_used += now - self.since
+        self.state, self.since = TurnState.BETWEEN, now
+        busy = [each.seconds_used for each in turns.participants if each.state is not TurnState.IDLE]
+        turns.floor = max(turns.floor, min(busy))
+        turns.grant_turns()

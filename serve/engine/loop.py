@@ -1,7 +1,7 @@
 """The engine: all live streams of a model advance together, in rounds.
 
 One thread owns the serving graphs. Again and again it plans a round (`_schedule`: which rows, how many steps), runs it
-(`_run`) and hands what was made to the event loop in one go (`_hand_over`). Streams join and leave between rounds, so
+(`_run`) and hands what was made to the event loop in one go (`_flush`). Streams join and leave between rounds, so
 that a cancellation or a deadline takes effect within one. Streams whose reader is behind are parked: they are in no
 round and cost nothing.
 """
@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.serve.engine.decoder import Decoder
-from rill.serve.engine.device_turns import Lane
+from rill.serve.engine.device_turns import Participant
 from rill.serve.engine.output import OutputProcessor, pieces
 from rill.serve.engine.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, Round, Rows
 from rill.serve.engine.scheduler import Scheduler
 from rill.serve.engine.states import Batch, States
-from rill.serve.engine.stream import End, Piece, Stream
+from rill.serve.engine.stream import Delivery, Stream
 from rill.serve.engine.text_codec import Ids, TextCodec
-from rill.serve.errors import BrokenEngineError, DrainingError, EngineError, ServeError
+from rill.serve.engine.types import FinishReason, Piece
+from rill.serve.errors import BrokenEngineError, DrainingError, EngineError
 from rill.serve.observe.metrics import ModelMetrics
 
 IDLE_SECONDS = 60.0  # how long the engine sleeps at most
@@ -42,27 +42,12 @@ Arrays = Mapping[str, NDArray[Any]]
 log = logging.getLogger("rill")
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """What has happened since the last one: what a round made, and the streams that are gone.
-
-    `pieces` are those of `streams`, in the same order. The streams in `gone` have left the engine, and their slots are
-    free: because of `error`, after their pieces, because they were left (None), or at their end.
-    """
-
-    streams: Sequence[Stream]
-    pieces: Callable[[], list[Piece]]  # decoded by the event loop, while the engine runs the next round
-    gone: Mapping[Stream, End | None]
-    error: ServeError | None = None
-    readers: Sequence[Stream] = ()  # who are to be told that there is text
-
-
 class Engine:
     """Rounds over the streams of one model; its public methods are called from the event loop.
 
     `deliver` is called on `loop`, the event loop, with what each round made. A round lasts about `round_seconds` at
-    most, or one step; it goes through `lane`. `is_crowded` says whether calls wait for a slot. An engine may be made in
-    any thread.
+    most, or one step; it takes turns as `participant`. `is_crowded` says whether calls wait for a slot. An engine may
+    be made in any thread.
     """
 
     def __init__(
@@ -73,21 +58,21 @@ class Engine:
         states: States,
         deliver: Callable[[Delivery], None],
         round_seconds: float,
-        lane: Lane,
+        participant: Participant,
         loop: asyncio.AbstractEventLoop,
         metrics: ModelMetrics,
         is_crowded: Callable[[], bool],
     ) -> None:
         self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
-        self._harvester = OutputProcessor(decoder, codec, rows, states)
+        self._output = OutputProcessor(decoder, codec, rows, states)
         self._scheduler = Scheduler(rows, decoder, round_seconds)
         self._inbox: deque[tuple[Callable[[Stream], None], Stream]] = deque()
         self._outbox: list[Delivery] = []
         self._streams: dict[int, Stream] = {}
-        self._due: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
+        self._notify_at: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
         self._wake = threading.Event()
         self._idle = self._stopping = self._is_updating = False
-        self._lane, self._loop, self._metrics, self._is_crowded = lane, loop, metrics, is_crowded
+        self._participant, self._loop, self._metrics, self._is_crowded = participant, loop, metrics, is_crowded
         self._rounds: list[tuple[int, int, float]] = []  # that the metrics do not have yet: rows, steps, seconds
         self._warm_up()
         self._thread = threading.Thread(target=self._main, name="rill-engine", daemon=True)
@@ -98,21 +83,21 @@ class Engine:
     def join(self, stream: Stream) -> None:
         """Let `stream` take part in the rounds from now on, in its slot, which is free."""
         self._rows.read[stream.slot] = stream.position
-        self._ask(self._enter, stream)
+        self._enqueue(self._enter, stream)
 
     def leave(self, stream: Stream) -> None:
         """Forget `stream`, whatever it is doing; a Delivery says when it is gone."""
-        self._ask(self._forget, stream)
+        self._enqueue(self._remove, stream)
 
-    def end(self, stream: Stream, why: End) -> None:
+    def finish(self, stream: Stream, why: FinishReason) -> None:
         """End `stream` where it is, with a snapshot, unless it has ended; a Delivery says when it is gone."""
-        self._ask(partial(self._end, why), stream)
+        self._enqueue(partial(self._finish, why), stream)
 
-    def read(self, stream: Stream, characters: int) -> None:
+    def mark_read(self, stream: Stream, characters: int) -> None:
         """The reader of `stream`, which is not gone, has taken so many more characters."""
         self._rows.read[stream.slot] += characters
         # While the engine sleeps, only what its reader has kept from going on can go on now.
-        if self._idle and self._rows.was_behind(stream.slot, characters):
+        if self._idle and self._rows.was_blocked_by_reader(stream.slot, characters):
             self._wake.set()
 
     def parked(self) -> int:
@@ -125,7 +110,7 @@ class Engine:
         self._wake.set()
         self._thread.join()
 
-    def _ask(self, what: Callable[[Stream], None], stream: Stream) -> None:
+    def _enqueue(self, what: Callable[[Stream], None], stream: Stream) -> None:
         self._inbox.append((what, stream))
         self._wake.set()
 
@@ -136,7 +121,7 @@ class Engine:
             zeros = np.zeros(len(slots), np.int64)
             r = Round(slots, zeros + 4, zeros, kind, self._decoder.padding(len(slots)))
             for _ in range(2):
-                with self._lane.round():
+                with self._participant.turn():
                     started = time.perf_counter()
                     self._decoder.run(r.variant, self._rows.feeds(r), self._states.batch(self._rows.batch(r)))
             self._scheduler.times.learn(r, time.perf_counter() - started)
@@ -147,7 +132,7 @@ class Engine:
         while True:
             self._wake.clear()
             if self._stopping:  # looked at after clearing: a stop that comes later wakes us again
-                self._lane.close()
+                self._participant.close()
                 return
             planned = None
             try:
@@ -157,7 +142,7 @@ class Engine:
                 if planned:
                     self._run(planned, now)
                 else:
-                    self._hand_over()
+                    self._flush()
                     self._sleep()
             except Exception as error:  # whatever it is: its streams cannot go on, the others can
                 log.exception("an engine round failed")
@@ -174,17 +159,17 @@ class Engine:
     def _enter(self, stream: Stream) -> None:
         self._streams[stream.slot] = stream
         self._rows.enter(stream.slot, stream.spec, time.monotonic())
-        self._harvester.enter(stream.slot, stream.spec)
+        self._output.enter(stream.slot, stream.spec)
         self._states.begin(stream.slot, stream.spec.state)
 
-    def _forget(self, stream: Stream) -> None:
+    def _remove(self, stream: Stream) -> None:
         if self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
             self._release(stream.slot)
             self._outbox.append(Delivery((), list, {stream: None}))
 
-    def _end(self, why: End, stream: Stream) -> None:
+    def _finish(self, why: FinishReason, stream: Stream) -> None:
         if self._streams.get(stream.slot) is stream:
-            snapshot = self._harvester.snapshot(stream.slot)
+            snapshot = self._output.snapshot(stream.slot)
             self._release(stream.slot)
             if snapshot:
                 self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: why}))
@@ -197,7 +182,7 @@ class Engine:
         planned = self._scheduler.plan(now, self._is_crowded())
         if not (planned and planned.newcomers):
             slots = set(planned.slots.tolist()) if planned else set()
-            self._tell([stream for stream in self._due if stream.slot not in slots])
+            self._notify_readers([stream for stream in self._notify_at if stream.slot not in slots])
         return planned
 
     def _run(self, r: Round, now: float) -> None:
@@ -205,12 +190,12 @@ class Engine:
         feeds, before = self._assemble(r)
         # The event loop sends the last round's texts while the graph makes the next: both have the GIL when they need
         # it.
-        self._hand_over()
+        self._flush()
         made, after = self._call(r, feeds, before)
         self._update(r, feeds["token"], before, made, after, now)
         if r.newcomers and len(r.slots) >= len(self._streams):
             # Nobody else waits: the event loop can send the first characters without waiting for the GIL.
-            self._hand_over()
+            self._flush()
             self._wake.wait(GIVE_WAY_SECONDS)
 
     def _assemble(self, r: Round) -> tuple[Arrays, Batch]:
@@ -219,11 +204,11 @@ class Engine:
 
     def _call(self, r: Round, feeds: Arrays, before: Batch) -> tuple[Arrays, Batch]:
         """What the serving graph made of them, without padding, and the states after it."""
-        with self._lane.round(urgent=r.newcomers):
+        with self._participant.turn(urgent=r.newcomers):
             started = time.perf_counter()
             made, after = self._decoder.run(r.variant, feeds, before)
             seconds = time.perf_counter() - started
-        self._scheduler.ran(r, seconds)
+        self._scheduler.record(r, seconds)
         self._rounds.append((len(r.slots), r.time, seconds))
         if len(self._rounds) >= ROUNDS:
             self._count_rounds()
@@ -247,37 +232,37 @@ class Engine:
                 stream.entered = stream.entered or now
         due = now + self._scheduler.turn_seconds * (CROWDED_TURNS if self._is_crowded() else 1)
         for stream in streams:
-            self._due.setdefault(stream, due)
-        harvest = self._harvester.reap(r, entry_tokens, before, after, made["tokens"])
-        for column in harvest.ends:
+            self._notify_at.setdefault(stream, due)
+        output = self._output.collect(r, entry_tokens, before, after, made["tokens"])
+        for column in output.finished:
             self._release(int(r.slots[column]))
-        gone = {streams[column]: end for column, end in harvest.ends.items()}
-        self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, made, harvest), gone))
+        ended = {streams[column]: end for column, end in output.finished.items()}
+        self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, made, output), ended))
         self._is_updating = False
         now = time.monotonic()
-        self._tell([stream for stream, due in self._due.items() if due <= now])
+        self._notify_readers([stream for stream, due in self._notify_at.items() if due <= now])
 
-    def _tell(self, streams: Sequence[Stream]) -> None:
+    def _notify_readers(self, streams: Sequence[Stream]) -> None:
         """Let the readers of `streams` have what has been made: not after each round, since a message has its price."""
         if streams:
             self._outbox.append(Delivery((), list, {}, readers=streams))
         for stream in streams:
-            del self._due[stream]
+            del self._notify_at[stream]
 
     def _fail(self, planned: Round | None, error: EngineError) -> None:
         """End the streams of a round where they were before it, or all if it was not even planned."""
         slots = list(self._streams) if planned is None else planned.slots.tolist()
         streams = [self._streams[slot] for slot in slots if slot in self._streams]
-        rest = [self._before(stream.slot) for stream in streams]
+        rest = [self._last_piece(stream.slot) for stream in streams]
         for stream in streams:
             self._release(stream.slot)
         self._is_updating = False
         self._outbox.append(Delivery(streams, lambda: rest, dict.fromkeys(streams), error))
 
-    def _before(self, slot: int) -> Piece:
+    def _last_piece(self, slot: int) -> Piece:
         """The snapshot of a stream before the round that failed, if it can be had."""
         try:
-            return Piece("", None if self._is_updating else self._harvester.snapshot(slot))
+            return Piece("", None if self._is_updating else self._output.snapshot(slot))
         except Exception:  # the device may be gone, and the states with it
             log.exception("the state of a stream is lost")
             return Piece("")
@@ -293,17 +278,17 @@ class Engine:
             self._fail(None, BrokenEngineError(f"the serving graph does not run any more: {error}"))
 
     def _release(self, slot: int) -> None:
-        self._due.pop(self._streams.pop(slot), None)
+        self._notify_at.pop(self._streams.pop(slot), None)
         self._rows.leave(slot)
-        self._harvester.leave(slot)
+        self._output.leave(slot)
 
-    def _hand_over(self) -> None:
+    def _flush(self) -> None:
         """Wake the event loop once for all that has happened."""
         if self._outbox:
-            self._loop.call_soon_threadsafe(self._take_over, self._outbox)
+            self._loop.call_soon_threadsafe(self._deliver_all, self._outbox)
             self._outbox = []
 
-    def _take_over(self, deliveries: Sequence[Delivery]) -> None:
+    def _deliver_all(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._deliver(delivery)
 
@@ -314,7 +299,7 @@ class Engine:
     def _sleep(self) -> None:
         """Wait for the event loop, or for the next paced stream's turn."""
         self._count_rounds()
-        self._lane.idle()
+        self._participant.idle()
         self._idle = True
         # What the event loop did before it could see `_idle` is seen here.
         now = time.monotonic()

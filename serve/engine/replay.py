@@ -11,33 +11,33 @@ import numpy as np
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.rows import PLAIN, VARIANTS
 from rill.serve.engine.states import to_device
-from rill.serve.engine.stream import Snapshot, State
 from rill.serve.engine.text_codec import Ids
+from rill.serve.engine.types import Snapshot, State
 
 
 @dataclass(frozen=True)
-class Place:
+class ReplayPoint:
     """The place after `ids`, which were read or made from `base` on; the rest as in `Snapshot`."""
 
     base: Snapshot
     ids: Ids
     position: int
-    begun: str
+    partial_stop: str
 
 
-def replay(decoder: Decoder, places: Sequence[Place]) -> list[Snapshot]:
-    """The snapshots at `places`, all in one call of the serving graph."""
-    if not places:
+def replay(decoder: Decoder, points: Sequence[ReplayPoint]) -> list[Snapshot]:
+    """The snapshots at `points`, all in one call of the serving graph."""
+    if not points:
         return []
-    padding = decoder.padding(len(places))
-    steps = np.array([len(place.ids) for place in places] + [0] * padding)
-    bases = [place.base for place in places]
+    padding = decoder.padding(len(points))
+    steps = np.array([len(point.ids) for point in points] + [0] * padding)
+    bases = [point.base for point in points]
     states = [base.state for base in bases]
     if steps.any():
-        states = _states_after([*bases, *bases[:1] * padding], [place.ids for place in places], steps, decoder)
+        states = _states_after([*bases, *bases[:1] * padding], [point.ids for point in points], steps, decoder)
     return [
-        Snapshot(place.position, int(np.append(place.base.token, place.ids)[-1]), state, place.begun)
-        for place, state in zip(places, states, strict=False)
+        Snapshot(point.position, int(np.append(point.base.token, point.ids)[-1]), state, point.partial_stop)
+        for point, state in zip(points, states, strict=False)
     ]
 
 

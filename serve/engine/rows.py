@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.sampling import Sampling, UniformSource, window_of
-from rill.serve.engine.stream import StreamSpec
 from rill.serve.engine.text_codec import GivenText, Ids
+from rill.serve.engine.types import StreamSpec
 
 ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be made, and safe to add to
 BUFFER = 16_384  # characters that a stream may be ahead of its reader
@@ -29,12 +29,12 @@ ROW = np.dtype(
     [
         ("token", np.int64),  # the last character: the next one to be read
         ("prompt_left", np.int64),  # prompt characters that are still to be taken
-        ("first", np.int64),  # position of its first character: how many were generated before it was resumed
-        ("made", np.int64),  # characters generated so far, those included
+        ("start", np.int64),  # position of its first character: how many were generated before it was resumed
+        ("generated", np.int64),  # characters generated so far, those included
         ("limit", np.int64),  # ... and at most
-        ("until", np.int64),  # ... and before something is to be done: at most the limit
-        ("drawn", np.int64),  # position of the first of the row's uniforms
-        ("served", np.int64),  # number of the last round that the row was in
+        ("next_stop", np.int64),  # ... and before something is to be done: at most the limit
+        ("uniforms_start", np.int64),  # position of the first of the row's uniforms
+        ("last_round", np.int64),  # number of the last round that the row was in
         ("buffer", np.int64),  # characters that it may be ahead of its reader
         ("pace", np.float64),  # characters a second; infinity: as fast as they are read
         ("since", np.float64),  # when the pace began, time.monotonic()
@@ -95,7 +95,7 @@ class Rows:
         self._source = UniformSource()
         self.starting: set[int] = set()
         self.paced = self.special = 0
-        self._orders: dict[int, StreamSpec] = {}
+        self._specs: dict[int, StreamSpec] = {}
         self._given: dict[int, GivenText] = {}  # the characters of streams that do not choose theirs
         self.in_use = np.zeros(0, np.int64)  # their slots, as of the last `settle`
         self._is_settled = True
@@ -103,13 +103,13 @@ class Rows:
 
     def enter(self, slot: int, spec: StreamSpec, now: float) -> None:
         """Begin a stream in a free slot. (`read` is set by the event loop, before.)"""
-        self._orders[slot] = spec
+        self._specs[slot] = spec
         self._count(spec, +1)
         sampling, row = spec.sampling, self.table[slot]
         (row["token"],) = spec.prompt[:1]
         row["prompt_left"] = len(spec.prompt) - 1
-        row["first"] = row["made"] = spec.position
-        row["served"] = self._rounds
+        row["start"] = row["generated"] = spec.position
+        row["last_round"] = self._rounds
         row["limit"] = spec.position + spec.max_chars if spec.max_chars else ENDLESS
         # What may become a stop has not reached the reader.
         row["buffer"] = (BUFFER_LOGPROBS if spec.logprobs else BUFFER) + max(map(len, spec.stops), default=0)
@@ -124,24 +124,24 @@ class Rows:
                 self.logit_bias[slot, symbol] = bias
         if spec.given:
             self._given[slot] = spec.given
-        self.go_on(slot)
+        self.set_next_stop(slot)
         self._draw(slot)
         self.starting.add(slot)
 
-    def go_on(self, slot: int) -> None:
+    def set_next_stop(self, slot: int) -> None:
         """The row stops again for the next snapshot."""
         row = self.table[slot]
-        row["until"] = min(int(row["limit"]), int(row["made"]) + (self._orders[slot].resume_every or ENDLESS))
+        row["next_stop"] = min(int(row["limit"]), int(row["generated"]) + (self._specs[slot].resume_every or ENDLESS))
 
     def is_complete(self, slot: int) -> bool:
         """Whether all that was asked for has been made."""
-        return bool(self.table["made"][slot] == self.table["limit"][slot])
+        return bool(self.table["generated"][slot] == self.table["limit"][slot])
 
     def leave(self, slot: int) -> None:
         """End the stream in `slot`."""
         self.starting.discard(slot)
         self._given.pop(slot, None)
-        self._count(self._orders.pop(slot), -1)
+        self._count(self._specs.pop(slot), -1)
 
     def _count(self, spec: StreamSpec, change: int) -> None:
         self._is_settled = False
@@ -151,7 +151,7 @@ class Rows:
     def settle(self) -> None:
         """Bring `in_use` up to date, once for all who have come and gone."""
         if not self._is_settled:
-            self.in_use = np.fromiter(self._orders, np.int64, len(self._orders))
+            self.in_use = np.fromiter(self._specs, np.int64, len(self._specs))
             self._is_settled = True
 
     def room(self, now: float) -> Ids:
@@ -164,47 +164,47 @@ class Rows:
 
     def room_of(self, slots: Ids, table: NDArray[Any], now: float) -> Ids:
         """`room` of some slots, whose rows are `table`."""
-        room: Ids = np.minimum(table["until"], self.read[slots] + table["buffer"]) - table["made"]
+        room: Ids = np.minimum(table["next_stop"], self.read[slots] + table["buffer"]) - table["generated"]
         if self.paced:
             with np.errstate(invalid="ignore"):  # no time at no pace: as much as there is room for
                 due = np.nan_to_num((now - table["since"]) * table["pace"], nan=np.inf)
-            room = np.minimum(room, np.minimum(due, ENDLESS).astype(np.int64) + 1 - table["made"])
+            room = np.minimum(room, np.minimum(due, ENDLESS).astype(np.int64) + 1 - table["generated"])
         return room
 
-    def was_behind(self, slot: int, characters: int) -> bool:
+    def was_blocked_by_reader(self, slot: int, characters: int) -> bool:
         """Whether the reader of a stream kept it from going on before it took the last so many characters."""
         row = self.table[slot]
-        return bool(row["made"] - (self.read[slot] - characters) >= row["buffer"])
+        return bool(row["generated"] - (self.read[slot] - characters) >= row["buffer"])
 
     def next_due(self, now: float) -> float:
         """Seconds until the pace of some stream allows its next character; infinity if no stream waits for that."""
         table = self.table[self.in_use]
-        table = table[(table["made"] - self.read[self.in_use] < table["buffer"]) & (table["pace"] < np.inf)]
-        return float(max((table["since"] + table["made"] / table["pace"]).min(initial=np.inf) - now, 0.0))
+        table = table[(table["generated"] - self.read[self.in_use] < table["buffer"]) & (table["pace"] < np.inf)]
+        return float(max((table["since"] + table["generated"] / table["pace"]).min(initial=np.inf) - now, 0.0))
 
     def feeds(self, r: Round) -> dict[str, NDArray[Any]]:
         """The inputs of the serving graph for a round, the states apart; [rows + padding] each."""
         slots, time = self.batch(r), r.time
         steps, prompted = _padded(r.steps, r.padding), _padded(r.prompted, r.padding)
         table = self.table[slots]
-        cursor = table["made"] - table["drawn"]
+        cursor = table["generated"] - table["uniforms_start"]
         if cursor.max() + time > UNIFORMS:
             for slot in r.slots[cursor[: len(r.slots)] + time > UNIFORMS].tolist():
                 self._draw(slot)
-            cursor = table["made"] - self.table["drawn"][slots]
+            cursor = table["generated"] - self.table["uniforms_start"][slots]
         forced = np.full((time, len(slots)), -1, np.int64)
         index = np.arange(time)[:, None] + cursor
         if self.starting:
             # A row's uniforms begin where its prompt ends: what stands before is not looked at.
             index = np.maximum(index - prompted, 0)
             for column in np.flatnonzero(prompted).tolist():
-                prompt, reads = self._orders[int(slots[column])].prompt, int(prompted[column])
+                prompt, reads = self._specs[int(slots[column])].prompt, int(prompted[column])
                 at = len(prompt) - int(table["prompt_left"][column])
                 forced[:reads, column] = prompt[at : at + reads]
         if self._given and r.kind == LOGPROBS:
             for column, slot in enumerate(r.slots.tolist()):
                 if text := self._given.get(slot):
-                    at = int(table["made"][column] - table["first"][column])
+                    at = int(table["generated"][column] - table["start"][column])
                     begin, end = int(prompted[column]), int(steps[column])
                     forced[begin:end, column] = text.ids(at, at + end - begin)
         feeds: dict[str, NDArray[Any]] = {
@@ -231,21 +231,21 @@ class Rows:
         slots = r.slots
         self._rounds += 1
         table = self.table
-        made = table["made"][slots] + (r.steps - r.prompted)
-        table["made"][slots] = made
+        made = table["generated"][slots] + (r.steps - r.prompted)
+        table["generated"][slots] = made
         table["token"][slots] = tokens[r.steps - 1, np.arange(len(slots))]
-        table["served"][slots] = self._rounds
+        table["last_round"][slots] = self._rounds
         if self.starting:
             table["prompt_left"][slots] -= r.prompted
             self.starting.difference_update(slots[r.steps > r.prompted].tolist())
-        return np.flatnonzero(made == table["until"][slots])
+        return np.flatnonzero(made == table["next_stop"][slots])
 
     def _draw(self, slot: int) -> None:
         """The next block of uniforms, from the position where the row stands."""
-        made = int(self.table["made"][slot])
+        made = int(self.table["generated"][slot])
         count = min(UNIFORMS, int(self.table["limit"][slot]) - made)
-        self.uniforms[slot, :count] = self._source.draw(self._orders[slot].seed, made, count)
-        self.table["drawn"][slot] = made
+        self.uniforms[slot, :count] = self._source.draw(self._specs[slot].seed, made, count)
+        self.table["uniforms_start"][slot] = made
 
 
 def _padded(values: Ids, padding: int, value: int = 0) -> Ids:

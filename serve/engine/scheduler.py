@@ -10,8 +10,8 @@ from rill.serve.engine.rows import PLAIN, UNIFORMS, Round, Rows
 from rill.serve.engine.text_codec import Ids
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
-SHORT_SECONDS = 0.020  # to read a prompt alone: those who have a longer one take turns like the others
-SAVED_SECONDS = 0.030  # at most, of the time that newcomers may take at once, because they have not before
+SHORT_PROMPT_SECONDS = 0.020  # to read a prompt alone: those who have a longer one take turns like the others
+NEWCOMER_SECONDS = 0.030  # at most, of the time that newcomers may take at once, because they have not before
 TURN_SECONDS = 0.028  # of rounds, until the last of a turn begins
 TURN_STEPS = 16  # at least, where a step takes long
 
@@ -37,13 +37,13 @@ class Scheduler:
     """
 
     def __init__(self, rows: Rows, decoder: Decoder, round_seconds: float) -> None:
-        self._rows, self._cohort, self._padding = rows, decoder.cohort, decoder.padding
+        self._rows, self._max_rows, self._padding = rows, decoder.max_rows, decoder.padding
         self._round_seconds = round_seconds
         self.times = StepTimes()
         self.turn_seconds = TURN_SECONDS  # of the last turn
         self._turn_left = 0.0  # seconds of rounds
         self._members = np.zeros(rows.slots, bool)  # whose turn it is, by slot
-        self._saved = SAVED_SECONDS  # what newcomers may take
+        self._newcomer_seconds = NEWCOMER_SECONDS  # what newcomers may take
 
     def plan(self, now: float, is_crowded: bool = False) -> Round | None:
         """The next round, or None if no stream can go on.
@@ -54,7 +54,7 @@ class Scheduler:
         """
         ready = self._ready(now)
         newcomers = self._newcomers(ready)
-        if newcomers.size and self._saved > 0 and not is_crowded:
+        if newcomers.size and self._newcomer_seconds > 0 and not is_crowded:
             return self._round_of_newcomers(ready, newcomers)
         if self._turn_left > 0:
             chosen = np.flatnonzero(self._members[ready.slots])
@@ -65,13 +65,13 @@ class Scheduler:
             self._turn_left = self.turn_seconds = max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
         return r
 
-    def ran(self, r: Round, seconds: float) -> None:
+    def record(self, r: Round, seconds: float) -> None:
         """A round took so long: newcomers get as much time as the others, if they want it."""
         self.times.learn(r, seconds)
         if r.newcomers:
-            self._saved -= seconds
+            self._newcomer_seconds -= seconds
         else:
-            self._saved = min(self._saved + seconds, SAVED_SECONDS)
+            self._newcomer_seconds = min(self._newcomer_seconds + seconds, NEWCOMER_SECONDS)
             self._turn_left -= seconds
 
     def _ready(self, now: float) -> Ready:
@@ -80,14 +80,14 @@ class Scheduler:
         room = self._rows.room_of(slots, table, now)
         if (room <= 0).any():
             slots, table, room = slots[room > 0], table[room > 0], room[room > 0]
-        is_new = table["made"] == table["first"]
-        return Ready(slots, room, table["prompt_left"], table["served"], table["kind"], is_new)
+        is_new = table["generated"] == table["start"]
+        return Ready(slots, room, table["prompt_left"], table["last_round"], table["kind"], is_new)
 
     def _newcomers(self, ready: Ready) -> Ids:
         """Which have no character yet and can have one within a short round."""
         if not self._rows.starting:
             return np.zeros(0, np.int64)
-        return np.flatnonzero(ready.is_new & (ready.prompt < self.times.steps(1, SHORT_SECONDS)))
+        return np.flatnonzero(ready.is_new & (ready.prompt < self.times.steps(1, SHORT_PROMPT_SECONDS)))
 
     def _round_of_newcomers(self, ready: Ready, chosen: Ids) -> Round:
         """As many as have their first character about as soon as the one that has waited longest."""
@@ -95,13 +95,13 @@ class Scheduler:
         kind = int(ready.kind[leader])
         most = self.times.steps(len(chosen), self._round_seconds, kind)
         steps = np.minimum(ready.prompt + 1, most)
-        chosen = _company(chosen, steps, leader)
+        chosen = _companions(chosen, steps, leader)
         # Many may have it at once, but not with filters, which take more memory for each row. Where it takes more than
         # this round, let some be done rather than all begin.
         if kind != PLAIN or (ready.prompt[chosen] >= most).any():
-            chosen = self._least(ready.prompt, chosen)
+            chosen = self._with_least(ready.prompt, chosen)
         r = self._round(ready, chosen, int(steps[chosen].max()), newcomers=True)
-        if self._members.sum() + len(r.slots) <= self._cohort:
+        if self._members.sum() + len(r.slots) <= self._max_rows:
             self._members[r.slots] = True
         return r
 
@@ -111,20 +111,20 @@ class Scheduler:
             return None
         chosen, leader = _of_a_kind(ready, chosen)
         # Few rows do not pay for the machine anyway; a single one pays for each round's preparation alone.
-        few = 1 < len(chosen) <= self._cohort // 2
+        few = 1 < len(chosen) <= self._max_rows // 2
         seconds = self._round_seconds / 2 if few else self._round_seconds
-        most = self.times.steps(min(len(chosen), self._cohort), seconds, int(ready.kind[leader]))
-        chosen = _company(chosen, np.minimum(ready.prompt + ready.room, most), leader)
-        r = self._round(ready, self._least(ready.served, chosen), most)
+        most = self.times.steps(min(len(chosen), self._max_rows), seconds, int(ready.kind[leader]))
+        chosen = _companions(chosen, np.minimum(ready.prompt + ready.room, most), leader)
+        r = self._round(ready, self._with_least(ready.served, chosen), most)
         self._members[:] = False
         self._members[r.slots] = True
         return r
 
-    def _least(self, values: Ids, chosen: Ids) -> Ids:
+    def _with_least(self, values: Ids, chosen: Ids) -> Ids:
         """As many of the rows `chosen` as there is place for in a round, those with the least of `values`."""
-        if len(chosen) <= self._cohort:
+        if len(chosen) <= self._max_rows:
             return chosen
-        return np.sort(chosen[np.argsort(values[chosen], kind="stable")[: self._cohort]])
+        return np.sort(chosen[np.argsort(values[chosen], kind="stable")[: self._max_rows]])
 
     def _round(self, ready: Ready, chosen: Ids, most: int, newcomers: bool = False) -> Round:
         slots, prompt = ready.slots[chosen], ready.prompt[chosen]
@@ -139,7 +139,7 @@ def _of_a_kind(ready: Ready, chosen: Ids) -> tuple[Ids, int]:
     return chosen[ready.kind[chosen] == ready.kind[leader]], leader
 
 
-def _company(chosen: Ids, steps: Ids, leader: int) -> Ids:
+def _companions(chosen: Ids, steps: Ids, leader: int) -> Ids:
     """Which of the rows `chosen` go along with one of them: as many as can without half of the round being in vain.
 
     Rows that take few steps, because of their pace or their reader, cost the others as much as rows that take many.

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rill.serve.engine.stream import State
 from rill.serve.engine.text_codec import Ids
+from rill.serve.engine.types import State
 
 Batch = dict[str, ort.OrtValue]  # states by name where the graph runs, [layers, rows, hidden] each
 

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 
 class StopFinder:
-    """Looks for `stops` in a text that comes in pieces; `include`: they go out with the text.
+    """Looks for `stops` in a text that arrives in pieces; with `include`, the stop is part of the text.
 
-    What may be the beginning of a stop is held back until that is known. `begun` is such an end of a text that went out
-    nevertheless, because it was all that was asked for.
+    Text that may be the beginning of a stop is held back until that is known. `partial_stop` is the end of a text that
+    may be such a beginning and was released nevertheless, because the text had reached its limit.
     """
 
-    def __init__(self, stops: Sequence[str], include: bool = False, begun: str = "") -> None:
+    def __init__(self, stops: Sequence[str], include: bool = False, partial_stop: str = "") -> None:
         self._stops, self._include = stops, include
-        self._held, self._out = begun, len(begun)  # so many characters of it have gone out
+        self._held, self._out = partial_stop, len(partial_stop)  # so many characters of it have gone out
 
     @property
-    def begun(self) -> str:
+    def partial_stop(self) -> str:
         """The end of what has gone out that may be the beginning of a stop."""
         return self._held[: self._out]
 
@@ -31,7 +31,7 @@ class StopFinder:
             self._held = "" if self._include else text[start:out]
             self._out = len(self._held)
             return text[out : end if self._include else start], True
-        start = len(text) - max(_begun(text, stop) for stop in self._stops)
+        start = len(text) - max(_partial_length(text, stop) for stop in self._stops)
         self._held, self._out = text[start:], max(out - start, 0)
         return text[out:start], False
 
@@ -41,7 +41,7 @@ class StopFinder:
         return rest
 
 
-def _begun(text: str, stop: str) -> int:
+def _partial_length(text: str, stop: str) -> int:
     """How many characters at the end of `text` are the beginning of `stop`, which is not in the text."""
     at = text.find(stop[0], max(len(text) - len(stop), 0))
     while at >= 0 and not stop.startswith(text[at:]):

@@ -22,7 +22,7 @@ class Catalog:
     def __init__(self, paths: Sequence[str], make: Callable[[Bundle], Model]) -> None:
         self._paths, self._make = paths, make
         self._served: dict[Path, Model] = {}
-        self._ending: dict[Model, asyncio.Task[None]] = {}  # take no new calls
+        self._retiring: dict[Model, asyncio.Task[None]] = {}  # take no new calls
         self._reloading = asyncio.Lock()
         self._is_final = False
 
@@ -45,7 +45,7 @@ class Catalog:
             newcomers: list[Model] = []
             refused: list[Path] = []
             try:
-                served = await self._renewed(newcomers, refused)
+                served = await self._plan_reload(newcomers, refused)
             except StartError as error:
                 log.error("%s; what is served stays as it is", error)
                 RELOADS.labels("failed").inc()
@@ -56,17 +56,17 @@ class Catalog:
                 self._served = served
                 log.info("models: %s", ", ".join(self.names))
             for model in leaving:
-                self._ending[model] = asyncio.create_task(self._end(model))
+                self._retiring[model] = asyncio.create_task(self._retire(model))
 
-    def keep(self) -> None:
+    def freeze(self) -> None:
         """Change nothing any more: the server is going away."""
         self._is_final = True
 
     async def close(self) -> None:
         """End all engines, whatever they are doing."""
-        self.keep()
+        self.freeze()
         async with self._reloading:
-            for task in self._ending.values():
+            for task in self._retiring.values():
                 task.cancel()
             for model in self.all:
                 await asyncio.to_thread(model.engine.stop)
@@ -74,7 +74,7 @@ class Catalog:
     @property
     def all(self) -> list[Model]:
         """Those that take no new calls included."""
-        return [*self._served.values(), *self._ending]
+        return [*self._served.values(), *self._retiring]
 
     @property
     def served(self) -> list[Model]:
@@ -91,14 +91,14 @@ class Catalog:
         """For requests that say nothing."""
         return next(iter(self._served.values()))
 
-    def named(self, name: str) -> Model:
+    def by_name(self, name: str) -> Model:
         """The model of this name. Raises ModelNotFoundError."""
         for model in self._served.values():
             if model.bundle.name == name:
                 return model
         raise ModelNotFoundError(f"no model {name!r} is served here; there is {', '.join(map(repr, self.names))}")
 
-    def with_id(self, beginning: str) -> Model:
+    def by_id_prefix(self, beginning: str) -> Model:
         """The first model whose id begins with these hex digits. Raises OtherModelError."""
         for model in self._served.values():
             if model.bundle.model_id.startswith(beginning):
@@ -106,7 +106,7 @@ class Catalog:
         names = ", ".join(map(repr, self.names))
         raise OtherModelError(f"the resume token is of another model than those that are served here: {names}")
 
-    async def _renewed(self, newcomers: list[Model], refused: list[Path]) -> dict[Path, Model]:
+    async def _plan_reload(self, newcomers: list[Model], refused: list[Path]) -> dict[Path, Model]:
         """What is to be served now. Raises StartError.
 
         Whatever is loaded for it is added to `newcomers`, and the folders that cannot be served to `refused`.
@@ -120,7 +120,7 @@ class Catalog:
             model = self._served.get(folder)
             try:
                 bundle = await asyncio.to_thread(_read, folder)
-                if same := self._same(bundle):
+                if same := self._unchanged(bundle):
                     model = same
                 else:
                     model = await asyncio.to_thread(self._make, bundle)
@@ -139,20 +139,20 @@ class Catalog:
             raise StartError("the server is going away")
         return dict(served)
 
-    def _same(self, bundle: Bundle) -> Model | None:
+    def _unchanged(self, bundle: Bundle) -> Model | None:
         """A model that is served already, and is this one."""
         for model in self._served.values():
             if (model.bundle.name, model.bundle.model_id) == (bundle.name, bundle.model_id):
                 return model
         return None
 
-    async def _end(self, model: Model) -> None:
+    async def _retire(self, model: Model) -> None:
         """Let its calls end, however long they take; then its engine and its memory are gone."""
         log.info("%s takes no new calls, and has %d", _label(model), model.calls)
-        await model.last_call()
+        await model.wait_until_idle()
         await asyncio.to_thread(model.engine.stop)
         del model.engine  # they know each other: the graphs' memory would wait for the garbage collector
-        del self._ending[model]
+        del self._retiring[model]
         log.info("%s is gone", _label(model))
 
 

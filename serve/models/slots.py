@@ -31,48 +31,48 @@ class Slots:
         """Nobody can come in now, not even to wait."""
         return not self._free and len(self._line) >= self._most_waiting
 
-    def full(self) -> WaitingLineFullError:
+    def full_error(self) -> WaitingLineFullError:
         """What those are told for whom there is no room."""
         return WaitingLineFullError(
             f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later",
             RETRY_SECONDS,
         )
 
-    def require_room(self) -> None:
+    def require_capacity(self) -> None:
         """Raise WaitingLineFullError if nobody can come in now: before any work is done for who cannot."""
         if self.is_full:
-            raise self.full()
+            raise self.full_error()
 
     async def acquire(self) -> int:
         """A slot, as soon as there is one. Raises WaitingLineFullError at once if the line is full."""
-        self.require_room()
+        self.require_capacity()
         if self._free:
             return self._free.pop()
-        place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._line.append(waiter)
         try:
-            return await place
+            return await waiter
         except asyncio.CancelledError:
             if (
-                place.done() and not place.cancelled() and not place.exception()
+                waiter.done() and not waiter.cancelled() and not waiter.exception()
             ):  # a slot was given in the moment of cancellation
-                self.release(place.result())
-            elif place in self._line:
-                self._line.remove(place)
+                self.release(waiter.result())
+            elif waiter in self._line:
+                self._line.remove(waiter)
             raise
 
     def release(self, slot: int) -> None:
         """The slot is free: it goes to the first in the line."""
         while self._line:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_result(slot)
+            waiter = self._line.popleft()
+            if not waiter.done():
+                waiter.set_result(slot)
                 return
         self._free.append(slot)
 
-    def refuse(self, error: ServeError) -> None:
+    def refuse_waiting(self, error: ServeError) -> None:
         """Let all who wait fail with `error`."""
         while self._line:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_exception(error)
+            waiter = self._line.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)

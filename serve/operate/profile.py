@@ -22,7 +22,7 @@ ENGINE = {
     "_assemble": "assemble",
     "_call": "run",
     "_update": "harvest",
-    "_hand_over": "hand_over",
+    "_flush": "hand_over",
     "_sleep": "idle",
 }
 

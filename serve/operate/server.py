@@ -25,8 +25,9 @@ from rill.serve.api.requests import Limits
 from rill.serve.api.resume_tokens import KEY_BYTES, ResumeTokens, read_key
 from rill.serve.api.service import TextGeneration
 from rill.serve.api.wire import ServiceHandlers
-from rill.serve.engine.decoder import CPU, Decoder, choose_device, one_line, warn_of_two_runtimes
+from rill.serve.engine.decoder import Decoder, one_line
 from rill.serve.engine.device_turns import DeviceTurns
+from rill.serve.engine.devices import CPU, choose_device, warn_of_two_runtimes
 from rill.serve.errors import BrokenEngineError, DrainingError, StartError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
@@ -213,14 +214,14 @@ def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Of a process's share, one core is the event loop's.
     places = (cores // settings.engines - 1) // settings.threads
-    turnstile = DeviceTurns(max(places, 1) if provider == CPU else 1)
+    device_turns = DeviceTurns(max(places, 1) if provider == CPU else 1)
     loop = asyncio.get_running_loop()
 
     def make(bundle: Bundle) -> Model:
         decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
         slots, waiting = settings.max_streams, settings.max_waiting
         try:
-            return Model(bundle, decoder, slots, waiting, settings.round_seconds, turnstile, loop, on_broken)
+            return Model(bundle, decoder, slots, waiting, settings.round_seconds, device_turns, loop, on_broken)
         except Exception as error:  # its graphs fail, or there is not enough memory: no narrower base for all of that
             raise StartError(f"bundle {bundle.name!r} cannot be run: {one_line(error)}") from error
 
@@ -304,9 +305,9 @@ def _options(settings: Settings, models: int) -> list[tuple[str, int]]:
 async def _drain(service: TextGeneration, models: Catalog, seconds: float) -> None:
     """Refuse new streams, let live ones finish, and end those that have not in time to be told."""
     service.drain()
-    models.keep()
+    models.freeze()
     for model in models.all:
-        model.slots.refuse(DrainingError("the server is going away and takes no new streams"))
+        model.slots.refuse_waiting(DrainingError("the server is going away and takes no new streams"))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + max(seconds - STOP_SECONDS, 0)
     while any(model.calls for model in models.all) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds

@@ -42,8 +42,8 @@ from rill.serve.api.score import given_text
 from rill.serve.api.statuses import set_status
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.stops import StopFinder
-from rill.serve.engine.stream import Snapshot, StreamSpec
 from rill.serve.engine.text_codec import TextCodec
+from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import ServeError, StartError
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import CorpusError
@@ -192,11 +192,11 @@ def try_generate(data):
     assert _ROWS.room(2e5).tolist() >= [1]
     _ROWS.leave(0)
     state = spec.state or {name: np.zeros((2, 3), np.float32) for name, _ in BUNDLE.states}
-    snapshot = Snapshot(spec.position, int(spec.prompt[-1]), state, spec.begun)
+    snapshot = Snapshot(spec.position, int(spec.prompt[-1]), state, spec.partial_stop)
     held = TOKENS.open(TOKENS.seal(BUNDLE, NUMERICS, spec, snapshot), BUNDLE, NUMERICS)
     assert (held.seed, held.stops, held.include_stop) == (spec.seed, spec.stops, spec.include_stop)
     assert held.sampling == spec.sampling
-    assert (held.snapshot.position, held.snapshot.begun) == (spec.position, spec.begun)
+    assert (held.snapshot.position, held.snapshot.partial_stop) == (spec.position, spec.partial_stop)
     return "OK"
 
 
@@ -235,7 +235,7 @@ def try_interact(data):
             case "update":
                 held = TOKENS.open(GOOD_TOKENS[1], BUNDLE, NUMERICS)
                 spec = spec_of(pb.GenerateRequest(sampling=action.update), held, MODEL, LIMITS)
-                assert (spec.stops, spec.begun) == (held.stops, held.snapshot.begun)
+                assert (spec.stops, spec.partial_stop) == (held.stops, held.snapshot.partial_stop)
     except ServeError as error:
         return _status(error)
     return "OK"

@@ -10,7 +10,8 @@ from rill.bench.placement import placement_of
 from rill.export.parity.compare import decode_feeds, session
 from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling
-from rill.serve.engine.decoder import CUDA, Decoder
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import CUDA
 
 pytestmark = pytest.mark.gpu
 LARGE = tuple(chr(0x4E00 + index) for index in range(300))

@@ -5,7 +5,8 @@ import sys
 from rill.bundle import BundleError, read_bundle
 from rill.cli.batch.runner import Came, RefusedError, Text
 from rill.serve.api.requests import Limits, spec_of
-from rill.serve.engine.decoder import Decoder, choose_device, warn_of_two_runtimes
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import choose_device, warn_of_two_runtimes
 from rill.serve.errors import RequestError, StartError
 from rill.serve.models.model import Model
 from rill.serve.operate.server import GIL_SECONDS, Settings
@@ -39,8 +40,8 @@ class Local:
         parts, end = [], None
         async with self._model.stream(order) as stream:
             while end is None:
-                piece, end = await stream.take()
-                self._model.sent(stream, piece.text)
+                piece, end = await stream.next_piece()
+                self._model.mark_sent(stream, piece.text)
                 parts.append(piece.text)
                 came(len(piece.text))
         return Text("".join(parts), end.name)

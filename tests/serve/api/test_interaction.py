@@ -11,7 +11,8 @@ from rill.serve.api.interact import AHEAD, Inbox, Interaction
 from rill.serve.api.requests import Limits, spec_of
 from rill.serve.api.responses import ResponseBuilder
 from rill.serve.api.resume_tokens import ResumeTokens
-from rill.serve.engine.decoder import CPU, Decoder
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import CPU
 from rill.serve.errors import EngineError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
@@ -131,17 +132,17 @@ async def test_the_state_is_sound_where_a_stop_had_begun_and_the_next_round_is_l
     stop = whole[100:110]
     begun, lost = whole.index(stop) + 4, []
     next_generation = at_its_end(Request(**generate(max_chars=9, stop=["other"])), END)
-    right = model.engine._harvester.reap
+    right = model.engine._output.collect
 
     def then(event):
         lost.extend([1] * bool(event.output.finish_reason))
         return next_generation(event)
 
-    monkeypatch.setattr(model.engine._harvester, "reap", lambda *round_: 1 / 0 if lost else right(*round_))
+    monkeypatch.setattr(model.engine._output, "collect", lambda *round_: 1 / 0 if lost else right(*round_))
     *events, error = await run(Request(**generate(max_chars=begun, stop=[stop])), then=then)
     assert "division by zero" in str(error)
     resumption = tokens.open(events[-1].snapshot.resume_token, tiny, model.numerics)
-    assert (resumption.snapshot.position, resumption.snapshot.begun) == (begun, "")
+    assert (resumption.snapshot.position, resumption.snapshot.partial_stop) == (begun, "")
 
 
 async def test_actions_are_read_a_few_ahead():

@@ -21,8 +21,9 @@ from rill.serve.api.requests import Limits
 from rill.serve.api.responses import event_of
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.service import TextGeneration
-from rill.serve.engine.decoder import CPU, Decoder
-from rill.serve.engine.stream import Logprobs
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import CPU
+from rill.serve.engine.types import Logprobs
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
@@ -272,5 +273,5 @@ async def test_a_reader_that_stops_holds_little(tiny):
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await model.last_call()
+        await model.wait_until_idle()
         model.engine.stop()

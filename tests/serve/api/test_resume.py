@@ -22,7 +22,7 @@ from rill.bundle import manifest_of, write_bundle
 from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling
 from rill.serve.api.resume_tokens import ResumeTokens
-from rill.serve.engine.stream import Snapshot, StreamSpec
+from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 

@@ -12,7 +12,7 @@ from servers import run_server
 from rill.bundle import Bundle
 from rill.sampling import Sampling
 from rill.serve.api.resume_tokens import MOST_STOPS, VERSION, ResumeTokens, read_key
-from rill.serve.engine.stream import Snapshot, StreamSpec
+from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import OtherModelError, StartError, TokenError
 from rill.vocabulary import Vocabulary
 
@@ -94,7 +94,7 @@ def test_what_goes_in_comes_out(cell, layers, hidden, position, last, seed, samp
 
     held = tokens.open(token, bundle, NUMERICS)
     after = held.snapshot
-    assert (after.position, after.token, after.begun) == (position, last, begun)
+    assert (after.position, after.token, after.partial_stop) == (position, last, begun)
     assert (held.seed, held.sampling, held.stops, held.include_stop) == (seed, sampling, stops, include_stop)
     assert held.same_numerics
     assert after.state.keys() == before.state.keys()

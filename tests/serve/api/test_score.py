@@ -33,7 +33,8 @@ from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling
 from rill.serve.api.requests import Limits, spec_of
 from rill.serve.api.score import CHECKED_AT_ONCE, Score, given_text, read
-from rill.serve.engine.decoder import CPU, Decoder
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import CPU
 from rill.serve.engine.rows import BUFFER
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb

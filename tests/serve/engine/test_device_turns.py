@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rill.serve.engine.device_turns import AHEAD_SECONDS, AWAY_SECONDS, CREDIT_SECONDS, DeviceTurns, Stage
+from rill.serve.engine.device_turns import AHEAD_SECONDS, AWAY_SECONDS, CREDIT_SECONDS, DeviceTurns, TurnState
 
 TICK = 0.0001  # seconds of the simulation
+INACTIVE = (TurnState.IDLE, TurnState.BETWEEN)
 
 
 @dataclass
@@ -28,34 +29,34 @@ class Engine:
     got: Counter = field(default_factory=Counter)  # seconds of rounds, by tenth of a second
 
 
-def simulate(engines, seconds, places=1):
+def simulate(engines, seconds, capacity=1):
     """Engines on one device, by a clock of its own; what they got is in them."""
     now = [0.0]
-    turnstile = DeviceTurns(places, lambda: now[0])
-    lanes = [turnstile.lane() for _ in engines]
+    turns = DeviceTurns(capacity, lambda: now[0])
+    participants = [turns.join() for _ in engines]
     next_at = [engine.begins for engine in engines]  # when it does what follows
     asked = [0.0] * len(engines)
     for tick in range(int(seconds / TICK)):
         now[0] = tick * TICK
-        with turnstile.lock:
-            for at, (engine, lane) in enumerate(zip(engines, lanes, strict=True)):
-                if lane.stage is Stage.RUNS and now[0] >= lane.since + engine.length:
-                    engine.got[int(10 * now[0])] += now[0] - lane.since
+        with turns.lock:
+            for at, (engine, participant) in enumerate(zip(engines, participants, strict=True)):
+                if participant.state is TurnState.RUNNING and now[0] >= participant.since + engine.length:
+                    engine.got[int(10 * now[0])] += now[0] - participant.since
                     engine.rounds -= 1
-                    lane.done()
+                    participant.release()
                     next_at[at] = now[0] + (engine.pause or engine.gap)
                     if engine.pause:
-                        lane.stage = Stage.IDLE
-                        turnstile.let_through()
-                elif lane.stage in (Stage.IDLE, Stage.BETWEEN) and now[0] >= next_at[at] and engine.rounds:
+                        participant.state = TurnState.IDLE
+                        turns.grant_turns()
+                elif participant.state in INACTIVE and now[0] >= next_at[at] and engine.rounds:
                     asked[at] = now[0]
-                    lane.ask(engine.urgent)
+                    participant.request(engine.urgent)
             if tick % int(AWAY_SECONDS / TICK) == 0:
-                turnstile.let_through()  # as those who wait do
-            running = [at for at, lane in enumerate(lanes) if lane.stage is Stage.RUNS]
-            assert len(running) <= places
+                turns.grant_turns()  # as those who wait do
+            running = [at for at, participant in enumerate(participants) if participant.state is TurnState.RUNNING]
+            assert len(running) <= capacity
             for at in running:
-                if lanes[at].since == now[0]:
+                if participants[at].since == now[0]:
                     engines[at].waits.append(now[0] - asked[at])
 
 
@@ -103,24 +104,24 @@ def test_time_that_was_not_wanted_is_not_saved(early, late):
 @pytest.mark.parametrize("is_new", [True, False])
 def test_who_had_all_the_time_alone_has_no_debt(is_new):
     now = [0.0]
-    turnstile = DeviceTurns(1, lambda: now[0])
-    old = turnstile.lane()
-    other = None if is_new else turnstile.lane()
+    turns = DeviceTurns(1, lambda: now[0])
+    old = turns.join()
+    other = None if is_new else turns.join()
 
-    def alone(lane, seconds):
-        with turnstile.lock:
-            lane.ask()
+    def alone(participant, seconds):
+        with turns.lock:
+            participant.request()
             now[0] += seconds
-            lane.done()
+            participant.release()
 
     alone(old, 100)
     old.idle()
-    other = other or turnstile.lane()
+    other = other or turns.join()
     alone(other, 1)
-    with turnstile.lock:
-        old.ask()
-        other.ask()
-    assert abs(old.had - other.had) <= 1.01 * CREDIT_SECONDS
+    with turns.lock:
+        old.request()
+        other.request()
+    assert abs(old.seconds_used - other.seconds_used) <= 1.01 * CREDIT_SECONDS
 
 
 def test_an_urgent_round_waits_for_one_round_at_most():
@@ -134,23 +135,23 @@ def test_an_urgent_round_waits_for_one_round_at_most():
 def test_urgent_rounds_count():
     """The model that had many has the less of the others."""
     now = [0.0]
-    turnstile = DeviceTurns(1, lambda: now[0])
-    hasty, patient = turnstile.lane(), turnstile.lane()
-    with turnstile.lock:
-        hasty.ask(urgent=True)
-        patient.ask()
+    turns = DeviceTurns(1, lambda: now[0])
+    hasty, patient = turns.join(), turns.join()
+    with turns.lock:
+        hasty.request(urgent=True)
+        patient.request()
         now[0] = 0.030
-        hasty.done()
-        assert patient.stage is Stage.RUNS
-        hasty.ask()
+        hasty.release()
+        assert patient.state is TurnState.RUNNING
+        hasty.request()
         now[0] = 0.035
-        patient.done()
-        assert hasty.stage is Stage.WAITS  # the place is kept
-        patient.ask()
-        assert patient.stage is Stage.RUNS
+        patient.release()
+        assert hasty.state is TurnState.WAITING  # the place is kept
+        patient.request()
+        assert patient.state is TurnState.RUNNING
         now[0] = 0.055
-        patient.done()
-        assert hasty.stage is Stage.RUNS
+        patient.release()
+        assert hasty.state is TurnState.RUNNING
 
 
 def test_nobody_waits_long_for_who_does_not_come():
@@ -163,24 +164,24 @@ def test_nobody_waits_long_for_who_does_not_come():
 
 def test_with_places_for_all_nobody_waits():
     engines = [Engine(0.010), Engine(0.001), Engine(0.004)]
-    simulate(engines, 1, places=3)
+    simulate(engines, 1, capacity=3)
     assert max(max(engine.waits) for engine in engines) == 0
 
 
 def test_a_lane_that_is_closed_keeps_nobody():
     now = [0.0]
-    turnstile = DeviceTurns(1, lambda: now[0])
-    behind, ahead = turnstile.lane(), turnstile.lane()
-    with turnstile.lock:
-        ahead.ask()
+    turns = DeviceTurns(1, lambda: now[0])
+    behind, ahead = turns.join(), turns.join()
+    with turns.lock:
+        ahead.request()
         now[0] = 1.0
-        behind.ask()
-        ahead.done()
-        behind.done()
-        ahead.ask()
-        assert ahead.stage is Stage.WAITS  # for the other's next round
+        behind.request()
+        ahead.release()
+        behind.release()
+        ahead.request()
+        assert ahead.state is TurnState.WAITING  # for the other's next round
     behind.close()
-    assert ahead.stage is Stage.RUNS
+    assert ahead.state is TurnState.RUNNING
 
 
 ENGINES = st.builds(
@@ -195,21 +196,21 @@ ENGINES = st.builds(
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ENGINES, min_size=1, max_size=4), st.integers(1, 3))
-def test_the_places_are_never_too_many_and_nobody_starves(engines, places):
+def test_the_places_are_never_too_many_and_nobody_starves(engines, capacity):
     """Whatever they are, who is not hurried by others gets on."""
-    simulate(engines, 1, places)
+    simulate(engines, 1, capacity)
     if not any(engine.urgent for engine in engines):
         assert all(len(engine.waits) >= 2 for engine in engines)
 
 
 def test_threads_exclude_one_another():
-    turnstile, inside, most, rounds = DeviceTurns(2), [0], [0], Counter()
+    turns, inside, most, rounds = DeviceTurns(2), [0], [0], Counter()
     lock, stop = threading.Lock(), threading.Event()
 
     def work(name):
-        lane = turnstile.lane()
+        participant = turns.join()
         while not stop.is_set():
-            with lane.round(urgent=name == 0):
+            with participant.turn(urgent=name == 0):
                 with lock:
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
@@ -217,7 +218,7 @@ def test_threads_exclude_one_another():
                 with lock:
                     inside[0] -= 1
             rounds[name] += 1
-        lane.close()
+        participant.close()
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(5)]
     for thread in threads:
@@ -228,14 +229,14 @@ def test_threads_exclude_one_another():
     for thread in threads:
         thread.join()
     assert most[0] == 2
-    assert turnstile.lanes == []
+    assert turns.participants == []
 
 
 def test_a_round_that_fails_gives_its_place_back():
-    turnstile = DeviceTurns()
-    failing, other = turnstile.lane(), turnstile.lane()
-    with pytest.raises(RuntimeError), failing.round():
+    turns = DeviceTurns()
+    failing, other = turns.join(), turns.join()
+    with pytest.raises(RuntimeError), failing.turn():
         raise RuntimeError("out of memory")
-    with other.round():
-        assert other.stage is Stage.RUNS
-    assert other.stage is Stage.BETWEEN
+    with other.turn():
+        assert other.state is TurnState.RUNNING
+    assert other.state is TurnState.BETWEEN

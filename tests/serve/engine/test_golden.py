@@ -20,8 +20,9 @@ from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling, threshold, uniforms
 from rill.serve.api.requests import Limits, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens
-from rill.serve.engine.decoder import CPU, Decoder
-from rill.serve.engine.stream import End
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import CPU
+from rill.serve.engine.types import FinishReason
 from rill.serve.models.model import Model
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.model import CharacterModel
@@ -243,7 +244,7 @@ async def test_a_golden_token_is_still_read(bundles):
     held = ResumeTokens([bytes(32), bytes(range(32))], 60).open(TOKEN, bundle, "golden")
     assert (held.seed, held.snapshot.position, held.same_numerics) == (seed, 40, True)
     assert held.sampling == replace(sampling_of(PARAMETERS["top-k"]), min_p=float(np.float32(0.02)))
-    assert (held.stops, held.include_stop, held.snapshot.begun) == (golden_stops(text), True, text[30:40])
+    assert (held.stops, held.include_stop, held.snapshot.partial_stop) == (golden_stops(text), True, text[30:40])
     assert SYMBOLS[held.snapshot.token] == text[39]
 
     model = Model(bundle, Decoder(bundle, CPU), 4, 4, 0.010)
@@ -252,9 +253,9 @@ async def test_a_golden_token_is_still_read(bundles):
         got, end = "", None
         async with model.stream(spec) as stream:
             while end is None:
-                piece, end = await stream.take()
-                model.sent(stream, piece.text)
+                piece, end = await stream.next_piece()
+                model.mark_sent(stream, piece.text)
                 got += piece.text
     finally:
         model.engine.stop()
-    assert (got, end) == (text[40:], End.LENGTH)
+    assert (got, end) == (text[40:], FinishReason.LENGTH)

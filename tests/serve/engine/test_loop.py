@@ -14,18 +14,19 @@ import pytest
 from rill.sampling import Sampling
 from rill.serve.engine import loop as engine_module
 from rill.serve.engine import scheduler as schedule
-from rill.serve.engine.decoder import COHORT, CPU, Decoder
-from rill.serve.engine.loop import Delivery
+from rill.serve.engine.decoder import MAX_ROWS, Decoder
+from rill.serve.engine.devices import CPU
 from rill.serve.engine.rows import BUFFER, PLAIN, TOP_K, TOP_P, Rows, kind_of
 from rill.serve.engine.states import States
-from rill.serve.engine.stream import End, StreamSpec
+from rill.serve.engine.stream import Delivery
+from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
-from rill.serve.models.model import TOLD_AT_ONCE, Model
+from rill.serve.models.model import READERS_AT_ONCE, Model
 from rill.serve.models.slots import Slots
 from rill.vocabulary import Vocabulary
 
 
-class ReloadedFiles(Decoder):
+class RecordingDecoder(Decoder):
     """A decoder that remembers its rounds, and fails when told to."""
 
     def __init__(self, *arguments, **options):
@@ -44,7 +45,7 @@ class ReloadedFiles(Decoder):
 
 @pytest.fixture
 async def model(tiny):
-    made = Model(tiny, ReloadedFiles(tiny, CPU), 300, 2000, 0.010)
+    made = Model(tiny, RecordingDecoder(tiny, CPU), 300, 2000, 0.010)
     made.decoder = made.engine._decoder
     made.decoder.rounds.clear()  # those of the warm-up
     yield made
@@ -64,10 +65,10 @@ async def text_of(model, wanted):
 async def read_on(model, stream):
     text, end = "", None
     while end is None:
-        piece, end = await stream.take()
-        model.sent(stream, piece.text)
+        piece, end = await stream.next_piece()
+        model.mark_sent(stream, piece.text)
         text += piece.text
-    assert end is End.LENGTH
+    assert end is FinishReason.LENGTH
     return text
 
 
@@ -76,17 +77,17 @@ async def until_free(model):
         await asyncio.sleep(0.01)
 
 
-async def failing(model, told):
-    """What comes of a stream that fails after `told` was called with its text: text, snapshot, error."""
+async def failing(model, notified):
+    """What comes of a stream that fails after `notified` was called with its text: text, snapshot, error."""
     got, snapshot = "", None
     async with model.stream(spec(0)) as stream:
         try:
             while True:
-                piece, _ = await stream.take()
-                model.sent(stream, piece.text)
+                piece, _ = await stream.next_piece()
+                model.mark_sent(stream, piece.text)
                 got, snapshot = got + piece.text, piece.snapshot
                 if not snapshot:
-                    told(got)
+                    notified(got)
         except EngineError as error:
             return got, snapshot, error
 
@@ -107,10 +108,10 @@ async def test_a_failing_round_fails_its_streams_and_no_others(model):
     await until_free(model)
 
 
-@pytest.mark.parametrize("stage", ["keep", "reap"])
+@pytest.mark.parametrize("stage", ["keep", "collect"])
 async def test_half_a_round_is_no_place_to_go_on_from(model, monkeypatch, stage):
     """What failed after the round may have taken over a part of it."""
-    owner = model.engine._states if stage == "keep" else model.engine._harvester
+    owner = model.engine._states if stage == "keep" else model.engine._output
     right, failures = getattr(owner, stage), []
 
     def fail_once(*arguments):
@@ -131,7 +132,7 @@ async def test_half_a_round_is_no_place_to_go_on_from(model, monkeypatch, stage)
 async def test_an_engine_that_fails_for_good_says_so(tiny):
     """Each stream gets an answer, those that come later too."""
     broken = []
-    model = Model(tiny, ReloadedFiles(tiny, CPU), 4, 4, 0.010, on_broken=broken.append)
+    model = Model(tiny, RecordingDecoder(tiny, CPU), 4, 4, 0.010, on_broken=broken.append)
     model.engine._decoder.run = lambda *arguments: 1 / 0
     for _ in range(2):
         with pytest.raises(EngineError, match="division by zero"):
@@ -153,7 +154,7 @@ async def test_a_failure_outside_a_round_hangs_nobody(model, monkeypatch, broken
         return right(self, *arguments)
 
     async with model.stream(spec(0)) as doomed:
-        await doomed.take()
+        await doomed.next_piece()
         monkeypatch.setattr(engine_module.Engine, broken, fail_once)
         with pytest.raises(EngineError, match="broken"):
             await read_on(model, doomed)
@@ -163,7 +164,7 @@ async def test_a_failure_outside_a_round_hangs_nobody(model, monkeypatch, broken
 
 async def test_who_has_no_character_yet_goes_first_in_a_short_round(model):
     async with model.stream(spec(0)) as busy:
-        await busy.take()
+        await busy.next_piece()
         await asyncio.gather(*(text_of(model, spec(1, prompt=5, seed=seed)) for seed in range(20)))
     await until_free(model)
     # Those who come while such a round is running may find their characters in the long round after it.
@@ -181,8 +182,8 @@ async def test_newcomers_starve_neither_kind_of_stream(model, kind):
 
     async def read(stream):
         while True:
-            piece, _ = await stream.take()
-            model.sent(stream, piece.text)
+            piece, _ = await stream.next_piece()
+            model.mark_sent(stream, piece.text)
 
     async with model.stream(spec(0)) as plain, model.stream(spec(0, top_k=3)) as filtered:
         tasks = [asyncio.create_task(work) for work in (newcomers(), newcomers(), read(plain), read(filtered))]
@@ -224,13 +225,13 @@ async def test_rounds_are_of_one_kind_and_of_bounded_size(model):
     await asyncio.gather(*plain, *sampled, *filtered)
     assert {variant for variant, *_ in model.decoder.rounds} == {"decode", "decode_top_p", "decode_top_k"}
     generating = [rows for _, rows, time, prompted in model.decoder.rounds if time > 1 and not prompted]
-    assert max(generating) <= COHORT
+    assert max(generating) <= MAX_ROWS
     await until_free(model)
 
 
 async def test_a_parked_stream_is_in_no_round(model):
     async with model.stream(spec(0)) as unread:
-        await unread.take()
+        await unread.next_piece()
         while model.engine.parked() == 0:
             await asyncio.sleep(0.01)
         model.decoder.rounds.clear()
@@ -245,8 +246,8 @@ async def test_paced_streams_do_not_ride_in_long_rounds(model):
     async def read(wanted):
         async with model.stream(wanted) as stream:
             while True:
-                piece, _ = await stream.take()
-                model.sent(stream, piece.text)
+                piece, _ = await stream.next_piece()
+                model.mark_sent(stream, piece.text)
 
     paced = [replace(spec(0, seed=seed), chars_per_second=40.0) for seed in range(60)]
     tasks = [asyncio.create_task(read(wanted)) for wanted in (*paced, spec(0))]
@@ -288,8 +289,8 @@ async def test_readers_are_told_less_often_where_calls_wait(tiny):
                 await asyncio.sleep(0)
             messages, begun = 0, time.monotonic()
             while time.monotonic() < begun + 0.7:
-                piece, _ = await stream.take()
-                model.sent(stream, piece.text)
+                piece, _ = await stream.next_piece()
+                model.mark_sent(stream, piece.text)
                 messages += 1
             seconds = time.monotonic() - begun
         # However slow this machine is, none comes sooner; the first character and the first turn had begun before.
@@ -301,15 +302,15 @@ async def test_readers_are_told_less_often_where_calls_wait(tiny):
 
 async def test_many_readers_are_told_in_several_iterations_of_the_event_loop(model):
     """In between, others get on: a call that comes, or one that is refused."""
-    told = []
-    readers = [SimpleNamespace(tell=partial(told.append, number)) for number in range(3 * TOLD_AT_ONCE)]
+    notified = []
+    readers = [SimpleNamespace(notify_reader=partial(notified.append, number)) for number in range(3 * READERS_AT_ONCE)]
     model._deliver(Delivery((), list, {}, readers=readers[:-2]))
     for iteration in range(1, 4):
-        assert len(told) == (iteration - 1) * TOLD_AT_ONCE
+        assert len(notified) == (iteration - 1) * READERS_AT_ONCE
         await asyncio.sleep(0)
         if iteration == 1:
             model._deliver(Delivery((), list, {}, readers=readers[-2:]))
-    assert told == list(range(3 * TOLD_AT_ONCE))
+    assert notified == list(range(3 * READERS_AT_ONCE))
 
 
 async def test_an_idle_engine_sleeps(model):
@@ -335,7 +336,7 @@ async def test_leaving_in_any_state_frees_the_slot(model):
 async def _leave(model, seed, wait):
     async with model.stream(spec(seed % 3 * 10, seed=seed)) as stream:
         if wait:
-            await stream.take()
+            await stream.next_piece()
 
 
 async def test_a_slot_given_in_the_moment_of_cancellation_is_not_lost():
@@ -361,7 +362,7 @@ async def test_the_line_is_first_come_first_served_and_bounded():
     slots.release(slot)
     assert await waiting[0] == slot
     assert not waiting[1].done()
-    slots.refuse(DrainingError("going away"))
+    slots.refuse_waiting(DrainingError("going away"))
     with pytest.raises(DrainingError):
         await waiting[1]
 
@@ -374,7 +375,7 @@ def test_paces_limits_and_readers_bound_what_is_made():
     rows.settle()
     rows.table["buffer"] = 1000
     assert rows.room(now=10.0).tolist() == [100, 1, 1000]
-    rows.table["made"][:3] = 100, 1, 990
+    rows.table["generated"][:3] = 100, 1, 990
     assert rows.room(now=10.0).tolist() == [0, 0, 10]
     assert rows.next_due(now=10.0) == pytest.approx(0.2)
     assert rows.room(now=11.0).tolist() == [0, 5, 10]
@@ -388,7 +389,7 @@ def test_paces_limits_and_readers_bound_what_is_made():
 
 async def test_fixed_batch_sizes_change_no_text(tiny, model):
     """What a GPU gets: rows that take no step fill every round up."""
-    decoder = ReloadedFiles(tiny, CPU, batch_sizes=(4, 16))
+    decoder = RecordingDecoder(tiny, CPU, batch_sizes=(4, 16))
     padded = Model(tiny, decoder, 40, 40, 0.010)
     wanted = [spec(120, prompt=1 + seed % 3, seed=seed, **({"top_p": 0.9} if seed % 2 else {})) for seed in range(40)]
     try:
@@ -456,8 +457,8 @@ async def test_readers_are_told_now_and_then_and_not_after_each_round(model, mon
     async def read(wanted):
         async with model.stream(wanted) as stream:
             while True:
-                piece, _ = await stream.take()
-                model.sent(stream, piece.text)
+                piece, _ = await stream.next_piece()
+                model.mark_sent(stream, piece.text)
                 characters.append(len(piece.text))
 
     tasks = [asyncio.create_task(read(spec(0, seed=seed))) for seed in range(4)]

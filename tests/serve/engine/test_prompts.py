@@ -15,7 +15,8 @@ from rill.serve.api.requests import Limits
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.score import CHECKED_AT_ONCE
 from rill.serve.api.service import TextGeneration
-from rill.serve.engine.decoder import CPU, Decoder
+from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.devices import CPU
 from rill.serve.engine.text_codec import GivenText, LongPrompt, TextCodec
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
@@ -113,5 +114,5 @@ async def test_others_have_the_event_loop_between_its_parts(tiny, monkeypatch):
         call.cancel()
         other.cancel()
         await asyncio.gather(call, other, return_exceptions=True)
-        await model.last_call()
+        await model.wait_until_idle()
         model.engine.stop()

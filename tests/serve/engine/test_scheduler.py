@@ -9,10 +9,17 @@ from hypothesis import strategies as st
 
 from rill.sampling import Sampling
 from rill.serve.engine.rows import PLAIN, Round, Rows
-from rill.serve.engine.scheduler import SAVED_SECONDS, SHORT_SECONDS, TURN_SECONDS, TURN_STEPS, Scheduler, _company
-from rill.serve.engine.stream import StreamSpec
+from rill.serve.engine.scheduler import (
+    NEWCOMER_SECONDS,
+    SHORT_PROMPT_SECONDS,
+    TURN_SECONDS,
+    TURN_STEPS,
+    Scheduler,
+    _companions,
+)
+from rill.serve.engine.types import StreamSpec
 
-COHORT, ROUND_SECONDS, STEP = 4, 0.010, 0.0005  # a step takes as long however many rows there are
+MAX_ROWS, ROUND_SECONDS, STEP = 4, 0.010, 0.0005  # a step takes as long however many rows there are
 PLAIN_SAMPLING, FILTERED = Sampling(), Sampling(top_k=3)
 
 
@@ -21,15 +28,15 @@ class Machine:
 
     def __init__(self, slots=64, step=STEP):
         self.rows = Rows(slots, 5)
-        self.scheduler = Scheduler(self.rows, SimpleNamespace(cohort=COHORT, padding=lambda rows: 0), ROUND_SECONDS)
+        self.scheduler = Scheduler(self.rows, SimpleNamespace(max_rows=MAX_ROWS, padding=lambda rows: 0), ROUND_SECONDS)
         self.scheduler.times.step = lambda batch, kind=PLAIN: step
-        self.now, self.step, self.orders, self.is_crowded = 100.0, step, {}, False
+        self.now, self.step, self.specs, self.is_crowded = 100.0, step, {}, False
 
     def enter(self, slot, count=0, prompt=1, pace=0.0, sampling=PLAIN_SAMPLING):
         spec = StreamSpec(np.zeros(prompt, np.int64), prompt, sampling, 0, count, pace)
         self.rows.read[slot] = 0
         self.rows.enter(slot, spec, self.now)
-        self.orders[slot] = spec
+        self.specs[slot] = spec
 
     def plan(self):
         """The next round, not run."""
@@ -41,13 +48,13 @@ class Machine:
         r = self.plan()
         if r:
             self.now += r.time * self.step
-            self.scheduler.ran(r, r.time * self.step)
+            self.scheduler.record(r, r.time * self.step)
             self.rows.advance(r, np.zeros((r.time, len(r.slots)), np.int64))
-            self.rows.read[r.slots] = self.rows.table["made"][r.slots]
+            self.rows.read[r.slots] = self.rows.table["generated"][r.slots]
             for slot in r.slots.tolist():
                 if self.rows.is_complete(slot):
                     self.rows.leave(slot)
-                    del self.orders[slot]
+                    del self.specs[slot]
         return r
 
     def rounds(self, count):
@@ -73,7 +80,7 @@ def test_who_has_no_character_yet_has_a_round_between_two_of_a_turn():
 
 def test_a_turn_is_of_the_same_rows_until_its_time_is_over():
     machine = Machine()
-    for slot in range(2 * COHORT):
+    for slot in range(2 * MAX_ROWS):
         machine.enter(slot)
     assert machine.round().newcomers  # all of them: plain newcomers may be many
     rounds = machine.rounds(12)
@@ -84,7 +91,7 @@ def test_a_turn_is_of_the_same_rows_until_its_time_is_over():
 
 def test_where_a_step_takes_long_a_turn_is_some_characters():
     machine = Machine(step=0.008)
-    for slot in range(2 * COHORT):
+    for slot in range(2 * MAX_ROWS):
         machine.enter(slot)
     rounds = machine.rounds(2 * TURN_STEPS + 1)[1:]
     assert slots_of(rounds) == [[0, 1, 2, 3]] * TURN_STEPS + [[4, 5, 6, 7]] * TURN_STEPS
@@ -107,11 +114,11 @@ def test_newcomers_take_no_more_time_than_the_others():
     machine.round()
     times = {True: 0.0, False: 0.0}
     for _ in range(300):
-        if 1 not in machine.orders:
+        if 1 not in machine.specs:
             machine.enter(1, count=1, prompt=20)
         r = machine.round()
         times[r.newcomers] += r.time * STEP
-    assert times[True] <= times[False] + SAVED_SECONDS + ROUND_SECONDS
+    assert times[True] <= times[False] + NEWCOMER_SECONDS + ROUND_SECONDS
     assert times[True] > 0.3 * times[False]
 
 
@@ -119,24 +126,24 @@ def test_where_calls_wait_for_a_slot_newcomers_have_no_rounds_of_their_own():
     """One that has the slot of another which has ended has its place in the turn."""
     machine = Machine()
     machine.enter(0, count=30)  # it ends in the second of three rounds
-    for slot in range(1, 2 * COHORT):
+    for slot in range(1, 2 * MAX_ROWS):
         machine.enter(slot)
     machine.is_crowded = True
-    while 0 in machine.orders:
+    while 0 in machine.specs:
         turn = machine.round()
         assert not turn.newcomers
     machine.enter(0, prompt=6)
     r = machine.round()
     assert not r.newcomers
     assert slots_of([r]) == slots_of([turn])
-    assert machine.rows.table["made"][0] > 0
+    assert machine.rows.table["generated"][0] > 0
 
 
 def test_a_long_prompt_takes_turns():
     machine = Machine()
     machine.enter(0)
     machine.round()
-    machine.enter(1, prompt=10 * int(SHORT_SECONDS / STEP))
+    machine.enter(1, prompt=10 * int(SHORT_PROMPT_SECONDS / STEP))
     assert not any(r.newcomers for r in machine.rounds(4))
 
 
@@ -152,11 +159,11 @@ def test_newcomers_of_like_prompts_go_together():
 
 def test_of_many_prompts_some_are_read_before_all_are_begun():
     machine = Machine()
-    for slot in range(3 * COHORT):
+    for slot in range(3 * MAX_ROWS):
         machine.enter(slot, prompt=30)
     machine.rounds(2)
-    left = machine.rows.table["prompt_left"][: 3 * COHORT]
-    assert sorted(left.tolist()) == [0] * COHORT + [29] * 2 * COHORT
+    left = machine.rows.table["prompt_left"][: 3 * MAX_ROWS]
+    assert sorted(left.tolist()) == [0] * MAX_ROWS + [29] * 2 * MAX_ROWS
 
 
 def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
@@ -165,7 +172,7 @@ def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
         machine.enter(slot, sampling=FILTERED if slot % 2 else PLAIN_SAMPLING)
     rounds = machine.rounds(30)
     assert {tuple(slots) for slots in slots_of(rounds)} == {(0, 2), (1, 3)}
-    made = machine.rows.table["made"][:4]
+    made = machine.rows.table["generated"][:4]
     assert made.max() < 1.5 * made.min()
 
 
@@ -181,10 +188,10 @@ def test_who_has_nothing_to_do_is_in_no_round():
 def test_rows_go_together_that_can_go_about_as_far():
     rows = np.arange(6)
     even, mixed = np.array([30, 30, 29, 3, 30, 30]), np.array([30, 1, 1, 2, 1, 1])
-    assert _company(rows, even, 3).tolist() == [0, 1, 2, 3, 4, 5]  # one in vain is cheaper than a round of its own
-    assert _company(rows, mixed, 0).tolist() == [0]
-    assert _company(rows, mixed, 3).tolist() == [1, 2, 3, 4, 5]
-    assert _company(rows[1:], mixed, 2).tolist() == [1, 2, 3, 4, 5]
+    assert _companions(rows, even, 3).tolist() == [0, 1, 2, 3, 4, 5]  # one in vain is cheaper than a round of its own
+    assert _companions(rows, mixed, 0).tolist() == [0]
+    assert _companions(rows, mixed, 3).tolist() == [1, 2, 3, 4, 5]
+    assert _companions(rows[1:], mixed, 2).tolist() == [1, 2, 3, 4, 5]
 
 
 streams = st.builds(
@@ -204,11 +211,11 @@ def test_every_stream_gets_what_it_asked_for(coming, step, data):
     crowded = data.draw(st.lists(st.booleans(), min_size=1, max_size=30), "crowded")
     done = rounds = 0
     waiting = dict(enumerate(sorted(coming, key=lambda stream: stream["at"])))
-    while waiting or machine.orders:
+    while waiting or machine.specs:
         for slot in [slot for slot, stream in waiting.items() if stream["at"] <= rounds]:
             stream = waiting.pop(slot)
             machine.enter(slot, **{name: value for name, value in stream.items() if name != "at"})
-        before = machine.rows.table["made"].copy()
+        before = machine.rows.table["generated"].copy()
         machine.is_crowded = crowded[rounds % len(crowded)]
         r = machine.round()
         rounds += 1
@@ -219,12 +226,12 @@ def test_every_stream_gets_what_it_asked_for(coming, step, data):
         done += 1
         assert (r.steps >= 1).all()
         assert (r.prompted <= r.steps).all()
-        assert len(r.slots) <= COHORT or (r.newcomers and r.kind == PLAIN)
+        assert len(r.slots) <= MAX_ROWS or (r.newcomers and r.kind == PLAIN)
         assert len(set(machine.rows.table["kind"][r.slots].tolist())) == 1
-        assert (machine.rows.table["made"][r.slots] - before[r.slots] == r.steps - r.prompted).all()
-        assert (machine.rows.table["made"][r.slots] <= machine.rows.table["limit"][r.slots]).all()
+        assert (machine.rows.table["generated"][r.slots] - before[r.slots] == r.steps - r.prompted).all()
+        assert (machine.rows.table["generated"][r.slots] <= machine.rows.table["limit"][r.slots]).all()
         assert done < 5000  # 20 streams of 420 steps, one at a time, in rounds of a step or two
-    assert (machine.rows.table["made"][: len(coming)] == machine.rows.table["limit"][: len(coming)]).all()
+    assert (machine.rows.table["generated"][: len(coming)] == machine.rows.table["limit"][: len(coming)]).all()
 
 
 @pytest.mark.parametrize("is_crowded", [False, True])
@@ -237,11 +244,11 @@ def test_nobody_waits_for_more_than_a_turn_of_each_of_the_others(others, is_crow
         machine.enter(slot)
     last, longest = np.full(64, machine.now), 0.0
     for _ in range(600):
-        if chance.random() < 0.3 and 63 not in machine.orders:
+        if chance.random() < 0.3 and 63 not in machine.specs:
             machine.enter(63, count=1, prompt=int(chance.integers(1, 20)))
         r = machine.round()
         old = [slot for slot in r.slots.tolist() if slot < others]
         longest = max([longest, *(machine.now - last[slot] for slot in old)])
         last[old] = machine.now
-    turns = -(-others // COHORT)
-    assert longest <= 2 * turns * (TURN_SECONDS + ROUND_SECONDS) + SAVED_SECONDS
+    turns = -(-others // MAX_ROWS)
+    assert longest <= 2 * turns * (TURN_SECONDS + ROUND_SECONDS) + NEWCOMER_SECONDS

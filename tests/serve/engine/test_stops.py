@@ -43,10 +43,10 @@ def test_what_goes_out_is_all_that_is_no_stop_and_cannot_become_one(case, includ
             assert out == known[: end if include else start]
             return
         assert out == known[: undecided(known, stops)]
-        assert finder.begun == ""
+        assert finder.partial_stop == ""
     assert out + finder.flush() == known
     assert finder.flush() == ""
-    assert finder.begun == known[undecided(known, stops) :]
+    assert finder.partial_stop == known[undecided(known, stops) :]
 
 
 @settings(max_examples=1500, deadline=None, derandomize=True)
@@ -68,14 +68,14 @@ def test_a_stop_is_found_across_resumes(case, include, cuts):
             start, end = found
             assert out == known[: end if include else max(start, before)]
             if not include:  # resumed, it ends there again, and nothing more goes out
-                again = StopFinder(stops, include, finder.begun)
+                again = StopFinder(stops, include, finder.partial_stop)
                 assert again.feed(known[len(out) : end]) == ("", True)
             return
         if at in cuts:
             out += finder.flush()
             assert out == known
-            finder = StopFinder(stops, include, finder.begun)
-            assert finder.begun == known[undecided(known, stops) :]
+            finder = StopFinder(stops, include, finder.partial_stop)
+            assert finder.partial_stop == known[undecided(known, stops) :]
 
 
 # Streams

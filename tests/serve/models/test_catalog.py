@@ -17,9 +17,10 @@ from servers import run_server, wait_until
 from rill.bundle import MANIFEST, read_bundle
 from rill.client.sync import ServerError
 from rill.sampling import Sampling
-from rill.serve.engine.decoder import CPU, Decoder
+from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.device_turns import DeviceTurns
-from rill.serve.engine.stream import End, StreamSpec
+from rill.serve.engine.devices import CPU
+from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import ModelNotFoundError, OtherModelError, StartError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
@@ -233,10 +234,10 @@ async def text_of(model, wanted):
 async def read_on(model, stream):
     made, end = "", None
     while end is None:
-        piece, end = await stream.take()
-        model.sent(stream, piece.text)
+        piece, end = await stream.next_piece()
+        model.mark_sent(stream, piece.text)
         made += piece.text
-    assert end is End.LENGTH
+    assert end is FinishReason.LENGTH
     return made
 
 
@@ -252,11 +253,11 @@ async def test_the_old_model_and_its_memory_are_gone_with_its_last_stream(served
         async with old.stream(spec(0)) as stream:
             put(store / "new/a", served / "a")
             await models.reload()
-            assert models.named("b") is kept
-            assert models.named("a") is not old
+            assert models.by_name("b") is kept
+            assert models.by_name("a") is not old
             assert models.all == [*models.served, old]
             assert engines() == 3
-            piece, _ = await stream.take()
+            piece, _ = await stream.next_piece()
             assert piece.text
         del old
         await until(lambda: len(models.all) == 2)
@@ -269,8 +270,8 @@ async def test_a_stream_ends_with_the_text_that_it_began(served, store):
         old = models.default
         expected = await text_of(old, spec(30_000))
         async with old.stream(spec(30_000)) as stream:
-            first, _ = await stream.take()
-            old.sent(stream, first.text)
+            first, _ = await stream.next_piece()
+            old.mark_sent(stream, first.text)
             put(store / "new/a", served / "a")
             await asyncio.gather(models.reload(), models.reload())
             assert models.default is not old
@@ -352,7 +353,7 @@ async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
     reloading = asyncio.create_task(models.reload())
     await asyncio.sleep(0.05)
     assert len(await text_of(models.default, spec(1000))) == 1000
-    models.keep()  # the server is to stop meanwhile
+    models.freeze()  # the server is to stop meanwhile
     proceed.set()
     await reloading
     assert models.names == ["a", "b"]
@@ -362,12 +363,12 @@ async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
 
 async def test_who_is_asked_for(served, store):
     async with loaded(served) as models:
-        assert models.named("b").bundle.name == "b"
-        assert models.with_id(id_of(store / "b")[:32]) is models.named("b")
+        assert models.by_name("b").bundle.name == "b"
+        assert models.by_id_prefix(id_of(store / "b")[:32]) is models.by_name("b")
         with pytest.raises(ModelNotFoundError, match="no model 'c' is served here; there is 'a', 'b'"):
-            models.named("c")
+            models.by_name("c")
         with pytest.raises(OtherModelError):
-            models.with_id(id_of(store / "c")[:32])
+            models.by_id_prefix(id_of(store / "c")[:32])
 
 
 # ---- turns
@@ -399,18 +400,18 @@ class Timed(Decoder):
 
 async def test_busy_models_have_the_engine_for_equal_times(store):
     """One in long rounds, one in short ones: as many rounds each would be a tenth of the time."""
-    turnstile, models, readers = DeviceTurns(1), [], []
+    device_turns, models, readers = DeviceTurns(1), [], []
 
     async def read(model, seed):
         async with model.stream(spec(0, seed)) as stream:
             while True:
-                piece, _ = await stream.take()
-                model.sent(stream, piece.text)
+                piece, _ = await stream.next_piece()
+                model.mark_sent(stream, piece.text)
 
     for name, round_seconds in (("old/a", 0.020), ("b", 0.002)):
         bundle = read_bundle(store / name)
         decoder = Timed(bundle, CPU)
-        models.append(Model(bundle, decoder, 8, 8, round_seconds, turnstile))
+        models.append(Model(bundle, decoder, 8, 8, round_seconds, device_turns))
         readers += [asyncio.create_task(read(models[-1], seed)) for seed in range(4)]
     decoders = [model.engine._decoder for model in models]
     await asyncio.sleep(0.3)
@@ -424,7 +425,7 @@ async def test_busy_models_have_the_engine_for_equal_times(store):
         reader.cancel()
     await asyncio.wait(readers)
     for model in models:
-        await model.last_call()
+        await model.wait_until_idle()
         model.engine.stop()
     assert Timed.most == 1
     assert rounds[1] > 3 * rounds[0]
