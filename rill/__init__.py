@@ -6,33 +6,51 @@
         for piece in client.generate("ROMEO:", max_chars=400, temperature=0.7, seed=7):
             print(piece, end="", flush=True)
 
-The names of the client library are loaded on first use (PEP 562), so that `rill.train` needs no gRPC.
+The names of the client library are loaded on first use (PEP 562), so that `rill.train` does not need gRPC.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rill.client.failover import ServerError as ServerError
-    from rill.client.security import Security as Security
-    from rill.client.sync import AsyncClient as AsyncClient
-    from rill.client.sync import Client as Client
+    from rill.client.aio import AsyncClient, AsyncSession
+    from rill.client.errors import RillError, ServerError, SessionStateError
+    from rill.client.requests import finish_reason, generate_request
+    from rill.client.security import Security
+    from rill.client.sync import Client, Session
 
-_HOMES = {
-    "AsyncClient": "rill.client.sync",
-    "Client": "rill.client.sync",
-    "Security": "rill.client.security",
-    "ServerError": "rill.client.failover",
+__all__ = [
+    "AsyncClient",
+    "AsyncSession",
+    "Client",
+    "RillError",
+    "Security",
+    "ServerError",
+    "Session",
+    "SessionStateError",
+    "finish_reason",
+    "generate_request",
+]
+
+_MODULES = {
+    "AsyncClient": "aio",
+    "AsyncSession": "aio",
+    "Client": "sync",
+    "RillError": "errors",
+    "Security": "security",
+    "ServerError": "errors",
+    "Session": "sync",
+    "SessionStateError": "errors",
+    "finish_reason": "requests",
+    "generate_request": "requests",
 }
-
-__all__ = ["AsyncClient", "Client", "Security", "ServerError"]
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"rill.client.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__})

@@ -19,7 +19,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import asyncio
 import sys
 
-from rill.client.security import is_loopback
+from rill.addresses import is_loopback
 from rill.serve.config import options_of
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.logs import start_logging, stderr

@@ -33,7 +33,10 @@ from rill.cli.score import add_score
 from rill.cli.security_flags import add_security, security_of
 from rill.cli.token_file import read_token, write_token
 from rill.cli.verify.command import add_verify
-from rill.client.sync import RETRY_SECONDS, Client, ServerError, finish_reason, generate_request
+from rill.client.errors import ServerError
+from rill.client.requests import finish_reason, generate_request
+from rill.client.retry import RETRY_SECONDS
+from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
 
 

@@ -8,45 +8,19 @@ The loop around it is the same for both clients:
     show what `lost_end` returns, if anything
 """
 
-import random
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import grpc
-from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 
-from rill.client.security import explained
+from rill.client.errors import ServerError
+from rill.client.retry import Backoff, is_away
 from rill.v1 import rill_pb2 as pb
 
-FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds: a wait is random, from 0 to a limit that doubles between these
 MOST_CHARS = 2**64 - 1  # that positions can count
 ENDED_EARLY = "the server ended the stream without a last message"
-
-Detail = TypeVar("Detail", bound=Message)
-
-
-class ServerError(Exception):
-    """The server ended a call with an error, or cannot be reached. `code` is the gRPC status.
-
-    `retry_seconds` is after how long to try again, `reason` why a token was refused, where the server says so.
-    """
-
-    def __init__(
-        self, code: grpc.StatusCode, details: str, retry_seconds: float | None = None, reason: str = ""
-    ) -> None:
-        super().__init__(details)
-        self.code, self.retry_seconds, self.reason = code, retry_seconds, reason
-
-    @classmethod
-    def of(cls, error: grpc.RpcError) -> "ServerError":
-        """The same as gRPC says it."""
-        status, details = _status(error), explained(error.details() or error.code().name)
-        return cls(error.code(), details, _retry_seconds(status), _reason(status))
 
 
 class _Place(NamedTuple):
@@ -91,6 +65,7 @@ class Failover:
         # Calls in a row that brought nothing new.
         self._failures = 0
         self._broken: float | None = None  # since when
+        self._backoff = Backoff()
 
     def time_left(self) -> float | None:
         """For the next call, in seconds."""
@@ -133,6 +108,7 @@ class Failover:
         if new:
             self._follow(new)
             self._end, self._failures, self._broken = self._at, 0, None
+            self._backoff.reset()
         if message.resume_token:
             self._place = _Place(message.resume_token, self._at, self._call_digest.copy())
         last = message.finish_reason not in (pb.FINISH_REASON_UNSPECIFIED, pb.FINISH_REASON_DRAINING)
@@ -151,12 +127,8 @@ class Failover:
         """Seconds to wait before the next call, now that this one ended. Raises ServerError if there is to be none."""
         if self._finished or self._caught_up:  # it did what it was to do, whatever its status says
             return 0.0
-        code, details = (error.code(), error.details()) if error else (grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
-        if code is grpc.StatusCode.CANCELLED and details == code.name:
-            code = grpc.StatusCode.UNAVAILABLE  # gRPC's own word: a server that goes away did not take the call up
-        status = _status(error)
-        failure = ServerError(code, explained(details or code.name), _retry_seconds(status))
-        if not self._may_go_on(code, status):
+        failure = ServerError.from_rpc(error) if error else ServerError(grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
+        if not self._may_go_on(failure):
             raise failure
         now = self._clock()
         self._failures += 1
@@ -166,7 +138,7 @@ class Failover:
                 raise failure
         elif now - self._broken >= self._retry_seconds:
             raise self._given_up(failure)
-        if self._refused(code, status):
+        if self._refused(failure):
             self._place = _Place(b"", self._start or 0, blake2b())  # this server is there: the same one again
         else:
             self.address = (self.address + 1) % self._addresses
@@ -216,34 +188,33 @@ class Failover:
             message.ClearField("seed")  # on the first message only
         return message
 
-    def _may_go_on(self, code: grpc.StatusCode, status: Status) -> bool:
+    def _may_go_on(self, failure: ServerError) -> bool:
         if self._start is None:
-            return code is grpc.StatusCode.UNAVAILABLE
+            return failure.code is grpc.StatusCode.UNAVAILABLE
         if not self._retry_seconds:
             return False
-        match code:
-            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.RESOURCE_EXHAUSTED:  # its waiting line is full
-                return True
+        if is_away(failure) or self._refused(failure):
+            return True
+        match failure.code:
             case grpc.StatusCode.INTERNAL | grpc.StatusCode.ABORTED:
-                return _reason(status) in ("ENGINE_ROUND_FAILED", "READER_STALLED")
+                return failure.reason in ("ENGINE_ROUND_FAILED", "READER_STALLED")
             case grpc.StatusCode.FAILED_PRECONDITION:
-                return self._addresses > 1 and _reason(status) == "RESUME_TOKEN_OTHER_MODEL"
+                return self._addresses > 1 and failure.reason == "RESUME_TOKEN_OTHER_MODEL"
             case _:
-                return self._refused(code, status)
+                return False
 
-    def _refused(self, code: grpc.StatusCode, status: Status) -> bool:
+    def _refused(self, failure: ServerError) -> bool:
         """A token was refused, and not the request's own."""
-        refused = code is grpc.StatusCode.INVALID_ARGUMENT and _reason(status).startswith("RESUME_TOKEN_")
+        refused = failure.code is grpc.StatusCode.INVALID_ARGUMENT and failure.reason.startswith("RESUME_TOKEN_")
         return refused and bool(self._place.token)
 
     def _wait(self, asked: float, tried: float) -> float:
         """How long to wait, `asked` seconds at least: not at all before every address had its turn, and never beyond
         the last moment to try.
         """
-        rounds = self._failures - self._addresses
-        if rounds < 0 or self._start is None:
+        if self._failures < self._addresses or self._start is None:
             return 0.0
-        wait = max(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(rounds, 20))), asked)
+        wait = self._backoff.next(asked)
         left = self.time_left()
         return min(wait, self._retry_seconds - tried, wait if left is None else left)
 
@@ -259,31 +230,3 @@ class Failover:
 
 def _data_loss(what: str) -> ServerError:
     return ServerError(grpc.StatusCode.DATA_LOSS, f"the servers do not produce the same text: {what}")
-
-
-def _status(error: grpc.RpcError | None) -> Status:
-    """What the server says beside code and details; empty if it says nothing that can be read."""
-    metadata: Iterable[Any] = (error and error.trailing_metadata()) or ()  # pairs, in both kinds of client
-    for key, value in metadata:
-        if key == "grpc-status-details-bin":
-            with suppress(DecodeError):
-                return Status.FromString(value)
-    return Status()
-
-
-def _details(status: Status, kind: type[Detail]) -> list[Detail]:
-    found = []
-    for packed in status.details:
-        detail = kind()
-        with suppress(DecodeError):
-            if packed.Unpack(detail):
-                found.append(detail)
-    return found
-
-
-def _retry_seconds(status: Status) -> float | None:
-    return max((info.retry_delay.ToMilliseconds() / 1000 for info in _details(status, RetryInfo)), default=None)
-
-
-def _reason(status: Status) -> str:
-    return next((info.reason for info in _details(status, ErrorInfo)), "")

@@ -1,7 +1,7 @@
-"""What a client of `Interact` asked for, and which event answers it. No connections here.
+"""The client's side of one `Interact` call, without a connection: which event answers which action.
 
-Actions go out in order, by the `send` that a Dialogue is made with; what comes back goes to `received`, and the end of
-the call to `ended`. An action that is answered gives an `Answer` or a `Generation`, to be waited for until `is_ready`.
+Actions go out in order, through the `send` of an `InteractProtocol`. Events go to `received`, the end of the call to
+`ended`. An action that the server answers returns a `Reply` or a `Generation`; wait for its `is_ready`.
 """
 
 from collections import deque
@@ -10,28 +10,14 @@ from typing import Any
 
 import grpc
 
-from rill.client.failover import ENDED_EARLY, ServerError
+from rill.client.errors import ServerError, SessionStateError
+from rill.client.failover import ENDED_EARLY
 from rill.v1 import rill_pb2 as pb
 
 _Request = pb.InteractRequest
 
 
-class SessionStateError(RuntimeError):
-    """A method of a session was called when it has no meaning: the session goes on as if it had not been."""
-
-
-def sampling_of(parameters: dict[str, Any]) -> pb.Sampling:
-    """Those of the parameters that are not None. Raises ValueError, with the name, for what no message can hold."""
-    sampling = pb.Sampling()
-    for name, value in parameters.items():
-        try:
-            sampling.MergeFrom(pb.Sampling(**{name: value}))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{name}: {error}") from None
-    return sampling
-
-
-class Answer:
+class Reply:
     """The event that answers an action, as soon as it is there."""
 
     def __init__(self) -> None:
@@ -78,9 +64,10 @@ class Generation:
         self.is_over = self._has_ended and not self.is_pausing
 
 
-class Dialogue:
-    """One call of `Interact`. Methods raise ServerError if the call has ended, OrderError if it is not their turn.
+class InteractProtocol:
+    """One call of `Interact`.
 
+    Methods raise ServerError if the call has ended, and SessionStateError if the state does not allow the action.
     `position` counts the generated characters, `resume_token` is the last state that the server gave, after
     `resume_position` of them.
     """
@@ -92,19 +79,19 @@ class Dialogue:
         self.error: ServerError | None = None  # why the call ended, if it did
         self._send = send
         self._generation: Generation | None = None
-        self._asked: dict[str, deque[Answer]] = {"opened": deque(), "fed": deque(), "snapshot": deque()}
+        self._asked: dict[str, deque[Reply]] = {"opened": deque(), "fed": deque(), "snapshot": deque()}
 
     @property
     def generation(self) -> Generation | None:
         """The one that is running."""
         return self._generation if self._generation and not self._generation.is_over else None
 
-    def open(self, model: str, resume_token: bytes, sampling: pb.Sampling) -> Answer:
+    def open(self, model: str, resume_token: bytes, sampling: pb.Sampling) -> Reply:
         """Begin."""
         begin = _Request.Open(model=model, resume_token=resume_token, sampling=sampling)
         return self._ask(_Request(open=begin), "opened")
 
-    def feed(self, text: str) -> Answer:
+    def feed(self, text: str) -> Reply:
         """Let the model read a text."""
         self._check_idle("feed")
         return self._ask(_Request(feed=text), "fed")
@@ -143,7 +130,7 @@ class Dialogue:
         """Change what is set there."""
         self._tell(_Request(update=sampling))
 
-    def snapshot(self) -> Answer:
+    def snapshot(self) -> Reply:
         """Ask for the state as a token."""
         return self._ask(_Request(snapshot=_Request.Snapshot()), "snapshot")
 
@@ -191,9 +178,9 @@ class Dialogue:
         if self.generation:
             raise SessionStateError(f"{what}: the model is generating; pause it, or read to its end")
 
-    def _ask(self, request: pb.InteractRequest, kind: str) -> Answer:
+    def _ask(self, request: pb.InteractRequest, kind: str) -> Reply:
         self._tell(request)
-        answer = Answer()
+        answer = Reply()
         self._asked[kind].append(answer)
         return answer
 

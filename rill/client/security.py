@@ -1,24 +1,16 @@
 """How a client proves who it is, and whom it believes: TLS, certificates, and a bearer token."""
 
-import ipaddress
 from dataclasses import dataclass, field
 from functools import partial
 
 import grpc
 import grpc.aio
 
+from rill.addresses import is_local
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["TextGeneration"].methods]
-# What gRPC says, and what is the matter.
-_MEANINGS = {
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate has expired, or is of no authority that is trusted here",
-    "Hostname Verification": "the server's certificate is for another host",
-    "create security handshaker": "the certificates or the key given to this client are damaged, or do not fit",
-    "WRONG_VERSION_NUMBER": "the server speaks no TLS",
-    "Socket closed": "the server closes new connections: it may want TLS, or a client's certificate that it trusts",
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Security:
         if self.tls or self.root_certificates or self.certificate:
             key, chain = self.certificate or (None, None)
             return grpc.ssl_channel_credentials(self.root_certificates, key, chain)
-        if self.token and not self.plaintext_token and not _is_here(address):
+        if self.token and not self.plaintext_token and not is_local(address):
             raise ValueError(
                 f"the bearer token would go to {address} in plain text, for anybody on the way to read: use TLS "
                 "(--tls, or --tls-ca FILE for an authority of your own), or say that it may (--plaintext-token)"
@@ -76,27 +68,4 @@ class Security:
         return None
 
 
-def explained(details: str) -> str:
-    """What gRPC says of a connection that failed, and before it what that means, where TLS is the reason."""
-    for sign, meaning in _MEANINGS.items():
-        if sign in details and details.startswith("failed to connect"):
-            return f"{meaning} ({details})"
-    return details
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _is_here(address: str) -> bool:
-    """Whether a gRPC target is on this machine: HOST:PORT, also after a scheme, or a socket in its file system."""
-    scheme, separator, rest = address.partition(":")
-    if scheme in ("unix", "unix-abstract"):
-        return True
-    if scheme in ("dns", "ipv4", "ipv6") and separator:
-        address = rest.rpartition("/")[2]
-    return is_loopback(address.rpartition(":")[0] or address)
+PLAIN = Security()

@@ -15,7 +15,7 @@ import psutil
 from fuzz_inputs import message, mutated
 from servers import Server
 
-from rill.client.sync import ServerError
+from rill.client.errors import ServerError
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 

@@ -33,7 +33,8 @@ from rill.bundle import FILES, MANIFEST, Bundle, BundleError, is_replaceable, ma
 from rill.cli.batch.input import PromptError, check, read
 from rill.cli.batch.output import Run, Texts, TextsError
 from rill.cli.main import _line
-from rill.client.failover import Failover, ServerError
+from rill.client.errors import ServerError
+from rill.client.failover import Failover
 from rill.export.foreign.files import ForeignError, load_state_dict_file, load_vocabulary_file
 from rill.sampling import Sampling
 from rill.serve.api.requests import STOP_CHARACTERS, Limits, spec_of

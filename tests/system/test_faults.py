@@ -12,7 +12,8 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from servers import run_server, wait_until
 
-from rill.client.sync import Client, ServerError
+from rill.client.errors import ServerError
+from rill.client.sync import Client
 from rill.serve.operate.server import SERVICE
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub

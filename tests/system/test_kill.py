@@ -12,7 +12,8 @@ import pytest
 from servers import started, wait_until
 
 from rill.client.failover import Failover
-from rill.client.sync import Client, generate_request
+from rill.client.requests import generate_request
+from rill.client.sync import Client
 
 KILLS = int(os.environ.get("RILL_KILLS", "8"))
 

@@ -51,7 +51,7 @@ def test_a_serving_process_loads_neither_torch_nor_onnx(tiny_folder):
     """Imports inside functions too: after a text has been served."""
     program = f"""
 import asyncio, sys
-from rill.client.sync import AsyncClient
+from rill.client.aio import AsyncClient
 from rill.serve.api.requests import Limits
 from rill.serve.operate.server import Catalog, ResumeTokens, Settings, TextGeneration, _listening, _maker, keys_of
 

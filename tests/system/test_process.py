@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from random_models import save_bundle
 from servers import ROOT, run_server, wait_until
 
-from rill.client.sync import Client, ServerError
+from rill.client.errors import ServerError
+from rill.client.sync import Client
 from rill.serve.engine.devices import gpu_count
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub

@@ -27,7 +27,7 @@ from rill.cli.batch.output import Run, Texts
 from rill.cli.batch.runner import Batch, Servers, Source
 from rill.cli.flags import add_sampling
 from rill.cli.security_flags import add_security, security_of
-from rill.client.sync import ServerError
+from rill.client.errors import ServerError
 from rill.serve.errors import ServeError, StartError
 
 TARGET = "127.0.0.1:50051"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rill.client.sync import generate_request
+from rill.client.requests import generate_request
 from rill.v1 import rill_pb2 as pb
 
 LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole

@@ -15,7 +15,10 @@ import grpc
 
 from rill.cli.batch.input import Prompt
 from rill.cli.batch.output import Texts
-from rill.client.sync import PLAIN, AsyncClient, Security, ServerError, finish_reason
+from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError
+from rill.client.requests import finish_reason
+from rill.client.security import PLAIN, Security
 from rill.v1 import rill_pb2 as pb
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds, until a text that was refused for lack of place is asked for again

@@ -34,7 +34,9 @@ from rill.cli.chat.conversation import AWAY, Chat
 from rill.cli.flags import add_sampling
 from rill.cli.security_flags import add_security, security_of
 from rill.cli.token_file import read_token, write_token
-from rill.client.sync import RETRY_SECONDS, AsyncClient, ServerError
+from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError
+from rill.client.retry import RETRY_SECONDS
 
 READING_SPEED = 60  # characters a second
 NUMBERS: dict[str, tuple[str, type]] = {

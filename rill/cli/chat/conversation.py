@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import grpc
 
-from rill.client.failover import FIRST_WAIT, LONGEST_WAIT
-from rill.client.sessions import AsyncSession
-from rill.client.sync import AsyncClient, ServerError
+from rill.client.aio import AsyncClient, AsyncSession
+from rill.client.errors import ServerError
+from rill.client.retry import FIRST_WAIT, LONGEST_WAIT
 from rill.v1 import rill_pb2 as pb
 
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)

@@ -22,7 +22,7 @@ from rill.cli.batch.input import check, read
 from rill.cli.batch.output import Run, Texts
 from rill.cli.batch.runner import Batch, RefusedError, Servers, Text
 from rill.cli.main import main
-from rill.client.sync import ServerError
+from rill.client.errors import ServerError
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
 

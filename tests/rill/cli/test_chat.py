@@ -16,8 +16,10 @@ from rill.cli.chat import conversation as chat_module
 from rill.cli.chat.command import text_of
 from rill.cli.chat.conversation import Chat
 from rill.cli.main import main
-from rill.client.sessions import AsyncSession
-from rill.client.sync import AsyncClient, Client, ServerError, generate_request
+from rill.client.aio import AsyncClient, AsyncSession
+from rill.client.errors import ServerError
+from rill.client.requests import generate_request
+from rill.client.sync import Client
 
 TURN = {"max_chars": 40, "stop": [], "include_stop": False, "chars_per_second": 0.0}
 

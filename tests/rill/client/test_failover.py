@@ -18,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rill.cli.main import main
+from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError
 from rill.client.failover import Failover
-from rill.client.sync import AsyncClient, Client, ServerError, generate_request
+from rill.client.requests import generate_request
+from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rill.client.failover import ServerError
-from rill.client.interaction import Dialogue, SessionStateError
+from rill.client.errors import ServerError, SessionStateError
+from rill.client.interaction import InteractProtocol
 from rill.v1 import rill_pb2 as pb
 
 Event, Output = pb.InteractResponse, pb.GenerateResponse
@@ -79,7 +79,7 @@ def letter(number):
 @settings(max_examples=200, deadline=None)
 def test_every_answer_finds_its_action(steps):  # noqa: PLR0912  # a case for each thing that may happen
     server = MadeUpServer()
-    dialogue = Dialogue(server.actions.append)
+    dialogue = InteractProtocol(server.actions.append)
     opened = dialogue.open("", b"", pb.Sampling())
     feeds, snapshots, generations, texts = [], [dialogue.snapshot()], [], []
 
@@ -139,7 +139,7 @@ def sent():
 
 @pytest.fixture
 def dialogue(sent):
-    dialogue = Dialogue(sent.append)
+    dialogue = InteractProtocol(sent.append)
     dialogue.open("", b"", pb.Sampling())
     dialogue.snapshot()
     dialogue.received(Event(opened=Event.Opened(seed=1)))

@@ -9,8 +9,9 @@ import pytest
 from certificates import make_certificate
 from servers import ROOT, run_server
 
-from rill.client.security import explained
-from rill.client.sync import Client, Security
+from rill.client.errors import explain
+from rill.client.security import Security
+from rill.client.sync import Client
 
 TOKEN = "a-token-for-the-tests-0123"
 
@@ -71,9 +72,9 @@ def test_what_is_wrong_is_said_in_one_line(secured):
     for flags, token, status, message in [
         (secured.flags, "", 1, "this server needs a bearer token"),
         (secured.flags, "wrong-0123456789abcdef", 1, "the bearer token is not one of this server's"),
-        (anonymous, TOKEN, 1, "it may want TLS, or a client's certificate that it trusts"),
-        (anonymous[:2], TOKEN, 1, "it may want TLS"),
-        ([*anonymous[:2], "--tls"], TOKEN, 1, "is of no authority that is trusted here"),
+        (anonymous, TOKEN, 1, "it may require TLS or a client certificate that it trusts"),
+        (anonymous[:2], TOKEN, 1, "it may require TLS"),
+        ([*anonymous[:2], "--tls"], TOKEN, 1, "is not signed by a trusted authority"),
         ([*secured.flags[:-1], other], TOKEN, 1, "the certificates or the key given to this client are damaged"),
         (secured.flags[:-2], TOKEN, 2, "--tls-cert and --tls-key go together"),
         ([*anonymous, "--token-file", "nowhere"], "", 2, "--token-file nowhere cannot be read"),
@@ -140,4 +141,4 @@ def test_no_authorities_at_all_are_not_plain_text():
 
 
 def test_a_stream_that_breaks_says_nothing_of_tls():
-    assert explained("Socket closed") == "Socket closed"
+    assert explain("Socket closed") == "Socket closed"

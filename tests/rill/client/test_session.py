@@ -9,8 +9,9 @@ import grpc
 import pytest
 from servers import run_server, wait_until
 
-from rill.client.interaction import SessionStateError
-from rill.client.sync import AsyncClient, Client, ServerError
+from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError, SessionStateError
+from rill.client.sync import Client
 
 Code = grpc.StatusCode
 

@@ -15,7 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from servers import run_server, wait_until
 
-from rill.client.sync import AsyncClient, Client, Security, ServerError
+from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError
+from rill.client.security import Security
+from rill.client.sync import Client
 from rill.serve.access import bearer_tokens as bearer
 from rill.serve.access.bearer_tokens import CHECK_SECONDS, BearerTokens
 from rill.serve.access.certificates import Certificates
@@ -91,9 +94,9 @@ async def test_tls_for_asyncio(tls_server, pki):
 @pytest.mark.parametrize(
     ("security", "message"),
     [
-        (lambda pki: Security(), "it may want TLS"),
-        (lambda pki: Security(tls=True), "is of no authority that is trusted here"),
-        (lambda pki: Security(root_certificates=pki.stranger.chain), "is of no authority that is trusted here"),
+        (lambda pki: Security(), "it may require TLS"),
+        (lambda pki: Security(tls=True), "is not signed by a trusted authority"),
+        (lambda pki: Security(root_certificates=pki.stranger.chain), "is not signed by a trusted authority"),
         (lambda pki: Security(root_certificates=b"garbage"), "the certificates or the key given to this client"),
     ],
 )
@@ -107,7 +110,7 @@ def test_what_is_wrong_with_a_connection_is_said(tls_server, pki, security, mess
 
 def test_a_server_without_tls_is_said_to_be_one(server, pki):
     with Client(server.target, security=Security(root_certificates=pki.authority.chain)) as client:
-        assert "the server speaks no TLS" in str(refused(client))
+        assert "the server does not use TLS" in str(refused(client))
 
 
 def test_certificates_are_renewed_while_a_stream_runs(tiny_folder, pki, tmp_path):
@@ -142,7 +145,7 @@ def test_clients_need_certificates_where_they_are_asked_for(tiny_folder, pki, tm
         known = Security(root_certificates=pki.authority.chain)
         for certificate in (None, (pki.foreign_client.key, pki.foreign_client.chain)):
             with Client(running.target, security=replace(known, certificate=certificate)) as client:
-                assert "a client's certificate that it trusts" in str(refused(client))
+                assert "a client certificate that it trusts" in str(refused(client))
         own = (pki.client.key, pki.client.chain)
         with Client(running.target, security=replace(known, certificate=own)) as client:
             assert len("".join(client.generate("To", max_chars=50))) == 50

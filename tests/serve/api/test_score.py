@@ -25,7 +25,9 @@ from servers import ROOT, run_server, wait_until
 from rill.bundle import manifest_of, write_bundle
 from rill.cli import score as score_command
 from rill.cli.main import main
-from rill.client.sync import AsyncClient, Client, ServerError
+from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError
+from rill.client.sync import Client
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.compare import decode_feeds, session, zero_states
 from rill.export.parity.reference import Int8

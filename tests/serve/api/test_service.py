@@ -13,7 +13,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from random_models import LETTERS
 from servers import run_server, wait_until
 
-from rill.client.sync import Client, ServerError
+from rill.client.errors import ServerError
+from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 

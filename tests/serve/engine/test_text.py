@@ -9,7 +9,8 @@ from random_models import LETTERS, make_run, save_bundle
 from reference_texts import reference
 from servers import run_server, wait_until
 
-from rill.client.sync import AsyncClient, Client
+from rill.client.aio import AsyncClient
+from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 

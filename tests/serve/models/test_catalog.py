@@ -15,7 +15,7 @@ from random_models import make_run, save_bundle
 from servers import run_server, wait_until
 
 from rill.bundle import MANIFEST, read_bundle
-from rill.client.sync import ServerError
+from rill.client.errors import ServerError
 from rill.sampling import Sampling
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.device_turns import DeviceTurns

@@ -18,7 +18,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from random_models import save_bundle
 from servers import ROOT, run_server, wait_until
 
-from rill.client.sync import Client, ServerError, generate_request
+from rill.client.errors import ServerError
+from rill.client.requests import generate_request
+from rill.client.sync import Client
 from rill.serve.command import main
 from rill.serve.errors import StartError
 from rill.serve.operate import server as server_module
