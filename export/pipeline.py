@@ -6,26 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rill.bundle import (
-    PRECISIONS,
-    Bundle,
-    BundleError,
-    is_replaceable,
-    manifest_of,
-    model_id,
-    read_bundle,
-    remove_leftovers,
-    write_bundle,
-)
-from rill.export.graphs.choice import VARIANTS
-from rill.export.graphs.portable import model_graph, states_of
-from rill.export.graphs.serving import decode_graph
-from rill.export.graphs.weights import weights_of
+from rill.bundle import Bundle, BundleError, read_bundle
+from rill.export.graphs.build import UnsupportedError, build_bundle
 from rill.export.lock import exclusive
 from rill.export.parity.int8_loss import MOST_LOSS, Loss, LossError, measure_loss
 from rill.export.parity.verify import Parity, verify
-from rill.train.config import ModelConfig
-from rill.train.errors import TrainError
+from rill.export.write import is_replaceable, manifest_of, remove_leftovers, write_bundle
 from rill.train.record.run import Run, RunError, load_run
 
 Tell = Callable[[str], object]  # is called with what is being done, in a few words
@@ -33,10 +19,6 @@ Tell = Callable[[str], object]  # is called with what is being done, in a few wo
 
 def _nobody(doing: str) -> None:
     """Nobody watches."""
-
-
-class UnsupportedError(TrainError):
-    """A model that no bundle can be made of yet."""
 
 
 @dataclass(frozen=True)
@@ -129,45 +111,6 @@ def _require_name(name: str) -> None:
 def bundle_folder(name: str, precision: str) -> str:
     """What the bundle of the run NAME is called."""
     return name if precision == "fp32" else f"{name}-{precision}"
-
-
-def build_bundle(run: Run, name: str, precision: str = "fp32") -> Bundle:
-    """The bundle of a run, in memory: of a tagger the portable graph alone, for only a generator can stream.
-
-    Equal runs give equal bytes: no name, path or time is in the graphs. Raises UnsupportedError.
-    """
-    config, vocabulary = run.model, run.vocabulary
-    _require_precision(config, precision)
-    weights, states = weights_of(run), states_of(config)
-    metadata = {  # what another program needs to run a graph alone
-        "rill.model": json.dumps(config.to_json()),
-        "rill.states": json.dumps([{"name": name, "shape": shape} for name, shape in states]),
-        "rill.vocabulary": json.dumps(vocabulary.symbols, ensure_ascii=False),
-    }
-    if run.labels:
-        metadata["rill.labels"] = json.dumps(run.labels, ensure_ascii=False)
-    graphs = {"model": model_graph(config, weights, precision, metadata)}
-    if config.task == "generate":
-        for variant in VARIANTS:
-            graphs[variant.key] = decode_graph(config, weights, vocabulary.unknown_id, variant, precision, metadata)
-    return Bundle(
-        name=name,
-        model_id=model_id(graphs, vocabulary, run.labels),
-        model=config.to_json(),
-        precision=precision,
-        vocabulary=vocabulary,
-        states=states,
-        graphs=graphs,
-        labels=run.labels,
-    )
-
-
-def _require_precision(config: ModelConfig, precision: str) -> None:
-    """Raise UnsupportedError unless a bundle of this model can be made in `precision`."""
-    if precision not in PRECISIONS:
-        raise UnsupportedError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
-    if precision == "int8" and config.task == "tag":
-        raise UnsupportedError("a tagger has no serving graphs, and int8 is about these; export it as fp32")
 
 
 def _is_there(folder: Path, bundle: Bundle, force: bool) -> bool:

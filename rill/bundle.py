@@ -14,8 +14,6 @@ if it is whole.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,17 +29,31 @@ _GRAPH_BYTES = 2**31 - 1  # no ONNX model is larger
 _MOST_LAYERS, _MOST_HIDDEN, _MOST_SYMBOLS = 1_000, 100_000, 2_000_000
 _LONGEST_NAME = 255
 
-# The graphs by their key in the manifest; a bundle that cannot stream has the first only.
-FILES = {
-    "model": "model.onnx",
-    "decode": "decode.onnx",
-    "decode_top_p": "decode-top-p.onnx",
-    "decode_top_k": "decode-top-k.onnx",
-    "decode_logprobs": "decode-logprobs.onnx",
-}
+
+@dataclass(frozen=True)
+class Variant:
+    """A serving graph: its key in the manifest, its file, and what it offers beside temperature and greedy decoding.
+
+    `filters` are top-p, min-p and logit bias; `top_k` implies them.
+    """
+
+    key: str
+    file: str
+    filters: bool = False
+    top_k: bool = False
+    logprobs: bool = False
+
+
+DECODE = Variant("decode", "decode.onnx")
+DECODE_TOP_P = Variant("decode_top_p", "decode-top-p.onnx", filters=True)
+DECODE_TOP_K = Variant("decode_top_k", "decode-top-k.onnx", filters=True, top_k=True)
+DECODE_LOGPROBS = Variant("decode_logprobs", "decode-logprobs.onnx", filters=True, top_k=True, logprobs=True)
+VARIANTS = (DECODE, DECODE_TOP_P, DECODE_TOP_K, DECODE_LOGPROBS)  # the cheapest first
+
+# All graphs by their key in the manifest; the bundle of a tagger has the portable one only.
+FILES = {"model": "model.onnx"} | {variant.key: variant.file for variant in VARIANTS}
 PRECISIONS = ("fp32", "int8")
 
-_EARLIER_FILES = ("decode-filters.onnx",)  # in bundles of format 1
 _STATE_PARTS = {"gru": ("h",), "lstm": ("h", "c"), "rnn": ("h",)}  # by cell
 _REQUIRED_GRAPHS = {"generate": tuple(FILES), "tag": ("model",)}  # by task
 
@@ -95,74 +107,9 @@ def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[
     return digest.hexdigest()
 
 
-def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of manifest.json."""
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "name": bundle.name,
-        "model_id": bundle.model_id,
-        "model": dict(bundle.model),
-        "precision": bundle.precision,
-        "states": _state_entries(bundle.states),
-        "graphs": {
-            key: {"file": FILES[key], "sha256": hashlib.sha256(graph).hexdigest()}
-            for key, graph in bundle.graphs.items()
-        },
-        "training": dict(training),
-        "parity": dict(parity),
-        "vocabulary": list(bundle.vocabulary.symbols),
-    }
-    if bundle.labels:
-        manifest["labels"] = list(bundle.labels)
-    return manifest
-
-
-def _state_entries(states: States) -> list[dict[str, Any]]:
+def state_entries(states: States) -> list[dict[str, Any]]:
+    """The states as manifest.json lists them."""
     return [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in states]
-
-
-def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> None:
-    """Write the bundle's folder aside, then rename it into place. Raises OSError; `folder` is then as it was.
-
-    Killed just between its two renames it leaves no `folder`, and the old bundle as `.NAME.old` until the next export.
-    Where other processes may export to `folder`, the caller holds its lock (`rill.export.lock`).
-    """
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = _asides(folder)
-    remove_leftovers(folder)
-    try:
-        aside.mkdir()
-        for key, graph in bundle.graphs.items():
-            _write(aside / FILES[key], graph)
-        _write(aside / MANIFEST, (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    finally:
-        remove_leftovers(folder)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what an export to `folder` that was killed left beside it; under the same lock as writing."""
-    for leftover in _asides(folder.resolve()):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _asides(folder: Path) -> tuple[Path, Path]:
-    """Where the new bundle is written, and where the old one waits until the new one is in place."""
-    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_bundle(folder: str | Path) -> Bundle:
@@ -194,29 +141,12 @@ def read_bundle(folder: str | Path) -> Bundle:
     return bundle
 
 
-def is_replaceable(folder: Path) -> bool:
-    """Whether `folder` is a bundle, whole or damaged, and nothing else is in it."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return False
-    known = {MANIFEST, *FILES.values(), *_EARLIER_FILES}
-    if any(path.name not in known or not path.is_file() for path in folder.iterdir()):
-        return False
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return True  # damaged
-    return isinstance(content, dict) and "format_version" in content
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise BundleError(
-            f"{folder} is not a bundle: no such folder; make one with python -m rill.export RUN --out FOLDER"
-        )
+        raise BundleError(f"{folder} is not a bundle: no such folder; make one with rill export RUN --out FOLDER")
     if not path.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with python -m rill.export")
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with rill export")
     data = _read_file(path, _MANIFEST_BYTES)
     try:
         manifest: dict[str, Any] = json.loads(data.decode())
@@ -268,7 +198,7 @@ def _states(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> States:
     """The states of the manifest, which must be those that a model of this kind has (`states_of`)."""
     shape = (model["layers"] * (2 if model["bidirectional"] else 1), "batch", model["hidden"])
     states: States = tuple((f"state_{part}", shape) for part in _STATE_PARTS[model["cell"]])
-    if manifest["states"] != _state_entries(states):
+    if manifest["states"] != state_entries(states):
         pairs = " and ".join(f"{name} -> next_{name}" for name, _ in states)
         raise ValueError(f"the states of this {model['cell']} must be {pairs} of shape {json.dumps(shape)}")
     return states

@@ -12,8 +12,8 @@ from random_models import SENTENCES, make_run, save_bundle
 from servers import ROOT, Server, run_server
 
 from rill.bundle import Bundle
+from rill.export.graphs.build import build_bundle
 from rill.export.parity.verify import Parity
-from rill.export.pipeline import build_bundle
 from rill.train.record.run import Run
 
 # Where a shell runs the tests in the background it ignores Ctrl-C for them, and for all that they start.

@@ -13,11 +13,11 @@ are: the result is exact whatever the masses are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from rill.bundle import Variant
 from rill.export.graphs.builder import BOOL, FLOAT, INT64, Graph, tensor
 from rill.sampling import GREEDY_TEMPERATURE
 
@@ -26,27 +26,6 @@ FEW_SYMBOLS = 512  # up to here a search is shorter
 WINDOW = 64  # masses that are sorted after it, at a time
 DEEPEST = 1e30  # of 1/x: times a sum of masses it is still a float32
 ALTERNATIVES = 20  # at most, to each character
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What a serving graph can do beside temperature and greedy.
-
-    `filters` are top-p, min-p and logit bias; `top_k` comes with them.
-    """
-
-    key: str  # in the manifest
-    filters: bool = False
-    top_k: bool = False
-    logprobs: bool = False
-
-
-VARIANTS = (  # the cheapest first
-    Variant("decode"),
-    Variant("decode_top_p", filters=True),
-    Variant("decode_top_k", filters=True, top_k=True),
-    Variant("decode_logprobs", filters=True, top_k=True, logprobs=True),
-)
 
 
 class Choice:

@@ -40,9 +40,10 @@ from itertools import chain
 import numpy as np
 from onnx import numpy_helper
 
+from rill.bundle import Variant
 from rill.export.graphs.arithmetic import ARITHMETICS, Arithmetic, Operand
 from rill.export.graphs.builder import FLOAT, INT64, Graph, model_bytes, tensor
-from rill.export.graphs.choice import Choice, Variant
+from rill.export.graphs.choice import Choice
 from rill.export.graphs.portable import states_of
 from rill.export.graphs.steps import Character, Input, Output, State, step_of
 from rill.export.graphs.weights import Weights

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rill.export.graphs.arithmetic import rounded
+from rill.export.graphs.build import build_bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.matrix.models import Configuration, Network, random_run
 from rill.export.parity.choices import NEAR
@@ -17,7 +18,6 @@ from rill.export.parity.compare import TOLERANCE, Array, ParityError, decode_fee
 from rill.export.parity.float64 import Float64
 from rill.export.parity.reference import Call, Int8, Named, next_states, pytorch_call
 from rill.export.parity.teacher_forced import portable_call
-from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling
 from rill.train.nets.model import CharacterModel
 

@@ -22,9 +22,8 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from rill.bundle import FILES, Bundle
+from rill.bundle import FILES, VARIANTS, Bundle
 from rill.export.graphs.arithmetic import rounded
-from rill.export.graphs.choice import VARIANTS
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.choices import CHARACTERS, CHOICES, Graph, choices, free_running, log_probabilities
 from rill.export.parity.compare import TOLERANCE, session

@@ -233,7 +233,8 @@ def test_what_another_exporter_wrote_meanwhile_is_not_overwritten(tmp_path, run_
 WRITER = """
 import sys
 from pathlib import Path
-from rill.bundle import manifest_of, read_bundle, write_bundle
+from rill.bundle import read_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.export.lock import exclusive
 
 bundle, folder = read_bundle(sys.argv[1]), Path(sys.argv[2])

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rill.bundle import VARIANTS
 from rill.export.graphs.builder import FLOAT, INT64, Graph, model_bytes, tensor
-from rill.export.graphs.choice import VARIANTS, Choice
+from rill.export.graphs.choice import Choice
 from rill.export.parity.compare import session
 from rill.sampling import Sampling, choose, window_of
 from rill.train.nets.sample import choose as torch_choose

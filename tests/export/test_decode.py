@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import LETTERS, make_run
 
-from rill.export.graphs.choice import ALTERNATIVES, VARIANTS
+from rill.bundle import VARIANTS
+from rill.export.graphs.build import build_bundle
+from rill.export.graphs.choice import ALTERNATIVES
 from rill.export.parity.compare import decode_feeds, session
-from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling, uniforms, window_of
 from rill.vocabulary import UNKNOWN
 

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from random_models import LETTERS, make_run
 
-from rill.bundle import FILES
+from rill.bundle import FILES, VARIANTS
 from rill.export.graphs.arithmetic import STATE_STEPS, TABLE_STEPS, WEIGHT_STEPS, ZERO_POINT, Quantized, rounded
-from rill.export.graphs.choice import VARIANTS
+from rill.export.graphs.build import build_bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.compare import ParityError, session
 from rill.export.parity.reference import Int8
 from rill.export.parity.teacher_forced import serving_call, step_by_step
 from rill.export.parity.verify import verify
-from rill.export.pipeline import build_bundle
 
 CELLS = {
     "gru": {"layers": 2, "embedding": 8},

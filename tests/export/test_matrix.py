@@ -10,6 +10,7 @@ import torch
 
 import rill.export.matrix.__main__
 import rill.export.matrix.check
+from rill.export.graphs.build import build_bundle
 from rill.export.matrix.__main__ import QUICK_CHARACTERS, main
 from rill.export.matrix.check import Difference, check
 from rill.export.matrix.models import (
@@ -30,7 +31,6 @@ from rill.export.matrix.models import (
     random_run,
 )
 from rill.export.parity.float64 import Float64
-from rill.export.pipeline import build_bundle
 from rill.train.nets.sample import generate
 
 SMALL = Configuration(Network("gru", (1, False), 32, 0, True, "fp32"), 3, 7)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from random_models import LETTERS, make_run
 
-from rill.bundle import FILES
+from rill.bundle import FILES, VARIANTS
 from rill.export.graphs import serving
 from rill.export.graphs import steps as cells
-from rill.export.graphs.choice import VARIANTS, Choice
+from rill.export.graphs.build import build_bundle
+from rill.export.graphs.choice import Choice
 from rill.export.graphs.portable import GATES, model_graph
 from rill.export.graphs.serving import decode_graph
 from rill.export.graphs.weights import weights_of
@@ -20,7 +21,6 @@ from rill.export.parity.choices import free_running
 from rill.export.parity.compare import ParityError, session
 from rill.export.parity.teacher_forced import portable_call, serving_call
 from rill.export.parity.verify import RUNS, verify
-from rill.export.pipeline import build_bundle
 
 SHAPES = [
     {"layers": 1, "hidden": 32},

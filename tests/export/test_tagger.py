@@ -11,12 +11,13 @@ import pytest
 import torch
 from random_models import make_run, save_run
 
-from rill.bundle import MANIFEST, BundleError, manifest_of, read_bundle, write_bundle
+from rill.bundle import MANIFEST, BundleError, read_bundle
 from rill.export.command import main as export
+from rill.export.graphs.build import build_bundle
 from rill.export.parity.compare import ParityError
 from rill.export.parity.teacher_forced import Compared
 from rill.export.parity.verify import verify
-from rill.export.pipeline import build_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.train.command import main as train
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.model import CharacterModel
@@ -250,6 +251,6 @@ def test_int8_is_refused_in_one_sentence(tmp_path, run_folder, capsys):
     """And the same run in fp32, asked for in the same call, is exported."""
     assert export([str(run_folder), "--out", str(tmp_path), "--precision", "int8", "fp32"]) == 1
     told = capsys.readouterr().err
-    assert "a tagger has no serving graphs, and int8 is about these; export it as fp32" in told
+    assert "int8 applies to serving graphs, and a tagger has none; export it as fp32" in told
     assert told.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["subtraction"]

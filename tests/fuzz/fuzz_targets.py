@@ -29,13 +29,14 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from reference_texts import first_stop, undecided
 
-from rill.bundle import FILES, MANIFEST, Bundle, BundleError, is_replaceable, manifest_of, model_id, read_bundle
+from rill.bundle import FILES, MANIFEST, Bundle, BundleError, model_id, read_bundle
 from rill.cli.batch.input import PromptError, check, read
 from rill.cli.batch.output import Run, Texts, TextsError
 from rill.cli.main import _line
 from rill.client.errors import ServerError
 from rill.client.failover import Failover
 from rill.export.foreign.files import ForeignError, load_state_dict_file, load_vocabulary_file
+from rill.export.write import is_replaceable, manifest_of
 from rill.sampling import Sampling
 from rill.serve.api.requests import STOP_CHARACTERS, Limits, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens, Resumption, read_key

@@ -11,10 +11,11 @@ import pytest
 from random_models import make_run, save_bundle, save_run
 from servers import ROOT
 
-from rill.bundle import FORMAT_VERSION, MANIFEST, BundleError, is_replaceable, read_bundle
+from rill.bundle import FORMAT_VERSION, MANIFEST, BundleError, read_bundle
 from rill.export import pipeline as exporting
 from rill.export.command import main
 from rill.export.parity.compare import ParityError
+from rill.export.write import is_replaceable
 from rill.train.config import ModelConfig
 
 
@@ -176,7 +177,7 @@ def test_a_bundle_under_another_name_is_another_bundle(tmp_path, run_folder, tin
 
 @pytest.mark.parametrize(
     ("task", "precision", "message"),
-    [("generate", "fp16", "'fp16' is none of fp32, int8"), ("tag", "int8", "a tagger has no serving graphs")],
+    [("generate", "fp16", "'fp16' is not one of fp32, int8"), ("tag", "int8", "and a tagger has none")],
 )
 def test_a_precision_that_cannot_be_is_refused(tiny_run, task, precision, message):
     with pytest.raises(exporting.UnsupportedError, match=message):

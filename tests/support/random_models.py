@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from rill.bundle import Bundle, manifest_of, write_bundle
-from rill.export.pipeline import build_bundle
+from rill.bundle import Bundle
+from rill.export.graphs.build import build_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.model import CharacterModel
 from rill.train.record.run import Run, RunConfig, save_config, save_weights

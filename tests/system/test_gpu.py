@@ -7,8 +7,8 @@ from random_models import make_run
 from servers import run_server
 
 from rill.bench.placement import placement_of
+from rill.export.graphs.build import build_bundle
 from rill.export.parity.compare import decode_feeds, session
-from rill.export.pipeline import build_bundle
 from rill.sampling import Sampling
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CUDA

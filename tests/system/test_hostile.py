@@ -11,7 +11,8 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper
 from random_models import save_bundle
 
-from rill.bundle import MANIFEST, BundleError, manifest_of, model_id, read_bundle, write_bundle
+from rill.bundle import MANIFEST, BundleError, model_id, read_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.engine.graph_safety import require_self_contained

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from servers import ROOT, run_server, wait_until
 
-from rill.bundle import manifest_of, write_bundle
 from rill.cli.main import main
-from rill.export.pipeline import build_bundle
+from rill.export.graphs.build import build_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
 

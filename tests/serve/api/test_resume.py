@@ -18,8 +18,8 @@ from random_models import make_run
 from reference_texts import continuation
 from servers import run_server, wait_until
 
-from rill.bundle import manifest_of, write_bundle
-from rill.export.pipeline import build_bundle
+from rill.export.graphs.build import build_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.engine.types import Snapshot, StreamSpec

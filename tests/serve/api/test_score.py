@@ -22,16 +22,16 @@ from google.rpc.error_details_pb2 import BadRequest
 from random_models import LETTERS, make_run
 from servers import ROOT, run_server, wait_until
 
-from rill.bundle import manifest_of, write_bundle
 from rill.cli import score as score_command
 from rill.cli.main import main
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.sync import Client
+from rill.export.graphs.build import build_bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.compare import decode_feeds, session, zero_states
 from rill.export.parity.reference import Int8
-from rill.export.pipeline import build_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling
 from rill.serve.api.requests import Limits, spec_of
 from rill.serve.api.score import CHECKED_AT_ONCE, Score, given_text, read

@@ -11,12 +11,12 @@ import pytest
 import torch
 from servers import run_server
 
-from rill.bundle import manifest_of, write_bundle
 from rill.export.graphs.arithmetic import STATE_STEPS
+from rill.export.graphs.build import build_bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.emulation import Emulation
 from rill.export.parity.float64 import Float64
-from rill.export.pipeline import build_bundle
+from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling, threshold, uniforms
 from rill.serve.api.requests import Limits, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens
