@@ -12,11 +12,12 @@ from random_models import SENTENCES, make_run
 
 from rill.bundle import MANIFEST, read_bundle
 from rill.export.command import main
+from rill.export.graphs.build import build_bundle
 from rill.export.parity import int8_loss as measuring
 from rill.export.parity.compare import session
 from rill.export.parity.int8_loss import Loss, LossError, measure_loss
 from rill.export.parity.verify import Parity
-from rill.export.pipeline import build_bundle, export_loaded
+from rill.export.pipeline import export_loaded
 from rill.train.command import main as train
 from rill.train.record.run import load_run
 from rill.train.text.split import read_texts
