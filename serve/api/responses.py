@@ -1,10 +1,11 @@
 """From what a stream has made to messages of rill.proto."""
 
 import time
+from weakref import WeakKeyDictionary
 
 from google.protobuf.message import Message
 
-from rill.serve.api.logprobs import varint
+from rill.serve.api.logprobs import LogprobEncoder, varint
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.engine.stream import Stream
 from rill.serve.engine.types import FinishReason, Piece, Snapshot, StreamSpec
@@ -63,6 +64,7 @@ class ResponseBuilder:
 
     def __init__(self, tokens: ResumeTokens) -> None:
         self._tokens = tokens
+        self._encoders: WeakKeyDictionary[Model, LogprobEncoder] = WeakKeyDictionary()
 
     def output(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
         """The message of a piece of `stream`, which is about to be sent; `with_logprobs` adds those."""
@@ -80,7 +82,10 @@ class ResponseBuilder:
         """
         if not piece.logprobs:
             return message
-        encoded = model.logprob_encoder.encode(piece.text, piece.logprobs, stream.spec.logprobs or 0)
+        encoder = self._encoders.get(model)
+        if encoder is None:
+            encoder = self._encoders[model] = LogprobEncoder(model.bundle.vocabulary)
+        encoded = encoder.encode(piece.text, piece.logprobs, stream.spec.logprobs or 0)
         return message.SerializeToString() + encoded
 
     def token(self, model: Model, spec: StreamSpec, snapshot: Snapshot) -> bytes:

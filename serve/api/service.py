@@ -1,6 +1,6 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import wraps
 from types import MethodType
 from typing import Any
@@ -30,7 +30,7 @@ def _statuses(handler: Any) -> Any:
 
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
-        call = Call(handler.__name__, context, self._ledger)
+        call = self._make_call(handler.__name__, context, self._ledger)
         self._patience.begin(call)
         try:
             if isinstance(request, ServeError):  # `rill.serve.api.wire`
@@ -67,10 +67,16 @@ class TextGeneration(TextGenerationServicer):
     """All calls come here; what they may ask of `models` is within `limits`, and how many at once is for `clients`."""
 
     def __init__(
-        self, models: Catalog, tokens: ResumeTokens, limits: Limits, clients: ClientLimits | None = None
+        self,
+        models: Catalog,
+        tokens: ResumeTokens,
+        limits: Limits,
+        clients: ClientLimits | None = None,
+        messages: ResponseBuilder | None = None,
+        make_call: Callable[[str, Context, Ledger], Call] = Call,
     ) -> None:
         self._models, self._tokens, self._limits = models, tokens, limits
-        self.messages = ResponseBuilder(tokens)
+        self._messages, self._make_call = messages or ResponseBuilder(tokens), make_call
         self._inboxes: set[Inbox] = set()
         self._clients, self._patience, self._ledger = clients or ClientLimits(), StallWatch(limits.stall), Ledger()
         self._refusals = {method: _refusal(self, method) for method in ("Generate", "Interact", "Score")}
@@ -115,7 +121,7 @@ class TextGeneration(TextGenerationServicer):
         while end is None:
             piece, end = await stream.next_piece()
             times.note(stream)
-            message = self.messages.output(model, stream, piece)
+            message = self._messages.output(model, stream, piece)
             if first:
                 message.seed = spec.seed
                 call.read(spec.prompt_chars)
@@ -123,7 +129,7 @@ class TextGeneration(TextGenerationServicer):
             if end:
                 message.finish_reason = FINISH[end]
                 message.usage.CopyFrom(times.usage(spec.prompt_chars, stream.sent + len(piece.text)))
-            await call.write(self.messages.with_logprobs(message, model, stream, piece))
+            await call.write(self._messages.with_logprobs(message, model, stream, piece))
             model.mark_sent(stream, piece.text)
             call.generated(times, len(piece.text))
         call.end = end.value
@@ -145,7 +151,7 @@ class TextGeneration(TextGenerationServicer):
                 spec = await self._spec(request, model, context)
                 async with model.slot() as slot:
                     call.joined(spec)
-                    await Interaction(model, slot, spec, self.messages, self._limits, inbox, call).run()
+                    await Interaction(model, slot, spec, self._messages, self._limits, inbox, call).run()
         finally:
             self._inboxes.remove(inbox)
             inbox.close()
@@ -171,7 +177,7 @@ class TextGeneration(TextGenerationServicer):
             logprob=score.logprob,
             bits_per_char=score.bits_per_char,
             perplexity=score.perplexity,
-            resume_token=self.messages.token(model, spec, snapshot),
+            resume_token=self._messages.token(model, spec, snapshot),
         )
         await call.write(pb.ScoreResponse(position=score.chars, total=total))
 

@@ -1,9 +1,9 @@
 """The engine: all live streams of a model advance together, in rounds.
 
-One thread owns the serving graphs. Again and again it plans a round (`_schedule`: which rows, how many steps), runs it
-(`_run`) and hands what was made to the event loop in one go (`_flush`). Streams join and leave between rounds, so
-that a cancellation or a deadline takes effect within one. Streams whose reader is behind are parked: they are in no
-round and cost nothing.
+One thread owns the serving graphs. It repeats four steps: plan a round (which rows, how many steps each), run it,
+collect its results, and deliver them to the event loop in one go. Streams join and leave between rounds, so a
+cancellation or a deadline takes effect within one. A stream whose reader is behind is parked: it is in no round and
+costs nothing.
 """
 
 import asyncio
@@ -27,17 +27,18 @@ from rill.serve.engine.scheduler import Scheduler
 from rill.serve.engine.states import Batch, States
 from rill.serve.engine.stream import Delivery, Stream
 from rill.serve.engine.text_codec import Ids, TextCodec
+from rill.serve.engine.timer import StageTimer
 from rill.serve.engine.types import FinishReason, Piece
 from rill.serve.errors import BrokenEngineError, DrainingError, EngineError
-from rill.serve.observe.metrics import ModelMetrics
 
-IDLE_SECONDS = 60.0  # how long the engine sleeps at most
-GIVE_WAY_SECONDS = 0.0007  # ... while first characters go out
-NAP_SECONDS = 0.005  # ... and at least: paced streams that are due meanwhile share a round
-CROWDED_TURNS = 2  # after which a reader is told, where calls wait for a slot: the event loop is busy with them
-ROUNDS = 64  # that are written down at once: alone, each costs several times as much (`rill.serve.api.call`)
+IDLE_SECONDS = 60.0  # the longest sleep of the engine
+NAP_SECONDS = 0.005  # the shortest while paced streams wait: those that come due in it share a round
+GIVE_WAY_SECONDS = 0.0007  # the engine's pause while first characters are sent
+CROWDED_TURNS = 2  # turns between two notifications of a reader while calls wait for a slot: the event loop is busy
+ROUNDS_AT_ONCE = 64  # reported by one call of `on_rounds`: reported alone, each costs several times as much
 
 Arrays = Mapping[str, NDArray[Any]]
+RoundCounts = tuple[int, int, float]  # rows, steps, seconds
 
 log = logging.getLogger("rill")
 
@@ -45,9 +46,10 @@ log = logging.getLogger("rill")
 class Engine:
     """Rounds over the streams of one model; its public methods are called from the event loop.
 
-    `deliver` is called on `loop`, the event loop, with what each round made. A round lasts about `round_seconds` at
-    most, or one step; it takes turns as `participant`. `is_crowded` says whether calls wait for a slot. An engine may
-    be made in any thread.
+    `deliver` is called on `loop`, the event loop, with the results of each round. A round lasts about `round_seconds`
+    at most, or one step; it takes turns on the device as `participant`. `on_rounds` is called by the engine's thread,
+    now and then, with the counts of the rounds since its last call. `is_crowded` says whether calls wait for a slot. An
+    engine may be made in any thread.
     """
 
     def __init__(
@@ -60,20 +62,23 @@ class Engine:
         round_seconds: float,
         participant: Participant,
         loop: asyncio.AbstractEventLoop,
-        metrics: ModelMetrics,
+        on_rounds: Callable[[Sequence[RoundCounts]], None],
         is_crowded: Callable[[], bool],
+        timer: StageTimer,
     ) -> None:
-        self._decoder, self._codec, self._rows, self._states, self._deliver = decoder, codec, rows, states, deliver
+        self._decoder, self._codec, self._rows, self._states = decoder, codec, rows, states
+        self._participant, self._loop, self._is_crowded = participant, loop, is_crowded
+        self._on_delivery, self._on_rounds = timer.around("decode", deliver), on_rounds
+        self._timer, self._lap = timer, timer.lap
         self._output = OutputProcessor(decoder, codec, rows, states)
         self._scheduler = Scheduler(rows, decoder, round_seconds)
         self._inbox: deque[tuple[Callable[[Stream], None], Stream]] = deque()
         self._outbox: list[Delivery] = []
-        self._streams: dict[int, Stream] = {}
-        self._notify_at: dict[Stream, float] = {}  # when readers are to be told of what has been made, time.monotonic()
+        self._streams: dict[int, Stream] = {}  # by slot
+        self._notify_at: dict[Stream, float] = {}  # when a reader with text to read is notified, time.monotonic()
+        self._unreported: list[RoundCounts] = []
         self._wake = threading.Event()
-        self._idle = self._stopping = self._is_updating = False
-        self._participant, self._loop, self._metrics, self._is_crowded = participant, loop, metrics, is_crowded
-        self._rounds: list[tuple[int, int, float]] = []  # that the metrics do not have yet: rows, steps, seconds
+        self._idle = self._stopping = self._is_collecting = False
         self._warm_up()
         self._thread = threading.Thread(target=self._main, name="rill-engine", daemon=True)
         self._thread.start()
@@ -86,17 +91,17 @@ class Engine:
         self._enqueue(self._enter, stream)
 
     def leave(self, stream: Stream) -> None:
-        """Forget `stream`, whatever it is doing; a Delivery says when it is gone."""
+        """Forget `stream`, whatever it is doing; a Delivery says when it has left."""
         self._enqueue(self._remove, stream)
 
-    def finish(self, stream: Stream, why: FinishReason) -> None:
-        """End `stream` where it is, with a snapshot, unless it has ended; a Delivery says when it is gone."""
-        self._enqueue(partial(self._finish, why), stream)
+    def finish(self, stream: Stream, reason: FinishReason) -> None:
+        """End `stream` where it is, with a snapshot, unless it has ended; a Delivery says when it has left."""
+        self._enqueue(partial(self._finish, reason), stream)
 
     def mark_read(self, stream: Stream, characters: int) -> None:
-        """The reader of `stream`, which is not gone, has taken so many more characters."""
+        """The reader of `stream`, which is in the engine, has taken so many more characters."""
         self._rows.read[stream.slot] += characters
-        # While the engine sleeps, only what its reader has kept from going on can go on now.
+        # While the engine sleeps, only a stream that was blocked by its reader has become ready.
         if self._idle and self._rows.was_blocked_by_reader(stream.slot, characters):
             self._wake.set()
 
@@ -110,12 +115,12 @@ class Engine:
         self._wake.set()
         self._thread.join()
 
-    def _enqueue(self, what: Callable[[Stream], None], stream: Stream) -> None:
-        self._inbox.append((what, stream))
+    def _enqueue(self, action: Callable[[Stream], None], stream: Stream) -> None:
+        self._inbox.append((action, stream))
         self._wake.set()
 
     def _warm_up(self) -> None:
-        """Run all batch sizes once for the memory and once for the time, on rows that nobody uses yet."""
+        """Run all batch sizes once for the memory and once for the time, on rows that are not in use yet."""
         for kind, batch in product((PLAIN, TOP_P, LOGPROBS, TOP_K), self._decoder.warm_up):
             slots = np.arange(min(batch, self._rows.slots))
             zeros = np.zeros(len(slots), np.int64)
@@ -123,37 +128,53 @@ class Engine:
             for _ in range(2):
                 with self._participant.turn():
                     started = time.perf_counter()
-                    self._decoder.run(r.variant, self._rows.feeds(r), self._states.batch(self._rows.batch(r)))
+                    self._decoder.run(r.variant, *self._inputs(r))
             self._scheduler.times.learn(r, time.perf_counter() - started)
 
-    # ---- the engine thread
+    # ---- the engine's thread
 
     def _main(self) -> None:
         while True:
             self._wake.clear()
-            if self._stopping:  # looked at after clearing: a stop that comes later wakes us again
+            if self._stopping:  # read after clearing: a stop that comes later wakes the thread again
                 self._participant.close()
                 return
             planned = None
             try:
                 self._admit()
                 now = time.monotonic()
-                planned = self._schedule(now)
+                planned = self._plan(now)
                 if planned:
-                    self._run(planned, now)
+                    self._advance(planned, now)
                 else:
-                    self._flush()
+                    self._deliver()
                     self._sleep()
-            except Exception as error:  # whatever it is: its streams cannot go on, the others can
+            except Exception as error:  # any: the streams of this round cannot continue, the others can
                 log.exception("an engine round failed")
                 self._fail(planned, EngineError(f"an engine round failed: {error}"))
                 self._probe()
 
+    def _advance(self, r: Round, now: float) -> None:
+        """Run a round, and collect its results."""
+        feeds, before = self._inputs(r)
+        self._lap("assemble")
+        # The event loop sends the last round's texts while the graph runs: both have the GIL when they need it.
+        self._deliver()
+        results, after = self._run(r, feeds, before)
+        self._collect(r, feeds["token"], before, results, after, now)
+        if r.newcomers and len(r.slots) >= len(self._streams):
+            # No other stream waits: the event loop can send the first characters without waiting for the GIL.
+            self._deliver()
+            self._wake.wait(GIVE_WAY_SECONDS)
+            self._lap("idle")
+
+    # ---- streams that join and leave
+
     def _admit(self) -> None:
-        """Let streams join and leave, in the order they asked."""
+        """Let streams join and leave, in the order in which they asked."""
         while self._inbox:
-            what, stream = self._inbox.popleft()
-            what(stream)
+            action, stream = self._inbox.popleft()
+            action(stream)
         self._rows.settle()
 
     def _enter(self, stream: Stream) -> None:
@@ -163,146 +184,142 @@ class Engine:
         self._states.begin(stream.slot, stream.spec.state)
 
     def _remove(self, stream: Stream) -> None:
-        if self._streams.get(stream.slot) is stream:  # else it was complete, and is gone
+        if self._streams.get(stream.slot) is stream:  # else it was complete, and has left
             self._release(stream.slot)
-            self._outbox.append(Delivery((), list, {stream: None}))
+            self._outbox.append(Delivery(ended={stream: None}))
 
-    def _finish(self, why: FinishReason, stream: Stream) -> None:
+    def _finish(self, reason: FinishReason, stream: Stream) -> None:
         if self._streams.get(stream.slot) is stream:
             snapshot = self._output.snapshot(stream.slot)
             self._release(stream.slot)
             if snapshot:
-                self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: why}))
+                self._outbox.append(Delivery([stream], lambda: [Piece("", snapshot)], {stream: reason}))
             else:  # the same call can be made elsewhere
                 error = DrainingError("the server is going away, and nothing has been made yet")
-                self._outbox.append(Delivery((), list, {stream: None}, error))
-
-    def _schedule(self, now: float) -> Round | None:
-        """The next round, or None if no stream can go on; the readers of those who sit it out are told."""
-        planned = self._scheduler.plan(now, self._is_crowded())
-        if not (planned and planned.newcomers):
-            slots = set(planned.slots.tolist()) if planned else set()
-            self._notify_readers([stream for stream in self._notify_at if stream.slot not in slots])
-        return planned
-
-    def _run(self, r: Round, now: float) -> None:
-        """One call of the graph, and what comes of it."""
-        feeds, before = self._assemble(r)
-        # The event loop sends the last round's texts while the graph makes the next: both have the GIL when they need
-        # it.
-        self._flush()
-        made, after = self._call(r, feeds, before)
-        self._update(r, feeds["token"], before, made, after, now)
-        if r.newcomers and len(r.slots) >= len(self._streams):
-            # Nobody else waits: the event loop can send the first characters without waiting for the GIL.
-            self._flush()
-            self._wake.wait(GIVE_WAY_SECONDS)
-
-    def _assemble(self, r: Round) -> tuple[Arrays, Batch]:
-        """The inputs of the serving graph, and the states."""
-        return self._rows.feeds(r), self._states.batch(self._rows.batch(r))
-
-    def _call(self, r: Round, feeds: Arrays, before: Batch) -> tuple[Arrays, Batch]:
-        """What the serving graph made of them, without padding, and the states after it."""
-        with self._participant.turn(urgent=r.newcomers):
-            started = time.perf_counter()
-            made, after = self._decoder.run(r.variant, feeds, before)
-            seconds = time.perf_counter() - started
-        self._scheduler.record(r, seconds)
-        self._rounds.append((len(r.slots), r.time, seconds))
-        if len(self._rounds) >= ROUNDS:
-            self._count_rounds()
-        return {name: values[:, : len(r.slots)] for name, values in made.items()}, after
-
-    def _update(
-        self,
-        r: Round,
-        entry_tokens: Ids,
-        before: Batch,
-        made: Arrays,
-        after: Batch,
-        now: float,
-    ) -> None:
-        """Take over what a round made, and let go of the streams that are complete."""
-        self._is_updating = True
-        self._states.keep(self._rows.batch(r), after)
-        streams = [self._streams[slot] for slot in r.slots.tolist()]
-        if self._rows.starting:
-            for stream in streams:
-                stream.entered = stream.entered or now
-        due = now + self._scheduler.turn_seconds * (CROWDED_TURNS if self._is_crowded() else 1)
-        for stream in streams:
-            self._notify_at.setdefault(stream, due)
-        output = self._output.collect(r, entry_tokens, before, after, made["tokens"])
-        for column in output.finished:
-            self._release(int(r.slots[column]))
-        ended = {streams[column]: end for column, end in output.finished.items()}
-        self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, made, output), ended))
-        self._is_updating = False
-        now = time.monotonic()
-        self._notify_readers([stream for stream, due in self._notify_at.items() if due <= now])
-
-    def _notify_readers(self, streams: Sequence[Stream]) -> None:
-        """Let the readers of `streams` have what has been made: not after each round, since a message has its price."""
-        if streams:
-            self._outbox.append(Delivery((), list, {}, readers=streams))
-        for stream in streams:
-            del self._notify_at[stream]
-
-    def _fail(self, planned: Round | None, error: EngineError) -> None:
-        """End the streams of a round where they were before it, or all if it was not even planned."""
-        slots = list(self._streams) if planned is None else planned.slots.tolist()
-        streams = [self._streams[slot] for slot in slots if slot in self._streams]
-        rest = [self._last_piece(stream.slot) for stream in streams]
-        for stream in streams:
-            self._release(stream.slot)
-        self._is_updating = False
-        self._outbox.append(Delivery(streams, lambda: rest, dict.fromkeys(streams), error))
-
-    def _last_piece(self, slot: int) -> Piece:
-        """The snapshot of a stream before the round that failed, if it can be had."""
-        try:
-            return Piece("", None if self._is_updating else self._output.snapshot(slot))
-        except Exception:  # the device may be gone, and the states with it
-            log.exception("the state of a stream is lost")
-            return Piece("")
-
-    def _probe(self) -> None:
-        """One step of a row that is nobody's: if that fails too, no stream can go on, now or later."""
-        one = np.ones(1, np.int64)
-        r = Round(one * self._rows.slots, one, 0 * one, PLAIN, self._decoder.padding(1))
-        try:
-            self._decoder.run(r.variant, *self._assemble(r))
-        except Exception as error:
-            log.exception("the serving graph does not run any more")
-            self._fail(None, BrokenEngineError(f"the serving graph does not run any more: {error}"))
+                self._outbox.append(Delivery(ended={stream: None}, error=error))
 
     def _release(self, slot: int) -> None:
         self._notify_at.pop(self._streams.pop(slot), None)
         self._rows.leave(slot)
         self._output.leave(slot)
 
-    def _flush(self) -> None:
+    # ---- plan
+
+    def _plan(self, now: float) -> Round | None:
+        """The next round, or None if no stream can advance. Readers of streams that sit a turn out are notified."""
+        planned = self._scheduler.plan(now, self._is_crowded())
+        if not (planned and planned.newcomers):
+            slots = set(planned.slots.tolist()) if planned else set()
+            self._notify_readers([stream for stream in self._notify_at if stream.slot not in slots])
+        self._lap("schedule")
+        return planned
+
+    # ---- run
+
+    def _inputs(self, r: Round) -> tuple[Arrays, Batch]:
+        """The inputs of the serving graph for a round, and the states before it."""
+        return self._rows.feeds(r), self._states.batch(self._rows.batch(r))
+
+    def _run(self, r: Round, feeds: Arrays, before: Batch) -> tuple[Arrays, Batch]:
+        """The outputs of the serving graph for a round, [time, rows, ...] without padding, and the states after it."""
+        with self._participant.turn(urgent=r.newcomers):
+            started = time.perf_counter()
+            results, after = self._decoder.run(r.variant, feeds, before)
+            seconds = time.perf_counter() - started
+        self._scheduler.record(r, seconds)
+        self._unreported.append((len(r.slots), r.time, seconds))
+        if len(self._unreported) >= ROUNDS_AT_ONCE:
+            self._report_rounds()
+        self._timer.count(r)
+        self._lap("run")
+        return {name: values[:, : len(r.slots)] for name, values in results.items()}, after
+
+    def _report_rounds(self) -> None:
+        self._on_rounds(self._unreported)
+        self._unreported.clear()
+
+    # ---- collect
+
+    def _collect(self, r: Round, entry_tokens: Ids, before: Batch, results: Arrays, after: Batch, now: float) -> None:
+        """Take over the results of a round, and release the streams that are complete."""
+        self._is_collecting = True
+        self._states.keep(self._rows.batch(r), after)
+        streams = [self._streams[slot] for slot in r.slots.tolist()]
+        if self._rows.starting:
+            for stream in streams:
+                stream.entered = stream.entered or now
+        notify_at = now + self._scheduler.turn_seconds * (CROWDED_TURNS if self._is_crowded() else 1)
+        for stream in streams:
+            self._notify_at.setdefault(stream, notify_at)
+        output = self._output.collect(r, entry_tokens, before, after, results["tokens"])
+        for column in output.finished:
+            self._release(int(r.slots[column]))
+        ended = {streams[column]: reason for column, reason in output.finished.items()}
+        self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, results, output), ended))
+        self._is_collecting = False
+        now = time.monotonic()
+        self._notify_readers([stream for stream, due in self._notify_at.items() if due <= now])
+        self._lap("harvest")
+
+    # ---- deliver
+
+    def _notify_readers(self, streams: Sequence[Stream]) -> None:
+        """Let the readers of `streams` have their text: not after each round, since each message has its cost."""
+        if streams:
+            self._outbox.append(Delivery(readers=streams))
+        for stream in streams:
+            del self._notify_at[stream]
+
+    def _deliver(self) -> None:
         """Wake the event loop once for all that has happened."""
         if self._outbox:
             self._loop.call_soon_threadsafe(self._deliver_all, self._outbox)
             self._outbox = []
+        self._lap("hand_over")
 
     def _deliver_all(self, deliveries: Sequence[Delivery]) -> None:
+        """On the event loop."""
         for delivery in deliveries:
-            self._deliver(delivery)
-
-    def _count_rounds(self) -> None:
-        self._metrics.ran(self._rounds)
-        self._rounds.clear()
+            self._on_delivery(delivery)
 
     def _sleep(self) -> None:
-        """Wait for the event loop, or for the next paced stream's turn."""
-        self._count_rounds()
+        """Wait for the event loop, or until the next paced stream is due."""
+        self._report_rounds()
         self._participant.idle()
         self._idle = True
-        # What the event loop did before it could see `_idle` is seen here.
+        # Whatever the event loop did before it could see `_idle` is seen here.
         now = time.monotonic()
         if not (self._rows.room(now) > 0).any():
             self._wake.wait(min(max(self._rows.next_due(now), NAP_SECONDS), IDLE_SECONDS))
         self._idle = False
+        self._lap("idle")
+
+    # ---- failures
+
+    def _fail(self, planned: Round | None, error: EngineError) -> None:
+        """End the streams of a round where they were before it, or all streams if no round was planned."""
+        slots = list(self._streams) if planned is None else planned.slots.tolist()
+        streams = [self._streams[slot] for slot in slots if slot in self._streams]
+        last_pieces = [self._last_piece(stream.slot) for stream in streams]
+        for stream in streams:
+            self._release(stream.slot)
+        self._is_collecting = False
+        self._outbox.append(Delivery(streams, lambda: last_pieces, dict.fromkeys(streams), error))
+
+    def _last_piece(self, slot: int) -> Piece:
+        """The snapshot of a stream before the round that failed, if there is one."""
+        try:
+            return Piece("", None if self._is_collecting else self._output.snapshot(slot))
+        except Exception:  # the device may have failed, and the states with it
+            log.exception("the state of a stream is lost")
+            return Piece("")
+
+    def _probe(self) -> None:
+        """Run one step of a row that is not in use: if that fails too, no stream can continue, now or later."""
+        one = np.ones(1, np.int64)
+        r = Round(one * self._rows.slots, one, 0 * one, PLAIN, self._decoder.padding(1))
+        try:
+            self._decoder.run(r.variant, *self._inputs(r))
+        except Exception as error:
+            log.exception("the serving graph no longer runs")
+            self._fail(None, BrokenEngineError(f"the serving graph no longer runs: {error}"))

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,21 +14,21 @@ LOGPROBS_AT_ONCE = 64  # characters of a message
 
 
 class Stream:
-    """The event loop's side of a stream: what has been made and not yet sent. Used on the event loop only.
+    """The event loop's side of a stream: text that was generated and not yet sent. Used on the event loop only.
 
-    `position` is that of the next character to be sent; `slot` is the stream's place in the engine.
+    `position` is that of the next character to be sent; `slot` is the stream's slot in the engine.
     """
 
     def __init__(self, spec: StreamSpec, slot: int) -> None:
         self.spec, self.slot = spec, slot
         self.position = spec.position
         self.entered: float | None = None  # time.monotonic() of its first engine round
-        self.first_char: float | None = None  # ... of the delivery of its first character
-        self._up_to_snapshot: list[str] = []  # text up to the last snapshot that has come
+        self.first_char: float | None = None  # likewise, of the delivery of its first character
+        self._until_snapshot: list[str] = []  # text up to the last snapshot that was delivered
         self._snapshot: Snapshot | None = None
-        self._after_snapshot: list[str] = []  # text after it
+        self._after_snapshot: list[str] = []
         self._logprobs: deque[Logprobs] = deque()  # of characters that are not sent yet
-        self._end: FinishReason | None = None
+        self._reason: FinishReason | None = None
         self._error: ServeError | None = None
         self._has_output = asyncio.Event()
 
@@ -49,38 +49,38 @@ class Stream:
             if self.first_char is None:
                 self.first_char = now
                 self._has_output.set()
-        if piece.snapshot:  # those before it are of no more use
-            self._up_to_snapshot += self._after_snapshot
+        if piece.snapshot:  # it replaces the one before it
+            self._until_snapshot += self._after_snapshot
             self._after_snapshot.clear()
             self._snapshot = piece.snapshot
             self._has_output.set()
 
     def notify_reader(self) -> None:
-        """Let the reader have what there is."""
-        if self._after_snapshot or self._up_to_snapshot:
+        """Let the reader have the text so far."""
+        if self._after_snapshot or self._until_snapshot:
             self._has_output.set()
 
-    def finish(self, end: FinishReason) -> None:
-        """No more will come."""
-        self._end = end
+    def finish(self, reason: FinishReason) -> None:
+        """End the stream: nothing follows."""
+        self._reason = reason
         self._has_output.set()
 
     def fail(self, error: ServeError) -> None:
-        """No more will come, because of `error`: it is raised when all that there is was taken."""
+        """End the stream with `error`, which is raised when all its text has been taken."""
         self._error = error
         self._has_output.set()
 
     async def next_piece(self) -> tuple[Piece, FinishReason | None]:
-        """What has piled up, and how the stream ended if this is all of it. Raises the error that it failed with.
+        """Wait for text; return it, and why the stream ended if this is the last of it. Raises the error of `fail`.
 
-        The very first take gives one character, so that it can be sent at once. Others give everything up to the last
-        snapshot, if there is one: nobody is ever further from one than the request says. With log-probabilities, which
-        take long to write, not too much at once.
+        The very first piece is one character, so that it can be sent at once. Others are all the text up to the last
+        snapshot, if there is one: a reader is never further from a snapshot than the request says. Pieces with
+        log-probabilities, which take long to write, are short.
         """
         await self._has_output.wait()
-        if self._error and not (self._up_to_snapshot or self._after_snapshot or self._snapshot):
+        if self._error and not (self._until_snapshot or self._after_snapshot or self._snapshot):
             raise self._error
-        waiting = self._up_to_snapshot if self._snapshot else self._after_snapshot
+        waiting = self._until_snapshot if self._snapshot else self._after_snapshot
         text, snapshot = "".join(waiting), self._snapshot
         waiting.clear()
         is_short = self.spec.logprobs is not None and not self.spec.given  # numbers alone are written fast
@@ -91,12 +91,12 @@ class Stream:
         else:
             self._snapshot = None
         is_all = not waiting and not self._after_snapshot
-        if is_all and not (self._end or self._error):
+        if is_all and not (self._reason or self._error):
             self._has_output.clear()
-        return Piece(text, snapshot, self._take_logprobs(len(text))), self._end if is_all else None
+        return Piece(text, snapshot, self._take_logprobs(len(text))), self._reason if is_all else None
 
     def _take_logprobs(self, count: int) -> Logprobs | None:
-        """Those of the next `count` characters."""
+        """The log-probabilities of the next `count` characters."""
         if self.spec.logprobs is None or not count:
             return None
         parts: list[Logprobs] = []
@@ -113,14 +113,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What has happened since the last one: what a round made, and the streams that are gone.
+    """What has happened since the last delivery: the results of a round, and the streams that have left the engine.
 
-    `pieces` are those of `streams`, in the same order. The streams in `ended` have left the engine, and their slots are
-    free: because of `error`, after their pieces, because they were left (None), or at their end.
+    `pieces` are those of `streams`, in the same order. The slots of the streams in `ended` are free. They ended for the
+    reason given, or (None) with `error`, after their pieces, or because their call left them.
     """
 
-    streams: Sequence[Stream]
-    pieces: Callable[[], list[Piece]]  # decoded by the event loop, while the engine runs the next round
-    ended: Mapping[Stream, FinishReason | None]
+    streams: Sequence[Stream] = ()
+    pieces: Callable[[], list[Piece]] = list  # decoded by the event loop, while the engine runs the next round
+    ended: Mapping[Stream, FinishReason | None] = field(default_factory=dict)
     error: ServeError | None = None
-    readers: Sequence[Stream] = ()  # who are to be told that there is text
+    readers: Sequence[Stream] = ()  # streams whose readers are to be notified

@@ -25,10 +25,10 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The recurrent state at a place in a text, from which the same text goes on.
+    """The recurrent state at a position of a text, from which the same text continues.
 
-    `position` counts the generated characters before that place; `token` is the id of the last character, which
-    `state` has not read yet; `partial_stop` is the end of the text that may be the beginning of a stop string.
+    `position` is the number of generated characters before it; `token` is the id of the last character, which `state`
+    has not read yet; `partial_stop` is the end of the text if that may be the beginning of a stop string.
     """
 
     position: int
@@ -39,7 +39,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What to generate: the stream as the engine needs it."""
+    """What to generate: a request as the engine needs it."""
 
     prompt: NDArray[np.int64] | LongPrompt  # symbol ids that the model reads first: at least one
     prompt_chars: int  # of them that the request gave
@@ -51,19 +51,19 @@ class StreamSpec:
     include_stop: bool = False
     logprobs: int | None = None  # alternatives to each character; None: no log-probabilities
     resume_every: int = 0  # characters; 0: no snapshot but the last
-    position: int = 0  # of the first character among all of the stream, resumes included
+    position: int = 0  # of the first character in the whole text, which other calls may have begun
     state: State | None = None  # that reads the prompt; None: zeros
-    partial_stop: str = ""  # the end of the text before `position` that may be the beginning of a stop
-    given: GivenText | None = None  # what the characters are, `max_chars` of them, instead of chosen ones
+    partial_stop: str = ""  # the end of the text before `position` if that may be the beginning of a stop
+    given: GivenText | None = None  # the characters, `max_chars` of them, where none are chosen
 
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Log-probabilities of some characters in a row, in nats, and the most probable ones in the place of each."""
+    """Log-probabilities of consecutive characters, in nats, and the most probable alternatives to each."""
 
     chosen: NDArray[np.float32]  # [characters]
     tokens: NDArray[np.integer[Any]]  # [characters, alternatives], the most probable first
-    values: NDArray[np.float32]  # likewise
+    values: NDArray[np.float32]  # [characters, alternatives]
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -73,16 +73,16 @@ class Logprobs:
         return Logprobs(self.chosen[start:end], self.tokens[start:end], self.values[start:end])
 
     def of_most(self, alternatives: int) -> "Logprobs":
-        """A copy with so many alternatives at most, as small as can be: a stream waits with hundreds for its reader."""
+        """A copy with so many alternatives at most, as small as possible: a stream keeps hundreds for its reader."""
         tokens, values = self.tokens[:, :alternatives], self.values[:, :alternatives]
         return Logprobs(self.chosen.copy(), tokens.astype(np.int32), values.copy())
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that goes out together; `snapshot` is of its end, `logprobs` of the characters made meanwhile.
+    """Text that is sent together; `snapshot` is of its end, `logprobs` of the characters generated with it.
 
-    What may become a stop string is held back, so these may be more than the characters of the text.
+    Text that may become a stop string is held back, so `logprobs` may be of more characters than the text has.
     """
 
     text: str

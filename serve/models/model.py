@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from rill.bundle import Bundle
-from rill.serve.api.logprobs import LogprobEncoder
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.device_turns import DeviceTurns
 from rill.serve.engine.devices import numerics
@@ -17,18 +16,19 @@ from rill.serve.engine.rows import Rows
 from rill.serve.engine.states import States
 from rill.serve.engine.stream import Delivery, Stream
 from rill.serve.engine.text_codec import TextCodec
+from rill.serve.engine.timer import StageTimer
 from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import BrokenEngineError, EngineError
 from rill.serve.models.slots import Slots
 from rill.serve.observe.metrics import of_model
 
-READERS_AT_ONCE = 8  # readers, in an iteration of the event loop
+READERS_AT_ONCE = 8  # notified in one iteration of the event loop
 
 log = logging.getLogger("rill")
 
 
 class InFlight:
-    """Counts who is inside, and says when somebody `left`."""
+    """Counts the calls inside; `left` is set each time one leaves."""
 
     def __init__(self) -> None:
         self.inside, self.left = 0, asyncio.Event()
@@ -45,9 +45,9 @@ class Model:
     """One bundle with its engine, slots and live streams; used on the event loop.
 
     Its rounds take turns with those of the other models on the device, by `device_turns`. It may be made in another
-    thread, if that says which event loop. `on_broken` is called when it can run no more.
+    thread, which then gives the event loop. `on_broken` is called when the engine can run no more.
 
-    A call of it is inside `call`: it stays meanwhile, even if it is replaced.
+    A call is inside `in_flight` while it uses the model, which stays until then, even if it is replaced.
     """
 
     def __init__(
@@ -60,36 +60,35 @@ class Model:
         device_turns: DeviceTurns | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
         on_broken: Callable[[BrokenEngineError], None] = lambda error: None,
+        timer: StageTimer | None = None,
     ) -> None:
         self.bundle, self.provider = bundle, decoder.provider
         self.numerics = numerics(decoder.provider)
         self.metrics = of_model(bundle.name)
-        self.codec, self.logprob_encoder = TextCodec(bundle.vocabulary), LogprobEncoder(bundle.vocabulary)
+        self.codec = TextCodec(bundle.vocabulary)
         self.slots = Slots(slots, waiting)
-        rows = Rows(slots, len(bundle.vocabulary))
-        names = [name for name, _ in bundle.states]
-        shape = (bundle.layers, slots + 1, bundle.hidden)  # one more: padding
-        states = States(names, shape, decoder.device, decoder.device_id)
+        self.in_flight = InFlight()
         self._loop = loop or asyncio.get_running_loop()
-        participant = (device_turns or DeviceTurns()).join()
+        self._live: dict[int, Stream] = {}  # in the engine, by slot
+        self._to_notify: deque[Stream] = deque()  # whose readers have text to read
+        self._held_slots: set[int] = set()  # of calls that have not ended
+        self._on_broken = on_broken
+        self._draining = False
+        names = [name for name, _ in bundle.states]
+        shape = (bundle.layers, slots + 1, bundle.hidden)  # the last slot is for padding
         self.engine = Engine(
             decoder,
             self.codec,
-            rows,
-            states,
+            Rows(slots, len(bundle.vocabulary)),
+            States(names, shape, decoder.device, decoder.device_id),
             self._deliver,
             round_seconds,
-            participant,
+            (device_turns or DeviceTurns()).join(),
             self._loop,
-            self.metrics,
+            self.metrics.ran,
             lambda: self.slots.waiting > 0,
+            timer or StageTimer(),
         )
-        self._live: dict[int, Stream] = {}  # in the engine, by slot
-        self._to_notify: deque[Stream] = deque()  # who has text to read
-        self._held_slots: set[int] = set()  # slots of calls that are not over
-        self._on_broken = on_broken
-        self.in_flight = InFlight()
-        self._draining = False
 
     def slot(self) -> "SlotContext":
         """A slot, as soon as one is free, for one stream after another. Entering raises WaitingLineFullError."""
@@ -102,9 +101,9 @@ class Model:
         return slot
 
     def release_slot(self, slot: int) -> None:
-        """No more streams will begin in the slot."""
+        """Begin no more streams in the slot."""
         self._held_slots.remove(slot)
-        if slot not in self._live:  # else it is free when its stream is gone
+        if slot not in self._live:  # else it is free when its stream has left
             self.slots.release(slot)
 
     @asynccontextmanager
@@ -115,35 +114,35 @@ class Model:
                 yield stream
 
     def stream_in(self, slot: int, spec: StreamSpec) -> "StreamContext":
-        """A live stream in a slot that has none; leaving the context ends it, whatever it was doing."""
+        """A live stream in a slot that has none; leaving the context ends it, whatever it is doing."""
         return StreamContext(self, Stream(spec, slot))
 
     def begin(self, stream: Stream) -> None:
-        """Let a stream go into the engine."""
+        """Let a stream join the engine."""
         self._live[stream.slot] = stream
         self.engine.join(stream)
         if self._draining:
             self.engine.finish(stream, FinishReason.DRAINING)
 
     def leave(self, stream: Stream) -> None:
-        """Let a stream end, whatever it was doing, unless it has."""
+        """End a stream, whatever it is doing, unless it has ended."""
         if self._live.get(stream.slot) is stream:
             self.engine.leave(stream)
 
     def mark_sent(self, stream: Stream, text: str) -> None:
-        """`text` has been written to the reader of `stream`: the engine may make as much again."""
+        """`text` has been written to the reader of `stream`: the engine may generate as much again."""
         stream.position += len(text)
         if self._live.get(stream.slot) is stream:
             self.engine.mark_read(stream, len(text))
 
     @property
     def parked(self) -> int:
-        """Streams that wait for their reader, their pace, or what their reader wants next."""
+        """Streams that wait for their reader, their pace, or their reader's next action."""
         return self.engine.parked() + len(self._held_slots - self._live.keys())
 
     @property
     def calls(self) -> int:
-        """Calls that are not over: they wait for a slot, generate, or have text left to send."""
+        """Calls that have not ended: they wait for a slot, generate, or have text left to send."""
         return self.in_flight.inside
 
     async def wait_until_idle(self) -> None:
@@ -167,18 +166,18 @@ class Model:
             self.in_flight.left.set()
         try:
             pieces = delivery.pieces()
-        except Exception as error:  # whatever it is, nobody waits for what will not come
-            log.exception("what a round made cannot be read")
+        except Exception as error:  # any: a reader must not wait for text that will not come
+            log.exception("the results of a round cannot be read")
             for stream in delivery.streams:
-                stream.fail(EngineError(f"what a round made cannot be read: {error}"))
+                stream.fail(EngineError(f"the results of a round cannot be read: {error}"))
             return
         for stream, piece in zip(delivery.streams, pieces, strict=True):
             stream.deliver(piece, now)
-        for stream, end in delivery.ended.items():
+        for stream, reason in delivery.ended.items():
             if delivery.error:
                 stream.fail(delivery.error)
-            elif end:
-                stream.finish(end)
+            elif reason:
+                stream.finish(reason)
         if isinstance(delivery.error, BrokenEngineError):
             self._on_broken(delivery.error)
         if delivery.readers and not self._to_notify:
@@ -186,9 +185,9 @@ class Model:
         self._to_notify.extend(delivery.readers)
 
     def _notify_some(self) -> None:
-        """Tell some readers of their texts, and the others in the next iterations of the event loop.
+        """Notify some readers, and the others in the next iterations of the event loop.
 
-        With all at once, one took 10 ms and more, and a call that comes needs half a dozen of them.
+        With all at once an iteration took 10 ms and more, and a new call needs half a dozen iterations.
         """
         for _ in range(min(READERS_AT_ONCE, len(self._to_notify))):
             self._to_notify.popleft().notify_reader()
@@ -196,7 +195,7 @@ class Model:
             self._loop.call_soon(self._notify_some)
 
 
-# The contexts of each call, as classes: generators, asynchronous ones above all, take several times as long.
+# The contexts of each call are classes: generators, and asynchronous ones above all, take several times as long.
 
 
 class SlotContext:

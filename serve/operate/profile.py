@@ -1,116 +1,115 @@
-"""Where a server's time goes: timers around steps of the engine and of the service.
-
-They are put there by `--profile` only; without it the steps are what they are.
-"""
+"""Where a server's time goes (`--profile`): timers that are given to the engines and to the service."""
 
 import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Generator
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rill.serve.api.service import TextGeneration
-from rill.serve.engine.loop import Engine
+from rill.serve.api.call import Call
+from rill.serve.api.responses import ResponseBuilder, Sendable
 from rill.serve.engine.rows import Round
-from rill.serve.models.model import Model
+from rill.serve.engine.timer import Function, StageTimer
 
-# Of the engine thread, by method; the rest of its time is between them.
-ENGINE = {
-    "_schedule": "schedule",
-    "_assemble": "assemble",
-    "_call": "run",
-    "_update": "harvest",
-    "_flush": "hand_over",
-    "_sleep": "idle",
-}
+ENGINE = ("schedule", "assemble", "run", "harvest", "hand_over", "idle")  # stages of the engine's thread, in turn
+EVENT_LOOP = ("decode", "serialise", "write")
 
 
 class Profile:
-    """Seconds by stage, and counts; the engine of each model adds to the same ones."""
+    """Seconds by stage, and counts; the timers of all models add to the same ones."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter(rounds=0, steps=0, characters=0, messages=0)
         self._started = time.perf_counter()
 
-    def watch(self, service: TextGeneration, models: list[Model]) -> None:
-        """Put timers around everything."""
-        for model in models:
-            self._watch_engine(model.engine)
-            self._around(model.engine, "_deliver", "decode")
-        self._around(service.messages, "output", "serialise", lambda *_: self.counts.update(messages=1))
-        self._around(service.messages, "with_logprobs", "serialise")
-        generate, profile = service.Generate, self
-
-        async def with_timed_writes(request: Any, context: Any) -> None:
-            await generate(request, _TimedContext(context, profile.seconds))
-
-        service.Generate = with_timed_writes
-
     def save(self, path: Path) -> None:
         """Write it as JSON. Seconds are of wall time: waiting for the GIL or a core is in them."""
         report = {
             **self.counts,
             "elapsed_seconds": time.perf_counter() - self._started,
-            "seconds": {stage: self.seconds[stage] for stage in (*ENGINE.values(), "decode", "serialise", "write")},
+            "seconds": {stage: self.seconds[stage] for stage in ENGINE + EVENT_LOOP},
         }
         path.write_text(json.dumps(report, indent=1) + "\n")
 
-    def _watch_engine(self, engine: Engine) -> None:
-        def count(r: Round, *_: object) -> None:
-            self.counts.update(rounds=1, steps=r.time, characters=int((r.steps - r.prompted).sum()))
 
-        for method, stage in ENGINE.items():
-            self._around(engine, method, stage, count if method == "_call" else None)
+class ProfilingTimer(StageTimer):
+    """Adds the stages and rounds of one engine to `profile`."""
 
-    def _around(self, thing: object, method: str, stage: str, count: Callable[..., None] | None = None) -> None:
-        original = getattr(thing, method)
+    def __init__(self, profile: Profile) -> None:
+        self._profile, self._last = profile, time.perf_counter()
 
-        @wraps(original)
-        def timed(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            result = original(*arguments)
-            self.seconds[stage] += time.perf_counter() - started
-            if count:
-                count(*arguments)
-            return result
+    def lap(self, stage: str) -> None:
+        """See StageTimer."""
+        now = time.perf_counter()
+        self._profile.seconds[stage] += now - self._last
+        self._last = now
 
-        setattr(thing, method, timed)
+    def count(self, r: Round) -> None:
+        """See StageTimer."""
+        self._profile.counts.update(rounds=1, steps=r.time, characters=int((r.steps - r.prompted).sum()))
 
-
-class _TimedContext:
-    """A call's context whose `write` is timed."""
-
-    def __init__(self, context: Any, seconds: defaultdict[str, float]) -> None:
-        self._context, self._seconds = context, seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    async def write(self, message: Any) -> None:
-        await _Timed(self._context.write(message), self._seconds)
+    def around(self, stage: str, function: Function) -> Function:
+        """See StageTimer."""
+        return cast(Function, partial(_timed, self._profile, stage, function))
 
 
-class _Timed:
-    """Awaits a write; counted is what it does between its waits."""
+class ProfilingResponses(ResponseBuilder):
+    """Counts and times the messages that are built."""
+
+    def __init__(self, profile: Profile, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._profile = profile
+
+    def output(self, *arguments: Any) -> Any:
+        """See ResponseBuilder."""
+        self._profile.counts["messages"] += 1
+        return _timed(self._profile, "serialise", super().output, *arguments)
+
+    def with_logprobs(self, *arguments: Any) -> Any:
+        """See ResponseBuilder."""
+        return _timed(self._profile, "serialise", super().with_logprobs, *arguments)
+
+
+class ProfilingCall(Call):
+    """Times the writes of a call."""
+
+    def __init__(self, profile: Profile, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._seconds = profile.seconds
+
+    async def write(self, message: Sendable) -> None:
+        """See Call."""
+        await _TimedWrite(super().write(message), self._seconds)
+
+
+class _TimedWrite:
+    """Awaits a write, and adds up the time that it runs: the time between its waits."""
 
     def __init__(self, write: Awaitable[None], seconds: defaultdict[str, float]) -> None:
         self._write, self._seconds = write, seconds
 
     def __await__(self) -> Generator[Any, Any, None]:
         steps = self._write.__await__()
-        go_on = partial(steps.send, None)
+        resume = partial(steps.send, None)
         while True:
             started = time.perf_counter()
             try:
-                waits_for = go_on()
+                waits_for = resume()
             except StopIteration:
                 return
             finally:
                 self._seconds["write"] += time.perf_counter() - started
             try:
-                go_on = partial(steps.send, (yield waits_for))
-            except BaseException as error:  # a cancellation: it is the write's
-                go_on = partial(steps.throw, error)
+                resume = partial(steps.send, (yield waits_for))
+            except BaseException as error:  # a cancellation belongs to the write
+                resume = partial(steps.throw, error)
+
+
+def _timed(profile: Profile, stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    started = time.perf_counter()
+    result = function(*arguments)
+    profile.seconds[stage] += time.perf_counter() - started
+    return result

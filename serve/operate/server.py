@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from rill.serve.models.model import Model
 from rill.serve.observe.metrics import IS_SHARED
 from rill.serve.operate.gauges import keep_current
 from rill.serve.operate.memory import prepare_memory
-from rill.serve.operate.profile import Profile
+from rill.serve.operate.profile import Profile, ProfilingCall, ProfilingResponses, ProfilingTimer
 from rill.v1 import rill_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"]
@@ -109,7 +110,8 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
     certificates = _certificates(settings)
     bearers = BearerTokens(settings.auth_token_file) if settings.auth_token_file else None
     stop: Stop = asyncio.Queue()
-    models = Catalog(settings.bundles, _maker(settings, stop.put_nowait))
+    profile = Profile() if settings.profile else None
+    models = Catalog(settings.bundles, _maker(settings, stop.put_nowait, profile))
     reloading = asyncio.create_task(_reload_on_hangup(models))
     # Without a page nobody sees them.
     watching = asyncio.create_task(keep_current(models)) if settings.metrics_port is not None or IS_SHARED else None
@@ -117,10 +119,12 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
         await models.start()
         (parent.listen if parent else listen_for_signals)(stop)  # not before: while loading, Ctrl-C ends at once
         limits = Limits(settings.max_prompt, settings.max_chars, settings.max_score_chars, settings.stall_seconds)
-        service = TextGeneration(models, tokens, limits, ClientLimits(settings.max_streams_per_client, bearers))
-        if settings.profile:
-            profile = Profile()
-            profile.watch(service, models.all)
+        clients = ClientLimits(settings.max_streams_per_client, bearers)
+        if profile:
+            messages, make_call = ProfilingResponses(profile, tokens), partial(ProfilingCall, profile)
+            service = TextGeneration(models, tokens, limits, clients, messages, make_call)
+        else:
+            service = TextGeneration(models, tokens, limits, clients)
         async with _listening(service, models, settings, certificates, bearers) as (port, healths):
             print(
                 f"rill: listening on {settings.host}:{port} (models: {', '.join(models.names)}; "
@@ -142,7 +146,7 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
         reloading.cancel()
         if watching:
             watching.cancel()
-    if settings.profile:
+    if settings.profile and profile:
         profile.save(settings.profile)
     log.info("stopped")
     if isinstance(reason, BrokenEngineError):
@@ -202,7 +206,9 @@ def _certificates(settings: Settings) -> Certificates | None:
     return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 
-def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -> Callable[[Bundle], Model]:
+def _maker(
+    settings: Settings, on_broken: Callable[[BrokenEngineError], None], profile: Profile | None = None
+) -> Callable[[Bundle], Model]:
     """What makes a model of a bundle, warmed up, in any thread. Both raise StartError."""
     warn_of_two_runtimes()
     provider, device_id = choose_device(settings.device)
@@ -221,7 +227,8 @@ def _maker(settings: Settings, on_broken: Callable[[BrokenEngineError], None]) -
         decoder = Decoder(bundle, provider, device_id, settings.threads, 2**20 * settings.gpu_memory)
         slots, waiting = settings.max_streams, settings.max_waiting
         try:
-            return Model(bundle, decoder, slots, waiting, settings.round_seconds, device_turns, loop, on_broken)
+            timer = ProfilingTimer(profile) if profile else None
+            return Model(bundle, decoder, slots, waiting, settings.round_seconds, device_turns, loop, on_broken, timer)
         except Exception as error:  # its graphs fail, or there is not enough memory: no narrower base for all of that
             raise StartError(f"bundle {bundle.name!r} cannot be run: {one_line(error)}") from error
 

@@ -98,7 +98,7 @@ def test_a_server_that_cannot_go_on_ends(failing):
             list(pieces)
     _, errors = server.process.communicate(timeout=30)
     assert server.process.returncode == 1
-    assert errors.endswith("error: the serving graph does not run any more: out of memory\n")
+    assert errors.endswith("error: the serving graph no longer runs: out of memory\n")
 
 
 class Wire:

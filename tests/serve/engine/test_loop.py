@@ -142,7 +142,7 @@ async def test_an_engine_that_fails_for_good_says_so(tiny):
     model.engine.stop()
 
 
-@pytest.mark.parametrize("broken", ["_schedule", "_admit"])
+@pytest.mark.parametrize("broken", ["_plan", "_admit"])
 async def test_a_failure_outside_a_round_hangs_nobody(model, monkeypatch, broken):
     """Whatever breaks, a waiting call gets an answer, and the engine goes on."""
     right = getattr(engine_module.Engine, broken)
