@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ def clients_of_both(running, **parameters):
             second.models()
             if all(map(connected, workers_of(running))):
                 break
+            time.sleep(0.05)  # a process that replaces another may not listen yet
         else:
             raise AssertionError("all connections went to one process")
         yield first, second
