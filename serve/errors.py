@@ -1,33 +1,31 @@
-"""The errors of the server; each becomes one gRPC status (`rill.serve.api.statuses`).
+"""What the server refuses, and why; each becomes one gRPC status (`rill.serve.api.statuses`).
 
-ServeError
+RillError
 ├── StartError              the server cannot start: a bundle, a device, a port
-├── RequestError            a field of the request is not valid
+├── RequestError            a field of the request is wrong
 ├── TokenError              a resume token is forged, damaged or expired
-├── OtherModelError         a resume token belongs to another model
-├── ModelNotFoundError      no model of this name is served
-├── OutOfOrderError         an action of Interact is not valid at this point
+├── OtherModelError         a resume token is of another model
+├── ModelNotFoundError      no such model here
+├── OutOfOrderError         an action of Interact that has no meaning where it comes
 ├── WaitingLineFullError    too many streams; says when to try again
-├── ClientLimitError        too many streams of one client; says when to try again
-├── StalledError            the client does not read, or does not write, for too long
-├── DrainingError           the server is shutting down
-└── EngineError             an engine round failed; the server is at fault
-    └── BrokenEngineError   no round can run any more
+├── ClientLimitError        too many streams of one client; likewise
+├── StalledError            nobody reads what is sent
+├── DrainingError           the server is going away
+└── EngineError             an engine round failed; the fault is ours
+    └── BrokenEngineError   no round can be run any more
 """
-
-RETRY_SECONDS = 1.0  # after which a refused call may be made again
 
 
 class ServeError(Exception):
-    """The base of these errors; the message is for the user."""
+    """Base of all errors here; the message is for the user."""
 
 
 class StartError(ServeError):
-    """The server cannot start with this configuration."""
+    """The server cannot start as it was asked to."""
 
 
 class RequestError(ServeError):
-    """A field of the request is not valid: `field` is its name in rill.proto."""
+    """A field of the request is wrong: `field` is its name in rill.proto."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -43,21 +41,21 @@ class TokenError(ServeError):
 
 
 class OtherModelError(ServeError):
-    """A resume token belongs to another model than the requested one."""
+    """A resume token is of another model than the one that is asked to continue."""
 
 
 class ModelNotFoundError(ServeError):
-    """No model of this name is served."""
+    """No model of that name is served here."""
 
 
 class OutOfOrderError(ServeError):
-    """An action of Interact is not valid at this point; the state is unchanged."""
+    """An action of Interact has no meaning where it comes; the state is as it was."""
 
 
 class WaitingLineFullError(ServeError):
-    """All slots are in use, and the waiting line is full."""
+    """All slots and all places in the waiting line are taken."""
 
-    def __init__(self, message: str, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
 
@@ -65,17 +63,17 @@ class WaitingLineFullError(ServeError):
 class ClientLimitError(ServeError):
     """A client has as many streams as it may have at once."""
 
-    def __init__(self, message: str, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
 
 
 class StalledError(ServeError):
-    """A client keeps its call waiting for too long."""
+    """The reader of a stream takes nothing."""
 
 
 class DrainingError(ServeError):
-    """The server is shutting down and takes no new streams."""
+    """The server is going away and takes no new streams."""
 
 
 class EngineError(ServeError):
@@ -83,4 +81,4 @@ class EngineError(ServeError):
 
 
 class BrokenEngineError(EngineError):
-    """No round can run any more: the server ends."""
+    """No round can be run any more: the server ends."""

@@ -1,1 +1,1 @@
-"""Access control: bearer tokens, certificates, limits per client."""
+"""Who may call: bearer tokens, certificates, limits per client."""

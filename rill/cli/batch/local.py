@@ -4,13 +4,12 @@ import sys
 
 from rill.bundle import BundleError, read_bundle
 from rill.cli.batch.runner import Came, RefusedError, Text
-from rill.serve.api.requests import spec_of
-from rill.serve.config import ServerConfig
+from rill.serve.api.requests import Limits, spec_of
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import choose_device, warn_of_two_runtimes
 from rill.serve.errors import RequestError, StartError
 from rill.serve.models.model import Model
-from rill.serve.operate.server import GIL_SECONDS
+from rill.serve.operate.server import GIL_SECONDS, Settings
 from rill.v1 import rill_pb2 as pb
 
 
@@ -26,7 +25,7 @@ class Local:
         except BundleError as error:
             raise StartError(str(error)) from None
         decoder = Decoder(bundle, provider, device_id)
-        self._model = Model(bundle, decoder, streams, streams, ServerConfig().round_seconds)
+        self._model = Model(bundle, decoder, streams, streams, Settings.round_seconds)
 
     async def model_id(self) -> str:
         """See Source."""
@@ -35,7 +34,7 @@ class Local:
     async def text(self, request: pb.GenerateRequest, came: Came) -> Text:
         """See Source; also raises EngineError. What a server's client would be told is told in the same words."""
         try:
-            order = spec_of(request, None, self._model, ServerConfig())
+            order = spec_of(request, None, self._model, Limits())
         except RequestError as error:
             raise RefusedError(str(error)) from None
         parts, end = [], None

@@ -1,0 +1,209 @@
+"""Install the wheel into clean environments, and use it as a stranger would. `make test-install`."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from environments import Builds, Environment, clean_environment, create, crowd
+from servers import Server
+
+from rill import Client
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+
+# Distributions that a client must not pull in.
+FORBIDDEN = {"torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "cryptography", "prometheus-client", "psutil"}
+BASE_MEGABYTES = 60
+TOLERANCE = 2.0  # times: a machine may be busy
+
+CLIENT = """
+import sys
+from rill import Client
+with Client(sys.argv[1]) as client:
+    print("".join(client.generate("a", max_chars=50, seed=7)), end="")
+"""
+
+
+@pytest.fixture(scope="session")
+def serve_cpu(builds: Builds, tmp_path_factory) -> Environment:
+    return create(tmp_path_factory.mktemp("serve"), [builds.requirement("serve-cpu")])
+
+
+@contextmanager
+def serving(environment: Environment, bundle: Path, cwd: Path):
+    """`rill serve` of that environment, run in the folder `cwd`; yields its address."""
+    command = [environment.path("rill"), "serve", str(bundle), "--port", "0"]
+    with subprocess.Popen(command, cwd=cwd, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            found = re.match(r"rill: listening on (\S+) ", process.stdout.readline())
+            assert found
+            yield found[1]
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+def _text(target: str) -> str:
+    with Client(target) as client:
+        return "".join(client.generate("a", max_chars=50, seed=7))
+
+
+def _generates(environment: Environment, target: str, cwd: Path) -> None:
+    """The command and the library give the text that this process gets."""
+    command = ["generate", "a", "--target", target, "--max-chars", 50, "--seed", 7]
+    assert environment.run("rill", *command, cwd=cwd).stdout == _text(target)
+    assert environment.run("python", "-W", "error", "-c", CLIENT, target, cwd=cwd).stdout == _text(target)
+
+
+def test_the_size_of_the_base(base: Environment, measured):
+    packages = base.packages()
+    assert not FORBIDDEN & set(packages)
+    megabytes = base.megabytes()
+    measured(f"base: {megabytes:.1f} MB, pip install {base.seconds:.1f} s: {', '.join(sorted(packages))}")
+    assert megabytes <= BASE_MEGABYTES
+
+
+def test_commands_of_the_base(base: Environment, elsewhere, server: Server):
+    assert base.run("rill", "--help", cwd=elsewhere).stdout.startswith("usage: rill")
+    assert base.run("python", "-m", "rill", "--help", cwd=elsewhere).stdout.startswith("usage: rill")
+    assert "tiny" in base.run("rill", "models", "--target", server.target, cwd=elsewhere).stdout
+    _generates(base, server.target, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("train", "train"), ("export", "train"), ("serve", "serve"), ("bench", "bench")]
+)
+@pytest.mark.parametrize("entry", ["rill", "python -m"])
+def test_a_command_whose_extra_is_missing_names_it(base: Environment, elsewhere, name, extra, entry):
+    command = ["rill", name] if entry == "rill" else ["python", "-m", f"rill.{name}"]
+    done = base.run(*command, "something", cwd=elsewhere, status=2)
+    assert re.fullmatch(rf"error: rill {name} needs the package '\w+'; .*\[{extra}\]'\n", done.stderr), done.stderr
+
+
+def _best_seconds(environment: Environment, cwd: Path, *command: str) -> float:
+    """Of nine runs, by the child's own clock: from before its start to its end."""
+    program = (
+        "import subprocess, sys, time\n"
+        "def seconds():\n"
+        "    start = time.perf_counter()\n"
+        "    subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)\n"
+        "    return time.perf_counter() - start\n"
+        "print(min(seconds() for _ in range(9)))"
+    )
+    path = environment.path(command[0])
+    return float(environment.run("python", "-c", program, path, *command[1:], cwd=cwd).stdout)
+
+
+@pytest.mark.parametrize(
+    ("limit", "command"), [(0.15, ["python", "-c", "import rill"]), (0.3, ["rill", "--help"])], ids=str
+)
+def test_how_fast_the_base_starts(base: Environment, tmp_path, limit, command, measured):
+    seconds = _best_seconds(base, tmp_path, *command)
+    measured(f"{' '.join(command)}: {seconds:.3f} s (at most {limit})")
+    assert seconds <= limit * TOLERANCE
+
+
+def test_a_server_from_the_wheel(base: Environment, serve_cpu: Environment, elsewhere, tiny_folder):
+    assert "torch" not in serve_cpu.packages()
+    with serving(serve_cpu, tiny_folder, elsewhere) as target:
+        _generates(base, target, elsewhere)
+
+
+def test_the_server_runs_with_the_lowest_versions_it_allows(builds: Builds, tmp_path, tiny_folder, measured):
+    bounds = builds.lower_bounds("serve-base", "runtime-cpu", "serve-cpu")
+    if sys.version_info >= (3, 13):
+        pytest.skip("the lowest versions have wheels for Python 3.11 and 3.12")
+    environment = create(tmp_path / "venv", [builds.requirement("serve-cpu"), *bounds], constrained=False)
+    measured(f"lowest versions, serve-cpu: {', '.join(bounds)}")
+    with serving(environment, tiny_folder, tmp_path) as target:
+        _generates(environment, target, tmp_path)
+
+
+def test_how_fast_the_server_shows_its_help(serve_cpu: Environment, tmp_path, measured):
+    seconds = _best_seconds(serve_cpu, tmp_path, "rill", "serve", "--help")
+    measured(f"rill serve --help: {seconds:.3f} s (at most 0.5); serve-cpu: {serve_cpu.megabytes():.0f} MB")
+    assert seconds <= 0.5 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "requirements",
+    [None, ["protobuf<6", "grpcio<1.70"], ["protobuf<7", "grpcio<1.79"], []],
+    ids=["lowest", "protobuf 5", "protobuf 6", "newest"],
+)
+def test_the_client_lives_beside_other_versions(builds: Builds, tmp_path, server: Server, requirements, measured):
+    """Protobuf 5, 6 and 7, and gRPC of two years; the lowest are the bounds in pyproject.toml."""
+    if requirements is None:
+        requirements = builds.lower_bounds()
+        if sys.version_info >= (3, 14):
+            pytest.skip("the lowest versions have wheels for Python 3.11 to 3.13")
+    environment = create(tmp_path / "venv", [builds.requirement(), *requirements], constrained=False)
+    found = environment.packages()
+    names = ("grpcio", "protobuf", "googleapis-common-protos", "rich", "prompt-toolkit")
+    measured("client with " + ", ".join(f"{name} {found[name]}" for name in names))
+    _generates(environment, server.target, tmp_path)
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_base_on_other_pythons(builds: Builds, tmp_path, server: Server, version, measured):
+    python = shutil.which(f"python{version}")
+    if not python or subprocess.run([python, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"no python{version} on this machine")
+    environment = create(tmp_path / "venv", [builds.requirement()], python=python)
+    _generates(environment, server.target, tmp_path)
+    measured(f"base on Python {version}: pip install {environment.seconds:.1f} s")
+
+
+def test_train_export_and_serve_from_the_wheel(builds: Builds, tmp_path, measured):
+    """A text becomes a run, a bundle and a stream, far from the checkout."""
+    environment = create(tmp_path / "venv", [builds.requirement("train"), builds.requirement("serve")])
+    measured(f"train and serve: {environment.megabytes():,.0f} MB, pip install {environment.seconds:.0f} s")
+    cwd = tmp_path / "project"
+    cwd.mkdir()
+    crowd(cwd)
+    seconds = _best_seconds(environment, cwd, "rill", "train", "--help")
+    measured(f"rill train --help: {seconds:.3f} s (at most 0.5)")
+    assert seconds <= 0.5 * TOLERANCE
+    (cwd / "corpus.txt").write_text("the time traveller for so it will be convenient to speak of him\n" * 40)
+    train = ["train", "--corpus", "corpus.txt", "--out", "runs/new", "--steps", 20, "--hidden", 16]
+    environment.run("rill", *train, cwd=cwd)
+    environment.run("rill", "export", "runs/new", "--out", "bundles", cwd=cwd)
+    environment.run("python", "-m", "rill.export", "runs/new", "--out", "bundles", "--check", cwd=cwd)
+    with serving(environment, cwd / "bundles" / "new", cwd) as target:
+        text = environment.run("rill", "generate", "the ", "--target", target, "--max-chars", 50, cwd=cwd).stdout
+    assert len(text) == 50
+
+
+FOREIGN = '''"""A program of somebody else's."""
+
+from rill import Client, Security
+
+
+def first_line(target: str, token: str) -> str:
+    with Client(target, security=Security(tls=True, token=token)) as client:
+        text = ""
+        for piece in client.generate("ROMEO:", max_chars=400, temperature=0.7, seed=7):
+            text += piece
+    return text.partition("\\n")[0]
+
+
+models: int = len(Client("127.0.0.1:50051").models().models)
+'''
+
+
+def test_type_checkers_accept_a_foreign_program_and_find_its_mistake(builds: Builds, tmp_path):
+    pyright = "pyright" if shutil.which("node") else "pyright[nodejs]"
+    environment = create(tmp_path / "venv", [builds.requirement(), "mypy", pyright, "types-protobuf"])
+    (tmp_path / "right.py").write_text(FOREIGN)
+    (tmp_path / "wrong.py").write_text(FOREIGN.replace("models: int", "models: str"))
+    environment.run("mypy", "--strict", "right.py", cwd=tmp_path)
+    wrong = environment.run("mypy", "--strict", "wrong.py", cwd=tmp_path, status=1).stdout
+    assert "Found 1 error" in wrong
+    pythonpath = ["--pythonpath", environment.path("python")]
+    environment.run("pyright", *pythonpath, "right.py", cwd=tmp_path)
+    wrong = environment.run("pyright", *pythonpath, "wrong.py", cwd=tmp_path, status=1).stdout
+    assert "1 error" in wrong
