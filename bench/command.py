@@ -16,7 +16,7 @@ profile  where an engine round's time goes, by the server's own timers
 
 Without a part: all of them. Machines change their speed from second to second, so a load is cut into windows with the
 floors measured between them, and a ratio is the median over the windows of a window's speed to that of the floor around
-it. What each figure means: docs/benchmarks.md. The servers are ended with the benchmark, however that ends.
+it. What each figure means: docs/design/benchmarks.md. The servers are ended with the benchmark, however that ends.
 """
 
 import asyncio

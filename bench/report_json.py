@@ -1,4 +1,4 @@
-"""Everything that a run of the benchmark found, ready for JSON. docs/benchmarks.md lists the keys."""
+"""Everything that a run of the benchmark found, ready for JSON. docs/design/benchmarks.md lists the keys."""
 
 import os
 import platform
