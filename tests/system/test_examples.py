@@ -1,0 +1,90 @@
+"""Every file in examples/ runs as its docstring says."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import ROOT, run_server
+
+from rill import Client
+
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+def run_example(name: str, *arguments: object) -> str:
+    """Run `python examples/NAME ARGUMENTS`; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", f"examples/{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_docstring_opens_with_what_it_does_and_the_command(name):
+    docstring = ast.get_docstring(ast.parse((ROOT / "examples" / name).read_text())) or ""
+    subject, blank, command, *_ = docstring.splitlines()
+    assert subject.endswith(".")
+    assert not blank
+    assert command.startswith(f"    python examples/{name} ")
+
+
+def test_every_example_is_run_here():
+    source = Path(__file__).read_text()
+    assert [name for name in EXAMPLES if f'run_example("{name}"' not in source] == []
+
+
+def test_client(server):
+    assert len(run_example("client.py", server.target, "ROMEO")) == 401  # and a newline
+
+
+def test_chat_async(server):
+    printed = run_example("chat_async.py", server.target, "ROMEO", "JULIET")
+    assert printed.startswith("> ROMEO   (-")
+    assert "\n> JULIET   (-" in printed
+
+
+def test_resume_and_fork(server):
+    printed = run_example("resume_and_fork.py", server.target, "ROMEO")
+    assert "the same text as without the interruption: True\n" in printed
+    continued, fork = (line[len("continued: ") :] for line in printed.splitlines() if line[:4] in ("cont", "a fo"))
+    assert continued != fork
+
+
+def test_score(server):
+    total, *lines = run_example("score.py", server.target).splitlines()
+    assert total.startswith("19 characters: ")
+    assert len(lines) == 5
+
+
+def test_grpc_raw(server):
+    first, *_, last = run_example("grpc_raw.py", server.target, "ROMEO").splitlines()
+    assert first.startswith("tiny: gru, 57 symbols, onnxruntime-")
+    assert last.startswith("200 characters in ")
+
+
+def test_portable_onnx(tiny_folder):
+    program = (
+        "import runpy, sys; sys.argv = ['portable_onnx.py', *sys.argv[1:]]; "
+        "runpy.run_path('examples/portable_onnx.py', run_name='__main__'); "
+        "sys.exit(', '.join({'rill', 'torch', 'onnx'} & set(sys.modules)) or 0)"
+    )
+    assert len(run_example("portable_onnx.py", tiny_folder / "model.onnx", "ROMEO")) == 206  # the prompt and a newline
+    command = [sys.executable, "-c", program, str(tiny_folder / "model.onnx"), "ROMEO"]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
+
+
+def test_foreign_model(tmp_path):
+    printed = run_example("foreign_model.py", tmp_path)
+    assert printed.endswith(f"exported: {tmp_path / 'bundles' / 'poet'}\n")
+    with run_server(tmp_path / "bundles" / "poet") as poet, Client(poet.target) as client:
+        assert len("".join(client.generate("the ", max_chars=50, seed=1))) == 50
