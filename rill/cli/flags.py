@@ -1,15 +1,115 @@
-"""The flags of `rill` that say how characters are chosen and where a text ends."""
+"""Flags that commands of `rill` share: where the text comes from, and how its characters are chosen.
+
+A bearer token is never a flag, since every user can list processes.
+"""
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from rill.cli.local_server import local_server
+from rill.client.retry import RETRY_SECONDS
+from rill.client.security import Security
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+LOCAL_RETRY_SECONDS = 2.0  # nobody restarts a private server
+TOKEN = "RILL_TOKEN"  # in the environment
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Flags with the names of `rill.client.generate_request`; what is not given is None, an empty list or False."""
+class Connection(NamedTuple):
+    """How a command reaches its servers; `target` is HOST:PORT, or several with commas between them."""
+
+    target: str
+    security: Security
+    retry_seconds: float
+
+
+def add_connection(parser: argparse.ArgumentParser, retry_seconds: float = RETRY_SECONDS) -> None:
+    """Add the flags that `connected` reads, and `--model`."""
+    add_source(parser)
+    parser.add_argument(
+        "--bundle", metavar="FOLDER", help="use this bundle, on a private server that ends with the command"
+    )
+    parser.add_argument(
+        "--retry-seconds",
+        type=float,
+        default=retry_seconds,
+        metavar="SECONDS",
+        help="how long to look for a server when one is lost; 0 does not (default: %(default)g)",
+    )
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about running servers, and the device of private ones."""
+    parser.add_argument(
+        "--target", metavar="HOST:PORT[,HOST:PORT…]", help=f"the server, or several (default: {DEFAULT_TARGET})"
+    )
+    parser.add_argument("--model", default="", help="with --target: a served model's name (default: the first)")
+    parser.add_argument("--device", help="with a bundle: auto, cpu, cuda or cuda:N (default: auto)")
+    group = parser.add_argument_group("security of connections to --target")
+    group.add_argument("--tls", action="store_true", help="connect with TLS, and trust this system's authorities")
+    for name, text in [
+        ("tls-ca", "connect with TLS, and trust these authorities (PEM) instead"),
+        ("tls-cert", "connect with TLS, and show this certificate (PEM) to servers that ask for one"),
+        ("tls-key", "the private key (PEM) of --tls-cert"),
+        ("token-file", f"a bearer token for servers that ask for one (default: environment variable {TOKEN})"),
+    ]:
+        group.add_argument(f"--{name}", default="", metavar="FILE", help=text)
+    group.add_argument("--plaintext-token", action="store_true", help="send the token without TLS to other machines")
+
+
+@contextmanager
+def connected(options: argparse.Namespace) -> Iterator[Connection]:
+    """Reach the servers at --target, or start one of --bundle for the meantime. Raises ValueError."""
+    check_source(options, options.bundle)
+    if options.bundle:
+        with local_server(options.bundle, "--device", options.device or "auto") as target:
+            yield Connection(target, Security(), min(options.retry_seconds, LOCAL_RETRY_SECONDS))
+    else:
+        yield Connection(options.target or DEFAULT_TARGET, security_of(options), options.retry_seconds)
+
+
+def check_source(options: argparse.Namespace, bundle: object) -> None:
+    """Raise ValueError for flags that exclude each other."""
+    if bundle and options.target:
+        raise ValueError("give either a bundle or --target, not both")
+    if bundle and options.model:
+        raise ValueError("--model goes with --target; a bundle is one model")
+    if options.device and not bundle:
+        raise ValueError("--device goes with a bundle; a server at --target has a device of its own")
+
+
+def security_of(options: argparse.Namespace) -> Security:
+    """Read the files that the flags name, and the environment. Raises ValueError."""
+    if bool(options.tls_cert) != bool(options.tls_key):
+        raise ValueError("--tls-cert and --tls-key go together: a certificate and its private key, both in PEM")
+    certificate = None
+    if options.tls_cert:
+        certificate = _read("--tls-key", options.tls_key), _read("--tls-cert", options.tls_cert)
+    return Security(
+        tls=options.tls,
+        root_certificates=_read("--tls-ca", options.tls_ca) if options.tls_ca else None,
+        certificate=certificate,
+        token=_token(options.token_file),
+        plaintext_token=options.plaintext_token,
+    )
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Add --timeout: SECONDS, or None."""
+    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after so long (default: never)")
+
+
+def add_sampling(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add flags with the names of `generate_request`; one that is not given is None, an empty list or False."""
     for name, kind, text in [
-        ("temperature", float, "0 is greedy (default: 1)"),
-        ("top-k", int, "keep the k most probable characters; 0 is off (default: off)"),
-        ("top-p", float, "keep the most probable characters up to this mass (default: 1, off)"),
-        ("min-p", float, "keep characters with this share of the largest probability (default: off)"),
+        ("temperature", float, "0 always takes the most probable character (default: 1)"),
+        ("top-k", int, "keep the k most probable characters; 0 keeps all (default: 0)"),
+        ("top-p", float, "keep the most probable characters up to this mass (default: 1, all)"),
+        ("min-p", float, "keep characters of at least this share of the largest probability (default: 0, all)"),
     ]:
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument(
@@ -18,7 +118,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="C=X",
-        help="add X to a character's logit; -inf bans it",
+        help="add X to the logit of character C; -inf bans it; may be repeated",
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT appears; may be repeated"
@@ -31,3 +131,26 @@ def _bias(text: str) -> tuple[str, float]:
     if separator != "=":
         raise argparse.ArgumentTypeError(f"must be CHARACTER=NUMBER, not {text!r}")
     return character, float(value)
+
+
+def _seconds(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text!r}")
+    return float(text)
+
+
+def _token(path: str) -> str:
+    if not path:
+        return os.environ.get(TOKEN, "").strip()
+    lines = map(str.strip, _read("--token-file", path).decode("ascii", "replace").splitlines())
+    tokens = [line for line in lines if line and not line.startswith("#")]
+    if len(tokens) != 1:
+        raise ValueError(f"--token-file {path} must hold one token, on a line of its own; it has {len(tokens)}")
+    return tokens[0]
+
+
+def _read(flag: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{flag} {path} cannot be read: {error.strerror}") from None

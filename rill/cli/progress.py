@@ -1,4 +1,4 @@
-"""What a person watching `rill batch` sees on standard error, if that is a terminal: a bar, and nothing elsewhere."""
+"""The progress bar of `rill score`, `batch` and `bench`: on standard error, where that is a terminal."""
 
 import time
 from types import TracebackType
@@ -10,10 +10,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 REDRAW_SECONDS = 0.25
 
 
-class Bar:
-    """A context manager; the bar is there between enter and exit, and is drawn when it is told something only."""
+class ProgressBar:
+    """A bar for the time inside the context; what takes less than REDRAW_SECONDS shows none.
 
-    def __init__(self, total: int, done: int = 0) -> None:
+    It is drawn by calls only: a thread that draws would disturb what is measured.
+    """
+
+    def __init__(self, total: int, completed: int = 0) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             BarColumn(),
@@ -26,18 +29,32 @@ class Bar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=total, completed=done)
-        self._drawn = 0.0
+        self._task = self._progress.add_task("", total=total, completed=completed)
+        self._drawn = time.monotonic()
 
-    def show(self, done: int, words: str) -> None:
-        """So many of the total are done; it is not drawn more often than is of use."""
+    def show(self, completed: int, description: str) -> None:
+        """Set both; the bar is not drawn more often than is of use."""
         now = time.monotonic()
         if now - self._drawn >= REDRAW_SECONDS:
-            self._progress.update(self._task, completed=done, description=words, refresh=True)
-            self._drawn = now
+            self._progress.update(self._task, completed=completed, description=description)
+            self._draw()
+
+    def describe(self, description: str) -> None:
+        """Say what is done next."""
+        self._progress.update(self._task, description=description)
+        self._draw()
+
+    def advance(self) -> None:
+        """Count one more."""
+        self._progress.advance(self._task)
+        self._draw()
+
+    def _draw(self) -> None:
+        self._progress.start()
+        self._progress.refresh()
+        self._drawn = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(

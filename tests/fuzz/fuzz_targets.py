@@ -31,8 +31,8 @@ from reference_texts import first_stop, undecided
 
 from rill.bundle import FILES, MANIFEST, Bundle, BundleError, model_id, read_bundle
 from rill.cli.batch.input import PromptError, check, read
-from rill.cli.batch.output import Run, Texts, TextsError
-from rill.cli.main import _line
+from rill.cli.batch.output import BatchOutput, Fingerprint, OutputError
+from rill.cli.generate import json_line
 from rill.client.errors import ServerError
 from rill.client.failover import Failover
 from rill.export.foreign.files import ForeignError, load_state_dict_file, load_vocabulary_file
@@ -417,7 +417,7 @@ def try_answers(data):
     for before, after in pairwise(shown):
         assert after.position == before.position + len(before.text)
     for output in shown:
-        _line(output, first=output is shown[0])
+        json_line(output, output is shown[0])
     return "OK"
 
 
@@ -538,7 +538,7 @@ def try_prompts(data):
     return "OK"
 
 
-RUN = Run("1" * 64, "2" * 64, "3" * 64)
+RUN = Fingerprint("1" * 64, "2" * 64, "3" * 64)
 TEXT = {"line": 1, "run": str(RUN), "id": 1, "seed": 7, "text": "abc", "chars": 3, "finish_reason": "LENGTH"}
 
 
@@ -554,12 +554,12 @@ def try_texts(data):
     """What a run that was killed has left is gone on with, or left as it is."""
     part = _file("texts.jsonl.part", data)
     try:
-        with Texts(_FOLDER / "texts.jsonl", 3, RUN) as texts:
+        with BatchOutput(_FOLDER / "texts.jsonl", 3, RUN) as texts:
             assert texts.done == sum(not texts.is_wanted(line) for line in (1, 2, 3))
-    except TextsError as error:
+    except OutputError as error:
         assert str(part) in str(error)
         assert part.read_bytes() == data
-        return "TextsError"
+        return "OutputError"
     assert part.read_bytes() == data[: len(data) - texts.torn]
     return "OK"
 

@@ -1,4 +1,4 @@
-"""The input of `rill batch`: a file with one JSON object a line, each of them the prompt of a text and its parameters.
+"""The input of `rill batch`: a file with one JSON object a line, the prompt of a text and its parameters.
 
     {"prompt": "ROMEO:"}
     {"prompt": "JULIET:", "id": "juliet-1", "max_chars": 200, "temperature": 0.7, "seed": 7, "stop": ["ROMEO:"]}
@@ -26,7 +26,7 @@ class PromptError(ValueError):
 
 
 class Checked(NamedTuple):
-    """What is known of an input that has been read whole."""
+    """An input that has been read to its end."""
 
     lines: int
     digest: str  # SHA-256 of the file, in hexadecimal
@@ -40,24 +40,24 @@ class Prompt(NamedTuple):
     request: pb.GenerateRequest
 
 
-# ---- what a key may have for a value: each returns it, or raises ValueError
+# ---- checks of values: each returns the value, or raises ValueError
 
 
-def _whole(least: int, most: int) -> Callable[[Any], int]:
+def _whole(lowest: int, highest: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         if type(value) is not int:  # True is an int
             raise ValueError(f"must be a whole number, not {_shown(value)}")
-        if not least <= value <= most:
-            raise ValueError(f"must be from {least} to {most}, not {_shown(value)}")
+        if not lowest <= value <= highest:
+            raise ValueError(f"must be from {lowest} to {highest}, not {_shown(value)}")
         return value
 
     return check
 
 
-def _number(fits: Callable[[float], bool], words: str) -> Callable[[Any], float]:
+def _number(is_allowed: Callable[[float], bool], condition: str) -> Callable[[Any], float]:
     def check(value: Any) -> float:
-        if type(value) not in (int, float) or not fits(value):
-            raise ValueError(f"must be a number {words}, not {_shown(value)}")
+        if type(value) not in (int, float) or not is_allowed(value):
+            raise ValueError(f"must be a number {condition}, not {_shown(value)}")
         return float(value)
 
     return check
@@ -87,7 +87,7 @@ def _stop(value: Any) -> list[str]:
     if type(value) is not list:
         raise ValueError(f"must be a list of texts, not {_shown(value)}")
     if len(value) > MOST_STOPS:
-        raise ValueError(f"has {len(value)} texts; at most {MOST_STOPS} are looked for")
+        raise ValueError(f"has {len(value)} texts; at most {MOST_STOPS} are allowed")
     if "" in value:
         raise ValueError("has an empty text")
     return [_text(stop) for stop in value]
@@ -109,11 +109,11 @@ def _logit_bias(value: Any) -> dict[str, float]:
 
 _bias = _number(lambda x: x == -math.inf or abs(x) <= LARGEST_FLOAT32, 'that a float32 holds, or "-inf"')
 
-# Those of `rill.client.generate_request` but "id".
+# The parameters of `rill.client.requests.generate_request`, and "id".
 KEYS: dict[str, Callable[[Any], Any]] = {
     "prompt": _text,
     "id": _id,
-    "max_chars": _whole(1, 2**62 - 1),  # a text without end would never be complete
+    "max_chars": _whole(1, 2**62 - 1),  # an endless text would never be complete
     "temperature": _number(lambda x: 0 <= x <= LARGEST_FLOAT32, "of at least 0"),
     "top_k": _whole(0, 2**32 - 1),
     "top_p": _number(lambda x: SMALLEST_FLOAT32 <= x <= 1, "above 0 and up to 1"),
@@ -126,7 +126,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
 
 
 def _shown(value: Any) -> str:
-    """The value as it may stand in the file, in short."""
+    """Return the value as JSON, shortened."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:60] + "…"
 
@@ -134,34 +134,34 @@ def _shown(value: Any) -> str:
 # ---- lines and files
 
 
-def check(path: Path, defaults: Mapping[str, Any], told: Callable[[int], None] = lambda size: None) -> Checked:
-    """Read a whole file and use nothing of it; `told` gets the bytes of each line. Raises PromptError for its faults.
+def check(path: Path, defaults: Mapping[str, Any], on_line: Callable[[int], None] = lambda size: None) -> Checked:
+    """Read a whole file, to find its faults before any text is generated. Raises PromptError.
 
-    `defaults` are the parameters of lines that do not have them.
+    `defaults` are the parameters of lines that omit them; `on_line` gets the size of each line, in bytes.
     """
     digest, count = hashlib.sha256(), 0
     for count, raw in enumerate(_lines(path), 1):
         _prompt(path, count, raw, defaults)
         digest.update(raw)
-        told(len(raw))
+        on_line(len(raw))
     return Checked(count, digest.hexdigest())
 
 
 def read(
     path: Path, checked: Checked, defaults: Mapping[str, Any], is_wanted: Callable[[int], bool]
 ) -> Iterator[Prompt]:
-    """The lines of a file that are wanted. Raises PromptError at the end if it is not what has been checked."""
+    """Yield the lines of a file that are wanted. Raises PromptError at the end if the file has changed."""
     digest = hashlib.sha256()
     for number, raw in enumerate(_lines(path), 1):
         digest.update(raw)
         if number <= checked.lines and is_wanted(number):
             yield _prompt(path, number, raw, defaults)
     if digest.hexdigest() != checked.digest:
-        raise PromptError(f"{path} has changed since it was checked: its texts cannot be put together")
+        raise PromptError(f"{path} changed after it was checked: its texts do not belong together")
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """As they are, line ends included."""
+    """Yield the lines as they are, line ends included."""
     try:
         with path.open("rb") as file:
             number = 1
@@ -179,7 +179,7 @@ def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) ->
         given = _checked_object(raw)
     except ValueError as error:
         raise PromptError(f"{path}, line {number}: {error}") from None
-    except RecursionError:  # of what reads it, or of what quotes it
+    except RecursionError:  # of the parser, or of the quotation in the message
         raise PromptError(f"{path}, line {number}: is nested too deep") from None
     parameters = {**defaults, **given}
     parameters.setdefault("seed", 0)
@@ -189,7 +189,7 @@ def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) ->
 
 
 def _checked_object(raw: bytes) -> dict[str, Any]:
-    """The keys and values of a line. Raises ValueError for the first that has no meaning."""
+    """Return the keys and values of a line. Raises ValueError for the first fault."""
     try:
         found = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
@@ -213,7 +213,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _checked_value(key: str, value: Any) -> Any:
     if key not in KEYS:
-        raise ValueError(f"unknown key {_shown(key)}; there are {', '.join(KEYS)}")
+        raise ValueError(f"unknown key {_shown(key)}; the keys are {', '.join(KEYS)}")
     try:
         return KEYS[key](value)
     except ValueError as error:
@@ -221,5 +221,5 @@ def _checked_value(key: str, value: Any) -> Any:
 
 
 def _seed(base: int, number: int) -> int:
-    """A seed for a line that has none: 53 bits, which are exact in JSON everywhere."""
+    """Make a seed for a line that has none: 53 bits, which JSON readers everywhere keep exactly."""
     return int.from_bytes(hashlib.blake2b(f"{base} {number}".encode(), digest_size=8).digest()) >> 11

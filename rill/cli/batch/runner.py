@@ -1,61 +1,48 @@
-"""Many texts at once, to their ends: what `rill batch` does between its input and its output.
+"""What `rill batch` does between its input and its output: generate many texts at once, each to its end.
 
-As many texts as there are streams are in the making, and a line of the input is read when one of them is complete: so
-memory grows neither with the input nor with the output.
+As many texts as there are streams are generated at a time, and a line of the input is read when one of them is
+complete: memory grows neither with the input nor with the output.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grpc
 
 from rill.cli.batch.input import Prompt
-from rill.cli.batch.output import Texts
+from rill.cli.batch.output import BatchOutput
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.requests import finish_reason
+from rill.client.retry import Backoff
 from rill.client.security import PLAIN, Security
 from rill.v1 import rill_pb2 as pb
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds, until a text that was refused for lack of place is asked for again
+FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds, until a text is requested again that found no free slot
 
-# CANCELLED is how gRPC refuses calls that come faster than a server takes them up.
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-
-Came = Callable[[int], None]
+OnCharacters = Callable[[int], None]
 
 
 class RefusedError(Exception):
-    """A prompt that nobody makes a text of: it has a character that the model does not know, say."""
+    """A prompt that no server generates a text for: it has a character that the model does not know, say."""
 
 
-class Text(NamedTuple):
+class GeneratedText(NamedTuple):
     """A whole text; `finish_reason` is LENGTH or STOP."""
 
     text: str
     finish_reason: str
 
 
-class Source(Protocol):
-    """What makes texts: servers, or the engine in this process (`rill.cli.batch.local`)."""
-
-    async def model_id(self) -> str:
-        """Of the model that makes them now."""
-
-    async def text(self, request: pb.GenerateRequest, came: Came) -> Text:
-        """A text; `came` is told how many characters have come, as they come. Raises RefusedError and others."""
-
-
 class Servers:
-    """Running servers of one model, which share the texts; each goes on with those of another one that is gone.
+    """Running servers of one model, which share the texts; each continues those of another one that is lost.
 
-    `model` is its name there, empty for the first server's first; `model_id` is to be asked for before texts are. A
-    text that was refused for lack of place is asked for again and again; one that no server can be reached for in
-    `retry_seconds` is a ServerError. Made and used on one event loop.
+    `model` is its name there, empty for the first server's first; call `model_id` before `text`. A text that finds no
+    free slot is requested again and again; one that no server can be reached for in `retry_seconds` is a ServerError.
+    Made and used on one event loop.
     """
 
     def __init__(self, target: str, model: str, retry_seconds: float, security: Security = PLAIN) -> None:
@@ -69,7 +56,10 @@ class Servers:
         self._turns = cycle(self._clients)
 
     async def model_id(self) -> str:
-        """On all servers that can be reached. Raises ServerError, and ValueError if they have none or several."""
+        """Return the model's id on the servers that can be reached.
+
+        Raises ServerError; ValueError if they have no such model, different ones, or one that generates no text.
+        """
         ids = set()
         for client in self._clients:
             info = _model_of(await client.models(), self._model)
@@ -79,22 +69,35 @@ class Servers:
             raise ValueError(f"the servers have different models named {self._model!r}")
         return ids.pop()
 
-    async def text(self, request: pb.GenerateRequest, came: Came) -> Text:
-        """See Source; also raises ServerError."""
+    async def text(self, request: pb.GenerateRequest, on_characters: OnCharacters) -> GeneratedText:
+        """Generate a text; `on_characters` gets the number of new characters as they arrive.
+
+        Raises RefusedError, and ServerError for what is not the request's fault.
+        """
         request.model = self._model
-        client, patience = next(self._turns), _Patience(self._retry_seconds)
+        client, backoff = next(self._turns), Backoff(FIRST_WAIT, LONGEST_WAIT)
+        unreachable_since: float | None = None
         while True:
             parts, reason = [], pb.FINISH_REASON_UNSPECIFIED
             try:
                 async for message in client.stream(request):
                     parts.append(message.text)
                     reason = message.finish_reason
-                    came(len(message.text))
-                return Text("".join(parts), finish_reason(reason))
+                    on_characters(len(message.text))
+                return GeneratedText("".join(parts), finish_reason(reason))
             except ServerError as error:
                 if _is_refusal(error):
                     raise RefusedError(str(error)) from None
-                wait = patience.wait(error, bool(parts))
+                now = time.monotonic()
+                if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    unreachable_since = None
+                elif error.code is grpc.StatusCode.UNAVAILABLE and not parts:
+                    unreachable_since = now if unreachable_since is None else unreachable_since
+                    if now - unreachable_since >= self._retry_seconds:
+                        raise
+                else:  # with a text that had begun, the client has tried for as long as it may
+                    raise
+                wait = backoff.next(error.retry_seconds)
             await asyncio.sleep(wait)
 
     async def close(self) -> None:
@@ -103,81 +106,54 @@ class Servers:
             await client.close()
 
 
-class _Patience:
-    """How long to wait until a text is asked for again, from its beginning."""
-
-    def __init__(self, retry_seconds: float) -> None:
-        self._retry_seconds = retry_seconds
-        self._failures = 0
-        self._unreachable: float | None = None  # since when
-
-    def wait(self, error: ServerError, had_begun: bool) -> float:
-        """Seconds: more each time, and at random, so that those who were refused together do not come together.
-
-        Raises the error if that is in vain. The client has tried for as long as it may with a text that had begun.
-        """
-        now = time.monotonic()
-        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            self._unreachable = None
-        elif error.code in _AWAY and not had_begun:
-            self._unreachable = now if self._unreachable is None else self._unreachable
-            if now - self._unreachable >= self._retry_seconds:
-                raise error
-        else:
-            raise error
-        longest = min(FIRST_WAIT * 2.0 ** min(self._failures, 10), LONGEST_WAIT)
-        self._failures += 1
-        return random.uniform(1, 1.5) * max(longest, error.retry_seconds or 0.0)
-
-
 class Batch:
-    """The texts of `prompts`, up to `streams` of them in the making at a time, written to `texts`.
+    """The texts of `prompts`, up to `streams` of them at a time, written to `output`.
 
-    `characters` counts those that have come, also of texts that are not complete.
+    `characters` counts all that have arrived, those of incomplete texts included.
     """
 
-    def __init__(self, source: Source, prompts: Iterator[Prompt], texts: Texts, streams: int) -> None:
-        self._source, self._prompts, self._texts, self._streams = source, prompts, texts, streams
+    def __init__(self, servers: Servers, prompts: Iterator[Prompt], output: BatchOutput, streams: int) -> None:
+        self._servers, self._prompts, self._output, self._streams = servers, prompts, output, streams
         self.characters = 0
 
     async def run(self) -> None:
-        """Until all are complete. Raises PromptError, OSError or what the source raises, of the first that fails."""
+        """Generate all of them. Raises PromptError, ServerError or OSError, of the first failure."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._streams):
-                    group.create_task(self._one_after_another())
+                    group.create_task(self._generate_in_turn())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _one_after_another(self) -> None:
+    async def _generate_in_turn(self) -> None:
         for prompt in self._prompts:
-            self._texts.add(prompt.line, await self._fields(prompt))
+            self._output.add(prompt.line, await self._fields(prompt))
 
     async def _fields(self, prompt: Prompt) -> dict[str, Any]:
-        """What is written of a text, or why there is none."""
+        """Generate a text; returns what is written about it, or why there is none."""
         fields = {"id": prompt.id, "seed": prompt.request.sampling.seed}
         try:
-            text, finish_reason = await self._source.text(prompt.request, self._came)
+            text, finish_reason = await self._servers.text(prompt.request, self._on_characters)
         except RefusedError as error:
             return {**fields, "error": str(error)}
         return {**fields, "text": text, "chars": len(text), "finish_reason": finish_reason}
 
-    def _came(self, characters: int) -> None:
-        self.characters += characters
+    def _on_characters(self, count: int) -> None:
+        self.characters += count
 
 
 def _model_of(answer: pb.ListModelsResponse, name: str) -> pb.ModelInfo:
-    """The model of this name, or the first if it is empty. Raises ValueError."""
+    """Find the model of this name, or the first if it is empty. Raises ValueError."""
     info: pb.ModelInfo
     for info in answer.models:
         if name in ("", info.name):
             if not info.streamable:
-                raise ValueError(f"{info.name} tags or is bidirectional: it makes no texts")
+                raise ValueError(f"{info.name} is a tagging or bidirectional model: it generates no text")
             return info
-    raise ValueError(f"no model {name!r} is served there, but {', '.join(info.name for info in answer.models)}")
+    raise ValueError(f"there is no model {name!r}; the server has {', '.join(info.name for info in answer.models)}")
 
 
 def _is_refusal(error: ServerError) -> bool:
-    """Whether the request is at fault, and not the moment; also one that is larger than what the server receives."""
+    """Tell whether the request is at fault, and not the moment. One that is too large to receive is."""
     too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_seconds is None
     return error.code is grpc.StatusCode.INVALID_ARGUMENT or too_large

@@ -1,22 +1,23 @@
-r"""`rill chat`: a text that you and the model write by turns.
+r"""Write a text by turns with a model.
 
-    rill chat --model shakespeare --temperature 0.7
+    rill chat --bundle bundles/demo
+    rill chat --target HOST:PORT --model shakespeare --temperature 0.7
     rill chat --load scene.token
     printf '/seed 7\nROMEO:\n\n' | rill chat --max-chars 200
 
-Enter lets the model read what you typed, the newline too, and write on for --max-chars characters or up to a --stop;
-Enter alone lets it go on. Esc or Ctrl-C pauses it where it is, Ctrl-D ends. In a line, \n is a newline more, \\ a
-backslash, and a \ at the end leaves the newline away: the model goes on in the midst of the line.
+Enter lets the model read what you typed, with the newline, and continue for --max-chars characters or up to a --stop;
+Enter alone lets it continue. Esc or Ctrl-C pauses it, Ctrl-D ends. In a line, \n is a newline, \\ a backslash, and a \
+at the end omits the newline: the model continues within the line.
 
-    /temp X    /top-p X    /top-k N    /min-p X    /seed N      how characters are chosen from here on
-    /save FILE     write this place into a file, as a resume token
-    /load FILE     go on from such a file instead
-    /fork          go on with another seed; /back returns to this place, and the text as it would have been
+    /temp X    /top-p X    /top-k N    /min-p X    /seed N      how characters are chosen from now on
+    /save FILE     write this position to a file, as a resume token
+    /load FILE     continue from such a file instead
+    /fork          continue with another seed; /back returns to this position, and to the text as it would have been
     /help          this page        /quit          the end        //...          a line that begins with /
 
-When a server drains or is lost, the text goes on at the next address of --target. Without a terminal, standard input is
-read line by line and standard output is what the model writes, nothing else; the exit status is 1 if a line was
-refused. What is said about it, and in a terminal too, comes in parentheses on standard error.
+When a server drains or is lost, the text continues at the next address of --target. Without a terminal, standard input
+is read line by line, and standard output has what the model writes, nothing else; the exit status is 1 if a line was
+refused. Remarks are in parentheses on standard error.
 """
 
 import argparse
@@ -31,12 +32,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rill.cli.chat.conversation import AWAY, Chat
-from rill.cli.flags import add_sampling
-from rill.cli.security_flags import add_security, security_of
-from rill.cli.token_file import read_token, write_token
+from rill.cli.files import read_token, write_token
+from rill.cli.flags import Connection, add_connection, add_sampling, connected
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
-from rill.client.retry import RETRY_SECONDS
 
 READING_SPEED = 60  # characters a second
 NUMBERS: dict[str, tuple[str, type]] = {
@@ -50,37 +49,21 @@ _ESCAPES = {"\\n": "\n", "\\\\": "\\", "\\\n": ""}
 
 
 class UsageError(ValueError):
-    """A line has no meaning; the message is a sentence for the user."""
+    """A line cannot be understood; the message is a sentence for the user."""
 
 
-def add_chat(commands: Any) -> None:
-    """Make `chat` one of the commands of `rill`."""
-    parser = commands.add_parser(
-        "chat",
-        help="write a text by turns with a model",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=run)
-    parser.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT[,HOST:PORT…]", help="the server")
-    parser.add_argument("--model", default="", help="a served model's name (default: the server's first)")
-    parser.add_argument("--load", type=read_token, default=b"", metavar="FILE", help="go on from what /save wrote")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--load", type=read_token, default=b"", metavar="FILE", help="continue from what /save wrote")
     parser.add_argument("--max-chars", type=_count, default=400, help="of each turn; 0 is endless (default: 400)")
     parser.add_argument(
         "--chars-per-second",
         type=float,
-        help=f"pace; 0 is as fast as it comes (default: {READING_SPEED:g} in a terminal, 0 elsewhere)",
+        help=f"pace; 0 is as fast as possible (default: {READING_SPEED:g} in a terminal, 0 elsewhere)",
     )
     parser.add_argument("--seed", type=int, help="the same seed gives the same text (default: the server draws one)")
     add_sampling(parser)
-    parser.add_argument(
-        "--retry-seconds",
-        type=float,
-        default=RETRY_SECONDS,
-        metavar="SECONDS",
-        help="how long to look for a server when one is lost; 0 is not at all (default: %(default)g)",
-    )
-    add_security(parser)
+    add_connection(parser)
 
 
 def _count(text: str) -> int:
@@ -91,22 +74,23 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Raises ServerError and ValueError if it cannot begin."""
-    return asyncio.run(_chat(options))
+    with connected(options) as connection:
+        return asyncio.run(_chat(options, connection))
 
 
-async def _chat(options: argparse.Namespace) -> int:
+async def _chat(options: argparse.Namespace, connection: Connection) -> int:
     turn = {name: getattr(options, name) for name in ("max_chars", "stop", "include_stop", "chars_per_second")}
     names = ("temperature", "top_k", "top_p", "min_p", "seed")
     sampling = {name: getattr(options, name) for name in names} | {"logit_bias": dict(options.logit_bias)}
-    talk = Talk()
+    loop = ChatLoop()
     if turn["chars_per_second"] is None:
-        turn["chars_per_second"] = READING_SPEED if talk.is_terminal else 0
-    security = security_of(options)
-    async with AsyncClient(options.target, retry_seconds=options.retry_seconds, security=security) as client:
-        chat = Chat(client, options.model, turn, options.retry_seconds, talk.say)
+        turn["chars_per_second"] = READING_SPEED if loop.is_terminal else 0
+    target, security, retry_seconds = connection
+    async with AsyncClient(target, retry_seconds=retry_seconds, security=security) as client:
+        chat = Chat(client, options.model, turn, retry_seconds, loop.report)
         try:
             await chat.begin(options.load, sampling)
-            return await talk.run(chat)
+            return await loop.run(chat)
         finally:
             await chat.close()
 
@@ -115,22 +99,22 @@ class Reader(Protocol):
     """Where lines come from."""
 
     async def line(self) -> str | None:
-        """The next one; None if there are no more."""
+        """Return the next line; None if there are no more."""
 
     def watched(self, interrupt: Callable[[], None]) -> AbstractContextManager[object]:
-        """While inside, somebody who wants it to stop has `interrupt` called."""
+        """Call `interrupt` when the user wants to stop what happens inside the context."""
 
 
 class _Pipe:
-    """Standard input that is no terminal. Ctrl-C ends the program."""
+    """Standard input that is not a terminal. Ctrl-C ends the program."""
 
     def __init__(self) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's waits for the line
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's would wait for the line
         sys.stdin.reconfigure(encoding="utf-8-sig")  # type: ignore[union-attr]
 
     async def line(self) -> str | None:
         try:
-            line = sys.stdin.readline()  # nothing else is to be done meanwhile
+            line = sys.stdin.readline()  # nothing else is to be done until then
         except UnicodeDecodeError:
             raise ValueError("standard input is not UTF-8") from None
         return line.removesuffix("\n") if line else None
@@ -139,8 +123,8 @@ class _Pipe:
         return nullcontext()
 
 
-class Talk:
-    """What is typed, and what is answered to it."""
+class ChatLoop:
+    """Read lines, and do what they say."""
 
     def __init__(self) -> None:
         self.is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -148,13 +132,13 @@ class Talk:
         self._model = ""
         self._typed: float | None = None  # bits a character of the line that the model read last
 
-    def say(self, sentence: str) -> None:
-        """On a line of its own."""
+    def report(self, sentence: str) -> None:
+        """Print a sentence on a line of its own."""
         self._end_line()
         print(f"({sentence})", file=sys.stderr, flush=True)
 
     async def run(self, chat: Chat) -> int:
-        """Until there are no more lines; returns the exit status."""
+        """Read until there are no more lines; returns the exit status."""
         reader = await self._reader(chat)
         status = 0
         while (line := await reader.line()) is not None and line.strip() != "/quit":
@@ -163,10 +147,10 @@ class Talk:
             except ServerError as error:
                 if error.code in AWAY and not self.is_terminal:
                     raise
-                self.say(f"{error} ({error.code.name})")
+                self.report(f"{error} ({error.code.name})")
                 status = 1
             except (ValueError, argparse.ArgumentTypeError) as error:
-                self.say(str(error))
+                self.report(str(error))
                 status = 1
             self._end_line()
         return 0 if self.is_terminal else status
@@ -177,11 +161,11 @@ class Talk:
         from rill.cli.chat.terminal import Terminal  # noqa: PLC0415  # other commands need no editor
 
         self._model = await chat.model_name()
-        self.say(f"{self._model}: Enter lets the model go on, Esc pauses it, /help says more, Ctrl-D ends")
+        self.report(f"{self._model}: Enter lets the model continue, Esc pauses it, /help explains more, Ctrl-D ends")
         return Terminal(lambda: self._status(chat))
 
     async def _interruptible(self, answer: Any, chat: Chat, reader: Reader) -> None:
-        """To its end, or up to where the user wants no more of it: a turn is paused, all else given up."""
+        """Await an answer until the user interrupts it: a turn is paused, anything else is given up."""
         task = asyncio.create_task(answer)
         given_up = asyncio.Event()
 
@@ -193,12 +177,12 @@ class Talk:
         with reader.watched(interrupt):
             await asyncio.wait([task, giving_up], return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                await chat.close()  # so that nothing waits for a server that does not answer
+                await chat.close()  # nothing may wait for a server that does not answer
                 task.cancel()
                 await asyncio.wait([task])
         giving_up.cancel()
         if given_up.is_set() and (task.cancelled() or task.exception()):
-            self.say("given up")
+            self.report("given up")
         else:
             task.result()
 
@@ -226,21 +210,21 @@ class Talk:
                     write_token(path, await chat.token())
                 except OSError as error:
                     raise UsageError(f"cannot write {path}: {error.strerror}") from None
-                self.say(f"this place is in {path}")
+                self.report(f"saved this position to {path}")
             case "load":
                 await chat.load(read_token(str(_path(name, argument))))
-                self.say(f"at character {chat.at.position:,} of that text")
+                self.report(f"at character {chat.at.position:,} of that text")
             case "fork":
                 count = await chat.fork()
-                self.say(f"fork {count}, with seed {chat.at.sampling['seed']}; /back returns to this place")
+                self.report(f"fork {count}, with seed {chat.at.sampling['seed']}; /back returns to this position")
             case "back" if await chat.back():
-                self.say(f"back at: …{chat.at.text[-60:]!r}")
+                self.report(f"back at: …{chat.at.text[-60:]!r}")
             case "back":
-                raise UsageError("there is no fork to come back from")
+                raise UsageError("there is no fork to return from")
             case "help":
                 print(__doc__, file=sys.stderr, flush=True)
             case _:
-                raise UsageError(f"there is no /{name}; /help lists what there is, and // begins a line with /")
+                raise UsageError(f"there is no /{name}; /help lists the commands, and // begins a line with /")
 
     def _end_line(self) -> None:
         if self._is_midline and sys.stdout.isatty():
@@ -248,7 +232,7 @@ class Talk:
         self._is_midline = False
 
     def _status(self, chat: Chat) -> str:
-        """For the line below the one that is typed."""
+        """Describe the chat, for the line below the one that is typed."""
         parts = [self._model, f"{chat.at.position:,} characters"]
         parts += [f"{name} {value}" for name, value in chat.at.sampling.items() if name != "logit_bias"]
         if self._typed is not None:
@@ -257,7 +241,7 @@ class Talk:
 
 
 def text_of(line: str) -> str:
-    """What a line lets the model read."""
+    """Return the text that a line lets the model read."""
     line = line[1:] if line.startswith("//") else line
     return re.sub(r"\\(n|\\|\n\Z)", lambda found: _ESCAPES[found[0]], line + "\n") if line else ""
 

@@ -1,4 +1,4 @@
-"""Are the texts of a model the same, however they come about? The checks of `rill verify` (`rill.cli.verify.command`).
+"""The checks of `rill verify`: are the texts of a model the same, however they are generated?
 
 Some texts are read alone, then again: alone, in a crowd, in messages of other sizes, from resume tokens of one server
 on the other, and several times from one token. Calls are plain gRPC calls: nothing here reconnects or repairs.
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 
 class VerifyError(Exception):
-    """Something cannot be verified: no such bundle, a server that does not start or ends a call with an error."""
+    """A model cannot be verified: a server does not have it, or ends a call with an error."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Case:
 
 
 @dataclass
-class Text:
-    """What a server sent; `token` is the last resume token, for the place after `token_at` characters."""
+class ReceivedText:
+    """What a server sent; `token` is the last resume token, after `token_at` characters."""
 
     text: str = ""
     logprobs: list[float] = field(default_factory=list)
@@ -51,11 +51,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text that should be characters `start` to `end` of its case's; `way` is how it came about, in words."""
+    """A text that should be characters `start` to `end` of its case's; `way` says how it was generated."""
 
     case: Case
     way: str
-    text: Text
+    text: ReceivedText
     start: int
     end: int
 
@@ -70,13 +70,13 @@ class Subject:
     streams: int
 
     def stub(self, number: int) -> TextGenerationStub:
-        """The servers in turn."""
+        """Return the servers in turn."""
         return list(self.servers.values())[number % len(self.servers)]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: `differences` says where texts part, one sentence for each text that does."""
+    """What one check found: `differences` has a sentence for each text that differs, with the place."""
 
     check: str
     texts: int
@@ -87,7 +87,7 @@ class Finding:
 
 
 def cases_of(info: pb.ModelInfo) -> list[Case]:
-    """The texts that are read of a model: prompts and biases are of characters that it knows."""
+    """Choose the texts that are read of a model; prompts and biases have characters that it knows."""
     letters = [symbol for symbol in info.vocabulary if len(symbol) == 1]
     draw = random.Random(7)
     short = "".join(draw.choices(letters, k=10)) if letters else ""
@@ -112,7 +112,7 @@ def cases_of(info: pb.ModelInfo) -> list[Case]:
 
 
 def _with(case: Case, max_chars: int, token: bytes = b"", **fields: Any) -> pb.GenerateRequest:
-    """The case's request, or the one that goes on from a token: that has prompt, seed and parameters already."""
+    """Make the case's request, or one that continues from a token, which has the prompt, seed and parameters."""
     request = pb.GenerateRequest(max_chars=max_chars, resume_token=token, **fields)
     if not token:
         request.MergeFrom(case.request)
@@ -125,9 +125,9 @@ def _with(case: Case, max_chars: int, token: bytes = b"", **fields: Any) -> pb.G
 
 async def _read(
     stub: TextGenerationStub, request: pb.GenerateRequest, pause: float = 0.0, enough: int | None = None
-) -> Text:
-    """One call's text, to its end or to the first token after `enough` characters. Raises grpc.RpcError."""
-    text, pauses = Text(), 0
+) -> ReceivedText:
+    """Read one call's text, to its end or to the first token after `enough` characters. Raises grpc.RpcError."""
+    text, pauses = ReceivedText(), 0
     call = stub.Generate(request, timeout=CALL_SECONDS)
     async for message in call:
         text.text += message.text
@@ -144,7 +144,7 @@ async def _read(
 
 
 async def _alone(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
-    """One after the other on an idle server."""
+    """Read the texts one after the other on an idle server."""
     return [
         Sample(case, "alone", await _read(subject.stub(0), _with(case, subject.chars)), 0, subject.chars)
         for case in cases
@@ -152,7 +152,7 @@ async def _alone(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
 
 
 async def _crowd(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
-    """All at once, while other streams come and go; those of them that share a case's seed are compared too."""
+    """Read the texts at once, while other streams begin and end; those with a case's seed are compared as well."""
     samples: list[Sample] = []
     end = max(subject.chars // 2, 1)  # a crowd is slow
     visitors = [
@@ -170,8 +170,8 @@ async def _crowd(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
     return samples + [Sample(case, "in a crowd", text, 0, end) for case, text in zip(cases, texts, strict=True)]
 
 
-async def _visits(subject: Subject, cases: Sequence[Case], number: int, tell: Callable[[Sample], None]) -> None:
-    """Streams of all kinds, short ones, one after the other, until cancelled."""
+async def _visits(subject: Subject, cases: Sequence[Case], number: int, record: Callable[[Sample], None]) -> None:
+    """Read short texts of all kinds, one after the other, until cancelled."""
     draw = random.Random(number)
     while True:
         case, count = draw.choice(cases), draw.randint(1, max(subject.chars // 4, 1))
@@ -190,12 +190,12 @@ async def _visits(subject: Subject, cases: Sequence[Case], number: int, tell: Ca
             await asyncio.sleep(0.1)
             continue
         if known:
-            tell(Sample(case, "of the crowd", text, 0, count if enough is None else len(text.text)))
+            record(Sample(case, "of the crowd", text, 0, count if enough is None else len(text.text)))
 
 
 async def _chunked(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
-    """In rounds and messages of other sizes, on the second server, one after the other."""
-    whole, part = subject.chars, max(subject.chars // 4, 1)  # with more messages a text goes slower, and is shorter
+    """Read the texts in rounds and messages of other sizes, on the second server, one after the other."""
+    whole, part = subject.chars, max(subject.chars // 4, 1)  # a text of many messages is slow, so it is shorter
     ways: list[tuple[str, int, Json, float]] = [
         ("in other rounds", whole, {}, 0.0),
         ("with resume_every 100", part, {"resume_every": 100}, 0.0),
@@ -212,13 +212,13 @@ async def _chunked(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
 
 
 async def _resumed(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
-    """In chains of calls, each on the other server."""
+    """Read the texts in chains of calls, each on the other server."""
     return [Sample(case, "resumed", await _chain(subject, case), 0, subject.chars) for case in cases]
 
 
-async def _chain(subject: Subject, case: Case) -> Text:
-    """A text cut at random places: every other link is broken off, and goes on from the last token that came."""
-    whole = Text()
+async def _chain(subject: Subject, case: Case) -> ReceivedText:
+    """Read a text cut at random places: every other call is broken off, and continued from the last token."""
+    whole = ReceivedText()
     cuts = sorted(random.Random(case.name).sample(range(1, subject.chars), min(LINKS - 1, subject.chars - 1)))
     for link, cut in enumerate([*cuts, subject.chars]):
         wanted = cut - len(whole.text)
@@ -238,7 +238,7 @@ async def _chain(subject: Subject, case: Case) -> Text:
 
 
 async def _forked(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
-    """One token used three times, on both servers."""
+    """Use one token three times, on both servers."""
     samples, part = [], max(subject.chars // 4, 1)
     for case in cases:
         cut = random.Random(f"{case.name} forked").randint(1, subject.chars - part)
@@ -262,7 +262,7 @@ CHECKS: dict[str, Check] = {
 
 
 async def findings_of(subject: Subject) -> AsyncIterator[Finding]:
-    """What each check finds, compared with the texts read first, alone. Raises VerifyError."""
+    """Yield what each check finds, compared with the texts read first, alone. Raises VerifyError."""
     cases = cases_of(subject.info)
     try:
         firsts = {sample.case.name: sample.text for sample in await _alone(subject, cases)}
@@ -274,7 +274,7 @@ async def findings_of(subject: Subject) -> AsyncIterator[Finding]:
         raise VerifyError(f"the server ended a call: {error.details()} ({error.code().name})") from None
 
 
-def _finding(check: str, samples: Sequence[Sample], firsts: Mapping[str, Text], seconds: float) -> Finding:
+def _finding(check: str, samples: Sequence[Sample], firsts: Mapping[str, ReceivedText], seconds: float) -> Finding:
     compared = [_compare(sample, firsts[sample.case.name]) for sample in samples]
     return Finding(
         check=check,
@@ -286,8 +286,8 @@ def _finding(check: str, samples: Sequence[Sample], firsts: Mapping[str, Text], 
     )
 
 
-def _compare(sample: Sample, first: Text) -> tuple[str | None, float]:
-    """Where a text parts from what was read first, if it does; and how far log-probabilities lie apart at most."""
+def _compare(sample: Sample, first: ReceivedText) -> tuple[str | None, float]:
+    """Say where a text differs from the first one, if it does, and by how much log-probabilities differ at most."""
     got, expected = sample.text, first.text[sample.start : sample.end]
     pairs = list(zip(got.logprobs, first.logprobs[sample.start : sample.end], strict=False))
     apart = max((abs(one - other) for one, other in pairs), default=0.0)
@@ -300,7 +300,7 @@ def _compare(sample: Sample, first: Text) -> tuple[str | None, float]:
         around = slice(max(at - EXCERPT, 0), at + EXCERPT)
         return f"{named}: character {sample.start + at:,}: {got.text[around]!r}, not {expected[around]!r}", apart
     if len(pairs) != (len(expected) if first.logprobs else 0):
-        return f"{named}: log-probabilities of {len(pairs):,} of {len(expected):,} characters", apart
+        return f"{named}: only {len(pairs):,} of {len(expected):,} characters have log-probabilities", apart
     if not apart <= LOGPROB_TOLERANCE:
-        return f"{named}: log-probabilities lie {apart:.2g} nats apart", apart
+        return f"{named}: log-probabilities differ by {apart:.2g} nats", apart
     return None, apart

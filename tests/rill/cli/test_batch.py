@@ -1,4 +1,4 @@
-"""`rill batch` with real servers and in process: the same file whoever makes it, and whatever happens meanwhile."""
+"""`rill batch` with real servers: the same file whichever generates it, and whatever happens."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ from random_models import make_run, save_bundle
 from servers import ROOT, run_server, wait_until
 
 from rill.cli.batch.input import check, read
-from rill.cli.batch.output import Run, Texts
-from rill.cli.batch.runner import Batch, RefusedError, Servers, Text
+from rill.cli.batch.output import BatchOutput, Fingerprint
+from rill.cli.batch.runner import Batch, GeneratedText, RefusedError, Servers
 from rill.cli.main import main
 from rill.client.errors import ServerError
 from rill.v1 import rill_pb2 as pb
@@ -56,7 +56,7 @@ def lines_of(path):
 # ---- the whole command
 
 
-def test_servers_and_this_process_write_the_same_file(prompts, tmp_path, server, tiny_folder, capsys):
+def test_private_and_running_servers_write_the_same_file(prompts, tmp_path, server, tiny_folder, capsys):
     outs = [tmp_path / name for name in ("local", "local-3", "served", "crowded")]
     rill = ["batch", str(prompts), "--max-chars", "60", "--out"]
     assert main([*rill, str(outs[0]), "--bundle", str(tiny_folder)]) == 1
@@ -68,7 +68,7 @@ def test_servers_and_this_process_write_the_same_file(prompts, tmp_path, server,
     assert texts.count(texts[0]) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", *(out.name for out in outs)}
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith(f"{outs[0]}: 108 texts, 12 refused (each says why in its line); ")
+    assert said[0].startswith(f"{outs[0]}: 108 texts, 12 refused (their lines say why); ")
     lines = lines_of(outs[0])
     assert [line["line"] for line in lines] == list(range(1, 121))
     assert (lines[8]["id"], lines[0]["id"], lines[4]["seed"]) == ("é", 1, 3)
@@ -133,15 +133,15 @@ def test_what_is_wrong_is_said_before_any_text(tmp_path, server, tiny_folder, ca
     tiny, target = ["--bundle", str(tiny_folder)], ["--target", server.target]
     cases = [
         ([prompts, *target], 2, f'error: {prompts}, line 2: "top_k" must be a whole number, not 1.5\n'),
-        ([tmp_path, *target], 2, "is not a file; it is read twice"),
+        ([tmp_path, *target], 2, "is not a file; the input is read twice"),
         ([good, *target, "--top-p", "0"], 2, "error: --top-p must be a number above 0 and up to 1, not 0.0\n"),
         ([good, *target, "--max-chars", "0"], 2, "error: --max-chars must be from 1 to"),
         ([good, *target, "--seed", "-1"], 2, "error: --seed must be from 0 to"),
         ([good, *target, "--logit-bias", "e=nan"], 2, 'error: --logit-bias "e": must be a number'),
-        ([good, *target, "--model", "other"], 2, "error: no model 'other' is served there, but tiny\n"),
-        ([good, *target, *tiny], 2, "error: batch takes either --bundle or --target"),
-        ([good, *tiny, "--model", "tiny"], 2, "error: batch takes either --bundle or --target"),
-        ([good, *target, "--device", "cpu"], 2, "error: --device goes with --bundle\n"),
+        ([good, *target, "--model", "other"], 2, "error: there is no model 'other'; the server has tiny\n"),
+        ([good, *target, *tiny], 2, "error: give either a bundle or --target"),
+        ([good, *tiny, "--model", "tiny"], 2, "error: --model goes with --target"),
+        ([good, *target, "--device", "cpu"], 2, "error: --device goes with a bundle"),
         ([good, *tiny, "--device", "tpu"], 2, "error: --device 'tpu' is none of"),
         ([good, "--bundle", tmp_path], 2, "has no manifest.json"),
         ([good, "--target", "127.0.0.1:1"], 1, "(UNAVAILABLE)\n"),
@@ -149,7 +149,7 @@ def test_what_is_wrong_is_said_before_any_text(tmp_path, server, tiny_folder, ca
         ([good, *target, "--streams", "0"], 2, "must be from 1 to 1,000,000, not 0"),
         ([good, *target, "--out", tmp_path / "none" / "out"], 2, f"there is no folder {tmp_path / 'none'}"),
         ([good, *target, "--out", tmp_path], 2, f"{tmp_path} is not a file"),
-        ([good, *target, "--out", good], 2, f"error: {good}, line 1 is none of rill batch; remove it"),
+        ([good, *target, "--out", good], 2, f"error: {good}, line 1 was not written by rill batch; remove it"),
     ]
     for arguments, status, message in cases:
         try:
@@ -182,10 +182,10 @@ def many(tmp_path_factory, tiny_folder):
 DOOMED = """
 import os, signal, sys
 from rill.cli.main import main
-from rill.cli.batch.output import Texts
+from rill.cli.batch.output import BatchOutput
 
 lines, torn = map(int, sys.argv[1:3])
-add = Texts.add
+add = BatchOutput.add
 
 def add_or_die(self, line, fields):
     global lines
@@ -196,7 +196,7 @@ def add_or_die(self, line, fields):
     lines -= 1
     add(self, line, fields)
 
-Texts.add = add_or_die
+BatchOutput.add = add_or_die
 sys.exit(main(sys.argv[3:]))
 """
 
@@ -238,13 +238,13 @@ def test_kills_lose_and_double_nothing(many, tmp_path, server, tiny_folder, wher
     out, part = tmp_path / "out", tmp_path / "out.part"
     source = ["--target", server.target] if where == "served" else ["--bundle", tiny_folder]
     assert killed(prompts, out, 0, 9, *source) == ""
-    assert killed(prompts, out, 17, 0, *source) == f"{part}: cut a last line that was not whole\n"
-    assert killed(prompts, out, 50, 20, *source) == f"{part}: goes on after 17 of {MANY} lines\n"
+    assert killed(prompts, out, 17, 0, *source) == f"{part}: removed an incomplete last line\n"
+    assert killed(prompts, out, 50, 20, *source) == f"{part}: continuing after 17 of {MANY} lines\n"
     with running(prompts, out, *source) as process:
         said = process.communicate(timeout=60)[1].splitlines()
         assert process.returncode == 1
     assert said[:-1] == [
-        f"{part}: cut a last line that was not whole", f"{part}: goes on after 67 of {MANY} lines"
+        f"{part}: removed an incomplete last line", f"{part}: continuing after 67 of {MANY} lines"
     ]  # fmt: skip
     assert out.read_bytes() == expected
     assert list(tmp_path.iterdir()) == [out]
@@ -260,13 +260,13 @@ def slow(tmp_path):
 
 def test_an_interrupt_says_how_to_go_on(slow, tmp_path, server):
     out = tmp_path / "out"
-    here = f"{out}.part has 20 of 28 lines; the same command goes on from there\n"
+    here = f"{out}.part has 20 of 28 lines; the same command continues from it\n"
     with running(slow, out, "--target", server.target) as process:
         wait_until(lambda: count(out) == 20)
         process.send_signal(signal.SIGINT)
         assert (process.communicate(timeout=20)[1], process.returncode) == (here, 130)
     with running(slow, out, "--target", server.target) as process:
-        assert process.stderr.readline() == f"{out}.part: goes on after 20 of 28 lines\n"
+        assert process.stderr.readline() == f"{out}.part: continuing after 20 of 28 lines\n"
         process.send_signal(signal.SIGTERM)
         assert (process.communicate(timeout=20)[1], process.returncode) == (here, 143)
     with server.client() as client:
@@ -315,7 +315,7 @@ def test_a_lost_server_keeps_what_is_complete(slow, tmp_path, tiny_folder):
         only.process.kill()
         said = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == 1
-    assert said[0] == f"{out}.part has 20 of 28 lines; the same command goes on from there"
+    assert said[0] == f"{out}.part has 20 of 28 lines; the same command continues from it"
     assert said[1].startswith("error: the stream broke after ")
     assert said[1].endswith("(UNAVAILABLE)")
 
@@ -341,7 +341,7 @@ def test_a_model_that_is_replaced_meanwhile_is_noticed(prompts, tmp_path, server
     out = tmp_path / "out"
     assert main(["batch", str(prompts), "--out", str(out), "--target", server.target, "--max-chars", "5"]) == 2
     assert capsys.readouterr().err == (
-        f"error: the servers' model was replaced meanwhile: {out}.part has texts of both; remove it\n"
+        f"error: the servers' model was replaced during the run: {out}.part has texts of both; remove it\n"
     )
     assert not out.exists()
 
@@ -355,7 +355,7 @@ class Made:
     def __init__(self):
         self.running = self.most = 0
 
-    async def text(self, request, came):
+    async def text(self, request, on_characters):
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0.001 * (request.sampling.seed % 5))
@@ -364,8 +364,8 @@ class Made:
             raise RefusedError("no such character")
         if request.prompt == "fails":
             raise ServerError(Code.INTERNAL, "an engine round failed")
-        came(len(request.prompt))
-        return Text(request.prompt, "LENGTH")
+        on_characters(len(request.prompt))
+        return GeneratedText(request.prompt, "LENGTH")
 
 
 async def made(tmp_path, prompts, streams):
@@ -373,19 +373,19 @@ async def made(tmp_path, prompts, streams):
     path = tmp_path / "prompts"
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     checked, ahead, source, error = check(path, DEFAULTS), [], Made(), None
-    with Texts(tmp_path / "out", checked.lines, Run("i", "p", "m")) as texts:
+    with BatchOutput(tmp_path / "out", checked.lines, Fingerprint("i", "p", "m")) as output:
 
         def watched():
-            for prompt in read(path, checked, DEFAULTS, texts.is_wanted):
-                ahead.append(prompt.line - texts.done)
+            for prompt in read(path, checked, DEFAULTS, output.is_wanted):
+                ahead.append(prompt.line - output.done)
                 yield prompt
 
-        batch = Batch(source, watched(), texts, streams)
+        batch = Batch(source, watched(), output, streams)
         try:
             await batch.run()
         except ServerError as raised:
             error = raised
-        return batch, source, max(ahead), lines_of(texts.part), error
+        return batch, source, max(ahead), lines_of(output.part), error
 
 
 async def test_no_more_texts_at_a_time_than_streams(tmp_path):
@@ -469,7 +469,7 @@ async def test_a_full_waiting_line_is_waited_for(monkeypatch):
     monkeypatch.setattr("rill.cli.batch.runner.FIRST_WAIT", 0.01)
     fake, came = Fake(*[full()] * 5, Code.UNAVAILABLE, full()), []
     async with serving(fake) as source:
-        assert await source.text(pb.GenerateRequest(**REQUEST), came.append) == Text("abc", "LENGTH")
+        assert await source.text(pb.GenerateRequest(**REQUEST), came.append) == GeneratedText("abc", "LENGTH")
     assert (fake.calls, came) == (8, [1, 2])
 
 
@@ -479,7 +479,7 @@ async def test_a_request_at_fault_is_refused(code):
     async with serving(Fake(code)) as source:
         with pytest.raises(RefusedError, match="no"):
             await source.text(pb.GenerateRequest(**REQUEST), len)
-        assert await source.text(pb.GenerateRequest(**REQUEST), lambda count: None) == Text("abc", "LENGTH")
+        assert await source.text(pb.GenerateRequest(**REQUEST), lambda count: None) == GeneratedText("abc", "LENGTH")
 
 
 @pytest.mark.parametrize("code", [Code.INTERNAL, Code.NOT_FOUND, Code.UNAUTHENTICATED])
@@ -513,6 +513,6 @@ async def test_servers_of_other_models_are_refused():
     with pytest.raises(ValueError, match="the servers have different models named 'fake'"):
         async with serving(Fake(), Fake(model_id="n")):
             pass
-    with pytest.raises(ValueError, match="tagger tags or is bidirectional"):
+    with pytest.raises(ValueError, match="tagger is a tagging or bidirectional model"):
         async with serving(Fake(), model="tagger"):
             pass

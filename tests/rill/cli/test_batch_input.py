@@ -72,7 +72,7 @@ def test_what_json_files_have(path):
         ([], "must be an object"),
         ({}, 'has no "prompt"'),
         ({"id": 1}, 'has no "prompt"'),
-        ({"prompt": "a", "temprature": 1}, 'unknown key "temprature"; there are prompt, id, max_chars'),
+        ({"prompt": "a", "temprature": 1}, 'unknown key "temprature"; the keys are prompt, id, max_chars'),
         ({"prompt": "a", "logprobs": 1}, 'unknown key "logprobs"'),
         ({"prompt": None}, '"prompt" must be a text, not null'),
         ({"prompt": "a\ud800"}, '"prompt" has half of a surrogate pair at position 1'),
@@ -132,7 +132,7 @@ def test_a_file_that_changes_is_noticed(path):
     checked = check(path, DEFAULTS)
     for changed in ('{"prompt": "a"}\n' * 4, '{"prompt": "a"}\n' * 2, '{"prompt": "b"}\n' * 3):
         path.write_text(changed)
-        with pytest.raises(PromptError, match="has changed since it was checked"):
+        with pytest.raises(PromptError, match="changed after it was checked"):
             list(read(path, checked, DEFAULTS, lambda line: True))
 
 

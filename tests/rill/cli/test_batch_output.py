@@ -1,12 +1,12 @@
-"""The output of `rill batch` on disk: whatever a killed run left there, the next one goes on with what is whole."""
+"""The output of `rill batch` on disk: whatever a killed run left there, the next one continues with what is whole."""
 
 import json
 
 import pytest
 
-from rill.cli.batch.output import Run, Texts, TextsError
+from rill.cli.batch.output import BatchOutput, Fingerprint, OutputError
 
-RUN = Run("a" * 64, "b" * 64, "c" * 64)
+RUN = Fingerprint("a" * 64, "b" * 64, "c" * 64)
 
 
 def fields(line):
@@ -15,35 +15,35 @@ def fields(line):
 
 def fill(out, lines, order, run=RUN):
     """A part with these lines."""
-    with Texts(out, lines, run) as texts:
+    with BatchOutput(out, lines, run) as output:
         for line in order:
-            texts.add(line, fields(line))
+            output.add(line, fields(line))
 
 
 def test_the_output_has_the_order_of_the_input(tmp_path):
     out = tmp_path / "texts.jsonl"
-    with Texts(out, 5, RUN) as texts:
+    with BatchOutput(out, 5, RUN) as output:
         for line in (3, 1, 5, 4, 2):
-            assert texts.is_wanted(line)
-            texts.add(line, fields(line))
-            assert not texts.is_wanted(line)
+            assert output.is_wanted(line)
+            output.add(line, fields(line))
+            assert not output.is_wanted(line)
         assert not out.exists()
-        texts.finish()
+        output.finish()
     assert list(tmp_path.iterdir()) == [out]
     run = "aaaaaaaa-bbbbbbbb-cccccccc"
     expected = [{"line": line, "run": run, **fields(line)} for line in range(1, 6)]
     assert [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]] == expected
-    with Texts(out, 5, RUN) as texts:
-        assert (texts.is_complete, texts.done, texts.refused) == (True, 5, 1)
+    with BatchOutput(out, 5, RUN) as output:
+        assert (output.is_complete, output.done, output.refused) == (True, 5, 1)
 
 
 def test_no_lines_at_all(tmp_path):
     out = tmp_path / "texts.jsonl"
-    with Texts(out, 0, RUN) as texts:
-        texts.finish()
+    with BatchOutput(out, 0, RUN) as output:
+        output.finish()
     assert out.read_bytes() == b""
-    with Texts(out, 0, RUN) as texts:
-        assert texts.is_complete
+    with BatchOutput(out, 0, RUN) as output:
+        assert output.is_complete
 
 
 def test_a_part_cut_anywhere_loses_at_most_the_torn_line(tmp_path):
@@ -55,15 +55,15 @@ def test_a_part_cut_anywhere_loses_at_most_the_torn_line(tmp_path):
     for cut in range(len(whole) + 1):
         out.with_name("texts.jsonl.part").write_bytes(whole[:cut])
         out.unlink(missing_ok=True)
-        with Texts(out, 4, RUN) as texts:
+        with BatchOutput(out, 4, RUN) as output:
             kept = sum(end <= cut for end in ends) - 1
-            assert (texts.done, texts.torn) == (kept, cut - ends[kept])
-            assert [line for line in range(1, 5) if texts.is_wanted(line)] == sorted(order[kept:])
-            assert texts.refused == (4 in order[:kept])
+            assert (output.done, output.torn) == (kept, cut - ends[kept])
+            assert [line for line in range(1, 5) if output.is_wanted(line)] == sorted(order[kept:])
+            assert output.refused == (4 in order[:kept])
             for line in range(1, 5):
-                if texts.is_wanted(line):
-                    texts.add(line, fields(line))
-            texts.finish()
+                if output.is_wanted(line):
+                    output.add(line, fields(line))
+            output.finish()
         lines = [json.loads(line)["line"] for line in out.read_bytes().splitlines()]
         assert lines == [1, 2, 3, 4]
         assert sorted(whole.splitlines()) == sorted(out.read_bytes().splitlines())
@@ -76,23 +76,23 @@ def test_files_that_are_not_of_this_run_are_left_alone(tmp_path, place):
     ours = out.with_name("texts.jsonl.part").read_bytes()
     out.with_name("texts.jsonl.part").unlink()
     cases = [
-        (Run("0" * 64, RUN.parameters, RUN.model), ours, "has texts of another input; remove it"),
-        (Run(RUN.input, "0" * 64, RUN.model), ours, "has texts of other parameters; "),
-        (Run(RUN.input, RUN.parameters, "0" * 64), ours, "has texts of another model; "),
-        (Run("0" * 64, "0" * 64, RUN.model), ours, "another input, other parameters"),
+        (Fingerprint("0" * 64, RUN.parameters, RUN.model), ours, "has texts of another input; remove it"),
+        (Fingerprint(RUN.input, "0" * 64, RUN.model), ours, "has texts of other parameters; "),
+        (Fingerprint(RUN.input, RUN.parameters, "0" * 64), ours, "has texts of another model; "),
+        (Fingerprint("0" * 64, "0" * 64, RUN.model), ours, "another input, other parameters"),
         (RUN, ours.replace(b"-", b"+"), "has texts of"),
-        (RUN, ours + b'{"prompt": "a"}\n', "line 3 is none of rill batch"),
-        (RUN, ours + b"\0\0\0\n", "line 3 is none of rill batch"),
-        (RUN, ours + b"[]\n", "line 3 is none of rill batch"),
+        (RUN, ours + b'{"prompt": "a"}\n', "line 3 was not written by rill batch"),
+        (RUN, ours + b"\0\0\0\n", "line 3 was not written by rill batch"),
+        (RUN, ours + b"[]\n", "line 3 was not written by rill batch"),
         (RUN, ours.replace(b'"line": 2', b'"line": 4'), "line 2 is damaged"),
         (RUN, ours.replace(b'"line": 2', b'"line": "2"'), "line 2 is damaged"),
         (RUN, ours.replace(b'"line": 2', b'"line": 2.0'), "line 2 is damaged"),
-        (RUN, b"a text\n", "line 1 is none of rill batch"),
+        (RUN, b"a text\n", "line 1 was not written by rill batch"),
     ]
     for run, content, message in cases:
         (tmp_path / place).write_bytes(content)
-        with pytest.raises(TextsError, match=message.replace("+", r"\+")) as caught:
-            Texts(out, 3, run)
+        with pytest.raises(OutputError, match=message.replace("+", r"\+")) as caught:
+            BatchOutput(out, 3, run)
         assert str(caught.value).startswith(str(tmp_path / place))
         assert (tmp_path / place).read_bytes() == content
         assert [path.name for path in tmp_path.iterdir()] == [place]
@@ -101,37 +101,37 @@ def test_files_that_are_not_of_this_run_are_left_alone(tmp_path, place):
 @pytest.mark.parametrize("content", [b"", b'{"line": 1'])
 def test_an_output_that_is_not_whole_is_an_error(tmp_path, content):
     (tmp_path / "out").write_bytes(content)
-    with pytest.raises(TextsError, match="has only 0 of 3 lines; remove it"):
-        Texts(tmp_path / "out", 3, RUN)
+    with pytest.raises(OutputError, match="has only 0 of 3 lines; remove it"):
+        BatchOutput(tmp_path / "out", 3, RUN)
 
 
 def test_a_run_that_ended_before_its_part_was_removed(tmp_path):
     fill(tmp_path / "out", 2, [2, 1])
     part = (tmp_path / "out.part").read_bytes()
     (tmp_path / "out.tmp").write_bytes(part[:5])  # killed in the middle of the output
-    with Texts(tmp_path / "out", 2, RUN) as texts:
-        texts.finish()
+    with BatchOutput(tmp_path / "out", 2, RUN) as output:
+        output.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "out.part").write_bytes(part)
-    with Texts(tmp_path / "out", 2, RUN) as texts:
-        assert texts.is_complete
+    with BatchOutput(tmp_path / "out", 2, RUN) as output:
+        assert output.is_complete
     assert not (tmp_path / "out.part").exists()
 
 
 def test_two_runs_do_not_share_a_file(tmp_path):
-    with Texts(tmp_path / "out", 2, RUN) as texts:
-        texts.add(1, fields(1))
-        with pytest.raises(TextsError, match="another rill batch is writing"):
-            Texts(tmp_path / "out", 2, RUN)
-        texts.add(2, fields(2))
-        texts.finish()
+    with BatchOutput(tmp_path / "out", 2, RUN) as output:
+        output.add(1, fields(1))
+        with pytest.raises(OutputError, match="another rill batch is writing"):
+            BatchOutput(tmp_path / "out", 2, RUN)
+        output.add(2, fields(2))
+        output.finish()
 
 
 def test_each_line_is_written_at_once_and_stays_when_the_disk_is_full(tmp_path, monkeypatch):
     sizes = []
-    with Texts(tmp_path / "out", 3, RUN) as texts:
+    with BatchOutput(tmp_path / "out", 3, RUN) as output:
         for line in (1, 2, 3):
-            texts.add(line, fields(line))
+            output.add(line, fields(line))
             sizes.append(len((tmp_path / "out.part").read_bytes().splitlines()))
 
         def full(descriptor):
@@ -139,6 +139,6 @@ def test_each_line_is_written_at_once_and_stays_when_the_disk_is_full(tmp_path, 
 
         monkeypatch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space"):
-            texts.finish()
+            output.finish()
     assert sizes == [1, 2, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["out.part"]

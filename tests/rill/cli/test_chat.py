@@ -85,8 +85,8 @@ def joined(messages):
 
 def test_what_is_refused_is_said_in_a_sentence_and_changes_nothing(server, tmp_path):
     lines = {
-        "/nope": "there is no /nope; /help lists what there is, and // begins a line with /",
-        "/": "there is no /; /help lists what there is, and // begins a line with /",
+        "/nope": "there is no /nope; /help lists the commands, and // begins a line with /",
+        "/": "there is no /; /help lists the commands, and // begins a line with /",
         "/temp": "/temp needs a number, as in: /temp 0.7",
         "/temp -1": "temperature must be a finite number >= 0, not -1.0 (INVALID_ARGUMENT)",
         "/temp nan": "temperature must be a finite number >= 0, not nan (INVALID_ARGUMENT)",
@@ -100,7 +100,7 @@ def test_what_is_refused_is_said_in_a_sentence_and_changes_nothing(server, tmp_p
         f"/save {tmp_path}/no/where": f"cannot write {tmp_path}/no/where: No such file or directory",
         f"/load {tmp_path}/nothing": f"cannot read {tmp_path}/nothing: No such file or directory",
         f"/load {ROOT}/pyproject.toml": "this is no resume token",
-        "/back": "there is no fork to come back from",
+        "/back": "there is no fork to return from",
     }
     flags = ["--target", server.target, "--seed", 7, "--max-chars", 40]
     status, out, errors = chat_of(["To be", *lines, ""], *flags)
@@ -130,9 +130,9 @@ def test_save_load_fork_and_back(server, tmp_path):
         assert second == "".join(client.generate(resume_token=file.read_bytes(), max_chars=40))
     assert list(tmp_path.iterdir()) == [file]
     said = errors.splitlines()
-    assert said[0] == f"(this place is in {file})"
-    assert re.fullmatch(r"\(fork 1, with seed \d+; /back returns to this place\)", said[1])
-    assert re.fullmatch(r"\(fork 2, with seed \d+; /back returns to this place\)", said[2])
+    assert said[0] == f"(saved this position to {file})"
+    assert re.fullmatch(r"\(fork 1, with seed \d+; /back returns to this position\)", said[1])
+    assert re.fullmatch(r"\(fork 2, with seed \d+; /back returns to this position\)", said[2])
     assert said[3] == f"(back at: …{('To be' + chr(10) + first + second + fork)[-60:]!r})"
     assert said[4] == f"(back at: …{('To be' + chr(10) + first + second)[-60:]!r})"
     assert said[5] == "(at character 40 of that text)"

@@ -127,7 +127,7 @@ def test_esc_and_ctrl_c_pause_and_enter_goes_on(server):
     flags = ["--seed", 7, "--temperature", 0.9, "--max-chars", 0, "--chars-per-second", 300]
     with screen(server.target, *flags) as chat, server.client() as client:
         assert chat.shown.startswith(
-            "(tiny: Enter lets the model go on, Esc pauses it, /help says more, Ctrl-D ends)\n"
+            "(tiny: Enter lets the model continue, Esc pauses it, /help explains more, Ctrl-D ends)\n"
         )
         text = plain("".join(client.generate("\nTo be\n", seed=7, temperature=0.9, max_chars=20_000)))
         chat.begin("To be")
@@ -165,7 +165,7 @@ def test_what_is_typed_at_the_prompt(server, tmp_path):
         chat.type("nonsense\x03")  # Ctrl-C begins the line again
         chat.wait_for_prompt(3)
         assert "character '漢' (U+6F22) at position 0" in chat.line("漢")
-        assert chat.line(f"/save {file}") == f"(this place is in {file})\n"
+        assert chat.line(f"/save {file}") == f"(saved this position to {file})\n"
         assert "fork 1, with seed" in chat.line("/fork")
         assert plain(chat.line("")) not in text
         assert "back at: …" in chat.line("/back")
@@ -174,7 +174,7 @@ def test_what_is_typed_at_the_prompt(server, tmp_path):
         assert "at character 40 of that text" in chat.line(f"/load {file}")
         assert chat.line("") == second
         assert "there is no /nope" in chat.line("/nope")
-        assert "/save FILE     write this place into a file" in chat.line("/help")
+        assert "/save FILE     write this position to a file" in chat.line("/help")
         chat.type("/quit\r")
         assert chat.process.wait(timeout=20) == 0
 

@@ -35,7 +35,9 @@ def tiny_int8_folder(tiny_run, tmp_path_factory):
 
 def serving(parent):
     """The server processes that `parent` has started."""
-    return [child for child in psutil.Process(parent).children(recursive=True) if "rill.serve" in child.cmdline()]
+    return [
+        child for child in psutil.Process(parent).children(recursive=True) if "rill.cli.local_server" in child.cmdline()
+    ]
 
 
 @pytest.fixture
@@ -95,11 +97,11 @@ def test_running_servers(verify_here, tmp_path, tiny_folder, tiny_int8_folder):
         # By default a server's first model: two different ones here, each verified by itself.
         status, output, _ = verify_here("--target", both, *SMALLEST)
         note, *lines = output.splitlines()
-        assert note.endswith(f"each by itself: {one.target}; {two.target}")
+        assert note.endswith(f"verified separately: {one.target}; {two.target}")
         assert (status, [line.split()[0] for line in lines]) == (0, ["tiny"] * 5 + ["tiny-int8"] * 5)
         status, output, errors = verify_here("--target", one.target, "--model", "huge", *SMALLEST)
         assert (status, output) == (2, "")
-        assert errors == f"error: {one.target} serves no model 'huge', but tiny\n"
+        assert errors == f"error: {one.target} has no model 'huge'; it has tiny\n"
 
 
 def test_what_cannot_be_verified_is_one_line(verify_here, tmp_path, tiny_folder):
@@ -108,8 +110,8 @@ def test_what_cannot_be_verified_is_one_line(verify_here, tmp_path, tiny_folder)
         ([tmp_path], f"error: {tmp_path} is not a bundle: it has no manifest.json"),
         (["--target", "127.0.0.1:1"], "error: 127.0.0.1:1: "),
         ([tiny_folder, "--device", "tpu"], f"error: {tiny_folder}: --device 'tpu' is none of"),
-        ([], "error: verify takes either bundles or --target"),
-        ([tiny_folder, "--target", "127.0.0.1:1"], "error: verify takes either bundles or --target"),
+        ([], "error: give at least one BUNDLE to verify, or --target"),
+        ([tiny_folder, "--target", "127.0.0.1:1"], "error: give either a bundle or --target, not both"),
         ([tiny_folder, "--model", "tiny"], "error: --model goes with --target"),
     ]:
         status, output, errors = verify_here(*arguments)
@@ -229,7 +231,7 @@ async def verify(run_command, *fakes):
         ("", [], ""),
         ("calls", ["alone"], "greedy alone: character 0: "),
         ("company", ["crowd"], "plain in a crowd: character "),
-        ("logprobs", ["crowd"], "log-probabilities lie 0.5 nats apart"),
+        ("logprobs", ["crowd"], "log-probabilities differ by 0.5 nats"),
         ("tokens", ["chunked"], "plain with resume_every 100: character 0: "),
         ("resumes", ["resumed", "forked"], "plain resumed: character "),
         ("uses", ["forked"], "plain in use 2 of a token: character "),

@@ -738,7 +738,7 @@ def test_rill_saves_a_token_after_ctrl_c(tmp_path, capsys, monkeypatch):
     messages.pop(0)
     assert main(rill) == 130
     assert saved.read_bytes() == b"token"
-    assert "no resume token came" in capsys.readouterr().err
+    assert "sent no resume token" in capsys.readouterr().err
 
 
 def test_rill_says_which_file_is_at_fault(tmp_path, capsys):

@@ -78,8 +78,8 @@ def test_what_is_wrong_is_said_in_one_line(secured):
         ([*secured.flags[:-1], other], TOKEN, 1, "the certificates or the key given to this client are damaged"),
         (secured.flags[:-2], TOKEN, 2, "--tls-cert and --tls-key go together"),
         ([*anonymous, "--token-file", "nowhere"], "", 2, "--token-file nowhere cannot be read"),
-        ([*anonymous, "--token-file", os.devnull], "", 2, "has 0 tokens"),
-        ([*anonymous, "--token-file", __file__], "", 2, "a client needs one"),
+        ([*anonymous, "--token-file", os.devnull], "", 2, "it has 0"),
+        ([*anonymous, "--token-file", __file__], "", 2, "must hold one token"),
         ([*anonymous[:2], "--tls-ca", "nowhere"], "", 2, "--tls-ca nowhere cannot be read"),
         (["--target", "203.0.113.7:1"], TOKEN, 2, "the bearer token would go to 203.0.113.7:1 in plain text"),
     ]:

@@ -22,7 +22,7 @@ from google.rpc.error_details_pb2 import BadRequest
 from random_models import LETTERS, make_run
 from servers import ROOT, run_server, wait_until
 
-from rill.cli import score as score_command
+from rill.cli import progress
 from rill.cli.main import main
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
@@ -512,19 +512,10 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("kind", [Terminal, io.StringIO])
 def test_a_bar_where_it_takes_long(rill, tmp_path, monkeypatch, kind):
     (tmp_path / "text").write_text("a" * 5000)
-    monkeypatch.setattr(score_command, "DRAWN_EVERY", 0.0)
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr", kind())
     status, (line,), _ = rill(tmp_path / "text")
-    drawn = score_command.sys.stderr.getvalue()
+    drawn = sys.stderr.getvalue()
     assert (status, line[:16]) == (0, "5,000 characters")
-    assert (" of 5,000 characters, " in drawn) is (kind is Terminal)
-    assert drawn.endswith("\r\x1b[K") is (kind is Terminal)
-
-
-@pytest.mark.parametrize("columns", [20, 80, 200])
-def test_the_bar_is_one_line(monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    bar = score_command._bar(2_500_000, 10_000_000, 50.0)
-    assert bar.endswith(" 2,500,000 of 10,000,000 characters, 50,000 a second, 150 s left ")
-    assert bar.count("█") == (bar.count("█") + bar.count("░")) // 4
-    assert len(bar) < max(columns, 66)
+    assert (" of 5,000 characters " in drawn) is (kind is Terminal)
+    assert drawn.endswith("\x1b[2K") is (kind is Terminal)

@@ -1,0 +1,151 @@
+"""Print text as a model generates it.
+
+    rill generate "ROMEO:" --bundle bundles/demo
+    rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
+    rill generate --target HOST:PORT --max-chars 0 | head -c 1000
+    rill generate "To be" --save-token here.token && rill generate --resume-token here.token
+
+Without --bundle the text comes from a running server (`rill serve`). The stream of a server that drains or is lost
+continues at the next address of --target.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from rill.cli.files import read_token, write_token
+from rill.cli.flags import add_connection, add_sampling, add_timeout, connected
+from rill.client.requests import finish_reason, generate_request
+from rill.client.sync import Client
+from rill.v1 import rill_pb2 as pb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("prompt", nargs="?", default="", help="text that the model reads first")
+    parser.add_argument("--max-chars", type=int, default=400, help="characters; 0 is endless (default: 400)")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text (default: the server draws one)")
+    add_sampling(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, one line a message")
+    parser.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and those of N alternatives"
+    )
+    parser.add_argument(
+        "--resume-token", type=read_token, default=b"", metavar="FILE", help="continue from what --save-token wrote"
+    )
+    parser.add_argument(
+        "--save-token", type=_new_file, metavar="FILE", help="write the last resume token to FILE, after Ctrl-C too"
+    )
+    parser.add_argument(
+        "--resume-every",
+        type=int,
+        metavar="N",
+        help="a token every N characters (default: 1024; with --save-token 64, so that Ctrl-C loses little)",
+    )
+    parser.add_argument(
+        "--chars-per-second", type=float, default=0.0, help="pace; 0 is as fast as possible (default: 0)"
+    )
+    parser.add_argument("--stats", action="store_true", help="report seed and speed on standard error")
+    add_timeout(parser)
+    add_connection(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status. Raises ServerError, ValueError and OSError."""
+    request = _request(options)
+    received = ReceivedText()
+    with (
+        connected(options) as (target, security, retry_seconds),
+        Client(target, retry_seconds=retry_seconds, security=security) as client,
+    ):
+        try:
+            for message in client.stream(request, timeout=options.timeout):
+                output = json_line(message, received.count == 0) + "\n" if options.json else message.text
+                print(output, end="", flush=True)
+                received.add(message)
+            if options.stats:
+                print(received.stats(), file=sys.stderr)
+            elif not options.json and sys.stdout.isatty():
+                print()
+        finally:
+            if options.save_token:
+                received.save_token(options.save_token)
+    return 0
+
+
+def _request(options: argparse.Namespace) -> pb.GenerateRequest:
+    names = ["model", "max_chars", "temperature", "top_k", "top_p", "min_p", "seed", "chars_per_second"]
+    names += ["stop", "include_stop", "logprobs", "resume_token", "resume_every"]
+    parameters = {name: getattr(options, name) for name in names}
+    if options.resume_every is None:
+        parameters["resume_every"] = 64 if options.save_token else 1024
+    return generate_request(options.prompt, logit_bias=dict(options.logit_bias), **parameters)
+
+
+class ReceivedText:
+    """How much has arrived, how fast, and the last resume token."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first, self.count, self.seed = 0.0, 0, 0
+        self.token, self.token_count = b"", 0
+
+    def add(self, message: pb.GenerateResponse) -> None:
+        """Count a message."""
+        self.first = self.first or time.monotonic()
+        self.seed = message.seed or self.seed
+        self.count += len(message.text)
+        if message.resume_token:
+            self.token, self.token_count = message.resume_token, self.count
+
+    def stats(self) -> str:
+        """Return one sentence. A message's usage would describe the last call, and a text may take several."""
+        seconds = time.monotonic() - self.first
+        return (
+            f"\n{self.count:,} characters (seed {self.seed}): the first {1000 * (self.first - self.started):.1f} ms "
+            f"after the call, then {max(self.count - 1, 0) / seconds:,.0f} characters/s"
+        )
+
+    def save_token(self, path: Path) -> None:
+        """Write the last token."""
+        if not self.token:
+            print(f"\nthe server sent no resume token; {path} is unchanged", file=sys.stderr)
+            return
+        write_token(path, self.token)
+        if self.count > self.token_count:
+            print(f"\n{path} continues after {self.token_count:,} of these {self.count:,} characters", file=sys.stderr)
+
+
+def json_line(message: pb.GenerateResponse, is_first: bool) -> str:
+    """Format a message as one line of JSON, with the field names of rill.proto; numbers stay numbers."""
+    line: dict[str, Any] = {"text": message.text, "position": message.position}
+    if is_first:
+        line["seed"] = message.seed
+    if message.resume_token:
+        line["resume_token"] = b64encode(message.resume_token).decode()
+    if message.logprobs:
+        line["logprobs"] = [
+            {
+                "character": entry.character,
+                "logprob": entry.logprob,
+                "alternatives": [[other.character, other.logprob] for other in entry.alternatives],
+            }
+            for entry in message.logprobs
+        ]
+    if message.finish_reason:
+        line["finish_reason"] = finish_reason(message.finish_reason)
+    if message.HasField("usage"):
+        line["usage"] = {field.name: getattr(message.usage, field.name) for field in message.usage.DESCRIPTOR.fields}
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _new_file(path: str) -> Path:
+    """Check a file's folder before the text is generated, not after."""
+    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {path}")
+    return Path(path)

@@ -1,0 +1,42 @@
+"""List the models that a server has, and how busy it is.
+
+rill models --target text.example.com:50051 --tls --token-file token
+rill models --bundle bundles/demo
+"""
+
+import argparse
+import json
+
+from google.protobuf.json_format import MessageToDict
+
+from rill.cli.flags import add_connection, add_timeout, connected
+from rill.client.sync import Client
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_timeout(parser)
+    add_connection(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status. Raises ServerError and ValueError."""
+    with (
+        connected(options) as (target, security, retry_seconds),
+        Client(target, retry_seconds=retry_seconds, security=security) as client,
+    ):
+        response = client.models(timeout=options.timeout)
+    if options.json:
+        print(json.dumps(MessageToDict(response, preserving_proto_field_name=True), ensure_ascii=False))
+        return 0
+    for model in response.models:
+        print(
+            f"{model.name}: {model.cell} {model.layers} x {model.hidden}, {model.vocabulary_size} symbols, "
+            f"{model.precision}, {model.provider}, {model.state_bytes} bytes a stream, {model.model_id[:12]}"
+        )
+    print(
+        f"streams: {response.streams_running} running, {response.streams_waiting} waiting, "
+        f"{response.streams_parked} parked" + (" (draining)" if response.draining else "")
+    )
+    return 0

@@ -1,0 +1,106 @@
+"""The `rill` command: which program runs, what is loaded for it, and what a stranger is told."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from servers import ROOT
+
+from rill.cli.main import ABOUT, CLIENTS, HELP, main
+from rill.programs import PROGRAMS
+
+HEAVY = ["grpc", "google.protobuf", "rich", "prompt_toolkit", "torch", "onnxruntime", "numpy", "argparse"]
+
+
+def loaded(*arguments):
+    """Which of the heavy packages `rill ARGUMENTS` loads, and its exit status."""
+    program = f"""
+import sys
+from rill.cli.main import main
+try:
+    status = main({list(arguments)!r})
+except SystemExit as ended:
+    status = ended.code
+print("loaded", status, *(name for name in {HEAVY!r} if name in sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    _, status, *names = done.stdout.splitlines()[-1].split()
+    return int(status), names
+
+
+def test_every_command_has_a_line_of_help(capsys):
+    for arguments in (["help"], ["--help"], ["-h"]):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == HELP
+    assert set(ABOUT) == set(CLIENTS) | set(PROGRAMS)
+    assert all(f"\n  {name:9} {line}\n" in HELP for name, line in ABOUT.items())
+
+
+def test_the_help_loads_nothing(capsys):
+    assert loaded("--help") == (0, [])
+    assert loaded("--version") == (0, [])
+    assert loaded("nothing") == (2, [])
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_each_client_command_has_help_and_loads_what_it_needs(name, capsys):
+    status, names = loaded(name, "--help")
+    assert status == 0
+    assert set(names) <= {"argparse", "grpc", "google.protobuf", "rich"}
+    assert ("rich" in names) == (name in ("score", "batch"))
+    for arguments in ([name, "--help"], ["help", name]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: rill {name} ")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_gets_its_arguments_as_they_are(name, monkeypatch):
+    seen = []
+    monkeypatch.setattr("rill.cli.main.run_program", lambda *given: seen.append(given) or 3)
+    assert main([name, "a", "--help", "--", "-x"]) == 3
+    assert main(["help", name]) == 3
+    assert seen == [(name, ["a", "--help", "--", "-x"]), (name, ["--help"])]
+
+
+def test_help_comes_soon():
+    """The fastest of five, as other programs run beside this test."""
+    seconds = []
+    for _ in range(5):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "rill", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.3
+
+
+def test_the_version_is_the_distribution_s(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rill ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generat"], "error: there is no command 'generat'; did you mean rill generate?\n"),
+        (["tran", "--corpus", "x"], "error: there is no command 'tran'; did you mean rill train?\n"),
+        (["help", "modles"], "error: there is no command 'modles'; did you mean rill models?\n"),
+        (["xyz"], "error: there is no command 'xyz'; rill help lists the commands\n"),
+        (["--nothing"], "error: there is no command '--nothing'; rill help lists the commands\n"),
+        ([], f"{HELP}\n"),
+    ],
+)
+def test_a_typo_is_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr() == ("", message)
+
+
+def test_python_m_rill_is_the_same():
+    done = subprocess.run(
+        [sys.executable, "-m", "rill", "generat"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("did you mean rill generate?\n")
