@@ -7,10 +7,13 @@ import os
 
 import grpc
 import psutil
+import pytest
 from servers import run_server
 
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
+
+pytestmark = pytest.mark.long
 
 CHARACTERS = int(os.environ.get("RILL_CHARACTERS", "200_000"))
 MORE = 2000  # characters that are made twice: by the stream and from its last token before them

@@ -15,6 +15,8 @@ from rill.client.failover import Failover
 from rill.client.requests import generate_request
 from rill.client.sync import Client
 
+pytestmark = pytest.mark.long
+
 KILLS = int(os.environ.get("RILL_KILLS", "8"))
 
 

@@ -24,6 +24,8 @@ from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
+pytestmark = pytest.mark.long
+
 SECONDS = float(os.environ.get("RILL_SOAK_SECONDS", "6"))
 CYCLES = int(os.environ.get("RILL_CONNECTIONS", "300"))
 LENGTH = 6000  # characters of the texts that are compared
