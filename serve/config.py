@@ -1,51 +1,144 @@
-"""What `python -m rill.serve` can be told: by flags, by the environment, and by a file, in this order.
+"""The options of `rill serve`, each declared once: name, type, default, bounds and help.
 
-`--max-streams 100` is RILL_SERVE_MAX_STREAMS=100 in the environment, and max-streams = 100 in a TOML file (`--config`).
+They are read from flags, the environment and a file, in this order of precedence: `--max-streams 100` is
+RILL_SERVE_MAX_STREAMS=100 in the environment, and max-streams = 100 in a TOML file (`--config`).
 """
 
 import os
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 from configargparse import ArgumentParser, ConfigFileParser, ConfigFileParserException, RawDescriptionHelpFormatter
 
-from rill.serve.observe.logs import FORMATS
-from rill.serve.operate.server import Settings
+ENVIRONMENT = "RILL_SERVE_"  # then the flag's name in capitals
+LOG_FORMATS = ("text", "json")
+COUNT = (0, 1_000_000)  # bounds
+SECONDS = (0, float("inf"))
 
-ENVIRONMENT = "RILL_SERVE_"  # and a flag's name in capitals
-LONGEST_TTL = 1e10  # seconds: three centuries
+
+def _option(
+    default: Any, help: str, bounds: tuple[float, float] | None = None, metavar: str | None = None, **more: Any
+) -> Any:
+    """Declare a field of ServerConfig; `bounds` are inclusive, but an infinite value is never valid."""
+    return field(default=default, metadata={"help": help, "bounds": bounds, "metavar": metavar, "more": more})
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """A field is the flag of its name, with dashes for underscores; a field that is true by default is --no-NAME."""
+
+    bundles: Sequence[str] = ()  # arguments and --bundle
+    host: str = _option("127.0.0.1", "address to listen on")
+    port: int = _option(50051, "port to listen on; 0 takes a free one", (0, 65_535))
+    engines: int = _option(1, "processes on the port, each with these limits; for CPUs with many cores", (1, 1024))
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N")
+    threads: int = _option(1, "ONNX Runtime threads per model", (1, 1024))
+    gpu_memory: int = _option(0, "MiB of GPU memory that ONNX Runtime may use for a graph; 0: no limit", COUNT)
+    max_streams: int = _option(4096, "streams that a model runs at once", (1, 1_000_000))
+    max_waiting: int = _option(1024, "calls that wait for a free stream, per model; more are refused", COUNT)
+    max_prompt: int = _option(1_000_000, "characters of the longest prompt", (1, 100_000_000))
+    max_chars: int = _option(0, "characters that one call may generate; 0: no limit", (0, 2**62 - 1))
+    max_score_chars: int = _option(  # a gRPC message is smaller than 2^31 bytes
+        16_000_000, "characters of the longest text that is scored", (1, 500_000_000)
+    )
+    max_streams_per_client: int = _option(0, "streams that one client may have at once; 0: no limit", COUNT)
+    max_connections: int = _option(0, "connections at once; 0: no limit", COUNT)
+    tls_cert: str = _option(
+        "",
+        "the server's certificate chain, PEM: listen with TLS; read again when it or its key changes",
+        metavar="FILE",
+    )
+    tls_key: str = _option("", "the private key of --tls-cert, PEM", metavar="FILE")
+    tls_client_ca: str = _option(
+        "", "certificate authorities, PEM: clients must present a certificate that one of them issued", metavar="FILE"
+    )
+    auth_token_file: str = _option(
+        "", "bearer tokens, one a line: calls must present one of them; read again when it changes", metavar="FILE"
+    )
+    reflection: bool = _option(True, "do not describe the service to callers (gRPC reflection)")
+    resume_key_file: Sequence[str] = _option(
+        (),
+        "32 raw bytes: the key of resume tokens; may be repeated: the first encrypts, all decrypt (default: a new key"
+        " for the server's lifetime)",
+        metavar="FILE",
+    )
+    resume_ttl: float = _option(
+        7 * 86_400.0, "seconds for which a resume token is valid; 0: forever", (0, 10_000_000_000)
+    )
+    round_milliseconds: float = _option(10.0, "longest duration of an engine round, approximately", SECONDS)
+    drain_seconds: float = _option(10.0, "time that running streams have to finish when the server stops", SECONDS)
+    keepalive_seconds: float = _option(
+        30.0,
+        "ping a client that has been silent for this long, and drop its connection if no answer arrives in the same"
+        " time again",
+        (1, 86_400),
+    )
+    stall_seconds: float = _option(300.0, "end a stream whose reader takes nothing for this long; 0: never", SECONDS)
+    profile: Path | None = _option(  # noqa: RUF009  # a Path is immutable
+        None, "write a time profile to FILE, as JSON, when the server stops", metavar="FILE"
+    )
+    metrics_port: int | None = _option(
+        None,
+        "serve Prometheus metrics at http://HOST:PORT/metrics; 0 takes a free port (default: no metrics)",
+        (0, 65_535),
+        metavar="PORT",
+    )
+    metrics_host: str = _option("127.0.0.1", "address of the metrics")
+    log_format: str = _option("text", "format of the logs on stderr", choices=LOG_FORMATS)
+    access_log: bool = _option(True, "do not log a line for each finished call")
+
+    @property
+    def round_seconds(self) -> float:
+        """The longest duration of an engine round."""
+        return self.round_milliseconds / 1000
 
 
 @dataclass(frozen=True)
 class Options:
-    """`settings`, and a table of where they come from; `check`: no more than see whether they can be served."""
+    """The `config`, a table of the `sources` of its values, and whether to `check` it only."""
 
-    settings: Settings
+    config: ServerConfig
     check: bool
     sources: str
+
+
+def options_of(arguments: Sequence[str] | None, about: str | None) -> Options:
+    """Read the options. If they are not valid, print a sentence that says why and exit with status 2."""
+    parser = _parser(about)
+    values = vars(parser.parse_args(arguments))
+    known = {action.env_var for action in parser._actions if getattr(action, "env_var", None)}
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT) and name not in known:
+            parser.error(f"the environment variable {name} does not name an option; --help lists them")
+    check, _ = values.pop("check_config"), values.pop("config")
+    values["bundles"] += values.pop("bundle")
+    config = ServerConfig(**values)
+    if fault := _fault(config):
+        parser.error(fault)
+    return Options(config, check, parser.format_values())
 
 
 class Toml(ConfigFileParser):  # type: ignore[misc]  # configargparse has no types
     """Keys are flags without their dashes; nothing is nested."""
 
     def parse(self, stream: TextIO) -> dict[str, Any]:
-        """What configargparse wants: text, or lists of text."""
+        """Return the values as configargparse wants them: text, or lists of text."""
         try:
             table = tomllib.loads(stream.read())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigFileParserException(f"it is no TOML: {error}") from None
+            raise ConfigFileParserException(f"not valid TOML: {error}") from None
         for key, value in table.items():
             if not isinstance(value, str | int | float | list):
-                raise ConfigFileParserException(f"{key} is neither text nor a number nor a list nor true or false")
+                raise ConfigFileParserException(f"{key} is not a string, a number, a boolean or a list")
         return {key: _text(value) for key, value in table.items()}
 
     def get_syntax_description(self) -> str:
-        """For the help."""
-        return 'The file has TOML: max-streams = 100, no-reflection = true, resume-key-file = ["a", "b"].'
+        """Return a sentence for the help."""
+        return 'The file is TOML: max-streams = 100, no-reflection = true, resume-key-file = ["a", "b"].'
 
 
 def _text(value: Any) -> Any:
@@ -54,153 +147,71 @@ def _text(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def options_of(arguments: Sequence[str] | None, about: str | None) -> Options:
-    """Ends the program with a line that says why, if they make no sense."""
-    parser = _parser(about)
-    options = vars(parser.parse_args(arguments))
-    known = {action.env_var for action in parser._actions if getattr(action, "env_var", None)}
-    for name in os.environ:
-        if name.startswith(ENVIRONMENT) and name not in known:
-            parser.error(f"{name} is in the environment, and there is no such flag; --help lists them")
-    _require_sense(parser, options)
-    check, _ = options.pop("check_config"), options.pop("config")
-    options["bundles"] += options.pop("bundle")
-    if not options["bundles"]:
-        parser.error("which BUNDLE is to be served?")
-    seconds = options.pop("round_milliseconds") / 1000
-    return Options(Settings(round_seconds=seconds, **options), check, parser.format_values())
-
-
 def _parser(about: str | None) -> Any:
-    defaults = Settings(bundles=())
     parser = ArgumentParser(
-        prog="python -m rill.serve",
+        prog="rill serve",
         usage="%(prog)s BUNDLE... [--FLAG VALUE...]    (--help lists the flags)",
         description=about,
         formatter_class=RawDescriptionHelpFormatter,
         config_file_parser_class=Toml,
         auto_env_var_prefix=ENVIRONMENT,
     )
-
-    def flag(name: str, kind: type, default: object, text: str) -> None:
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
-
     parser.add_argument(
         "bundles",
         nargs="*",
         metavar="BUNDLE",
-        help="a bundle's folder, or one with bundles in it, which are taken by name; the first is the default model",
+        help="a bundle's folder, or a folder of bundles, which are served in order of name; the first is the default"
+        " model",
     )
     parser.add_argument(
-        "--bundle", action="append", default=[], metavar="BUNDLE", help="another one; in a file, a list of them"
+        "--bundle", action="append", default=[], metavar="BUNDLE", help="another bundle; in a file, a list of them"
     )
     parser.add_argument(
         "--config",
         is_config_file=True,
         env_var=f"{ENVIRONMENT}CONFIG",
         metavar="FILE",
-        help="read what no flag says from there",
+        help="read options from this TOML file; flags and environment take precedence",
     )
     parser.add_argument(
         "--check-config",
         action="store_true",
-        help="see whether all of this can be served, without listening: exit status 0, or 2 and one sentence",
+        help="check that the server could start, without listening: exit status 0, or 2 and one sentence",
     )
-    flag("host", str, defaults.host, "address to listen on")
-    flag("port", int, defaults.port, "port to listen on; 0 takes a free one")
-    flag("engines", int, defaults.engines, "processes on the port, each with these limits; for CPUs with many cores")
-    flag("device", str, defaults.device, "auto, cpu, cuda or cuda:N")
-    flag("threads", int, defaults.threads, "ONNX Runtime threads per model")
-    flag("gpu-memory", int, defaults.gpu_memory, "MiB of GPU memory that ONNX Runtime may use for a graph; 0: no limit")
-    flag("max-streams", int, defaults.max_streams, "streams that a model runs at once")
-    flag("max-waiting", int, defaults.max_waiting, "calls that wait for a free stream, per model; more are refused")
-    flag("max-prompt", int, defaults.max_prompt, "characters of the longest prompt")
-    flag("max-chars", int, defaults.max_chars, "characters that one call may generate; 0: no limit")
-    flag("max-score-chars", int, defaults.max_score_chars, "characters of the longest text that is scored")
-    flag("max-streams-per-client", int, defaults.max_streams_per_client, "streams of one client at once; 0: no limit")
-    flag("max-connections", int, defaults.max_connections, "connections at once; 0: no limit")
-    for name, text in [
-        ("tls-cert", "the server's certificate chain, PEM: listen with TLS; read again when it changes, like its key"),
-        ("tls-key", "the private key of --tls-cert, PEM"),
-        ("tls-client-ca", "authorities, PEM: clients must have a certificate of one of them"),
-        ("auth-token-file", "bearer tokens, one a line: calls must have one of them; read again when it changes"),
-    ]:
-        parser.add_argument(f"--{name}", default="", metavar="FILE", help=text)
-    parser.add_argument(
-        "--no-reflection", dest="reflection", action="store_false", help="do not describe the service to its callers"
-    )
-    parser.add_argument(
-        "--resume-key-file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="32 raw bytes: the key of resume tokens; may be repeated: the first encrypts, all decrypt (default: a new"
-        " key for the server's lifetime)",
-    )
-    flag("resume-ttl", float, defaults.resume_ttl, "seconds that a resume token is good for; 0: for ever")
-    flag("round-milliseconds", float, 1000 * defaults.round_seconds, "how long an engine round lasts at most, about")
-    flag("drain-seconds", float, defaults.drain_seconds, "how long live streams may finish when the server is to stop")
-    flag(
-        "keepalive-seconds",
-        float,
-        defaults.keepalive_seconds,
-        "a client that is quiet for so long is asked, and gone if it does not answer within as long again",
-    )
-    flag(
-        "stall-seconds",
-        float,
-        defaults.stall_seconds,
-        "a stream whose reader takes nothing for so long is ended; 0: never",
-    )
-    parser.add_argument(
-        "--profile", type=Path, metavar="FILE", help="write where the time went there, as JSON, when the server stops"
-    )
-    parser.add_argument(
-        "--metrics-port",
-        type=int,
-        metavar="PORT",
-        help="show Prometheus metrics at http://HOST:PORT/metrics; 0 takes a free port (default: no metrics)",
-    )
-    flag("metrics-host", str, defaults.metrics_host, "address of the metrics")
-    parser.add_argument(
-        "--log-format",
-        choices=FORMATS,
-        default=defaults.log_format,
-        help="of the logs on stderr (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--no-access-log", dest="access_log", action="store_false", help="do not log a line for each call that is over"
-    )
+    for option in fields(ServerConfig):
+        if option.metadata:
+            _add(parser, option)
     return parser
 
 
-def _require_sense(parser: Any, options: dict[str, Any]) -> None:
-    for name, least, most in [
-        ("port", 0, 65_535),
-        ("engines", 1, 1024),
-        ("metrics_port", 0, 65_535),
-        ("threads", 1, 1024),
-        ("gpu_memory", 0, 1_000_000),
-        ("max_streams", 1, 1_000_000),
-        ("max_waiting", 0, 1_000_000),
-        ("max_streams_per_client", 0, 1_000_000),
-        ("max_connections", 0, 1_000_000),
-        ("max_prompt", 1, 100_000_000),
-        ("max_chars", 0, 2**62 - 1),
-        ("max_score_chars", 1, 500_000_000),  # gRPC has no messages of 2^31 bytes
-    ]:
-        if options[name] is not None and not least <= options[name] <= most:
-            parser.error(f"--{name.replace('_', '-')} must be from {least} to {most}, not {options[name]}")
-    for name in ("round_milliseconds", "drain_seconds", "stall_seconds", "resume_ttl"):
-        if not 0 <= options[name] < float("inf"):
-            parser.error(f"--{name.replace('_', '-')} must be a finite number of at least 0, not {options[name]}")
-    if not 1 <= options["keepalive_seconds"] <= 86_400:
-        parser.error(f"--keepalive-seconds must be from 1 to 86400, not {options['keepalive_seconds']}")
-    if options["resume_ttl"] > LONGEST_TTL:
-        parser.error(f"--resume-ttl must be at most {LONGEST_TTL:g} seconds; 0 is for ever")
-    if options["profile"] and not options["profile"].parent.is_dir():
-        parser.error(f"--profile {options['profile']}: there is no folder {options['profile'].parent}")
-    if options["engines"] > 1 and options["profile"]:
-        parser.error("--profile is of one process: leave --engines out")
-    if options["engines"] > 1 and sys.platform != "linux":
-        parser.error("--engines needs Linux: elsewhere processes cannot share a port")
+def _add(parser: Any, option: Any) -> None:
+    """Add the flag of a field."""
+    flag, default, about = option.name.replace("_", "-"), option.default, option.metadata["help"]
+    kind, *_ = get_args(option.type) or (option.type,)  # of `int | None` and `Sequence[str]` too
+    if kind is bool:
+        parser.add_argument(f"--no-{flag}", dest=option.name, action="store_false", help=about)
+        return
+    how = {"metavar": option.metadata["metavar"], **option.metadata["more"]}
+    if default == ():
+        parser.add_argument(f"--{flag}", action="append", default=[], help=about, **how)
+        return
+    if default not in ("", None):
+        about += " (default: %(default)s)"
+    parser.add_argument(f"--{flag}", type=kind, default=default, help=about, **how)
+
+
+def _fault(config: ServerConfig) -> str:
+    """Return what is wrong with the values, empty if nothing."""
+    for option in fields(config):
+        value, bounds = getattr(config, option.name), option.metadata.get("bounds")
+        if bounds and value is not None and not (bounds[0] <= value <= bounds[1] and value < float("inf")):
+            low, high = bounds
+            wanted = f"from {low} to {high}" if high < float("inf") else f"a finite number of at least {low}"
+            return f"--{option.name.replace('_', '-')} must be {wanted}, not {value}"
+    if config.profile and not config.profile.parent.is_dir():
+        return f"--profile {config.profile}: there is no folder {config.profile.parent}"
+    if config.engines > 1 and config.profile:
+        return "--profile is for a single process: remove --engines"
+    if config.engines > 1 and sys.platform != "linux":
+        return "--engines needs Linux: elsewhere processes cannot share a port"
+    return "" if config.bundles else "give at least one BUNDLE to serve"

@@ -1,31 +1,33 @@
-"""What the server refuses, and why; each becomes one gRPC status (`rill.serve.api.statuses`).
+"""The errors of the server; each becomes one gRPC status (`rill.serve.api.statuses`).
 
-RillError
+ServeError
 ├── StartError              the server cannot start: a bundle, a device, a port
-├── RequestError            a field of the request is wrong
+├── RequestError            a field of the request is not valid
 ├── TokenError              a resume token is forged, damaged or expired
-├── OtherModelError         a resume token is of another model
-├── ModelNotFoundError      no such model here
-├── OutOfOrderError         an action of Interact that has no meaning where it comes
+├── OtherModelError         a resume token belongs to another model
+├── ModelNotFoundError      no model of this name is served
+├── OutOfOrderError         an action of Interact is not valid at this point
 ├── WaitingLineFullError    too many streams; says when to try again
-├── ClientLimitError        too many streams of one client; likewise
-├── StalledError            nobody reads what is sent
-├── DrainingError           the server is going away
-└── EngineError             an engine round failed; the fault is ours
-    └── BrokenEngineError   no round can be run any more
+├── ClientLimitError        too many streams of one client; says when to try again
+├── StalledError            the client does not read, or does not write, for too long
+├── DrainingError           the server is shutting down
+└── EngineError             an engine round failed; the server is at fault
+    └── BrokenEngineError   no round can run any more
 """
+
+RETRY_SECONDS = 1.0  # after which a refused call may be made again
 
 
 class ServeError(Exception):
-    """Base of all errors here; the message is for the user."""
+    """The base of these errors; the message is for the user."""
 
 
 class StartError(ServeError):
-    """The server cannot start as it was asked to."""
+    """The server cannot start with this configuration."""
 
 
 class RequestError(ServeError):
-    """A field of the request is wrong: `field` is its name in rill.proto."""
+    """A field of the request is not valid: `field` is its name in rill.proto."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -41,21 +43,21 @@ class TokenError(ServeError):
 
 
 class OtherModelError(ServeError):
-    """A resume token is of another model than the one that is asked to continue."""
+    """A resume token belongs to another model than the requested one."""
 
 
 class ModelNotFoundError(ServeError):
-    """No model of that name is served here."""
+    """No model of this name is served."""
 
 
 class OutOfOrderError(ServeError):
-    """An action of Interact has no meaning where it comes; the state is as it was."""
+    """An action of Interact is not valid at this point; the state is unchanged."""
 
 
 class WaitingLineFullError(ServeError):
-    """All slots and all places in the waiting line are taken."""
+    """All slots are in use, and the waiting line is full."""
 
-    def __init__(self, message: str, retry_seconds: float) -> None:
+    def __init__(self, message: str, retry_seconds: float = RETRY_SECONDS) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
 
@@ -63,17 +65,17 @@ class WaitingLineFullError(ServeError):
 class ClientLimitError(ServeError):
     """A client has as many streams as it may have at once."""
 
-    def __init__(self, message: str, retry_seconds: float) -> None:
+    def __init__(self, message: str, retry_seconds: float = RETRY_SECONDS) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
 
 
 class StalledError(ServeError):
-    """The reader of a stream takes nothing."""
+    """A client keeps its call waiting for too long."""
 
 
 class DrainingError(ServeError):
-    """The server is going away and takes no new streams."""
+    """The server is shutting down and takes no new streams."""
 
 
 class EngineError(ServeError):
@@ -81,4 +83,4 @@ class EngineError(ServeError):
 
 
 class BrokenEngineError(EngineError):
-    """No round can be run any more: the server ends."""
+    """No round can run any more: the server ends."""

@@ -14,7 +14,8 @@ from rill.client.errors import ServerError
 from rill.client.failover import Failover
 from rill.client.interaction import Generation, InteractProtocol, Reply
 from rill.client.requests import generate_request, sampling_message
-from rill.client.retry import RETRY_SECONDS, checked_seconds, is_away
+from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
+from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import Beginning, SessionBase, closed_error
 from rill.v1 import rill_pb2 as pb
@@ -137,83 +138,70 @@ async def _taken(actions: asyncio.Queue[pb.InteractRequest | None]) -> AsyncIter
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same methods, asynchronous. Make and use it on one event loop."""
+    """`Client` for asyncio: the same methods, asynchronous. Create and use it on one event loop.
+
+        async with AsyncClient("10.0.0.5:50051,10.0.0.6:50051") as client:
+            async for piece in client.generate("To be", max_chars=400, seed=7):
+                print(piece, end="", flush=True)
+
+    Where a loop over an iterator may be left early, `contextlib.aclosing` cancels its call at once.
+    """
 
     def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS, security: Security = PLAIN) -> None:
-        self._retry_seconds = checked_seconds(retry_seconds)
+        self._retry_seconds = checked_retry_seconds(retry_seconds)
         self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
     async def generate(
         self, prompt: str = "", *, timeout: float | None = None, **parameters: Any
-    ) -> AsyncIterator[str]:
-        """The pieces of a text as they arrive. `parameters` as for `generate_request`; `timeout` in seconds."""
-        async for message in self.stream(generate_request(prompt, **parameters), timeout=timeout):
-            if message.text:
-                yield message.text
+    ) -> AsyncGenerator[str, None]:
+        """Yield the pieces of a text as they arrive.
 
-    async def stream(
+        `parameters` are those of `generate_request`, which raises ValueError; `timeout` is for the whole text, in
+        seconds. Raises ServerError. Closing the iterator cancels the call.
+        """
+        async with aclosing(self.stream(generate_request(prompt, **parameters), timeout=timeout)) as messages:
+            async for message in messages:
+                if message.text:
+                    yield message.text
+
+    def stream(
         self, request: pb.GenerateRequest, *, timeout: float | None = None
-    ) -> AsyncIterator[pb.GenerateResponse]:
-        """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
-        text = Failover(request, len(self._stubs), self._retry_seconds, timeout)
-        while (asked := text.request()) is not None:
-            call = self._stubs[text.address].Generate(asked, timeout=text.time_left())
-            error = None
-            try:
-                async for message in call:
-                    if (shown := text.received(message)) is not None:
-                        yield shown
-            except grpc.RpcError as raised:
-                error = raised
-            finally:
-                call.cancel()
-            await asyncio.sleep(text.ended(error))
-        if (shown := text.lost_end()) is not None:
-            yield shown
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """Return the messages of a text; see `generate`."""
+        return self._messages("Generate", Failover(request, len(self._stubs), self._retry_seconds, timeout))
 
-    async def score(
+    def score(
         self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
-    ) -> AsyncIterator[pb.ScoreResponse]:
-        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto.
+    ) -> AsyncGenerator[pb.ScoreResponse, None]:
+        """Return messages with the log-probabilities of the characters of `text` in nats, and a total on the last.
 
-        The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
+        Raises ServerError. Closing the iterator cancels the call.
         """
         request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
-        for stub in self._stubs:
-            call, message = stub.Score(request, timeout=timeout), None
-            try:
-                async for message in call:
-                    yield message
-                return
-            except grpc.RpcError as raised:
-                error = ServerError.from_rpc(raised)
-                if message or not is_away(error) or stub is self._stubs[-1]:
-                    raise error from None
-            finally:
-                call.cancel()
+        return self._messages("Score", Scoring(request, len(self._stubs), self._retry_seconds, timeout))
 
     def interact(
         self, model: str = "", resume_token: bytes = b"", *, timeout: float | None = None, **sampling: Any
     ) -> AsyncSession:
-        """A live state on the server, to be used in an async with statement, which opens it; see `sessions`.
+        """Return a live state on a server, which an async with statement opens; see `AsyncSession`.
 
-        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. The next address is tried if one cannot be
-        reached; a session whose server ends is over. `timeout` is for all of it.
+        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. `timeout` is for the whole session, in seconds.
+        Raises ValueError for parameters that no message can hold.
         """
         return AsyncSession(self._stubs, Beginning(model, resume_token, sampling_message(sampling)), timeout)
 
     async def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
-        """What is served, and how busy the server is."""
-        for stub in self._stubs:
+        """Return what is served, and how busy the server is. Raises ServerError."""
+        attempts = Attempts(len(self._stubs), timeout=timeout)
+        while True:
+            ask = self._stubs[attempts.address].ListModels
             try:
-                response: pb.ListModelsResponse = await stub.ListModels(pb.ListModelsRequest(), timeout=timeout)
-                return response
-            except grpc.RpcError as raised:
-                error = ServerError.from_rpc(raised)
-                if not is_away(error) or stub is self._stubs[-1]:
-                    raise error from None
-        raise AssertionError("there is at least one channel")
+                served: pb.ListModelsResponse = await ask(pb.ListModelsRequest(), timeout=attempts.time_left())
+                return served
+            except grpc.RpcError as error:
+                failure = ServerError.from_rpc(error)
+            attempts.failed(failure)
 
     async def close(self) -> None:
         """Close the connections; calls in progress end."""
@@ -225,3 +213,19 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _messages(self, method: str, repeated: Failover | Scoring) -> AsyncGenerator[Any, None]:
+        while (request := repeated.request()) is not None:
+            call = getattr(self._stubs[repeated.address], method)(request, timeout=repeated.time_left())
+            error = None
+            try:
+                async for message in call:
+                    if (shown := repeated.received(message)) is not None:
+                        yield shown
+            except grpc.RpcError as raised:
+                error = raised
+            finally:
+                call.cancel()
+            await asyncio.sleep(repeated.ended(error))
+        if (last := repeated.lost_end()) is not None:
+            yield last

@@ -9,6 +9,8 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+ENDED_EARLY = "the server ended the stream without a last message"
+
 Detail = TypeVar("Detail", bound=Message)
 
 # What gRPC says about a connection that failed, and what it means.

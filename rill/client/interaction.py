@@ -10,8 +10,7 @@ from typing import Any
 
 import grpc
 
-from rill.client.errors import ServerError, SessionStateError
-from rill.client.failover import ENDED_EARLY
+from rill.client.errors import ENDED_EARLY, ServerError, SessionStateError
 from rill.v1 import rill_pb2 as pb
 
 _Request = pb.InteractRequest

@@ -1,6 +1,8 @@
-"""When a call that failed is made again: which errors mean that a server is away, and how long to wait."""
+"""When a call that failed is made again: which errors allow it, at which address, and after how long."""
 
 import random
+import time
+from collections.abc import Callable
 
 import grpc
 
@@ -37,7 +39,90 @@ class Backoff:
         self._failures = 0
 
 
-def checked_seconds(retry_seconds: float) -> float:
+class Attempts:
+    """The calls that one text, score, session or question takes: `address` is the number of the server to call next.
+
+    Before anything was received (`has_begun`), each address is tried once. After that, calls are repeated for up to
+    `retry_seconds` without progress. `timeout` is for all calls together, in seconds.
+    """
+
+    def __init__(
+        self,
+        addresses: int = 1,
+        retry_seconds: float = RETRY_SECONDS,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = 0
+        self.has_begun = False
+        self._addresses, self._retry_seconds, self._clock = addresses, retry_seconds, clock
+        self._deadline = None if timeout is None else clock() + timeout
+        self._failures = 0  # in a row, without progress
+        self._failing_since: float | None = None
+        self._backoff = Backoff()
+
+    def time_left(self) -> float | None:
+        """Return the time that the next call may take, in seconds; None if there is no limit."""
+        return None if self._deadline is None else max(self._deadline - self._clock(), 0.0)
+
+    def progressed(self) -> None:
+        """Note that something new was received: from here on there are `retry_seconds` again."""
+        self.has_begun = True
+        self._failures, self._failing_since = 0, None
+        self._backoff.reset()
+
+    def failed(self, failure: ServerError, broken: str = "", token_refused: bool = False) -> float:
+        """Return how many seconds to wait before the next call. Raises the failure if there is not to be one.
+
+        `broken` begins the message of the last failure. `token_refused`: the same address is to be called without the
+        token.
+        """
+        if not (token_refused or self._may_repeat(failure)):
+            raise failure
+        now = self._clock()
+        self._failures += 1
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if not self.has_begun:
+            if self._failures >= self._addresses:
+                raise failure
+        elif now - self._failing_since >= self._retry_seconds:
+            raise self._given_up(failure, broken)
+        if not token_refused:
+            self.address = (self.address + 1) % self._addresses
+        return self._delay(failure, now - self._failing_since)
+
+    def _may_repeat(self, failure: ServerError) -> bool:
+        if not self.has_begun:
+            return failure.code is grpc.StatusCode.UNAVAILABLE
+        if not self._retry_seconds:
+            return False
+        match failure.code:
+            case grpc.StatusCode.INTERNAL | grpc.StatusCode.ABORTED:
+                return failure.reason in ("ENGINE_ROUND_FAILED", "READER_STALLED")
+            case grpc.StatusCode.FAILED_PRECONDITION:
+                return self._addresses > 1 and failure.reason == "RESUME_TOKEN_OTHER_MODEL"
+            case _:
+                return is_away(failure)
+
+    def _delay(self, failure: ServerError, failing_seconds: float) -> float:
+        """No delay until every address has failed, and none beyond the last moment to try."""
+        if self._failures < self._addresses or not self.has_begun:
+            return 0.0
+        delay = min(self._backoff.next(failure.retry_seconds), self._retry_seconds - failing_seconds)
+        left = self.time_left()
+        return delay if left is None else min(delay, left)
+
+    def _given_up(self, failure: ServerError, broken: str) -> ServerError:
+        return ServerError(
+            failure.code,
+            f"{broken} and could not be continued within {self._retry_seconds:g} s "
+            f"({self._failures - 1} attempts): {failure}",
+            failure.retry_seconds,
+            failure.reason,
+        )
+
+
+def checked_retry_seconds(retry_seconds: float) -> float:
     """Return `retry_seconds`. Raises ValueError for a negative number or NaN."""
     if not retry_seconds >= 0:
         raise ValueError(f"retry_seconds must be a number of at least 0, not {retry_seconds}")

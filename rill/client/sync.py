@@ -12,7 +12,7 @@ A stream that breaks is continued (`rill.client.failover`): the application sees
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from typing import Any, Self, TypeVar
 
@@ -24,7 +24,8 @@ from rill.client.errors import ServerError
 from rill.client.failover import Failover
 from rill.client.interaction import Generation, InteractProtocol, Reply
 from rill.client.requests import generate_request, sampling_message
-from rill.client.retry import RETRY_SECONDS, checked_seconds, is_away
+from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
+from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import Beginning, SessionBase, closed_error
 from rill.v1 import rill_pb2 as pb
@@ -157,85 +158,73 @@ class Session(SessionBase):
 
 
 class Client:
-    """A client for `target`: "HOST:PORT", or several with commas between them, tried in turn until one is reached.
+    """A client for `target`: "HOST:PORT", or several separated by commas, called in turn until one answers.
 
-    A stream that breaks after it began is continued, for up to `retry_seconds` without a new character; 0: not at all.
-    Methods raise ServerError. Safe to use from several threads; a context manager.
+        with Client("10.0.0.5:50051,10.0.0.6:50051", security=Security(tls=True, token="...")) as client:
+            print("".join(client.generate("To be", max_chars=400, seed=7)))
 
-        Client("text.example.com:50051", security=Security(tls=True, token="..."))
+    A call that finds its server down or draining is made at the next address. Once something was received, calls are
+    repeated for up to `retry_seconds` without progress (0: never), and the application sees everything once. The
+    constructor raises ValueError for addresses and numbers that make no sense. Methods raise ServerError if no server
+    can be reached or one refuses the call, with code DATA_LOSS if the servers' answers contradict each other.
+    A client may be used by several threads, and as a context manager.
     """
 
     def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS, security: Security = PLAIN) -> None:
-        self._retry_seconds = checked_seconds(retry_seconds)
+        self._retry_seconds = checked_retry_seconds(retry_seconds)
         self._channels = [security.channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
-    def generate(self, prompt: str = "", *, timeout: float | None = None, **parameters: Any) -> Iterator[str]:
-        """The pieces of a text as they arrive. `parameters` as for `generate_request`; `timeout` in seconds."""
-        for message in self.stream(generate_request(prompt, **parameters), timeout=timeout):
-            if message.text:
-                yield message.text
+    def generate(
+        self, prompt: str = "", *, timeout: float | None = None, **parameters: Any
+    ) -> Generator[str, None, None]:
+        """Yield the pieces of a text as they arrive.
 
-    def stream(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> Iterator[pb.GenerateResponse]:
-        """The messages of a text; `timeout` is for all of it. Closing the iterator cancels the call."""
-        text = Failover(request, len(self._stubs), self._retry_seconds, timeout)
-        while (asked := text.request()) is not None:
-            call = self._stubs[text.address].Generate(asked, timeout=text.time_left())
-            error = None
-            try:
-                for message in call:
-                    if (shown := text.received(message)) is not None:
-                        yield shown
-            except grpc.RpcError as raised:
-                error = raised
-            finally:
-                call.cancel()
-            time.sleep(text.ended(error))
-        if (shown := text.lost_end()) is not None:
-            yield shown
+        `parameters` are those of `generate_request`, which raises ValueError; `timeout` is for the whole text, in
+        seconds. Raises ServerError. Closing the iterator cancels the call.
+        """
+        with closing(self.stream(generate_request(prompt, **parameters), timeout=timeout)) as messages:
+            for message in messages:
+                if message.text:
+                    yield message.text
+
+    def stream(
+        self, request: pb.GenerateRequest, *, timeout: float | None = None
+    ) -> Generator[pb.GenerateResponse, None, None]:
+        """Return the messages of a text; see `generate`."""
+        return self._messages("Generate", Failover(request, len(self._stubs), self._retry_seconds, timeout))
 
     def score(
         self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
-    ) -> Iterator[pb.ScoreResponse]:
-        """The log-probabilities of the characters of `text` as they come, and last the total; see rill.proto.
+    ) -> Generator[pb.ScoreResponse, None, None]:
+        """Return messages with the log-probabilities of the characters of `text` in nats, and a total on the last.
 
-        The next address is tried if one cannot be reached; what breaks after the first message is not repeated.
+        Raises ServerError. Closing the iterator cancels the call.
         """
         request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
-        for stub in self._stubs:
-            call, message = stub.Score(request, timeout=timeout), None
-            try:
-                for message in call:
-                    yield message
-                return
-            except grpc.RpcError as raised:
-                error = ServerError.from_rpc(raised)
-                if message or not is_away(error) or stub is self._stubs[-1]:
-                    raise error from None
-            finally:
-                call.cancel()
+        return self._messages("Score", Scoring(request, len(self._stubs), self._retry_seconds, timeout))
 
     def interact(
         self, model: str = "", resume_token: bytes = b"", *, timeout: float | None = None, **sampling: Any
     ) -> Session:
-        """A live state on the server, to be used in a with statement, which opens it; see `sessions`.
+        """Return a live state on a server, which a with statement opens; see `Session`.
 
-        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. The next address is tried if one cannot be
-        reached; a session whose server ends is over. `timeout` is for all of it.
+        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. `timeout` is for the whole session, in seconds.
+        Raises ValueError for parameters that no message can hold.
         """
         return Session(self._stubs, Beginning(model, resume_token, sampling_message(sampling)), timeout)
 
     def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
-        """What is served, and how busy the server is."""
-        for stub in self._stubs:
+        """Return what is served, and how busy the server is. Raises ServerError."""
+        attempts = Attempts(len(self._stubs), timeout=timeout)
+        while True:
+            ask = self._stubs[attempts.address].ListModels
             try:
-                response: pb.ListModelsResponse = stub.ListModels(pb.ListModelsRequest(), timeout=timeout)
-                return response
-            except grpc.RpcError as raised:
-                error = ServerError.from_rpc(raised)
-                if not is_away(error) or stub is self._stubs[-1]:
-                    raise error from None
-        raise AssertionError("there is at least one channel")
+                served: pb.ListModelsResponse = ask(pb.ListModelsRequest(), timeout=attempts.time_left())
+                return served
+            except grpc.RpcError as error:
+                failure = ServerError.from_rpc(error)
+            attempts.failed(failure)
 
     def close(self) -> None:
         """Close the connections; calls in progress end."""
@@ -247,3 +236,19 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _messages(self, method: str, repeated: Failover | Scoring) -> Generator[Any, None, None]:
+        while (request := repeated.request()) is not None:
+            call = getattr(self._stubs[repeated.address], method)(request, timeout=repeated.time_left())
+            error = None
+            try:
+                for message in call:
+                    if (shown := repeated.received(message)) is not None:
+                        yield shown
+            except grpc.RpcError as raised:
+                error = raised
+            finally:
+                call.cancel()
+            time.sleep(repeated.ended(error))
+        if (last := repeated.lost_end()) is not None:
+            yield last

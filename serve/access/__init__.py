@@ -1,1 +1,1 @@
-"""Who may call: bearer tokens, certificates, limits per client."""
+"""Access control: bearer tokens, certificates, limits per client."""

@@ -1,45 +1,53 @@
-"""Who is calling, and how many streams each may have at once."""
+"""Limits on the streams that one client may have at once."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
-from rill.serve.access.bearer_tokens import BearerTokens
-from rill.serve.api.statuses import Context
+from rill.serve.access.bearer_tokens import BearerTokens, Metadata
 from rill.serve.errors import ClientLimitError
-from rill.serve.models.slots import RETRY_SECONDS
+
+
+class Caller(Protocol):
+    """The part of a call's gRPC context that identifies the client."""
+
+    def peer(self) -> str:
+        """Return the client's address."""
+
+    def invocation_metadata(self) -> Metadata | None:
+        """Return the call's metadata."""
 
 
 class ClientLimits:
-    """Gives each client up to `most` places, with 0 any number; used on the event loop only.
+    """Admits up to `limit` calls of each client at once, with 0 any number; used on the event loop only.
 
-    A client is the holder of one of `tokens`; where there are none, an address.
+    A client is the holder of one of `tokens`; without tokens, an address.
     """
 
-    def __init__(self, most: int = 0, tokens: BearerTokens | None = None) -> None:
-        self._most, self._tokens = most, tokens
-        self._places: Counter[bytes | str] = Counter()
+    def __init__(self, limit: int = 0, tokens: BearerTokens | None = None) -> None:
+        self._limit, self._tokens = limit, tokens
+        self._calls: Counter[bytes | str] = Counter()
 
-    def place(self, context: Context) -> AbstractContextManager[None]:
-        """A place for a call, until it ends in any way. Entering raises ClientLimitError."""
-        return self._place(context) if self._most else nullcontext()
+    def admit(self, caller: Caller) -> AbstractContextManager[None]:
+        """Count a call until the context is left. Entering raises ClientLimitError."""
+        return self._admit(caller) if self._limit else nullcontext()
 
     @contextmanager
-    def _place(self, context: Context) -> Iterator[None]:
-        client = self._client(context)
-        if self._places[client] >= self._most:
+    def _admit(self, caller: Caller) -> Iterator[None]:
+        client = self._client(caller)
+        if self._calls[client] >= self._limit:
             raise ClientLimitError(
-                f"this client has {self._most} streams already, as many as it may have at once; try again later",
-                RETRY_SECONDS,
+                f"this client already has {self._limit} streams, the most it may have at once; try again later"
             )
-        self._places[client] += 1
+        self._calls[client] += 1
         try:
             yield
         finally:
-            self._places[client] -= 1
-            if not self._places[client]:
-                del self._places[client]  # or it would grow with every address there is
+            self._calls[client] -= 1
+            if not self._calls[client]:
+                del self._calls[client]  # otherwise it would grow with each new address
 
-    def _client(self, context: Context) -> bytes | str:
-        holder = self._tokens.holder(context.invocation_metadata() or ()) if self._tokens else None
-        return holder or context.peer().rpartition(":")[0]  # without the port
+    def _client(self, caller: Caller) -> bytes | str:
+        holder = self._tokens.holder(caller.invocation_metadata() or ()) if self._tokens else None
+        return holder or caller.peer().rpartition(":")[0]  # without the port

@@ -17,32 +17,33 @@ Content = TypeVar("Content")
 
 
 class ReloadedFiles(Generic[Content]):
-    """What `read` makes of some files: read at once, and again when one of them has changed.
+    """The `content` that `read` returns for some files: read at once, and again when one of them has changed.
 
-    `read` raises StartError, as this does at first; later that is logged once for each change, and `content` stays.
+    `read` may raise StartError, and so does the constructor; later the error is logged, once for each change, and the
+    old content stays in use.
     """
 
     def __init__(self, paths: Sequence[str], read: Callable[[], Content]) -> None:
         self._paths, self._read = paths, read
-        self._seen = self._now()
+        self._seen = self._versions()
         self.content = read()
 
     def renew(self) -> bool:
-        """Read the files again if they have changed; whether there is new content."""
-        now = self._now()
+        """Read the files again if they have changed; returns whether there is new content."""
+        now = self._versions()
         if now == self._seen:
             return False
         self._seen = now
         try:
             self.content = self._read()
         except StartError as error:
-            log.error("%s; what was read before stays in use", error)
+            log.error("%s; the previous content stays in use", error)
             return False
         log.info("%s: read again", ", ".join(self._paths))
         return True
 
-    def _now(self) -> list[tuple[int, ...]]:
-        """What tells one version of the files from another; a file that is not there has its version too."""
+    def _versions(self) -> list[tuple[int, ...]]:
+        """Return for each file what changes with its content; a missing file has a version, too."""
         versions: list[tuple[int, ...]] = []
         for path in self._paths:
             try:
@@ -55,20 +56,20 @@ class ReloadedFiles(Generic[Content]):
 
 
 def read_file(flag: str, path: str) -> bytes:
-    """The content of a file that `flag` names. Raises StartError."""
+    """Return the content of the file given with `flag`. Raises StartError."""
     try:
         if not Path(path).is_file():
-            raise StartError(f"{flag} {path} is {'no file' if Path(path).exists() else 'not there'}")
+            raise StartError(f"{flag} {path} {'is not a file' if Path(path).exists() else 'does not exist'}")
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise StartError(f"{flag} {path} cannot be read: {error.strerror}") from None
     if len(content) > LARGEST:
-        raise StartError(f"{flag} {path} is larger than {LARGEST} bytes: not a file of this kind")
+        raise StartError(f"{flag} {path} is larger than {LARGEST} bytes: probably the wrong file")
     return content
 
 
 def warn_if_others_may_read(flag: str, path: str) -> None:
-    """Log a warning if every user of the machine may read a secret."""
+    """Log a warning if every user of the machine can read a secret."""
     if os.name == "posix" and os.stat(path).st_mode & stat.S_IROTH:
         log.warning("%s %s can be read by every user of this machine: chmod o-r %s", flag, path, path)

@@ -1,17 +1,11 @@
-"""A call from its arrival to its end: what the metrics and the log say of it. Never a text, nor a part of one.
-
-That is written down for all calls together, some times a second (`Ledger`): alone, between two engine rounds, whose
-weights fill the processor's caches, the same few lines of Python take four times as long.
-"""
+"""A call from its arrival to its end: what the metrics and the log report of it. Never a text, nor part of one."""
 
 import asyncio
 import logging
 import random
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import grpc
 import grpc.aio
@@ -21,6 +15,7 @@ from rill.serve.api.stalls import Wait
 from rill.serve.api.statuses import Context, code_of, reason_of
 from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import ServeError
+from rill.serve.observe.ledger import Ledger
 from rill.serve.observe.metrics import ModelMetrics, call_latency_of, calls_of, rejections_of
 
 REQUEST_ID = "x-request-id"  # in a call's metadata, and in its trailing metadata, which costs no message
@@ -28,49 +23,8 @@ LONGEST_ID = 128  # characters
 # A client whose deadline is over cancels at that moment, which may be here before our own clock says so.
 DEADLINE_SECONDS = 0.1
 NOT_LOGGED = ("ListModels",)  # those who watch a server ask it often
-LEDGER_SECONDS = 0.1  # until what has happened is in the metrics and the log
-WRITTEN_AT_ONCE = 64  # entries of the ledger
 
 log = logging.getLogger("rill.calls")
-
-
-class Ledger:
-    """What is to be written down, in the order in which it happened; used on the event loop only."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[Callable[[Any], None], Any]] = []
-        self._due: deque[tuple[Callable[[Any], None], Any]] = deque()  # before those
-
-    def note(self, write: Callable[[Any], None], what: Any) -> None:
-        """Let `write` be called with `what`, soon."""
-        if not self._entries:
-            asyncio.get_running_loop().call_later(LEDGER_SECONDS, self._begin)
-        self._entries.append((write, what))
-
-    def settle(self) -> None:
-        """Write down everything now."""
-        self._gather()
-        while self._due:
-            self._write_some()
-
-    def _begin(self) -> None:
-        self._gather()
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """Write down some, and the others in the next iterations: all at once, it could take 10 ms."""
-        if len(self._due) > WRITTEN_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._go_on)
-        self._write_some()
-
-    def _gather(self) -> None:
-        self._due += self._entries
-        self._entries.clear()
-
-    def _write_some(self) -> None:
-        for _ in range(min(WRITTEN_AT_ONCE, len(self._due))):
-            write, what = self._due.popleft()
-            write(what)
 
 
 class Call(Wait):

@@ -13,10 +13,11 @@ from dataclasses import replace
 from functools import partial
 
 from rill.serve.api.call import Call
-from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.requests import spec_of
 from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder, event_of
 from rill.serve.api.resume_tokens import Resumption
 from rill.serve.api.score import Floats, Score, given_text, read, snapshot_of
+from rill.serve.config import ServerConfig
 from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import DrainingError, OutOfOrderError, RequestError, ServeError
 from rill.serve.models.model import Model
@@ -98,11 +99,11 @@ class Interaction:
         slot: int,
         spec: StreamSpec,
         messages: ResponseBuilder,
-        limits: Limits,
+        config: ServerConfig,
         inbox: Inbox,
         call: Call,
     ) -> None:
-        self._model, self._slot, self._messages, self._limits = model, slot, messages, limits
+        self._model, self._slot, self._messages, self._config = model, slot, messages, config
         self._inbox, self._call = inbox, call
         self._at = Resumption(
             snapshot_of(spec, model), spec.seed, spec.sampling, spec.stops, spec.include_stop, same_numerics=True
@@ -149,7 +150,7 @@ class Interaction:
                 raise RequestError("action", "an InteractRequest needs an action that this server knows")
 
     async def _feed(self, text: str) -> None:
-        given = await given_text(text, self._model, self._limits.prompt, "feed")
+        given = await given_text(text, self._model, self._config.max_prompt, "feed")
         score = Score()
 
         async def add(logprobs: Floats) -> None:
@@ -260,7 +261,7 @@ class Interaction:
 
     def _spec(self, request: pb.GenerateRequest) -> StreamSpec:
         """What a request for text would mean here."""
-        return spec_of(request, self._at, self._model, self._limits)
+        return spec_of(request, self._at, self._model, self._config)
 
     def _token(self) -> bytes:
         spec = self._spec(pb.GenerateRequest())

@@ -1,13 +1,14 @@
 """From a request, and the resume token that it may have, to an order; whatever has no meaning is named."""
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rill.sampling import Sampling, SamplingError
 from rill.serve.api.resume_tokens import MOST_STOPS, Resumption
+from rill.serve.config import ServerConfig
 from rill.serve.engine.text_codec import GivenText, LongPrompt
 from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import RequestError
@@ -20,21 +21,11 @@ ALTERNATIVES = 20  # as many as the serving graph gives
 DEFAULT = Sampling()
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the operator allows in one request, in characters (`chars` 0: any number), and its reader in seconds."""
-
-    prompt: int = 1_000_000
-    chars: int = 0
-    score: int = 16_000_000
-    stall: float = 300.0  # that a message may wait to be taken; 0: for ever
-
-
 def spec_of(
     request: pb.GenerateRequest,
     resumption: Resumption | None,
     model: Model,
-    limits: Limits,
+    config: ServerConfig,
     prompt: GivenText | None = None,
 ) -> StreamSpec:
     """What to generate. Raises RequestError for a field without meaning.
@@ -47,18 +38,18 @@ def spec_of(
         )
     if request.max_chars >= 2**62:
         raise RequestError("max_chars", "max_chars must be below 2^62; 0 means no limit")
-    if limits.chars and request.max_chars > limits.chars:
+    if config.max_chars and request.max_chars > config.max_chars:
         raise RequestError(
-            "max_chars", f"max_chars is {request.max_chars}; this server makes {limits.chars} characters a call"
+            "max_chars", f"max_chars is {request.max_chars}; this server generates {config.max_chars} characters a call"
         )
     if request.logprobs > ALTERNATIVES:
         raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {request.logprobs}")
     spec = StreamSpec(
-        prompt=_long_prompt(prompt, resumption) if prompt else _prompt(request.prompt, resumption, model, limits),
+        prompt=_long_prompt(prompt, resumption) if prompt else _prompt(request.prompt, resumption, model, config),
         prompt_chars=len(prompt or request.prompt),
         sampling=_sampling(request.sampling, resumption.sampling if resumption else DEFAULT, model),
         seed=_seed(request.sampling, resumption),
-        max_chars=request.max_chars or limits.chars,
+        max_chars=request.max_chars or config.max_chars,
         chars_per_second=request.chars_per_second,
         stops=_stops(request.stop),
         include_stop=request.include_stop,
@@ -79,12 +70,12 @@ def spec_of(
     )
 
 
-def _prompt(text: str, resumption: Resumption | None, model: Model, limits: Limits) -> Any:
+def _prompt(text: str, resumption: Resumption | None, model: Model, config: ServerConfig) -> Any:
     """The ids that the model reads first: from a token on, its last character is still to be read."""
     if not (text or resumption):
         return np.array([model.bundle.vocabulary.start_id])
-    if len(text) > limits.prompt:
-        raise RequestError("prompt", f"the prompt has {len(text)} characters; this server takes {limits.prompt}")
+    if len(text) > config.max_prompt:
+        raise RequestError("prompt", f"the prompt has {len(text)} characters; this server takes {config.max_prompt}")
     try:
         ids = model.codec.encode(text)
     except UnknownCharacterError as error:

@@ -8,19 +8,21 @@ from typing import Any
 import grpc
 
 from rill.serve.access.client_limits import ClientLimits
-from rill.serve.api.call import Call, Ledger
+from rill.serve.api.call import Call
 from rill.serve.api.interact import Inbox, Interaction
-from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.requests import spec_of
 from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.score import CHECKED_AT_ONCE, Floats, Score, given_text, read
 from rill.serve.api.stalls import StallWatch
 from rill.serve.api.statuses import Context, set_status
+from rill.serve.config import ServerConfig
 from rill.serve.engine.stream import Stream
 from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import DrainingError, OutOfOrderError, ServeError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
+from rill.serve.observe.ledger import Ledger
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer
 
@@ -31,20 +33,20 @@ def _statuses(handler: Any) -> Any:
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
         call = self._make_call(handler.__name__, context, self._ledger)
-        self._patience.begin(call)
+        self._stalls.begin(call)
         try:
             if isinstance(request, ServeError):  # `rill.serve.api.wire`
                 raise request
             return await handler(self, request, context, call)
         except BaseException as caught:
-            error = self._patience.reason(call, caught)
+            error = self._stalls.reason(call, caught)
             call.fail(error)
             if not isinstance(error, ServeError):
                 raise
             set_status(context, error)
             return None
         finally:
-            self._patience.end(call)
+            self._stalls.end(call)
             call.close()
 
     return handle
@@ -64,21 +66,22 @@ def _refusal(service: "TextGeneration", method: str) -> Any:
 
 
 class TextGeneration(TextGenerationServicer):
-    """All calls come here; what they may ask of `models` is within `limits`, and how many at once is for `clients`."""
+    """The service's methods, over `models`, within the limits of `config` and `clients`."""
 
     def __init__(
         self,
         models: Catalog,
         tokens: ResumeTokens,
-        limits: Limits,
+        config: ServerConfig,
         clients: ClientLimits | None = None,
         messages: ResponseBuilder | None = None,
         make_call: Callable[[str, Context, Ledger], Call] = Call,
     ) -> None:
-        self._models, self._tokens, self._limits = models, tokens, limits
+        self._models, self._tokens, self._config = models, tokens, config
         self._messages, self._make_call = messages or ResponseBuilder(tokens), make_call
         self._inboxes: set[Inbox] = set()
-        self._clients, self._patience, self._ledger = clients or ClientLimits(), StallWatch(limits.stall), Ledger()
+        self._clients, self._ledger = clients or ClientLimits(), Ledger()
+        self._stalls = StallWatch(config.stall_seconds)
         self._refusals = {method: _refusal(self, method) for method in ("Generate", "Interact", "Score")}
         self.draining = False
 
@@ -105,7 +108,7 @@ class TextGeneration(TextGenerationServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
         """Stream text; see rill.proto."""
         model = self._model(call, request.model, request.resume_token)
-        with self._clients.place(context), model.in_flight:
+        with self._clients.admit(context), model.in_flight:
             spec = await self._spec(request, model, context)
             async with model.slot() as slot:
                 call.joined(spec)
@@ -147,11 +150,11 @@ class TextGeneration(TextGenerationServicer):
             asked = first.open
             model = self._model(call, asked.model, asked.resume_token)
             request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
-            with self._clients.place(context), model.in_flight:
+            with self._clients.admit(context), model.in_flight:
                 spec = await self._spec(request, model, context)
                 async with model.slot() as slot:
                     call.joined(spec)
-                    await Interaction(model, slot, spec, self._messages, self._limits, inbox, call).run()
+                    await Interaction(model, slot, spec, self._messages, self._config, inbox, call).run()
         finally:
             self._inboxes.remove(inbox)
             inbox.close()
@@ -166,9 +169,9 @@ class TextGeneration(TextGenerationServicer):
             score.add(logprobs)
             call.scored(len(logprobs))
 
-        with self._clients.place(context), model.in_flight:
+        with self._clients.admit(context), model.in_flight:
             spec = await self._spec(pb.GenerateRequest(resume_token=request.resume_token), model, context)
-            text = await given_text(request.text, model, self._limits.score)
+            text = await given_text(request.text, model, self._config.max_score_chars)
             async with model.slot() as slot:
                 call.joined(spec)
                 snapshot = await read(model, slot, spec, text, write)
@@ -199,10 +202,10 @@ class TextGeneration(TextGenerationServicer):
         resumption = None
         if request.resume_token:
             resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
-        text, most = request.prompt, self._limits.prompt
+        text, most = request.prompt, self._config.max_prompt
         # As an array, a long one would hold up all others for tens of milliseconds.
         prompt = await given_text(text, model, most, "prompt") if CHECKED_AT_ONCE < len(text) <= most else None
-        spec = spec_of(request, resumption, model, self._limits, prompt)
+        spec = spec_of(request, resumption, model, self._config, prompt)
         if resumption and not resumption.same_numerics:
             await context.send_initial_metadata((("rill-numerics", "differs"),))
         return spec

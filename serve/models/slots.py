@@ -5,8 +5,6 @@ from collections import deque
 
 from rill.serve.errors import ServeError, WaitingLineFullError
 
-RETRY_SECONDS = 1.0
-
 
 class Slots:
     """Slots 0..slots-1 and a waiting line for `waiting` callers; used on the event loop only."""
@@ -34,8 +32,7 @@ class Slots:
     def full_error(self) -> WaitingLineFullError:
         """What those are told for whom there is no room."""
         return WaitingLineFullError(
-            f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later",
-            RETRY_SECONDS,
+            f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later"
         )
 
     def require_capacity(self) -> None:

@@ -1,4 +1,5 @@
-"""Logs to stderr, as text or JSON, by a thread of their own: what nobody reads is lost, counted, and holds up nothing.
+"""Logs to stderr, as text or JSON, written by a thread of their own: unread lines are dropped and counted, never waited
+for.
 
 A record may have `fields`, which are written as key=value, or in JSON as keys of the line.
 """
@@ -15,16 +16,17 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rill.serve.config import LOG_FORMATS
 from rill.serve.observe.metrics import DROPPED_LINES
 
 WAITING_LINES = 10_000  # at most: a few megabytes
-TOGETHER_SECONDS = 0.05  # that a line waits for others
-STOP_SECONDS = 1.0  # that the server's end waits for the last lines
+TOGETHER_SECONDS = 0.05  # for which a line waits for more
+STOP_SECONDS = 1.0  # for which the server's end waits for the last lines
 PIPE_BYTES = 4096  # PIPE_BUF of Linux
 
-Lines = queue.SimpleQueue[bytes]  # an empty one: the end
+Lines = queue.SimpleQueue[bytes]  # an empty line ends it
 
-_BARE = re.compile(r'[^\s"=\\]+')  # what key=value shows without quotes
+_BARE = re.compile(r'[^\s"=\\]+')  # values that need no quotes in key=value
 
 
 class TextFormatter(logging.Formatter):
@@ -34,16 +36,16 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line, without a traceback."""
+        """Return the line, without a traceback."""
         fields: dict[str, Any] = getattr(record, "fields", {})
         return " ".join([super().formatMessage(record), *(f"{key}={_value(value)}" for key, value in fields.items())])
 
 
 class JsonFormatter(logging.Formatter):
-    """An object a line: time (UTC), level, message, the fields, and traceback where there is one."""
+    """One object per line: time (UTC), level, message, the fields, and the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{seconds}.{int(record.msecs):03}Z",
@@ -56,13 +58,13 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-FORMATS = {"text": TextFormatter, "json": JsonFormatter}
+FORMATS = dict(zip(LOG_FORMATS, (TextFormatter, JsonFormatter), strict=True))
 
 
 class QueueHandler(logging.Handler):
-    """Makes lines of records, and leaves it to the writer's thread to write them; every record has the `fields` too.
+    """Turns records into lines and queues them for the writer's thread; adds `fields` to every record.
 
-    `dropped` counts those that had no place in the queue.
+    `dropped` counts the lines that found the queue full.
     """
 
     def __init__(self, formatter: logging.Formatter, fields: Mapping[str, Any] | None = None) -> None:
@@ -73,7 +75,7 @@ class QueueHandler(logging.Handler):
         self._fields = fields or {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put its line in the queue, if there is place. (Whoever calls this has the handler's lock.)"""
+        """Queue a record's line unless the queue is full. The caller holds the handler's lock."""
         if self.queue.qsize() < WAITING_LINES:
             self.queue.put(self.line(record))
         else:
@@ -81,32 +83,32 @@ class QueueHandler(logging.Handler):
             DROPPED_LINES.inc()
 
     def line(self, record: logging.LogRecord) -> bytes:
-        """The line of a record."""
+        """Return the line of a record."""
         try:
             if self._fields:
                 record.fields = {**self._fields, **getattr(record, "fields", {})}
             return f"{self.format(record)}\n".encode(errors="backslashreplace")
-        except Exception as error:  # the others can be written
+        except Exception as error:  # other lines can still be written
             return f"a log line from {record.pathname}:{record.lineno} cannot be written: {error}\n".encode()
 
 
 class Writer(threading.Thread):
-    """Writes the lines of a handler to a file descriptor, and how many are missing there.
+    """Writes the lines of a handler to a file descriptor, and reports how many were dropped.
 
-    They go together: each time that it wakes up, it takes the GIL from those who stream. And not through Python's own
-    buffer, whose lock a thread that waits for the reader would keep at exit.
+    It writes several lines together, since each wake-up takes the GIL from streams. It bypasses Python's own buffer:
+    a thread that waits for the reader would hold the buffer's lock at exit.
     """
 
     def __init__(self, descriptor: int, source: QueueHandler) -> None:
         super().__init__(name="rill-log", daemon=True)
         self._descriptor, self._source = descriptor, source
-        self._told = 0  # of those that are missing
-        self._ends = threading.Event()
+        self._reported = 0  # of the dropped lines
+        self._ending = threading.Event()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Write lines until `stop`."""
         while line := self._source.queue.get():
-            self._ends.wait(TOGETHER_SECONDS)
+            self._ending.wait(TOGETHER_SECONDS)
             lines = [line]
             while line and not self._source.queue.empty():
                 if line := self._source.queue.get():
@@ -116,33 +118,36 @@ class Writer(threading.Thread):
                 return
 
     def stop(self) -> None:
-        """Write what is left, as far as somebody reads it; nothing after it."""
-        self._ends.set()
+        """Write the remaining lines, as far as they are read, and end."""
+        self._ending.set()
         self._source.queue.put(b"")
         self.join(STOP_SECONDS)
 
     def _write(self, lines: list[bytes]) -> None:
-        if missing := self._source.dropped - self._told:
-            self._told += missing
-            said = {"name": "rill", "levelname": "WARNING", "msg": f"{missing} log lines were lost: nobody read them"}
-            lines.append(self._source.line(logging.makeLogRecord(said)))
+        if missing := self._source.dropped - self._reported:
+            self._reported += missing
+            record = {
+                "name": "rill",
+                "levelname": "WARNING",
+                "msg": f"{missing} log lines were dropped: stderr was full",
+            }
+            lines.append(self._source.line(logging.makeLogRecord(record)))
         try:
             for chunk in _chunks(lines):
                 left = memoryview(chunk)
                 while left:
                     left = left[os.write(self._descriptor, left) :]
-        except OSError:  # nobody will read it
+        except OSError:  # the reader has closed it
             DROPPED_LINES.inc(len(lines))
 
 
 def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, Any] | None = None) -> Writer:
-    """Write all logs from INFO on to `descriptor`, as one of FORMATS; without `calls`, no line for each call.
+    """Write all logs from INFO on to `descriptor`, in a format of LOG_FORMATS; with `calls`, a line for each call.
 
-    All lines have the `fields`.
-
-    Other libraries' logs, from WARNING on, take the same way: nothing that logs waits for whoever reads.
+    All lines have the `fields`. Other libraries' logs, from WARNING on, are written the same way: no code that logs
+    waits for the reader.
     """
-    # What no format shows would be looked up for each record (Python's Logging HOWTO, "Optimization").
+    # Do not collect what no format shows (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     handler = QueueHandler(FORMATS[form](), fields)
@@ -157,14 +162,14 @@ def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, 
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    """A client may leave while the last of its call is sent. gRPC logs that with a traceback if it hears of it late."""
+    """Drop gRPC's traceback for a client that left while its last message was being sent."""
     if record.getMessage().startswith("ExecuteBatchError"):
         record.exc_info = None
     return True
 
 
 def stderr() -> int:
-    """Its file descriptor; where it is closed, its number may be another file's."""
+    """Return the descriptor of stderr; if it is closed, its number may belong to another file."""
     return sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY)
 
 
@@ -176,7 +181,7 @@ def _value(value: Any) -> str:
 
 
 def _chunks(lines: list[bytes]) -> Iterator[bytes]:
-    """The lines together, but no more than a pipe takes at once: other processes may write to it too."""
+    """Join lines up to the size that a pipe takes at once: other processes may write to it as well."""
     chunk = b""
     for line in lines:
         if chunk and len(chunk) + len(line) > PIPE_BYTES:

@@ -1,4 +1,4 @@
-"""The gauges of what is served, brought up to date once a second: nothing that streams do waits for them."""
+"""The gauges of models and streams, updated once a second: no stream waits for them."""
 
 import asyncio
 import platform
@@ -9,6 +9,7 @@ import grpc
 import onnxruntime
 from prometheus_client import Gauge
 
+from rill.programs import DISTRIBUTION
 from rill.serve.models.catalog import Catalog
 from rill.serve.observe.metrics import (
     BUILD_INFO,
@@ -22,17 +23,17 @@ from rill.serve.observe.metrics import (
 
 SECONDS = 1.0
 
-Series = tuple[Gauge, tuple[str, ...]]  # and the values of its labels
+Series = tuple[Gauge, tuple[str, ...]]  # with the values of its labels
 
 
 async def keep_current(models: Catalog) -> None:
-    """Until cancelled."""
+    """Update the gauges until cancelled."""
     BUILD_INFO.labels(_version(), onnxruntime.__version__, grpc.__version__, platform.python_version()).set(1)
     shown: set[Series] = set()
     while True:
         values = _values(models)
         for gauge, labels in shown - values.keys():
-            if IS_SHARED:  # prometheus_client cannot remove what other processes may have too
+            if IS_SHARED:  # prometheus_client cannot remove a series that other processes may have
                 gauge.labels(*labels).set(0)
             else:
                 gauge.remove(*labels)
@@ -44,7 +45,7 @@ async def keep_current(models: Catalog) -> None:
 
 
 def _values(models: Catalog) -> dict[Series, float]:
-    """What each gauge is now; a model that ends and one of its name that took its place are one."""
+    """Return the value of each series; a model that is being replaced and its successor share theirs."""
     values: defaultdict[Series, float] = defaultdict(float)
     for model in models.all:
         name = (model.bundle.name,)
@@ -58,8 +59,8 @@ def _values(models: Catalog) -> dict[Series, float]:
 
 
 def _version() -> str:
-    """Rill's own; empty where it is run from its source."""
+    """Return Rill's version; empty where it is not installed."""
     try:
-        return metadata.version("rill")
+        return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return ""

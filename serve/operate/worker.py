@@ -1,10 +1,10 @@
 """One of several server processes on a port, which its parent (`supervisor`) starts.
 
-stdin     from the parent: what to serve, pickled; later a byte each time it is to stop. Its end is the parent's end.
-stdout    to the parent: the "listening" line, or why there is none
+stdin     from the parent: the configuration, pickled; later a byte for each stop signal. It ends with the parent.
+stdout    to the parent: the "listening" line, or the error
 
-SIGHUP is as for any server. SIGTERM and SIGINT are blocked: a terminal or an init system may send them to the parent
-and to all processes at once, and a process would take what the parent passes on for the second.
+SIGHUP works as for any server. SIGTERM and SIGINT are blocked: a terminal or an init system may send them to the parent
+and to all processes at once, and a process would mistake the one that the parent forwards for a second signal.
 """
 
 import asyncio
@@ -20,40 +20,40 @@ from rill.serve.operate.server import Parent, Stop, log, serve
 
 def main() -> int:
     """Serve until the parent says stop; returns the exit status: 2 if the server could not start."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can do as it says
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
-        number, settings, keys = pickle.load(sys.stdin.buffer)
-    except EOFError:  # the parent is gone
+        number, config, keys = pickle.load(sys.stdin.buffer)
+    except EOFError:  # the parent has ended
         return 1
-    start_logging(settings.log_format, settings.access_log, stderr(), {"engine": number})
+    start_logging(config.log_format, config.access_log, stderr(), {"engine": number})
     try:
-        asyncio.run(serve(settings, Parent(keys, _listen)))
+        asyncio.run(serve(config, Parent(keys, _listen)))
     except StartError as error:
         print(f"error: {error}", flush=True)
         return 2
     except BrokenEngineError as error:
         log.error("%s", error)
         return 1
-    except BrokenPipeError:  # the parent is gone
+    except BrokenPipeError:  # the parent has ended
         return 1
     return 0
 
 
 def _listen(stop: Stop) -> None:
-    """Let `stop` receive a signal each time the parent says so, and once if it ends without a word."""
-    loop, stdin, told = asyncio.get_running_loop(), sys.stdin.fileno(), False
+    """Make `stop` receive a signal for each byte from the parent, and one if it ends without sending any."""
+    loop, stdin, is_stopping = asyncio.get_running_loop(), sys.stdin.fileno(), False
 
-    def hear() -> None:
-        nonlocal told
-        word = os.read(stdin, 1)
-        if word or not told:
+    def read() -> None:
+        nonlocal is_stopping
+        byte = os.read(stdin, 1)
+        if byte or not is_stopping:
             stop.put_nowait(signal.SIGTERM)
-            told = True
-        if not word:
+            is_stopping = True
+        if not byte:
             loop.remove_reader(stdin)
 
-    loop.add_reader(stdin, hear)
+    loop.add_reader(stdin, read)
 
 
 if __name__ == "__main__":

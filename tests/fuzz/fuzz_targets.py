@@ -38,10 +38,11 @@ from rill.client.failover import Failover
 from rill.export.foreign.files import ForeignError, load_state_dict_file, load_vocabulary_file
 from rill.export.write import is_replaceable, manifest_of
 from rill.sampling import Sampling
-from rill.serve.api.requests import STOP_CHARACTERS, Limits, spec_of
+from rill.serve.api.requests import STOP_CHARACTERS, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens, Resumption, read_key
 from rill.serve.api.score import given_text
 from rill.serve.api.statuses import set_status
+from rill.serve.config import ServerConfig
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.stops import StopFinder
 from rill.serve.engine.text_codec import TextCodec
@@ -62,7 +63,7 @@ METADATA_BYTES = 8192  # of all trailing metadata: beyond that, gRPC may put an 
 LETTERS = ("\n", " ", "a", "b", "c", "é")
 NUMERICS = "onnxruntime-0-fuzz"
 KEYS = [bytes(range(32)), bytes(range(1, 33))]
-LIMITS = Limits(prompt=1000, chars=0, score=2000)
+CONFIG = ServerConfig(max_prompt=1000, max_score_chars=2000)
 
 
 def _bundle(symbols=LETTERS, salt=b"", task="generate"):
@@ -151,7 +152,7 @@ def _status(error):
 
 def _spec(request):
     resumption = TOKENS.open(request.resume_token, BUNDLE, NUMERICS) if request.resume_token else None
-    return spec_of(request, resumption, MODEL, LIMITS)
+    return spec_of(request, resumption, MODEL, CONFIG)
 
 
 def _is_allowed(request):
@@ -159,7 +160,7 @@ def _is_allowed(request):
     sampling, bias = request.sampling, request.sampling.logit_bias
     return (
         set(request.prompt) <= set(LETTERS)
-        and len(request.prompt) <= LIMITS.prompt
+        and len(request.prompt) <= CONFIG.max_prompt
         and request.max_chars < 2**62
         and all(request.stop)
         and len(set(request.stop)) <= 32
@@ -209,7 +210,7 @@ def try_score(data):
         return "no message"
     try:
         _spec(pb.GenerateRequest(resume_token=request.resume_token))
-        given = _run(given_text(request.text, MODEL, LIMITS.score))
+        given = _run(given_text(request.text, MODEL, CONFIG.max_score_chars))
     except ServeError as error:
         return _status(error)
     assert "".join(BUNDLE.vocabulary.symbols[token] for token in given.ids(0, len(given))) == request.text
@@ -227,7 +228,7 @@ def try_interact(data):
             case "open":
                 _spec(pb.GenerateRequest(resume_token=action.open.resume_token, sampling=action.open.sampling))
             case "feed":
-                _run(given_text(action.feed, MODEL, LIMITS.prompt, "feed"))
+                _run(given_text(action.feed, MODEL, CONFIG.max_prompt, "feed"))
             case "generate":
                 asked = action.generate
                 request = pb.GenerateRequest(
@@ -236,7 +237,7 @@ def try_interact(data):
                 _spec(request)
             case "update":
                 held = TOKENS.open(GOOD_TOKENS[1], BUNDLE, NUMERICS)
-                spec = spec_of(pb.GenerateRequest(sampling=action.update), held, MODEL, LIMITS)
+                spec = spec_of(pb.GenerateRequest(sampling=action.update), held, MODEL, CONFIG)
                 assert (spec.stops, spec.partial_stop) == (held.stops, held.snapshot.partial_stop)
     except ServeError as error:
         return _status(error)

@@ -5,8 +5,7 @@ import os
 import pytest
 from servers import run_server
 
-from rill.serve.config import options_of
-from rill.serve.operate.server import Settings
+from rill.serve.config import ServerConfig, options_of
 
 
 @pytest.fixture
@@ -34,14 +33,14 @@ def told(tmp_path, monkeypatch, capsys):
 
 def test_without_a_word_it_is_the_default(told):
     options = told("b")
-    assert options.settings == Settings(bundles=["b"], resume_key_file=[])
+    assert options.config == ServerConfig(bundles=["b"], resume_key_file=[])
     assert not options.check
 
 
 def test_flags_come_before_the_environment_and_that_before_the_file(told):
     file = 'max-streams = 3\nmax-waiting = 3\nmax-chars = 3\nhost = "::1"\n'
-    settings = told("b", "--max-streams", 1, file=file, max_streams="2", max_waiting="2").settings
-    assert (settings.max_streams, settings.max_waiting, settings.max_chars, settings.host) == (1, 2, 3, "::1")
+    config = told("b", "--max-streams", 1, file=file, max_streams="2", max_waiting="2").config
+    assert (config.max_streams, config.max_waiting, config.max_chars, config.host) == (1, 2, 3, "::1")
 
 
 def test_every_kind_of_value_can_stand_in_a_file(told):
@@ -54,24 +53,24 @@ def test_every_kind_of_value_can_stand_in_a_file(told):
         round-milliseconds = 2.5
         tls-cert = "a file.pem"
     """
-    settings = told("a", file=file).settings
-    assert list(settings.bundles) == ["a", "b", "c"]
-    assert (settings.reflection, settings.access_log) == (False, True)
-    assert list(settings.resume_key_file) == ["new", "old"]
-    assert (settings.resume_ttl, settings.round_seconds, settings.tls_cert) == (60, 0.0025, "a file.pem")
+    config = told("a", file=file).config
+    assert list(config.bundles) == ["a", "b", "c"]
+    assert (config.reflection, config.access_log) == (False, True)
+    assert list(config.resume_key_file) == ["new", "old"]
+    assert (config.resume_ttl, config.round_seconds, config.tls_cert) == (60, 0.0025, "a file.pem")
 
 
 def test_every_kind_of_value_can_stand_in_the_environment(told):
-    settings = told(bundle="[a, b]", no_reflection="true", resume_key_file="[new, old]", drain_seconds="1.5").settings
-    assert list(settings.bundles) == ["a", "b"]
-    assert not settings.reflection
-    assert list(settings.resume_key_file) == ["new", "old"]
-    assert settings.drain_seconds == 1.5
+    config = told(bundle="[a, b]", no_reflection="true", resume_key_file="[new, old]", drain_seconds="1.5").config
+    assert list(config.bundles) == ["a", "b"]
+    assert not config.reflection
+    assert list(config.resume_key_file) == ["new", "old"]
+    assert config.drain_seconds == 1.5
 
 
 def test_the_file_may_be_named_in_the_environment(told, tmp_path):
     (tmp_path / "other.toml").write_text("port = 7\n")
-    assert told("b", config=str(tmp_path / "other.toml")).settings.port == 7
+    assert told("b", config=str(tmp_path / "other.toml")).config.port == 7
 
 
 @pytest.mark.parametrize(
@@ -80,8 +79,8 @@ def test_the_file_may_be_named_in_the_environment(told, tmp_path):
         ({"file": "max-strems = 3"}, "--max-strems"),
         ({"file": 'max-streams = "many"'}, "argument --max-streams: invalid int value: 'many'"),
         ({"file": "max-streams = 0"}, "--max-streams must be from 1 to 1000000, not 0"),
-        ({"file": "[serve]\nport = 1"}, "serve is neither text nor a number"),
-        ({"file": "port 1"}, "no TOML"),
+        ({"file": "[serve]\nport = 1"}, "serve is not a string, a number"),
+        ({"file": "port 1"}, "not valid TOML"),
         ({"file": "no-reflection = 'perhaps'"}, "no-reflection"),
         ({"max_strems": "3"}, "RILL_SERVE_MAX_STREMS"),
         ({"max_streams": "0"}, "--max-streams must be from 1"),
@@ -94,7 +93,7 @@ def test_what_has_no_meaning_is_named(told, how, said):
 
 
 def test_nothing_to_serve_is_an_error(told):
-    assert "which BUNDLE" in told("--port", 1)
+    assert "give at least one BUNDLE" in told("--port", 1)
 
 
 # --check-config
@@ -107,7 +106,7 @@ def test_what_can_be_served_is_said_without_listening(tiny_folder, tmp_path, run
         port = server.port
         done = run_command("rill.serve", "--config", tmp_path / "rill.toml", "--check-config", "--port", port)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "the configuration is good: models: tiny; provider: CPUExecutionProvider"
+    assert done.stdout.splitlines()[-1] == "the configuration is valid: models: tiny; provider: CPUExecutionProvider"
     assert str(tmp_path / "rill.toml") in done.stdout
     assert "max-streams" in done.stdout
 
@@ -117,7 +116,7 @@ def test_what_can_be_served_is_said_without_listening(tiny_folder, tmp_path, run
     [
         (["nowhere"], "nowhere"),
         (["--tls-cert", "c.pem"], "--tls-cert and --tls-key go together"),
-        (["--auth-token-file", "tokens"], "--auth-token-file tokens is not there"),
+        (["--auth-token-file", "tokens"], "--auth-token-file tokens does not exist"),
         (["--resume-key-file", "key"], "--resume-key-file key"),
         (["--device", "cuda:9"], "--device cuda:9"),
     ],

@@ -13,11 +13,12 @@ from random_models import save_bundle
 
 from rill.bundle import MANIFEST, BundleError, model_id, read_bundle
 from rill.export.write import manifest_of, write_bundle
+from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.engine.graph_safety import require_self_contained
 from rill.serve.errors import StartError
-from rill.serve.operate.server import Settings, _maker
+from rill.serve.operate.server import model_maker
 
 
 def external(location="secret", name="w"):
@@ -152,7 +153,7 @@ async def test_a_graph_that_takes_more_memory_than_there_is_is_one_error(tiny):
     model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, None))
     hostile = replace(tiny, graphs={**tiny.graphs, "decode": model.SerializeToString()})
     with pytest.raises(StartError, match=r"'tiny' cannot be (loaded|run)"):
-        _maker(Settings([], max_streams=8), print)(hostile)
+        model_maker(ServerConfig([], max_streams=8), print)(hostile)
 
 
 def written(bundle, folder):

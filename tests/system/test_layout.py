@@ -58,15 +58,15 @@ def test_a_serving_process_loads_neither_torch_nor_onnx(tiny_folder):
     program = f"""
 import asyncio, sys
 from rill.client.aio import AsyncClient
-from rill.serve.api.requests import Limits
-from rill.serve.operate.server import Catalog, ResumeTokens, Settings, TextGeneration, _listening, _maker, keys_of
+from rill.serve.config import ServerConfig
+from rill.serve.operate.server import Catalog, ResumeTokens, TextGeneration, listening, load_keys, model_maker
 
 async def main():
-    settings = Settings([{str(tiny_folder)!r}], port=0)
-    models = Catalog(settings.bundles, _maker(settings, print))
+    config = ServerConfig([{str(tiny_folder)!r}], port=0)
+    models = Catalog(config.bundles, model_maker(config, print))
     await models.start()
-    service = TextGeneration(models, ResumeTokens(keys_of(settings), settings.resume_ttl), Limits())
-    async with _listening(service, models, settings) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
+    service = TextGeneration(models, ResumeTokens(load_keys(config), config.resume_ttl), config)
+    async with listening(service, models, config) as (port, _), AsyncClient(f"127.0.0.1:{{port}}") as client:
         text = "".join([piece async for piece in client.generate("a", max_chars=50, top_k=3)])
     await models.close()
     print(len(text), *{{"torch", "onnx"}} & set(sys.modules))

@@ -341,7 +341,7 @@ def test_more_than_was_asked_for_is_no_text(max_chars, position):
     text = Failover(generate_request("prompt", max_chars=max_chars))
     text.request()
     assert text.received(pb.GenerateResponse(text="abc", position=position)).text == "abc"
-    with pytest.raises(ServerError, match="goes on to character") as caught:
+    with pytest.raises(ServerError, match="continues to character") as caught:
         text.received(pb.GenerateResponse(text="def", position=position + 3, resume_token=b"token"))
     assert caught.value.code is Code.DATA_LOSS
 

@@ -71,7 +71,7 @@ def test_what_is_wrong_is_said_in_one_line(secured):
     anonymous, other = secured.flags[:4], str(secured.folder / "server.pem")
     for flags, token, status, message in [
         (secured.flags, "", 1, "this server needs a bearer token"),
-        (secured.flags, "wrong-0123456789abcdef", 1, "the bearer token is not one of this server's"),
+        (secured.flags, "wrong-0123456789abcdef", 1, "invalid bearer token"),
         (anonymous, TOKEN, 1, "it may require TLS or a client certificate that it trusts"),
         (anonymous[:2], TOKEN, 1, "it may require TLS"),
         ([*anonymous[:2], "--tls"], TOKEN, 1, "is not signed by a trusted authority"),

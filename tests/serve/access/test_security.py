@@ -23,9 +23,10 @@ from rill.serve.access import bearer_tokens as bearer
 from rill.serve.access.bearer_tokens import CHECK_SECONDS, BearerTokens
 from rill.serve.access.certificates import Certificates
 from rill.serve.access.client_limits import ClientLimits
-from rill.serve.command import _lack
+from rill.serve.config import ServerConfig
 from rill.serve.errors import ClientLimitError, StartError
-from rill.serve.operate.server import Settings, _certificates
+from rill.serve.operate.server import load_certificates
+from rill.serve.operate.start import exposure_of
 from rill.v1 import rill_pb2 as pb
 
 ALICE, BOB, EVE = "alice-0123456789abcdef", "bob-0123456789abcdef", "eve-0123456789abcdef"
@@ -133,8 +134,8 @@ def test_certificates_are_renewed_while_a_stream_runs(tiny_folder, pki, tmp_path
         stream.close()
         status, log = running.stop()
     assert status == 0
-    assert log.count("does not fit the certificate in --tls-cert") == 1
-    assert log.count(f"--tls-cert {chain} is not there; what was read before stays in use") == 1
+    assert log.count("does not belong to the certificate in --tls-cert") == 1
+    assert log.count(f"--tls-cert {chain} does not exist; the previous content stays in use") == 1
     assert "Handshake failed" not in log
 
 
@@ -178,25 +179,25 @@ def tls_files(pki, tmp_path):
         ("server.pem", "", "", "--tls-cert and --tls-key go together"),
         ("", "server.key", "", "--tls-cert and --tls-key go together"),
         ("", "", "client.pem", "--tls-client-ca needs --tls-cert and --tls-key"),
-        ("nothing", "server.key", "", "--tls-cert .*nothing is not there"),
-        (".", "server.key", "", "--tls-cert .* is no file"),
-        ("server.pem", "nothing", "", "--tls-key .*nothing is not there"),
-        ("server.pem", "server.key", "nothing", "--tls-client-ca .*nothing is not there"),
-        ("server.pem", "client.key", "", "--tls-key .* does not fit the certificate in --tls-cert"),
-        ("server.key", "server.key", "", "--tls-cert .* has no certificate in PEM"),
-        ("server.pem", "server.pem", "", "--tls-key .* has no private key in PEM"),
-        ("empty", "server.key", "", "--tls-cert .* has no certificate in PEM"),
-        ("damaged", "server.key", "", "--tls-cert .* has no certificate in PEM"),
+        ("nothing", "server.key", "", "--tls-cert .*nothing does not exist"),
+        (".", "server.key", "", "--tls-cert .* is not a file"),
+        ("server.pem", "nothing", "", "--tls-key .*nothing does not exist"),
+        ("server.pem", "server.key", "nothing", "--tls-client-ca .*nothing does not exist"),
+        ("server.pem", "client.key", "", "--tls-key .* does not belong to the certificate in --tls-cert"),
+        ("server.key", "server.key", "", "--tls-cert .* contains no PEM certificate"),
+        ("server.pem", "server.pem", "", "--tls-key .* contains no PEM private key"),
+        ("empty", "server.key", "", "--tls-cert .* contains no PEM certificate"),
+        ("damaged", "server.key", "", "--tls-cert .* contains no PEM certificate"),
         ("large", "server.key", "", "--tls-cert .* is larger than"),
         ("server.pem", "encrypted.key", "", "--tls-key .* is encrypted with a password"),
-        ("server.pem", "ed25519.key", "", "--tls-key .* is neither an RSA nor an elliptic-curve"),
-        ("server.pem", "server.key", "server.key", "--tls-client-ca .* has no certificate in PEM"),
+        ("server.pem", "ed25519.key", "", "--tls-key .* is neither an RSA nor an ECDSA"),
+        ("server.pem", "server.key", "server.key", "--tls-client-ca .* contains no PEM certificate"),
     ],
 )
 def test_certificates_that_cannot_be_used_are_refused_in_one_sentence(tls_files, cert, key, client_ca, message):
     tls_cert, tls_key, tls_client_ca = tls_files(cert, key, client_ca)
     with pytest.raises(StartError, match=message) as caught:
-        _certificates(Settings([], tls_cert=tls_cert, tls_key=tls_key, tls_client_ca=tls_client_ca))
+        load_certificates(ServerConfig([], tls_cert=tls_cert, tls_key=tls_key, tls_client_ca=tls_client_ca))
     assert "\n" not in str(caught.value)
 
 
@@ -205,7 +206,7 @@ def test_a_certificate_that_has_expired_is_a_warning(tls_files, monkeypatch):
     monkeypatch.setattr("rill.serve.access.certificates.log.warning", lambda text, *values: said.append(text % values))
     Certificates(*tls_files("expired.pem", "expired.key"))
     (line,) = said
-    assert re.search(r"--tls-cert \S+expired.pem has expired on 20\d\d-\d\d-\d\d", line)
+    assert re.search(r"--tls-cert \S+expired.pem expired on 20\d\d-\d\d-\d\d", line)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no such permissions here")
@@ -237,7 +238,7 @@ def test_secrets_that_all_may_read_are_a_warning(tls_files, tmp_path, monkeypatc
     ],
 )
 def test_what_a_server_beyond_loopback_lacks(given, lack):
-    said = _lack(Settings([], **given))
+    said = exposure_of(ServerConfig([], **given))
     assert said.startswith(lack + ":" if lack else "")
     assert bool(said) == bool(lack)
 
@@ -385,7 +386,7 @@ def test_a_token_file_that_makes_no_sense_changes_nothing(tmp_path, monkeypatch)
             now[0] += CHECK_SECONDS
             assert tokens.holder(metadata_of(ALICE))
             assert not tokens.holder(metadata_of(EVE))
-        assert "what was read before stays in use" in errors[-1]
+        assert "the previous content stays in use" in errors[-1]
     assert len(errors) == 5
     assert not any("short" in error or "0123" in error for error in errors)
     secret_file(path, EVE)
@@ -399,13 +400,13 @@ def test_a_token_file_that_makes_no_sense_changes_nothing(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not there"),
+        (None, "does not exist"),
         ("", "has no token"),
         ("# a comment of sufficient length\n\n", "has no token"),
-        ("a-token-of-many-01234\n" * 1001, "has 1001 tokens; at most 1000"),
-        (f"{ALICE}\nshort\n", "line 2: a token has at least 16 characters"),
-        (f"{ALICE} {BOB}\n", "line 1: a token has neither spaces nor control characters"),
-        (f"{ALICE}\x07\n", "line 1: a token has neither"),
+        ("a-token-of-many-01234\n" * 1001, "has 1001 tokens; the limit is 1000"),
+        (f"{ALICE}\nshort\n", "line 2: a token must have at least 16 characters"),
+        (f"{ALICE} {BOB}\n", "line 1: a token must not contain spaces or control characters"),
+        (f"{ALICE}\x07\n", "line 1: a token must not contain"),
         ("möre-0123456789abcdef\n", "is not plain ASCII text"),
     ],
 )
@@ -422,7 +423,7 @@ def test_token_files_that_cannot_be_used_are_refused_in_one_sentence(tmp_path, c
 def test_a_server_says_so_before_it_loads_anything(tiny_folder, tmp_path, run_command):
     done = run_command("rill.serve", tiny_folder, "--port", 0, "--auth-token-file", tmp_path / "nothing")
     assert done.returncode == 2
-    assert done.stderr == f"error: --auth-token-file {tmp_path / 'nothing'} is not there\n"
+    assert done.stderr == f"error: --auth-token-file {tmp_path / 'nothing'} does not exist\n"
 
 
 def test_how_long_a_comparison_takes_tells_nothing(tmp_path, monkeypatch):
@@ -452,7 +453,7 @@ def too_many(client, **request):
         list(client.stream(pb.GenerateRequest(max_chars=5, **request)))
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.retry_seconds > 0
-    return "this client has 2 streams already" in str(caught.value)
+    return "this client already has 2 streams" in str(caught.value)
 
 
 def test_a_client_has_so_many_streams(token_server):
@@ -462,7 +463,7 @@ def test_a_client_has_so_many_streams(token_server):
         next(second)
         assert too_many(alice)
         assert too_many(too)
-        with pytest.raises(ServerError, match="this client has 2 streams already"):
+        with pytest.raises(ServerError, match="this client already has 2 streams"):
             list(alice.score("abc"))
         assert alice.models().streams_running == 2
         assert len("".join(bob.generate("a", max_chars=5))) == 5
@@ -530,19 +531,19 @@ def test_who_is_one_client():
     clients = ClientLimits(1)
     with ExitStack() as stack:
         for peer in ("ipv4:10.0.0.1:5", "ipv4:10.0.0.2:5", "ipv6:%5B::1%5D:5", "ipv6:%5B::2%5D:5"):
-            stack.enter_context(clients.place(Call(peer)))
+            stack.enter_context(clients.admit(Call(peer)))
         for peer in ("ipv4:10.0.0.1:6", "ipv6:%5B::1%5D:6"):
-            with pytest.raises(ClientLimitError), clients.place(Call(peer)):
+            with pytest.raises(ClientLimitError), clients.admit(Call(peer)):
                 pass
-    assert not clients._places
+    assert not clients._calls
 
 
 def test_the_many_addresses_of_one_holder_are_one_client(tmp_path):
     clients = ClientLimits(1, BearerTokens(str(secret_file(tmp_path / "tokens", f"{ALICE}\n{BOB}"))))
-    with clients.place(Call("ipv4:10.0.0.1:5", metadata_of(ALICE))):
-        with pytest.raises(ClientLimitError), clients.place(Call("ipv4:10.0.0.2:5", metadata_of(ALICE))):
+    with clients.admit(Call("ipv4:10.0.0.1:5", metadata_of(ALICE))):
+        with pytest.raises(ClientLimitError), clients.admit(Call("ipv4:10.0.0.2:5", metadata_of(ALICE))):
             pass
-        with clients.place(Call("ipv4:10.0.0.1:5", metadata_of(BOB))):
+        with clients.admit(Call("ipv4:10.0.0.1:5", metadata_of(BOB))):
             pass
 
 

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 import pytest
 from calls import Request, generate
 
-from rill.serve.api.call import Call, Ledger
+from rill.serve.api.call import Call
 from rill.serve.api.interact import AHEAD, Inbox, Interaction
-from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.requests import spec_of
 from rill.serve.api.responses import ResponseBuilder
 from rill.serve.api.resume_tokens import ResumeTokens
+from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.errors import EngineError
 from rill.serve.models.model import Model
+from rill.serve.observe.ledger import Ledger
 from rill.v1 import rill_pb2 as pb
 
 STOPPED = pb.FINISH_REASON_STOP
@@ -61,11 +63,11 @@ async def conversation(tiny):
         )
         inbox, call = Inbox(read()), Call("Interact", context, Ledger())
         call.found(model.metrics)
-        spec = spec_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, Limits())
+        spec = spec_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, ServerConfig())
         await come(*first)
         try:
             async with asyncio.timeout(20), model.slot() as slot:
-                await Interaction(model, slot, spec, ResponseBuilder(tokens), Limits(), inbox, call).run()
+                await Interaction(model, slot, spec, ResponseBuilder(tokens), ServerConfig(), inbox, call).run()
         except EngineError as error:
             events.append(error)
         finally:

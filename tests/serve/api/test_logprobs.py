@@ -17,10 +17,10 @@ from reference_texts import continuation
 from servers import run_server
 
 from rill.serve.api.logprobs import LogprobEncoder
-from rill.serve.api.requests import Limits
 from rill.serve.api.responses import event_of
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.service import TextGeneration
+from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.engine.types import Logprobs
@@ -244,7 +244,7 @@ STOPPED, MOST = 8, 150_000  # readers, and bytes that each may cost in Python's 
 async def test_a_reader_that_stops_holds_little(tiny):
     """Its connection has as much again. As objects, the message that is under way would take 90 KB more."""
     model = Model(tiny, Decoder(tiny, CPU), STOPPED, 0, 0.010)
-    service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), Limits())
+    service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), ServerConfig())
     written = []
 
     async def write(message):

@@ -33,8 +33,9 @@ from rill.export.parity.compare import decode_feeds, session, zero_states
 from rill.export.parity.reference import Int8
 from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling
-from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.requests import spec_of
 from rill.serve.api.score import CHECKED_AT_ONCE, Score, given_text, read
+from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.engine.rows import BUFFER
@@ -352,7 +353,7 @@ async def model(tiny):
 
 
 async def test_who_does_not_take_them_costs_nothing(model):
-    spec = spec_of(pb.GenerateRequest(), None, model, Limits())
+    spec = spec_of(pb.GenerateRequest(), None, model, ServerConfig())
     text = await given_text("a" * (BUFFER + 5000), model, 10**6)
     goes_on, got = asyncio.Event(), []
 
@@ -364,7 +365,7 @@ async def test_who_does_not_take_them_costs_nothing(model):
         reading = asyncio.create_task(read(model, slot, spec, text, write))
         while not got or model.engine.parked() == 0:
             await asyncio.sleep(0.01)
-        assert model.engine._rows.table["made"][0] == BUFFER
+        assert model.engine._rows.table["generated"][0] == BUFFER
         goes_on.set()
         snapshot = await reading
     assert sum(map(len, got)) == len(text)

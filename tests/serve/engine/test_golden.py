@@ -18,8 +18,9 @@ from rill.export.parity.emulation import Emulation
 from rill.export.parity.float64 import Float64
 from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling, threshold, uniforms
-from rill.serve.api.requests import Limits, spec_of
+from rill.serve.api.requests import spec_of
 from rill.serve.api.resume_tokens import ResumeTokens
+from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.engine.types import FinishReason
@@ -249,7 +250,7 @@ async def test_a_golden_token_is_still_read(bundles):
 
     model = Model(bundle, Decoder(bundle, CPU), 4, 4, 0.010)
     try:
-        spec = spec_of(pb.GenerateRequest(max_chars=110), held, model, Limits())
+        spec = spec_of(pb.GenerateRequest(max_chars=110), held, model, ServerConfig())
         got, end = "", None
         async with model.stream(spec) as stream:
             while end is None:

@@ -11,10 +11,10 @@ from calls import joined, refusal
 from google.rpc.error_details_pb2 import BadRequest
 from random_models import LETTERS
 
-from rill.serve.api.requests import Limits
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.api.score import CHECKED_AT_ONCE
 from rill.serve.api.service import TextGeneration
+from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.engine.text_codec import GivenText, LongPrompt, TextCodec
@@ -79,7 +79,7 @@ def test_any_part_of_it_is_that_of_the_array(head):
 async def test_others_have_the_event_loop_between_its_parts(tiny, monkeypatch):
     """Whoever waits for it waits for `CHECKED_AT_ONCE` characters at most, however long a prompt is."""
     model = Model(tiny, Decoder(tiny, CPU), 4, 0, 0.010)
-    service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), Limits())
+    service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), ServerConfig())
     seen, turns, reads = {}, 0, threading.Event()
     encode = TextCodec.encode
 

@@ -17,6 +17,7 @@ from servers import run_server, wait_until
 from rill.bundle import MANIFEST, read_bundle
 from rill.client.errors import ServerError
 from rill.sampling import Sampling
+from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.device_turns import DeviceTurns
 from rill.serve.engine.devices import CPU
@@ -24,7 +25,7 @@ from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import ModelNotFoundError, OtherModelError, StartError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
-from rill.serve.operate.server import Settings, _maker
+from rill.serve.operate.server import model_maker
 from rill.v1 import rill_pb2 as pb
 
 LENGTH = 10_000  # characters: a minute of the streams that run across a change
@@ -209,7 +210,7 @@ def test_folders_that_cannot_be_served(what, tmp_path, store, run_command):
 
 @asynccontextmanager
 async def loaded(*paths):
-    models = Catalog(list(map(str, paths)), _maker(Settings([], max_streams=8), print))
+    models = Catalog(list(map(str, paths)), model_maker(ServerConfig([], max_streams=8), print))
     try:
         await models.start()
         yield models
@@ -317,7 +318,7 @@ async def test_the_last_model_stays(served):
 
 async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
     """A bundle that is whole, and fails in ONNX Runtime."""
-    make = _maker(Settings([], max_streams=8), print)
+    make = model_maker(ServerConfig([], max_streams=8), print)
     fails = [StartError("ONNX Runtime does not want it"), RuntimeError("out of memory")]
 
     def make_or_fail(bundle):
@@ -339,7 +340,7 @@ async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
 
 
 async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
-    make = _maker(Settings([], max_streams=8), print)
+    make = model_maker(ServerConfig([], max_streams=8), print)
     proceed = threading.Event()
 
     def make_slowly(bundle):

@@ -389,7 +389,7 @@ def test_a_port_that_is_taken(tiny_folder, run_command):
         port = taken.getsockname()[1]
         done = run_command("rill.serve", tiny_folder, "--port", 0, "--metrics-port", port)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: cannot show metrics on 127.0.0.1:{port}: Address already in use\n"
+    assert done.stderr == f"error: cannot serve metrics on 127.0.0.1:{port}: Address already in use\n"
     done = run_command("rill.serve", tiny_folder, "--port", 0, "--metrics-port", 0, "--metrics-host", "203.0.113.7")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: cannot show metrics on 203.0.113.7:0: ")
+    assert done.stderr.startswith("error: cannot serve metrics on 203.0.113.7:0: ")

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from rill.serve.api.call import LEDGER_SECONDS, WRITTEN_AT_ONCE, Ledger
+from rill.serve.observe.ledger import DELAY_SECONDS, WRITTEN_AT_ONCE, Ledger
 
 COUNT = 3 * WRITTEN_AT_ONCE
 
@@ -21,7 +21,7 @@ async def test_much_is_written_in_parts_and_in_order():
             await asyncio.sleep(0)
     assert max(after - before for before, after in zip(sizes, [*sizes[1:], COUNT], strict=True)) == WRITTEN_AT_ONCE
     assert written == list(range(COUNT))
-    await asyncio.sleep(2 * LEDGER_SECONDS)
+    await asyncio.sleep(2 * DELAY_SECONDS)
     assert written[COUNT:] == [COUNT]
 
 
@@ -38,9 +38,9 @@ async def test_what_cannot_be_written_keeps_nothing_else_from_being():
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
     for number in range(COUNT):
         ledger.note(written.append if number % WRITTEN_AT_ONCE else int, str(number) if number else "none")
-    await asyncio.sleep(2 * LEDGER_SECONDS)
+    await asyncio.sleep(2 * DELAY_SECONDS)
     ledger.note(written.append, "later")
-    await asyncio.sleep(2 * LEDGER_SECONDS)
+    await asyncio.sleep(2 * DELAY_SECONDS)
     assert [type(fault) for fault in faults] == [ValueError]
     assert written[-1] == "later"
     assert len(written) == COUNT - 3 + 1

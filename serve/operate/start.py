@@ -1,0 +1,49 @@
+"""Start the server as its options say: in this process, in several, or only checked."""
+
+import asyncio
+import sys
+
+from rill.addresses import is_loopback
+from rill.serve.config import Options, ServerConfig
+from rill.serve.errors import BrokenEngineError, StartError
+from rill.serve.observe.logs import start_logging, stderr
+from rill.serve.observe.metrics import page
+from rill.serve.operate.server import check, log, serve
+from rill.serve.operate.supervisor import serve_together
+
+
+def start(options: Options) -> int:
+    """Serve until a signal; returns the exit status: 2 if the server could not start, 1 if it could not continue."""
+    config = options.config
+    writer = start_logging(config.log_format, config.access_log, stderr())
+    if not is_loopback(config.host) and (exposure := exposure_of(config)):
+        log.warning("listening on %s %s", config.host, exposure)
+    try:
+        if options.check:
+            found = asyncio.run(check(config))
+            print(f"{options.sources}\n{found}")
+            return 0
+        if config.engines > 1:
+            return asyncio.run(serve_together(config))
+        with page(config.metrics_host, config.metrics_port):
+            asyncio.run(serve(config))
+    except (StartError, BrokenEngineError) as error:
+        writer.stop()  # the error is the last line
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, StartError) else 1
+    except KeyboardInterrupt:  # while loading; later it drains
+        return 130
+    return 0
+
+
+def exposure_of(config: ServerConfig) -> str:
+    """Return what protection a server that others can reach lacks, and what follows from it; empty if none."""
+    is_encrypted = bool(config.tls_cert)
+    authenticates = bool(config.auth_token_file or config.tls_client_ca)
+    if is_encrypted and authenticates:
+        return ""
+    if is_encrypted:
+        return "without credentials: anyone who can reach it can use it (--auth-token-file, --tls-client-ca)"
+    if authenticates:
+        return "without encryption: texts and bearer tokens can be read in transit (--tls-cert, --tls-key)"
+    return "without encryption or credentials: anyone who can reach it can use it"
