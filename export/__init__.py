@@ -1,1 +1,1 @@
-"""Turn a run folder into a verified bundle of ONNX graphs."""
+"""Turn run folders into verified bundles of ONNX graphs."""

@@ -1,124 +1,106 @@
 """Export run folders as verified bundles.
 
-    python -m rill.export runs/shakespeare --out bundles/
-    python -m rill.export runs/* --out bundles/ --precision fp32 int8 --jobs 2 --json report.json
-    python -m rill.export runs/* --out bundles/ --check
-    python -m rill.export --from-state-dict weights.pt --vocabulary symbols.json --name mine --out bundles/
+    rill export runs/shakespeare --out bundles/
+    rill export runs/* --out bundles/ --precision fp32 int8 --jobs 2 --json report.json
+    rill export runs/* --out bundles/ --check
+    rill export --from-state-dict weights.pt --vocabulary symbols.json --name mine --out bundles/
 
-Every bundle is checked with ONNX Runtime against PyTorch before it is written; one that differs is not written.
+Before a bundle is written, ONNX Runtime runs its graphs and compares them with PyTorch; a bundle that differs is not
+written.
 """
 
 import argparse
 import io
-import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from rill.bundle import PRECISIONS
-from rill.export.display import Display, print_table
-from rill.export.foreign.files import ForeignError
-from rill.export.foreign.run import RESETS, UPDATES, bundle_name
-from rill.export.jobs import Checkpoint, Job
-from rill.export.pipeline import bundle_folder
-from rill.export.pool import run_jobs
-from rill.train.record.files import replace_file
+from rill.export.errors import UnsupportedError
+from rill.export.flags import add_jobs, add_json, write_json
+from rill.export.jobs import RESETS, UPDATES, Checkpoint, Job, require_bundle_name
 
 FOREIGN_OPTIONS = ("vocabulary", "rename", "name", "reset", "update")
 
 
 class UsageError(ValueError):
-    """Options that make no sense together or point nowhere; found before any work."""
+    """Options contradict each other or name a path that cannot be used; found before any work."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; the exit status: 1 if any run failed, 2 for wrong usage, 130 if interrupted."""
+    """Run the command; returns the exit status: 1 if any run failed, 2 for wrong usage, 130 if interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be shown is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be shown is not a reason to stop
     options = _parser().parse_args(arguments)
     try:
-        _require_sense(options)
-        _require_places(options)
+        _require_consistent(options)
+        _require_writable(options)
         jobs = _jobs(options)
-    except (UsageError, ForeignError, OSError) as error:
+    except (UsageError, UnsupportedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    torch.set_num_threads(1)  # verification takes steps of one character: threads only wait for one another
+    # Only now: this loads PyTorch and ONNX Runtime, which --help and wrong usage do not need.
+    from rill.export.batch import export_all  # noqa: PLC0415
+
     try:
-        with Display(len(jobs)) as display:
-            rows = run_jobs(jobs, options.jobs, display)
+        rows = export_all(jobs, options.jobs)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print_table(rows)
-    if options.json:
-        report = json.dumps([row.to_json() for row in rows], indent=1) + "\n"
-        try:
-            replace_file(options.json.resolve(), report.encode())
-        except OSError as error:
-            print(f"error: --json {options.json}: {error}", file=sys.stderr)
-            return 1
+    if options.json and not write_json(options.json, [row.to_json() for row in rows]):
+        return 1
     return 1 if any(row.status == "failed" for row in rows) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m rill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="rill export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", nargs="*", metavar="RUN", help="run folders made by python -m rill.train")
+    parser.add_argument("run", nargs="*", metavar="RUN", help="run folders made by rill train")
     parser.add_argument(
-        "--out", required=True, type=Path, help="where the bundles go, each a folder named like its run"
+        "--out", required=True, type=Path, help="folder for the bundles; each becomes a folder named like its run"
     )
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="fp32 (the default), int8, or both"
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="fp32, int8, or both (default: fp32)"
     )
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="export in so many processes")
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is there and differs")
-    parser.add_argument("--check", action="store_true", help="write nothing: verify the bundles that are there")
-    parser.add_argument("--allow-loss", action="store_true", help="take int8 bundles that predict clearly worse")
-    parser.add_argument("--json", type=Path, metavar="F", help="write the closing table to this file too")
+    add_jobs(parser, "number of processes that export")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle that differs")
+    parser.add_argument("--check", action="store_true", help="write nothing: verify the existing bundles")
+    parser.add_argument("--allow-loss", action="store_true", help="accept int8 bundles that predict clearly worse")
+    add_json(parser, "also write the closing table to this file")
     foreign = parser.add_argument_group("a checkpoint that Rill did not train")
     foreign.add_argument("--from-state-dict", type=Path, metavar="FILE", help="PyTorch weights: .pt or .safetensors")
     foreign.add_argument("--vocabulary", type=Path, metavar="FILE", help="a JSON list of the characters in id order")
     foreign.add_argument(
-        "--rename", nargs="+", action="extend", metavar="OLD=NEW", help="our names for tensors that are not found"
+        "--rename", nargs="+", action="extend", metavar="OLD=NEW", help="Rill's names for tensors it does not recognise"
     )
-    foreign.add_argument("--name", help="the bundle's name; otherwise the file's, without its ending")
-    foreign.add_argument("--reset", choices=RESETS, help="where a GRU's reset gate acts (after: as nn.GRU)")
-    foreign.add_argument("--update", choices=UPDATES, help="what a GRU's update gate of 1 does (keeps: as nn.GRU)")
+    foreign.add_argument("--name", help="the bundle's name (default: the file's name without its suffix)")
+    foreign.add_argument("--reset", choices=RESETS, help="where a GRU's reset gate acts (after: as in nn.GRU)")
+    foreign.add_argument(
+        "--update", choices=UPDATES, help="what a GRU's update gate of 1 does to the state (keeps: as in nn.GRU)"
+    )
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _require_sense(options: argparse.Namespace) -> None:
+def _require_consistent(options: argparse.Namespace) -> None:
+    """Raise UsageError if the options contradict each other."""
     if options.from_state_dict is None:
         if not options.run:
-            raise UsageError("name a RUN to export, or a checkpoint with --from-state-dict")
+            raise UsageError("give at least one RUN to export, or a checkpoint with --from-state-dict")
         for name in FOREIGN_OPTIONS:
             if getattr(options, name) is not None:
                 raise UsageError(f"--{name} is about a checkpoint; use it with --from-state-dict")
     elif options.run:
         raise UsageError("give either RUN folders or --from-state-dict, not both")
     elif options.vocabulary is None:
-        raise UsageError("--from-state-dict needs --vocabulary: the weights do not say which characters they are about")
+        raise UsageError("--from-state-dict needs --vocabulary: the weights do not contain the characters")
     if options.check and options.force:
-        raise UsageError("--check writes nothing, so there is nothing for --force to do")
+        raise UsageError("--check writes nothing, so --force has no effect; give one of them")
 
 
-def _require_places(options: argparse.Namespace) -> None:
-    """Raise UsageError if --out or --json could not be written."""
-    if options.json and not options.json.parent.is_dir():
-        raise UsageError(f"--json {options.json}: there is no folder {options.json.parent}")
-    if options.json and options.json.exists() and not options.json.is_file():
-        raise UsageError(f"--json {options.json} is there and is not a file")
+def _require_writable(options: argparse.Namespace) -> None:
+    """Raise UsageError if bundles cannot be written to --out."""
     if options.check:
         return
     existing = options.out
@@ -131,7 +113,7 @@ def _require_places(options: argparse.Namespace) -> None:
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
-    """A job for each run and precision; a run that was named twice is exported once."""
+    """Make a job for each run and precision; a run that is named twice is exported once."""
     if options.from_state_dict:
         sources = [_foreign_job(options)]
     else:
@@ -140,21 +122,21 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
             runs.setdefault(Path(os.path.realpath(run)), run)
         sources = [Job(run, folder.name, options.out) for folder, run in runs.items()]
     jobs: list[Job] = []
-    taken: dict[str, str] = {}  # by the bundle's name: the first run that it is of
+    taken: dict[str, str] = {}  # by the bundle's name: the first run that makes it
     for source in sources:
         for precision in dict.fromkeys(options.precision):
-            first = taken.setdefault(bundle_folder(source.name, precision), source.source)
-            problem = f"the bundle of {first} has the same name; give them different --out folders"
-            jobs.append(
-                replace(
-                    source,
-                    precision=precision,
-                    force=options.force,
-                    check=options.check,
-                    allow_loss=options.allow_loss,
-                    problem="" if first == source.source else problem,
-                )
+            job = replace(
+                source,
+                precision=precision,
+                force=options.force,
+                check=options.check,
+                allow_loss=options.allow_loss,
             )
+            first = taken.setdefault(job.bundle, job.source)
+            if first != job.source:
+                problem = f"the bundle of {first} has the same name; give them different --out folders"
+                job = replace(job, problem=problem)
+            jobs.append(job)
     return jobs
 
 
@@ -166,6 +148,7 @@ def _foreign_job(options: argparse.Namespace) -> Job:
             raise UsageError(f"--rename takes OLD=NEW, not {pair!r}")
         rename[old] = new
     path = options.from_state_dict
-    name = bundle_name(path.stem if options.name is None else options.name)
-    checkpoint = Checkpoint(path, options.vocabulary, rename, options.reset or "after", options.update or "keeps")
-    return Job(str(path), name, options.out, checkpoint=checkpoint)
+    name = path.stem if options.name is None else options.name
+    require_bundle_name(name)
+    reset, update = options.reset or RESETS[0], options.update or UPDATES[0]
+    return Job(str(path), name, options.out, checkpoint=Checkpoint(path, options.vocabulary, rename, reset, update))

@@ -1,4 +1,4 @@
-"""A lock between exporters of one bundle, held while its folder is looked at and replaced. Standard library only."""
+"""A lock between exporters of one bundle, held while its folder is inspected and replaced. Standard library only."""
 
 import os
 import sys
@@ -14,12 +14,12 @@ if sys.platform != "win32":
 def exclusive(folder: Path) -> Iterator[None]:
     """Wait until no other process holds `folder`, which need not exist, and hold it. Raises OSError.
 
-    The lock is the file `.NAME.lock` beside the folder, there while it is held. The kernel frees it when its holder
-    ends, however it ends; the file of a killed holder stays until the next one.
+    The lock is the file `.NAME.lock` beside the folder; it exists while the lock is held. The kernel frees the lock
+    however its holder ends; the file of a killed holder stays until the next one.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":  # there exports of one bundle must not overlap
+    if sys.platform == "win32":  # no lock there: exports of one bundle must not overlap
         yield
         return
     path = folder.with_name(f".{folder.name}.lock")
@@ -32,7 +32,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    """A descriptor of the locked file at `path`."""
+    """Lock the file at `path`; returns its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -40,8 +40,8 @@ def _acquire(path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except FileNotFoundError:
-            pass  # as below
+            pass
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # who held it before us has removed it: what is at `path` now is another one
+        os.close(descriptor)  # the previous holder has removed this file: `path` is now another one

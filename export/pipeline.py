@@ -1,4 +1,4 @@
-"""From a run to a verified bundle."""
+"""The way from a run to a verified bundle on disk."""
 
 import json
 from collections.abc import Callable
@@ -7,28 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from rill.bundle import Bundle, BundleError, read_bundle
-from rill.export.graphs.build import UnsupportedError, build_bundle
+from rill.export.errors import LossError
+from rill.export.graphs.build import build_bundle
+from rill.export.jobs import bundle_folder_name, require_bundle_name
 from rill.export.lock import exclusive
-from rill.export.parity.int8_loss import MOST_LOSS, Loss, LossError, measure_loss
+from rill.export.parity.int8_loss import MAX_LOSS, Loss, measure_loss
 from rill.export.parity.verify import Parity, verify
 from rill.export.write import is_replaceable, manifest_of, remove_leftovers, write_bundle
 from rill.train.record.run import Run, RunError, load_run
 
-Tell = Callable[[str], object]  # is called with what is being done, in a few words
+OnProgress = Callable[[str], object]  # is called with the step that begins, in a few words
 
 
-def _nobody(doing: str) -> None:
-    """Nobody watches."""
+def _ignore(step: str) -> None:
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of one run."""
+    """The result of exporting one run."""
 
     folder: Path
     size: int  # bytes of all graphs
     parity: Parity
-    unchanged: bool  # an identical bundle was there already
+    unchanged: bool  # an identical bundle was already there
     loss: Loss | None = None  # of int8
 
 
@@ -39,12 +41,12 @@ def export_run(
     force: bool = False,
     check: bool = False,
     allow_loss: bool = False,
-    tell: Tell = _nobody,
+    on_progress: OnProgress = _ignore,
 ) -> Exported:
-    """Export a run folder under its own name, as `export_loaded` does. Raises RunError for one that cannot be used."""
-    tell("reading the run")
-    run = load_run(run_folder)
-    return export_loaded(run, Path(run_folder).resolve().name, out, precision, force, check, allow_loss, tell)
+    """Export a run folder under its own name; see `export_loaded`. Raises RunError for a run that cannot be read."""
+    on_progress("reading the run")
+    run, name = load_run(run_folder), Path(run_folder).resolve().name
+    return export_loaded(run, name, out, precision, force, check, allow_loss, on_progress)
 
 
 def export_loaded(
@@ -55,42 +57,42 @@ def export_loaded(
     force: bool = False,
     check: bool = False,
     allow_loss: bool = False,
-    tell: Tell = _nobody,
+    on_progress: OnProgress = _ignore,
 ) -> Exported:
     """Export a run to the bundle `out`/NAME (int8: `out`/NAME-int8), verified before it is written.
 
-    With `check` nothing is written: the bundle must be there and be the run's, and is verified as it is on disk.
-    Raises UnsupportedError for a run that cannot be exported, ParityError if the graphs do not do what the model does,
-    LossError if int8 costs too much and `allow_loss` is not given, and BundleError if a different bundle is there and
+    With `check` nothing is written: the bundle must exist and equal the run's, and is verified as it is on disk.
+    Raises UnsupportedError for a run that cannot be exported, ParityError if a graph differs from the model,
+    LossError if int8 loses too much and `allow_loss` is not given, and BundleError if a different bundle is there and
     `force` is not given.
     """
-    _require_name(name)
-    folder = Path(out) / bundle_folder(name, precision)
-    tell("building the graphs")
+    require_bundle_name(name)
+    folder = Path(out) / bundle_folder_name(name, precision)
+    on_progress("building the graphs")
     summary = _training_summary(run)
     bundle = build_bundle(run, folder.name, precision)
     if check:
         bundle = _read_same(folder, bundle)
     elif folder.exists():
         with exclusive(folder):
-            _is_there(folder, bundle, force)  # what is in the way is told before the long work
-    tell("comparing with PyTorch")
+            _holds(folder, bundle, force)  # refuse before the long work
+    on_progress("comparing with PyTorch")
     parity, loss = verify(bundle, run), None
     if precision != "fp32":
-        tell("measuring what rounding costs")
+        on_progress("measuring the loss")
         loss = measure_loss(run, bundle, build_bundle(run, folder.name))
-        if loss.loss > MOST_LOSS and not allow_loss:
+        if loss.loss > MAX_LOSS and not allow_loss:
             raise LossError(
                 f"{precision} costs {loss.loss:.4f} bits per character ({loss.bits_per_char:.4f} instead of "
-                f"{loss.bits_per_char_fp32:.4f}, {loss.text}), more than {MOST_LOSS}; export it with --allow-loss, or "
+                f"{loss.bits_per_char_fp32:.4f}, {loss.text}), more than {MAX_LOSS}; export it with --allow-loss, or "
                 "as fp32"
             )
     report = parity.report() | ({"loss": asdict(loss)} if loss else {})
     unchanged = check
     if not check:
-        tell("writing")
+        on_progress("writing")
         with exclusive(folder):
-            unchanged = _is_there(folder, bundle, force)  # again: another process may have exported meanwhile
+            unchanged = _holds(folder, bundle, force)  # again: another process may have exported in between
             if unchanged:
                 remove_leftovers(folder)
             else:
@@ -98,27 +100,12 @@ def export_loaded(
     return Exported(folder, sum(map(len, bundle.graphs.values())), parity, unchanged, loss)
 
 
-def _require_name(name: str) -> None:
-    """Raise UnsupportedError for the root folder's name and for bytes that are no text."""
-    if not name:
-        raise UnsupportedError("the root folder has no name that a bundle could have; move the run into a folder")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UnsupportedError(f"the name {name!r} is not UTF-8, and a bundle's must be; rename the run") from None
-
-
-def bundle_folder(name: str, precision: str) -> str:
-    """What the bundle of the run NAME is called."""
-    return name if precision == "fp32" else f"{name}-{precision}"
-
-
-def _is_there(folder: Path, bundle: Bundle, force: bool) -> bool:
+def _holds(folder: Path, bundle: Bundle, force: bool) -> bool:
     """Whether `folder` already holds `bundle`. Raises BundleError for something else, unless `force` may replace it."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    if not is_replaceable(folder):
-        raise BundleError(f"{folder} exists and is not a bundle; give another --out")  # never deleted, --force or not
+    if not is_replaceable(folder):  # never deleted, not even by --force
+        raise BundleError(f"{folder} exists and is not a bundle; give another --out")
     try:
         if read_bundle(folder) == bundle:
             return True
@@ -131,22 +118,22 @@ def _is_there(folder: Path, bundle: Bundle, force: bool) -> bool:
 
 
 def _read_same(folder: Path, bundle: Bundle) -> Bundle:
-    """The bundle in `folder`, which must be `bundle` to the byte. Raises BundleError."""
+    """Read the bundle in `folder`, which must equal `bundle` to the byte. Raises BundleError."""
     if not folder.exists():
         raise BundleError(f"{folder} is missing: export the run")
-    there = read_bundle(folder)
-    if there != bundle:
+    on_disk = read_bundle(folder)
+    if on_disk != bundle:
         raise BundleError(f"{folder} differs from its run: export it again with --force")
-    return there
+    return on_disk
 
 
 def _training_summary(run: Run) -> dict[str, Any]:
-    """What summary.json says of the training, or nothing if the run was never finished."""
+    """Read the run's summary.json; empty if the training has not finished."""
     path = run.folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise RunError(f"{path} is not JSON ({error}); mend it or remove it") from None
+        raise RunError(f"{path} is not JSON ({error}); repair or remove it") from None
     if not isinstance(summary, dict):
-        raise RunError(f"{path} is not a JSON object; mend it or remove it")
+        raise RunError(f"{path} is not a JSON object; repair or remove it")
     return summary

@@ -1,69 +1,82 @@
-"""Jobs in processes of their own: one that dies takes its job with it and nothing else."""
+"""Run jobs in several processes. A process that dies fails only its own job."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from rill.export.display import Display
-from rill.export.jobs import Job, Row, do
 
 STOP_SECONDS = 5.0  # for a process to remove what it was writing
 
 # Not fork: the parent has loaded PyTorch and ONNX Runtime, whose threads and locks do not survive one.
 _CONTEXT = multiprocessing.get_context("spawn")
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+RunJob = Callable[[Job, Callable[[str], object]], Result]  # is given a callback that reports progress
 
-def run_jobs(jobs: Sequence[Job], processes: int, display: Display) -> list[Row]:
-    """Do all jobs, in at most so many processes, and give their rows in the order of the jobs.
 
-    Where one would do, it is this process. KeyboardInterrupt ends all of them, then passes on.
+def run_all(
+    jobs: Sequence[Job],
+    run_job: RunJob[Job, Result],
+    on_death: Callable[[Job, float, str], Result],
+    processes: int,
+    display: Display[Result],
+) -> list[Result]:
+    """Run all jobs in at most `processes` processes; returns their results in the order of the jobs.
+
+    A single process is the caller's own. `on_death` makes the result of a job whose process died, from the job, its
+    seconds and the reason. KeyboardInterrupt ends all processes and is raised again.
     """
+    torch.set_num_threads(1)  # small models gain nothing from threads, and lose much where cores are shared
     processes = min(processes, len(jobs))
     if processes > 1:
-        return _in_processes(jobs, processes, display)
-    rows = []
+        return _Pool(jobs, run_job, on_death, processes, display).run()
+    results = []
     for job in jobs:
         display.begin(0, job)
-        rows.append(do(job, lambda doing: display.tell(0, doing)))
-        display.end(0, rows[-1])
-    return rows
+        results.append(run_job(job, lambda step: display.report(0, step)))
+        display.end(0, results[-1])
+    return results
 
 
 class _Worker:
-    """A process that does one job after another, and this process's end of the pipe to it."""
+    """A process that runs one job after another, and this process's end of the pipe to it."""
 
-    def __init__(self) -> None:
-        self.index, self.began = -1, 0.0  # which job it does, and since when
+    def __init__(self, run_job: RunJob[Any, Any]) -> None:
+        self.index, self.started = -1, 0.0  # which job it runs, and since when
         self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
-        resource_tracker.ensure_running()  # it would be started with the process, and unblock SIGINT
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the process inherits
+        self.process = _CONTEXT.Process(target=_work, args=(theirs, run_job), daemon=True)
+        resource_tracker.ensure_running()  # otherwise it starts with the process, and unblocks SIGINT
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits this
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()  # so that the process has the only one, and its end is seen here
+        theirs.close()  # so that the process has the only copy, and its end is seen here
 
-    def begin(self, index: int, job: Job) -> None:
+    def begin(self, index: int, job: object) -> None:
         """Send it a job."""
-        self.index, self.began = index, time.monotonic()
+        self.index, self.started = index, time.monotonic()
         with suppress(OSError):  # it has died: `receive` says so
             self.connection.send(job)
 
-    def receive(self) -> str | Row | None:
-        """What it does now, what became of its job, or None if it has died."""
+    def receive(self) -> tuple[str, Any] | None:
+        """A step that begins, or an empty string and the job's result; None if the process has died."""
         try:
-            message: str | Row = self.connection.recv()
+            message: tuple[str, Any] = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
             self.connection.close()
@@ -71,48 +84,71 @@ class _Worker:
         return message
 
     def stop(self) -> None:
-        """End it, at the latest after STOP_SECONDS."""
+        """End it within STOP_SECONDS."""
         self.process.join(STOP_SECONDS)
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
-def _in_processes(jobs: Sequence[Job], processes: int, display: Display) -> list[Row]:
-    waiting = deque(range(len(jobs)))
-    rows: dict[int, Row] = {}
-    workers: dict[int, _Worker] = {}  # by lane
-    idle = deque(range(processes))  # lanes
-    try:
-        while len(rows) < len(jobs):
-            while waiting and idle:
-                lane, index = idle.popleft(), waiting.popleft()
-                display.begin(lane, jobs[index])
-                if lane not in workers:
-                    workers[lane] = _Worker()
-                workers[lane].begin(index, jobs[index])
-            busy = [lane for lane in workers if lane not in idle]
-            ready = wait([workers[lane].connection for lane in busy])
-            for lane in [lane for lane in busy if workers[lane].connection in ready]:
-                message = workers[lane].receive()
-                if isinstance(message, str):
-                    display.tell(lane, message)
-                    continue
-                index, seconds = workers[lane].index, time.monotonic() - workers[lane].began
-                if message is None:
-                    message = Row(jobs[index], seconds, error=_death(workers.pop(lane).process.exitcode))
-                rows[index] = message
-                display.end(lane, message)
-                idle.append(lane)
-    finally:
-        for worker in workers.values():
-            worker.process.terminate()
-        for worker in workers.values():
-            worker.stop()
-    return [rows[index] for index in range(len(jobs))]
+class _Pool(Generic[Job, Result]):
+    """Several workers, each in a lane of the display; a worker that died is replaced."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        run_job: RunJob[Job, Result],
+        on_death: Callable[[Job, float, str], Result],
+        processes: int,
+        display: Display[Result],
+    ) -> None:
+        self._jobs, self._run_job, self._on_death, self._display = jobs, run_job, on_death, display
+        self._waiting = deque(range(len(jobs)))
+        self._results: dict[int, Result] = {}
+        self._workers: dict[int, _Worker] = {}  # by lane
+        self._idle = deque(range(processes))  # lanes
+
+    def run(self) -> list[Result]:
+        """Run all jobs."""
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy in the processes, as of PyTorch
+        try:
+            while len(self._results) < len(self._jobs):
+                while self._waiting and self._idle:
+                    self._begin(self._idle.popleft(), self._waiting.popleft())
+                busy = {worker.connection: lane for lane, worker in self._workers.items() if lane not in self._idle}
+                for connection in wait(list(busy)):
+                    self._receive(busy[connection])  # type: ignore[index]  # `wait` returns what it was given
+        finally:
+            for worker in self._workers.values():
+                worker.process.terminate()
+            for worker in self._workers.values():
+                worker.stop()
+        return [self._results[index] for index in range(len(self._jobs))]
+
+    def _begin(self, lane: int, index: int) -> None:
+        self._display.begin(lane, self._jobs[index])
+        if lane not in self._workers:
+            self._workers[lane] = _Worker(self._run_job)
+        self._workers[lane].begin(index, self._jobs[index])
+
+    def _receive(self, lane: int) -> None:
+        worker = self._workers[lane]
+        message = worker.receive()
+        if message and message[0]:
+            self._display.report(lane, message[0])
+            return
+        if message:
+            result: Result = message[1]
+        else:
+            del self._workers[lane]
+            seconds = time.monotonic() - worker.started
+            result = self._on_death(self._jobs[worker.index], seconds, _reason(worker.process.exitcode))
+        self._results[worker.index] = result
+        self._display.end(lane, result)
+        self._idle.append(lane)
 
 
-def _death(status: int | None) -> str:
+def _reason(status: int | None) -> str:
     if status == -signal.SIGKILL:
         return "its process was killed (SIGKILL); if memory ran out, use fewer --jobs"
     if status is not None and status < 0:
@@ -120,24 +156,25 @@ def _death(status: int | None) -> str:
     return f"its process ended with status {status}"
 
 
-def _work(connection: Connection) -> None:
-    """What a process does: jobs from `connection`, until there are no more or the parent has gone."""
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def _work(connection: Connection, run_job: RunJob[Any, Any]) -> None:
+    """Run jobs from `connection` until there are no more or the parent has ended."""
+    signal.signal(signal.SIGTERM, _exit)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
-            connection.send(do(connection.recv(), connection.send))
+            result = run_job(connection.recv(), lambda step: connection.send((step, None)))
+            connection.send(("", result))
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # an exception: what is half-written is removed on its way
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that half-written files are removed
 
 
-def _leave_with_parent() -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     main = threading.main_thread().ident
     assert main is not None
-    signal.pthread_kill(main, signal.SIGTERM)  # as it may be waiting in a system call
+    signal.pthread_kill(main, signal.SIGTERM)  # the main thread may be waiting in a system call

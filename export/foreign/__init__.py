@@ -1,4 +1,4 @@
-"""Checkpoints that Rill did not train."""
+"""Export checkpoints that Rill did not train."""
 
 from rill.export.foreign.run import export_state_dict
 

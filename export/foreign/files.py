@@ -12,20 +12,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rill.train.errors import TrainError
+from rill.export.errors import ForeignError
 from rill.vocabulary import UNKNOWN, Vocabulary
 
 _SAVE_IT = "torch.save(model.state_dict(), 'weights.pt') or safetensors.torch.save_file(model.state_dict(), ...)"
 
 
-class ForeignError(TrainError):
-    """A foreign checkpoint or its vocabulary cannot be taken; the message names the tensor and what to do."""
-
-
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of one by torch.save, by name. Raises ForeignError.
+    """Read the tensors of a safetensors or torch.save file, by name. Raises ForeignError.
 
-    Of PyTorch's files only weights are read: a pickle with anything else in it is refused, not run.
+    A torch.save file may contain weights only: a pickle with anything else in it is refused, never run.
     """
     path = Path(path)
     try:
@@ -33,7 +29,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
             start = file.read(9)
     except OSError as error:
         raise ForeignError(f"{path} cannot be read: {error.strerror}") from None
-    if start[8:] == b"{":  # after the length of its header, safetensors has JSON; no pickle or zip has that there
+    if start[8:] == b"{":  # in safetensors, JSON follows the length of the header; not so in a pickle or zip
         try:
             return safetensors.torch.load(path.read_bytes())
         except (SafetensorError, KeyError, ValueError) as error:
@@ -42,9 +38,9 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_vocabulary_file(path: str | Path) -> Vocabulary:
-    """A vocabulary from a JSON array of one-character strings in id order; `<unk>` may be among them.
+    """Read a vocabulary from a JSON array of one-character strings in id order; `<unk>` may be among them.
 
-    Raises ForeignError, which names the first position that is wrong.
+    Raises ForeignError naming the first wrong position.
     """
     path = Path(path)
     try:
@@ -64,7 +60,7 @@ def load_vocabulary_file(path: str | Path) -> Vocabulary:
 
 
 def vocabulary_of(symbols: Sequence[object], source: str) -> Vocabulary:
-    """The vocabulary of one-character strings in id order. Raises ForeignError, which names the first wrong one."""
+    """Make a vocabulary of one-character strings in id order. Raises ForeignError naming the first wrong one."""
     first: dict[str, int] = {}
     for position, symbol in enumerate(symbols):
         what = f"{source}: {symbol!r:.40} at position {position}"
@@ -73,16 +69,16 @@ def vocabulary_of(symbols: Sequence[object], source: str) -> Vocabulary:
         if len(symbol) != 1 and symbol != UNKNOWN:
             raise ForeignError(f"{what} is not one character; these are models of characters")
         if "\ud800" <= symbol <= "\udfff":
-            raise ForeignError(f"{what} is half a surrogate pair, which no text can hold")
+            raise ForeignError(f"{what} is half a surrogate pair, which cannot occur in a text")
         if first.setdefault(symbol, position) != position:
-            raise ForeignError(f"{what} is at position {first[symbol]} already")
+            raise ForeignError(f"{what} is already at position {first[symbol]}")
     if not first:
         raise ForeignError(f"{source} has no symbols")
     return Vocabulary(tuple(first))
 
 
 def state_dict_in(content: object, source: str | Path) -> dict[str, Tensor]:
-    """The state dict that `content` is, or the one that lies in it. Raises ForeignError."""
+    """Find the state dict: `content` itself, or the only one among its values. Raises ForeignError."""
     if _is_state_dict(content):
         return dict(content)  # type: ignore[call-overload, no-any-return]  # a mapping, as just seen
     if not isinstance(content, Mapping):
@@ -96,12 +92,12 @@ def state_dict_in(content: object, source: str | Path) -> dict[str, Tensor]:
         raise ForeignError(f"{source} holds several state dicts ({', '.join(choice)}); save one alone with {_SAVE_IT}")
     strange = next((repr(key) for key, value in content.items() if not isinstance(value, Tensor)), "nothing")
     raise ForeignError(
-        f"{source} is no state dict: it holds {strange} instead of tensors by name; save one with {_SAVE_IT}"
+        f"{source} is not a state dict: it holds {strange} instead of tensors by name; save one with {_SAVE_IT}"
     )
 
 
 def _is_state_dict(content: object) -> bool:
-    """Whether `content` is tensors by name, and at least one."""
+    """Whether `content` maps names to tensors, at least one."""
     return (
         isinstance(content, Mapping)
         and bool(content)
@@ -110,22 +106,22 @@ def _is_state_dict(content: object) -> bool:
 
 
 def _load_pickled_weights(path: Path) -> object:
-    """What is in a file by torch.save, if that is weights alone. Raises ForeignError."""
+    """Load a torch.save file that contains weights only. Raises ForeignError."""
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
                 if archive.testzip() is not None:
                     raise ForeignError(f"{path} is damaged: a checksum in it is wrong")
-        with warnings.catch_warnings(action="ignore"):  # PyTorch's own, about what is refused below
+        with warnings.catch_warnings(action="ignore"):  # PyTorch's, about files that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except ForeignError:
         raise
     except pickle.UnpicklingError:
         raise ForeignError(
-            f"{path} holds more than weights, or is no PyTorch file; pickled objects are never loaded, for that runs "
-            f"whatever code is in them: save the weights alone, with {_SAVE_IT}"
+            f"{path} holds more than weights, or is not a PyTorch file; pickled objects are never loaded, because "
+            f"that runs any code in them: save the weights alone, with {_SAVE_IT}"
         ) from None
-    except Exception as error:  # torch.load raises many kinds, according to which byte is wrong
+    except Exception as error:  # torch.load raises many kinds, depending on the wrong byte
         raise ForeignError(
             f"{path} is damaged, or neither a safetensors file nor a state dict by torch.save "
             f"({type(error).__name__}); save one with {_SAVE_IT}"

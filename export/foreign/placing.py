@@ -1,4 +1,4 @@
-"""Which tensor of a foreign checkpoint is what: by PyTorch's recurrent names, by shapes, by words, by renames."""
+"""Assign foreign tensors to Rill's names: by renames, PyTorch's recurrent names, shapes and words."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rill.export.foreign.files import ForeignError
+from rill.export.errors import ForeignError
 from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
 from rill.vocabulary import Vocabulary
@@ -20,14 +20,14 @@ _RECURRENT = re.compile(r"(?:(?P<module>.*)\.)?(?P<tensor>(weight|bias)_[ih]h)(_
 _OTHER_RECURRENT = re.compile(r"(?:.*\.)?(weight|bias)_([ih]h|hr)(_l\d+)?(?P<reverse>_reverse)?")
 _CELLS = {1: "rnn", 3: "gru", 4: "lstm"}  # by the number of gates
 
-# What a module's name says about its matrix, word by word ("char_emb2" is char, emb); "embed" may be part of a word.
+# Words of a module's name that tell the role of its matrix ("char_emb2" is char, emb); "embed" may be part of a word.
 _EMBEDDING_WORDS = {"emb", "embs", "encoder", "enc", "wte", "lookup"}
 _OUTPUT_WORDS = {"fc", "linear", "lin", "out", "output", "decoder", "dec", "head", "proj", "projection", "dense"}
 _OUTPUT_WORDS |= {"classifier", "logits", "logit", "softmax", "generator"}
 
 
 class Cell(NamedTuple):
-    """What the recurrent weights tell."""
+    """Properties of the model that the recurrent weights determine."""
 
     name: str
     layers: int
@@ -37,15 +37,15 @@ class Cell(NamedTuple):
 
 
 @dataclass
-class Checkpoint:
-    """The tensors of a checkpoint, and where they belong: `places` has the checkpoint's name by ours."""
+class Placement:
+    """The tensors of a checkpoint and their assignment: `sources` maps Rill's name to the checkpoint's."""
 
     source: str
     tensors: dict[str, Tensor]
-    places: dict[str, str]
+    sources: dict[str, str]
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Place what `names` says, and forget what it leaves out."""
+        """Assign the tensors in `names`, and drop those renamed to nothing."""
         for theirs, ours in names.items():
             if theirs not in self.tensors:
                 raise self._error(f"has no tensor {theirs!r} to rename; it has {self._listed(self.tensors)}")
@@ -56,11 +56,11 @@ class Checkpoint:
                         f"rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0 (l1, … for further layers), {OUTPUT} and "
                         f"{OUTPUT_BIAS}"
                     )
-                self._place(name, theirs)
+                self._assign(name, theirs)
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if names.get(name) != ""}
 
-    def refuse_what_no_model_has(self) -> None:
-        """Refuse recurrent weights that no generator has here."""
+    def refuse_unsupported(self) -> None:
+        """Refuse recurrent weights that a generator cannot have."""
         for name in self._free():
             match = _OTHER_RECURRENT.fullmatch(name)
             if match and match["reverse"]:
@@ -68,8 +68,8 @@ class Checkpoint:
             if match and match[2] == "hr":
                 raise self._error(f"has {name}: an LSTM with projections (proj_size) cannot be expressed here")
 
-    def place_recurrent(self) -> None:
-        """Place what has PyTorch's recurrent names: of one module, or of numbered ones as the layers."""
+    def assign_recurrent(self) -> None:
+        """Assign tensors with PyTorch's recurrent names: of one module, or of numbered modules as layers."""
         modules: dict[str, list[re.Match[str]]] = {}
         for name in self._free():
             if match := _RECURRENT.fullmatch(name):
@@ -78,11 +78,11 @@ class Checkpoint:
         for index, module in enumerate(order):
             for match in modules[module]:
                 layer = index + int(match["layer"] or 0)
-                self._place(f"rnn.{match['tensor']}_l{layer}", match[0])
+                self._assign(f"rnn.{match['tensor']}_l{layer}", match[0])
 
     def cell(self) -> Cell:
-        """Cell, sizes and biases, from the shapes of the recurrent weights."""
-        layers = 1 + max((int(name.split("_l")[1]) for name in self.places if name.startswith("rnn.")), default=-1)
+        """Infer cell, sizes and biases from the shapes of the recurrent weights."""
+        layers = 1 + max((int(name.split("_l")[1]) for name in self.sources if name.startswith("rnn.")), default=-1)
         if not layers:
             raise self._error(
                 "has no recurrent weights under PyTorch's names (weight_ih_l0, weight_hh_l0, …); if they have other "
@@ -90,10 +90,10 @@ class Checkpoint:
             )
         for layer, part in product(range(layers), ("weight_ih", "weight_hh")):
             name = f"rnn.{part}_l{layer}"
-            if name not in self.places:
+            if name not in self.sources:
                 raise self._error(f"has no {part} of layer {layer}, but other weights up to layer {layers - 1}")
             if self._tensor(name).ndim != 2:
-                raise self._error(f"has {self._described(name)}, which is no matrix")
+                raise self._error(f"has {self._described(name)}, which is not a matrix")
         rows, hidden = self._tensor("rnn.weight_hh_l0").shape
         if not hidden or rows % hidden or rows // hidden not in _CELLS:
             raise self._error(
@@ -101,11 +101,11 @@ class Checkpoint:
                 "(3H, H) for a GRU or (4H, H) for an LSTM"
             )
         inputs = self._tensor("rnn.weight_ih_l0").shape[1]
-        bias = any(name.startswith("rnn.bias") for name in self.places)
+        bias = any(name.startswith("rnn.bias") for name in self.sources)
         return Cell(_CELLS[rows // hidden], layers, hidden, inputs, bias)
 
-    def place_ends(self, cell: Cell, symbols: int) -> None:
-        """Place the output layer, and the embedding unless the input is one-hot."""
+    def assign_ends(self, cell: Cell, symbols: int) -> None:
+        """Assign the output layer, and the embedding unless the input is one-hot."""
         readings = self._readings(cell)
         if not readings:
             self._refuse_ends(cell)
@@ -116,39 +116,39 @@ class Checkpoint:
             self._refuse_ambiguity(readings)
         embedding, output = best[0]
         if embedding is not None:
-            self.places[EMBEDDING] = embedding
-        self.places[OUTPUT] = output
+            self.sources[EMBEDDING] = embedding
+        self.sources[OUTPUT] = output
 
-    def place_output_bias(self) -> None:
-        """Place the bias beside the output weight, or else the only free vector that is called a bias and fits."""
-        if OUTPUT_BIAS in self.places:
+    def assign_output_bias(self) -> None:
+        """Assign the bias beside the output weight, or else the only free vector that is named a bias and fits."""
+        if OUTPUT_BIAS in self.sources:
             return
-        output = self.places[OUTPUT]
+        output = self.sources[OUTPUT]
         beside = output.removesuffix("weight") + "bias"
         fitting = [name for name in self._free() if self.tensors[name].shape == self.tensors[output].shape[:1]]
         if output.endswith("weight") and beside in self._free():
-            self.places[OUTPUT_BIAS] = beside
+            self.sources[OUTPUT_BIAS] = beside
         elif len(biases := [name for name in fitting if "bias" in name.rpartition(".")[2]]) == 1:
-            self.places[OUTPUT_BIAS] = biases[0]
+            self.sources[OUTPUT_BIAS] = biases[0]
 
     def refuse_leftovers(self) -> None:
-        """Every tensor must have a place, for one without could mean another computation."""
+        """Refuse tensors without an assignment: they could mean another computation."""
         if left := self._free():
             drops = " ".join(f"--rename {name}=" for name in left[:3]) + " …" * (len(left) > 3)
             raise self._error(
-                f"has tensors for which no model here has a place: {self._listed(left)}; rename them, or, if the model "
-                f"computes the same without, drop them with {drops}"
+                f"has tensors that no model here uses: {self._listed(left)}; rename them, or, if the model computes "
+                f"the same without them, drop them with {drops}"
             )
 
     def weights(self, vocabulary: Vocabulary, cell: Cell) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """The weights as f32 under our names, what is missing of the biases as zeros, and notes about both."""
+        """The weights as f32 under Rill's names, zeros for missing biases, and notes about both."""
         rows = len(self._tensor(OUTPUT))
         if rows != len(vocabulary):
             raise self._error(
                 f"has {self._described(OUTPUT)}, so a model of {rows} symbols, but the vocabulary has {len(vocabulary)}"
             )
-        converted = {ours: self._as_float32(theirs) for ours, theirs in self.places.items()}
-        rounded = [self.places[ours] for ours, (_, exact) in converted.items() if not exact]
+        converted = {ours: self._as_float32(theirs) for ours, theirs in self.sources.items()}
+        rounded = [self.sources[ours] for ours, (_, exact) in converted.items() if not exact]
         weights = {ours: weight for ours, (weight, _) in converted.items()}
         missing = {OUTPUT_BIAS: rows}
         if cell.bias:
@@ -163,7 +163,7 @@ class Checkpoint:
         return weights | zeros, tuple(notes)
 
     def check_shapes(self, weights: Mapping[str, Tensor], model: ModelConfig, symbols: int) -> None:
-        """Refuse weights that are not all of the shapes that the model asks for."""
+        """Refuse weights whose shapes are not those of the model."""
         with torch.device("meta"):  # shapes without storage
             expected = CharacterModel(model, symbols).state_dict()
         for name, tensor in expected.items():
@@ -173,14 +173,14 @@ class Checkpoint:
                     f"{tuple(tensor.shape)} there"
                 )
 
-    def _place(self, ours: str, theirs: str) -> None:
-        if self.places.setdefault(ours, theirs) != theirs:
+    def _assign(self, ours: str, theirs: str) -> None:
+        if self.sources.setdefault(ours, theirs) != theirs:
             raise self._error(
-                f"has two tensors for {ours}, {self.places[ours]} and {theirs}; drop one with --rename {theirs}="
+                f"has two tensors for {ours}, {self.sources[ours]} and {theirs}; drop one with --rename {theirs}="
             )
 
     def _numbered(self, modules: Mapping[str, list[re.Match[str]]]) -> list[str]:
-        """The modules by number, if they are single layers that differ in a number alone (`cells.0`, `cells.1`)."""
+        """Sort modules by number: single layers that differ only in it (`cells.0`, `cells.1`). Raises ForeignError."""
         single = all(int(match["layer"] or 0) == 0 for matches in modules.values() for match in matches)
         patterns = {re.sub(r"\d+", "#", module) for module in modules}
         numbers = {tuple(map(int, re.findall(r"\d{1,9}", module))): module for module in modules}
@@ -188,24 +188,24 @@ class Checkpoint:
             listed = ", ".join(sorted(modules))
             example = next(iter(modules.values()))[0]
             raise self._error(
-                f"has several recurrent modules ({listed}); say what is which layer with --rename {example[0]}="
+                f"has several recurrent modules ({listed}); assign the layers with --rename {example[0]}="
                 f"rnn.{example['tensor']}_l0 and so on, or drop tensors with --rename NAME="
             )
         return [numbers[key] for key in sorted(numbers)]
 
     def _readings(self, cell: Cell) -> list[tuple[str | None, str]]:
-        """Every embedding (None for one-hot input) and output weight that fit the cell and each other."""
+        """All pairs of embedding (None for one-hot input) and output weight that fit the cell and each other."""
         matrices = [name for name in self._free() if self.tensors[name].ndim == 2]
         embeddings: Iterable[str | None] = [
             None,
             *(name for name in matrices if self.tensors[name].shape[1] == cell.inputs),
         ]
         outputs: Iterable[str] = [name for name in matrices if self.tensors[name].shape[1] == cell.hidden]
-        if EMBEDDING in self.places:
-            embeddings = [self.places[EMBEDDING]]
-        if OUTPUT in self.places:
-            outputs = [self.places[OUTPUT]]
-        shared = EMBEDDING in self.places and self.places[EMBEDDING] == self.places.get(OUTPUT)  # renamed to both
+        if EMBEDDING in self.sources:
+            embeddings = [self.sources[EMBEDDING]]
+        if OUTPUT in self.sources:
+            outputs = [self.sources[OUTPUT]]
+        shared = EMBEDDING in self.sources and self.sources[EMBEDDING] == self.sources.get(OUTPUT)  # renamed to both
         return [
             (embedding, output)
             for embedding, output in product(embeddings, outputs)
@@ -221,16 +221,16 @@ class Checkpoint:
         return self.tensors[embedding].shape == (*symbols, cell.inputs)
 
     def _is_contradicted(self, pair: tuple[str | None, str], cell: Cell) -> bool:
-        """Whether a name says the opposite of what its tensor is taken for, where its shape would allow both."""
+        """Whether a name contradicts the role of its tensor, where the shape would allow both."""
         if cell.inputs != cell.hidden:
             return False
-        embedding, output = (None if name in self.places.values() else name for name in pair)
+        embedding, output = (None if name in self.sources.values() else name for name in pair)
         return (embedding is not None and _role(embedding) == OUTPUT) or (
             output is not None and _role(output) == EMBEDDING
         )
 
     def _are_tied(self, readings: Sequence[tuple[str | None, str]]) -> bool:
-        """Whether the readings differ only in which of two equal matrices is which."""
+        """Whether the readings differ only in the roles of two equal matrices."""
         if len(readings) != 2 or readings[0] != readings[1][::-1]:
             return False
         one, other = (self.tensors[name] for name in readings[0] if name)
@@ -254,15 +254,15 @@ class Checkpoint:
         choices = [
             f"{ours} may be {' or '.join(self._listed([name]) for name in names)}"
             for ours, names in ((EMBEDDING, embeddings), (OUTPUT, outputs))
-            if names and ours not in self.places
+            if names and ours not in self.sources
         ]
         raise self._error(
-            f"leaves a choice: {', and '.join(choices)}; settle it with --rename {outputs[0]}={OUTPUT} or the like, "
+            f"is ambiguous: {', and '.join(choices)}; settle it with --rename {outputs[0]}={OUTPUT} or the like, "
             "and drop what the model does not need with --rename NAME="
         )
 
     def _as_float32(self, name: str) -> tuple[Tensor, bool]:
-        """A tensor's own copy as f32, and whether every value is what it was."""
+        """A copy of a tensor as f32, and whether every value is unchanged."""
         tensor = self.tensors[name]
         if tensor.layout != torch.strided or tensor.is_meta or not tensor.dtype.is_floating_point:
             kind = "meta" if tensor.is_meta else tensor.dtype if tensor.layout == torch.strided else tensor.layout
@@ -274,20 +274,20 @@ class Checkpoint:
         return weight, tensor.dtype != torch.float64 or torch.equal(weight.double(), tensor.detach().cpu())
 
     def _free(self) -> list[str]:
-        """The names without a place, in the checkpoint's order."""
-        placed = set(self.places.values())
-        return [name for name in self.tensors if name not in placed]
+        """The names without an assignment, in the checkpoint's order."""
+        assigned = set(self.sources.values())
+        return [name for name in self.tensors if name not in assigned]
 
     def _ends(self) -> list[str]:
-        """The matrices that are not recurrent."""
-        recurrent = {theirs for ours, theirs in self.places.items() if ours.startswith("rnn.")}
+        """The names of matrices that are not recurrent."""
+        recurrent = {theirs for ours, theirs in self.sources.items() if ours.startswith("rnn.")}
         return [name for name, tensor in self.tensors.items() if tensor.ndim == 2 and name not in recurrent]
 
     def _tensor(self, ours: str) -> Tensor:
-        return self.tensors[self.places[ours]]
+        return self.tensors[self.sources[ours]]
 
     def _described(self, ours: str) -> str:
-        theirs = self.places[ours]
+        theirs = self.sources[ours]
         return f"{theirs} {tuple(self.tensors[theirs].shape)}" + (f" as {ours}" if theirs != ours else "")
 
     def _listed(self, names: Iterable[str]) -> str:
@@ -300,11 +300,11 @@ class Checkpoint:
 
 
 def _role(name: str) -> str | None:
-    """What the last telling part of a tensor's name says it is: the embedding, the output weight, or neither."""
+    """The role that a tensor's name tells, by its last telling part: the embedding, the output weight, or None."""
     for part in reversed(name.lower().split(".")):
         words = set(re.findall(r"[a-z]+", part))
         embeds = "embed" in part or bool(words & _EMBEDDING_WORDS)
-        puts_out = bool(words & _OUTPUT_WORDS)
-        if embeds != puts_out:
+        outputs = bool(words & _OUTPUT_WORDS)
+        if embeds != outputs:
             return EMBEDDING if embeds else OUTPUT
     return None

@@ -1,14 +1,14 @@
-"""Foreign checkpoints: a PyTorch GRU, LSTM or tanh-RNN that Rill did not train, as a run that is exported as any other.
+"""Turn a foreign checkpoint, a PyTorch GRU, LSTM or tanh-RNN that Rill did not train, into a run that can be exported.
 
-A state dict has the weights but not the model, so the model is read off names and shapes. Recurrent weights are known
-by PyTorch's names (`weight_ih_l0`, …, or `weight_ih` in a cell) and tell cell, layers, hidden size and biases; the
-embedding and the output layer are known by their shapes, and where shapes leave a choice by what they are called.
-Whatever is left unclear, or left over, is an error that says which rename settles it.
+A state dict holds the weights but not the model, so the model is inferred from names and shapes. Recurrent weights are
+recognised by PyTorch's names (`weight_ih_l0`, …, or `weight_ih` in a cell); they determine cell, layers, hidden size
+and biases. The embedding and the output layer are recognised by shape, and where shapes are ambiguous by name.
+Anything unclear or left over is an error that says which rename settles it.
 
-Some things leave no trace in the weights, and are assumed: gates stacked in PyTorch's order, tanh in an RNN (not relu),
-plain layers one after another (no residual sums, no activation between), an embedding that is a plain table (no
-`max_norm`), states that start at zero, and, unless told otherwise, a GRU as `nn.GRU` has it. Export compares the graphs
-with the model that is made here, which is the foreign one if these hold.
+Some properties leave no trace in the weights and are assumed: gates stacked in PyTorch's order, tanh in an RNN (not
+relu), plain layers one after another (no residual sums, no activation between), an embedding that is a plain table (no
+`max_norm`), states that start at zero, and, unless told otherwise, a GRU as in `nn.GRU`. Export compares the graphs
+with the model made here, which equals the foreign one if these assumptions hold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,32 +17,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rill.export.foreign.files import (
-    ForeignError,
-    load_state_dict_file,
-    load_vocabulary_file,
-    state_dict_in,
-    vocabulary_of,
-)
-from rill.export.foreign.placing import EMBEDDING, Cell, Checkpoint
+from rill.export.errors import ForeignError
+from rill.export.foreign.files import load_state_dict_file, load_vocabulary_file, state_dict_in, vocabulary_of
+from rill.export.foreign.placing import EMBEDDING, Cell, Placement
+from rill.export.jobs import RESETS, UPDATES
 from rill.export.pipeline import Exported, export_loaded
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.cells import Weights, other_update_convention
 from rill.train.record.run import Run
 from rill.vocabulary import Vocabulary
 
-RESETS = ("after", "before")  # the recurrent product
-UPDATES = ("keeps", "replaces")  # what an update gate of 1 does to the state
-
 
 @dataclass(frozen=True)
 class ForeignRun(Run):
-    """A run made of a foreign checkpoint. `folder` is the checkpoint's file, and of `training` nothing is known.
+    """A run made of a foreign checkpoint. `folder` is the checkpoint's file; `training` is a placeholder.
 
-    `places` says under which name each of our tensors was found, and `notes` what was done to them, in words.
+    `sources` maps each tensor of Rill to its name in the checkpoint; `notes` describe what was changed, in words.
     """
 
-    places: Mapping[str, str]
+    sources: Mapping[str, str]
     notes: tuple[str, ...]
 
 
@@ -59,28 +52,21 @@ def export_state_dict(
     force: bool = False,
     allow_loss: bool = False,
 ) -> Exported:
-    """Export a foreign model as the bundle `out`/NAME, verified as every export is.
+    """Export a foreign model as the bundle `out`/NAME, verified like every export.
 
-    `state_dict` is what `model.state_dict()` gives, or a file of it; `vocabulary` the symbols in id order, or a JSON
-    file of them. A file's own name, without its ending, is the NAME if none is given. `rename`, `reset` and `update`
-    are those of `run_of_state_dict`; `precision`, `force` and `allow_loss` those of `export_loaded`. Raises
-    ForeignError, and what `export_loaded` raises.
+    `state_dict` is the result of `model.state_dict()` or a file of it; `vocabulary` the symbols in id order or a JSON
+    file of them. NAME defaults to the file's name without its suffix. `rename`, `reset` and `update` are those of
+    `run_of_state_dict`; `precision`, `force` and `allow_loss` those of `export_loaded`. Raises ForeignError and the
+    errors of `export_loaded`.
     """
     if isinstance(state_dict, str | Path):
         run = foreign_run(state_dict, vocabulary, rename, reset, update)
     else:
         run = run_of_state_dict(state_dict, _vocabulary(vocabulary), rename, reset, update)
         if name is None:
-            raise ForeignError("a state dict has no name; give one for its bundle")
-    name = bundle_name(run.folder.stem if name is None else name)
+            raise ForeignError("a state dict has no name; give `name` for its bundle")
+    name = run.folder.stem if name is None else name
     return export_loaded(run, name, out, precision=precision, force=force, allow_loss=allow_loss)
-
-
-def bundle_name(name: str) -> str:
-    """`name`, if a folder can be called that. Raises ForeignError."""
-    if name in ("", ".", "..") or any(character in "/\\\0" for character in name):
-        raise ForeignError(f"{name!r} is no name for a bundle: it becomes a folder in --out")
-    return name
 
 
 def foreign_run(
@@ -90,8 +76,8 @@ def foreign_run(
     reset: str = "after",
     update: str = "keeps",
 ) -> ForeignRun:
-    """The run of a checkpoint file and a vocabulary; see `run_of_state_dict`. Raises ForeignError."""
-    symbols = _vocabulary(vocabulary)  # the file that is quick to read first
+    """Make a run of a checkpoint file and a vocabulary; see `run_of_state_dict`. Raises ForeignError."""
+    symbols = _vocabulary(vocabulary)  # first, because it is quick to read
     return run_of_state_dict(load_state_dict_file(path), symbols, rename, reset, update, source=path)
 
 
@@ -103,25 +89,25 @@ def run_of_state_dict(
     update: str = "keeps",
     source: str | Path = "<state dict>",
 ) -> ForeignRun:
-    """The generator of which these are the weights, with its tensors under our names. Raises ForeignError.
+    """Make a run of the generator that has these weights, with its tensors under Rill's names. Raises ForeignError.
 
-    `state_dict` has tensors by name, or has such a mapping in it (as many checkpoints have, under "state_dict" or
-    "model"). `rename` gives our name for a tensor of its (several with commas, "" to leave it out): `embedding.weight`,
+    `state_dict` maps names to tensors, or contains such a mapping (many checkpoints do, under "state_dict" or "model").
+    `rename` maps a tensor of it to Rill's name (several with commas, "" to drop it): `embedding.weight`,
     `rnn.weight_ih_l0`, …, `linear.weight`, `linear.bias`. `reset` is where a GRU's reset gate acts, `after` the
-    recurrent product or `before` it; `update` what its update gate does to the state when it is 1: it `keeps` it, as
+    recurrent product or `before` it; `update` is what its update gate does to the state when it is 1: it `keeps` it, as
     in PyTorch, Keras and ONNX, or `replaces` it by the candidate, as in Chung et al. 2014.
 
-    What is not float32 is converted, and noted if that changed a value. `source` is named in the messages.
+    Tensors of other types are converted to float32, and noted if that changed a value. `source` appears in messages.
     """
     _require_one_of("reset", reset, RESETS)
     _require_one_of("update", update, UPDATES)
-    found = Checkpoint(str(source), state_dict_in(state_dict, source), {})
+    found = Placement(str(source), state_dict_in(state_dict, source), {})
     found.rename(rename or {})
-    found.refuse_what_no_model_has()
-    found.place_recurrent()
+    found.refuse_unsupported()
+    found.assign_recurrent()
     cell = found.cell()
-    found.place_ends(cell, len(vocabulary))
-    found.place_output_bias()
+    found.assign_ends(cell, len(vocabulary))
+    found.assign_output_bias()
     found.refuse_leftovers()
     weights, notes = found.weights(vocabulary, cell)
     try:
@@ -140,8 +126,8 @@ def run_of_state_dict(
         if cell.name != "gru":
             raise ForeignError(f"{source}: update 'replaces' is about GRUs; {cell.name} has no update gate")
         weights |= _with_z_negated(weights, cell)
-    # No length of training is known, and a TrainingConfig must have one.
-    return ForeignRun(Path(source), model, TrainingConfig(steps=1), vocabulary, (), weights, found.places, notes)
+    # The length of training is unknown, but a TrainingConfig must have one.
+    return ForeignRun(Path(source), model, TrainingConfig(steps=1), vocabulary, (), weights, found.sources, notes)
 
 
 def _vocabulary(vocabulary: Sequence[str] | str | Path) -> Vocabulary:
@@ -151,15 +137,15 @@ def _vocabulary(vocabulary: Sequence[str] | str | Path) -> Vocabulary:
 
 
 def _with_z_negated(weights: Mapping[str, Tensor], cell: Cell) -> dict[str, Tensor]:
-    """A GRU's recurrent weights in the other update convention."""
-    turned: dict[str, Tensor] = {}
+    """Convert a GRU's recurrent weights to the other update convention."""
+    converted: dict[str, Tensor] = {}
     for layer in range(cell.layers):
         names = [f"rnn.{part}_l{layer}" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         w_ih, w_hh, b_ih, b_hh = names
         own = Weights(weights[w_ih], weights[w_hh], weights.get(b_ih), weights.get(b_hh))
         others = other_update_convention(own)
-        turned |= {name: value for name, value in zip(names, others, strict=True) if value is not None}
-    return turned
+        converted |= {name: value for name, value in zip(names, others, strict=True) if value is not None}
+    return converted
 
 
 def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

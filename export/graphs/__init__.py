@@ -1,1 +1,1 @@
-"""The ONNX graphs of a model."""
+"""The ONNX graphs of a bundle, built from the weights of a run."""

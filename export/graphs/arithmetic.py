@@ -1,13 +1,13 @@
-"""How the serving graph multiplies: in float32, or in int8.
+"""The arithmetic of the serving graph: float32 or int8.
 
-A cell is written once (`rill.export.graphs.steps`), over three things: rows of a constant table, operands, and products
-of an operand with a constant matrix.
+A cell is written once (`rill.export.graphs.steps`) in terms of three operations: rows of a constant table, operands,
+and products of an operand with a constant matrix.
 
-int8 rests on a bound that is known beforehand: a hidden state lies in (-1, 1), so its scale is 1/127 whatever the text,
-and a row never depends on its batch-mates as it would with ranges taken from the batch. A sum of n states, as residual
-layers read it, lies in (-n, n). States are uint8 around 128. Weights are symmetric, with one scale for each output.
-They have 7 bits, for x86 processors before VNNI add pairs of products in 16 bits: 2 * 255 * 64 just fits there, and the
-sums are the same integers on all processors. Tables are only read, and have 8.
+int8 relies on a bound known in advance: a hidden state lies in (-1, 1), so its scale is 1/127 for any text, and a row
+never depends on the other rows of its batch, as it would with ranges taken from the batch. A sum of n states, the input
+of residual layers, lies in (-n, n). States are uint8 around 128. Weights are symmetric, with one scale for each output.
+They have 7 bits, because x86 processors before VNNI add pairs of products in 16 bits: 2 * 255 * 64 just fits, and the
+sums are the same integers on all processors. Tables are not multiplied and have 8 bits.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ TABLE_STEPS = 127
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix as integers, with a scale to each index of its axis `outputs`: matrix ≈ scale * integers."""
+    """A matrix as integers, with a scale for each index of its axis `outputs`: matrix ≈ scale * integers."""
 
     integers: NDArray[np.int8]
     scale: NDArray[np.float32]  # (outputs,)
@@ -35,20 +35,20 @@ class Quantized:
 
     @classmethod
     def of(cls, matrix: Matrix, steps: int, outputs: int = 1) -> "Quantized":
-        """Rounded to the nearest of `steps` integers on either side of 0."""
+        """Round `matrix` to the nearest of `steps` integers on either side of 0."""
         across = tuple(axis for axis in range(matrix.ndim) if axis != outputs)
         largest = np.abs(matrix).max(axis=across, keepdims=True)
         scale = np.where(largest / steps > np.finfo(np.float32).tiny, largest / steps, 1).astype(np.float32)
         return cls(np.clip(np.rint(matrix / scale), -steps, steps).astype(np.int8), scale.ravel(), outputs)
 
     def matrix(self) -> NDArray[np.float32]:
-        """What DequantizeLinear makes of it."""
+        """The matrix that DequantizeLinear computes from it."""
         shape = [-1 if axis == self.outputs else 1 for axis in range(self.integers.ndim)]
         return self.integers.astype(np.float32) * self.scale.reshape(shape)
 
 
 def rounded(name: str, weight: Matrix) -> NDArray[np.float32]:
-    """A parameter, under PyTorch's name and shape, as the portable int8 graph has it."""
+    """A parameter, by PyTorch's name and shape, with the values of the portable int8 graph."""
     if weight.ndim == 1:  # a bias
         return weight.astype(np.float32)
     steps = TABLE_STEPS if name == "embedding.weight" else WEIGHT_STEPS
@@ -56,14 +56,14 @@ def rounded(name: str, weight: Matrix) -> NDArray[np.float32]:
 
 
 class Operand(NamedTuple):
-    """What is multiplied: (batch, features), and what its values lie within: (-bound, bound)."""
+    """The left factor of a product: (batch, features), with values in (-bound, bound)."""
 
     value: str
     bound: float
 
 
 class Arithmetic(Protocol):
-    """What cells are made of, in one graph. Values are float32 (batch, columns) unless they are operands."""
+    """The operations of cells in one graph. Values are float32 (batch, columns) unless they are operands."""
 
     @property
     def g(self) -> Graph:
@@ -73,7 +73,7 @@ class Arithmetic(Protocol):
         """The rows `ids` int64 (batch,) of `table` (rows, columns)."""
 
     def operand(self, x: str, bound: float) -> Operand:
-        """x (batch, features), which lies in (-bound, bound), as `product` takes it."""
+        """x (batch, features), which lies in (-bound, bound), as an operand of `product`."""
 
     def product(self, operand: Operand, matrix: Matrix, addend: str | Matrix) -> str:
         """operand @ matrix + addend, matrix (features, columns), addend a value or a constant (columns,)."""
@@ -94,7 +94,7 @@ class Float:
         return Operand(x, bound)
 
     def product(self, operand: Operand, matrix: Matrix, addend: str | Matrix) -> str:
-        """One Gemm, into which ONNX Runtime fuses the activation that follows."""
+        """One Gemm; ONNX Runtime fuses the following activation into it."""
         added = addend if isinstance(addend, str) else self.g.constant(addend.astype(np.float32))
         return self.g.op("Gemm", operand.value, self.g.constant(matrix.astype(np.float32)), added)
 
@@ -109,7 +109,7 @@ class Int8:
         """See Arithmetic; the table is int8."""
         g, quantized = self.g, Quantized.of(table, TABLE_STEPS)
         rows = g.op("Gather", g.constant(quantized.integers), ids)
-        # What DequantizeLinear is, at a third of its time for scales along the last axis.
+        # Equal to DequantizeLinear, in a third of its time for scales along the last axis.
         return g.op("Mul", g.op("Cast", rows, to=FLOAT), g.constant(quantized.scale))
 
     def operand(self, x: str, bound: float) -> Operand:

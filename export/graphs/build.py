@@ -3,16 +3,12 @@
 import json
 
 from rill.bundle import PRECISIONS, VARIANTS, Bundle, model_id
+from rill.export.errors import UnsupportedError
 from rill.export.graphs.portable import model_graph, states_of
 from rill.export.graphs.serving import decode_graph
 from rill.export.graphs.weights import weights_of
 from rill.train.config import ModelConfig
-from rill.train.errors import TrainError
 from rill.train.record.run import Run
-
-
-class UnsupportedError(TrainError):
-    """No bundle can be made of this model, in this precision or under this name."""
 
 
 def build_bundle(run: Run, name: str, precision: str = "fp32") -> Bundle:

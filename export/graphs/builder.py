@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 21  # the oldest opset with all operators used here in their present form; ONNX Runtime >= 1.18 runs it
-IR_VERSION = 10  # the file format that came with it
+OPSET = 21  # the oldest opset with the present form of all operators used here; needs ONNX Runtime >= 1.18
+IR_VERSION = 10  # the file format of that opset
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 
@@ -25,21 +25,21 @@ def tensor(name: str, dtype: int, shape: Shape) -> onnx.ValueInfoProto:
 
 
 class Graph:
-    """Nodes and constants of one graph under construction.
+    """The nodes and constants of a graph under construction.
 
-    A value is its name (str). `Graph("step", within=outer)` is the body of a loop in `outer`; it may use the values
-    of `outer`.
+    A value is represented by its name (str). `Graph("step", within=outer)` is the body of a loop in `outer`; it may
+    use the values of `outer`.
     """
 
     def __init__(self, name: str, within: "Graph | None" = None) -> None:
         self.name = name
-        # ONNX wants names unique across a graph and the bodies in it.
+        # ONNX requires names that are unique across a graph and its bodies.
         self._prefix: str = f"{within._prefix}{name}." if within else ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
     def constant(self, value: np.ndarray[Any, Any] | list[int] | int | float, name: str = "") -> str:
-        """A constant; Python numbers become int64 or float32."""
+        """Add a constant; Python numbers become int64 or float32."""
         array = np.asarray(value)
         if not isinstance(value, np.ndarray):
             array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
@@ -48,11 +48,11 @@ class Graph:
         return name
 
     def op(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        """One operator with one output; the output's name is `out`, or made from the operator's."""
+        """Add an operator with one output, named `out` or after the operator."""
         return self.ops(kind, *inputs, out=[out or f"{self._prefix}{kind}_{len(self._nodes)}"], **attributes)[0]
 
     def ops(self, kind: str, *inputs: str, out: Sequence[str] | int, **attributes: Any) -> list[str]:
-        """One operator with several outputs: their names, or how many."""
+        """Add an operator with several outputs; `out` is their names or their number."""
         if isinstance(out, int):
             out = [f"{self._prefix}{kind}_{len(self._nodes)}_{index}" for index in range(out)]
         self._nodes.append(
@@ -61,12 +61,12 @@ class Graph:
         return list(out)
 
     def finish(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.GraphProto:
-        """The graph with its interface."""
+        """The finished graph with its inputs and outputs."""
         return helper.make_graph(self._nodes, self.name, inputs, outputs, self._constants)
 
 
 def model_bytes(graph: onnx.GraphProto, metadata: Mapping[str, str], microsoft: bool = False) -> bytes:
-    """The checked model, serialised; `microsoft` if it has operators of that domain. Raises ValidationError."""
+    """The checked model, serialised; `microsoft` says that it uses that domain. Raises onnx's ValidationError."""
     opsets = [helper.make_opsetid("", OPSET)]
     if microsoft:
         opsets.append(helper.make_opsetid(MICROSOFT, 1))

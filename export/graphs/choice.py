@@ -1,15 +1,15 @@
-"""Choosing characters inside a graph: `rill.sampling.choose` for a batch, as operators.
+"""Sampling inside a graph: `rill.sampling.choose` for a batch, as operators.
 
-A variant of the serving graph has only what its streams ask for. Where a filter is off for a row, the row's masses pass
-it unchanged, so that all variants choose by the same bits there.
+A variant of the serving graph contains only what its streams need. A filter that is off for a row leaves the row's
+masses unchanged, so that all variants choose by the same bits there.
 
 Probabilities are never normalised: a mass is exp((logit - largest) / temperature), the largest is 1. Every filter is a
-threshold on masses, so equal masses share their fate.
+threshold on masses, so equal masses are kept or dropped together.
 
-Top-p keeps a mass x if S(x) < p S(0), where S(x) sums the masses above x. Few symbols are compared pair by pair. Of
-thousands neither that nor a sort is affordable: some bisections of ln x, each of which sums what is above a place,
-bring the threshold into a range that holds few masses, and those are sorted. Where they were not enough, further ones
-are: the result is exact whatever the masses are.
+Top-p keeps a mass x if S(x) < p S(0), where S(x) sums the masses above x. Few symbols are compared pair by pair. For
+thousands, neither that nor a sort is affordable: a few bisections of ln x, each of which sums the masses above a point,
+narrow the threshold to a range that holds few masses, and those are sorted. If they do not suffice, further ones are
+sorted: the result is exact for any masses.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ from rill.bundle import Variant
 from rill.export.graphs.builder import BOOL, FLOAT, INT64, Graph, tensor
 from rill.sampling import GREEDY_TEMPERATURE
 
-PAIRED_SYMBOLS = 128  # up to here all pairs are compared
-FEW_SYMBOLS = 512  # up to here a search is shorter
-WINDOW = 64  # masses that are sorted after it, at a time
-DEEPEST = 1e30  # of 1/x: times a sum of masses it is still a float32
-ALTERNATIVES = 20  # at most, to each character
+PAIRED_SYMBOLS = 128  # up to here, all pairs are compared
+FEW_SYMBOLS = 512  # up to here, a shorter search suffices
+WINDOW = 64  # masses that are sorted after the search, at a time
+DEEPEST = 1e30  # largest 1/x: its product with a sum of masses is still a float32
+ALTERNATIVES = 20  # of each character, at most
 
 
 class Choice:
-    """The part of a serving graph that chooses: values of the main graph, made once a call, and operators of each step.
+    """The sampling part of a serving graph: values of the main graph, made once a call, and operators of each step.
 
-    `chance` and `temperature` are (time, batch, 1) and (batch, 1), as are all that belong to a row.
+    `chance` is (time, batch, 1); `temperature` and all other values of a row are (batch, 1).
     """
 
     def __init__(self, main: Graph, variant: Variant, symbols: int) -> None:
@@ -47,25 +47,25 @@ class Choice:
             return main.op("Cast", condition, to=FLOAT)
 
         zero = main.constant(0.0)
-        # Greedy is u = 0 at a temperature so small that only the largest logits keep any mass: the first is chosen.
+        # Greedy is u = 0 at a temperature so low that only the largest logits keep any mass: the first is chosen.
         self.chance = column(main.op("Mul", "uniforms", number(main.op("Greater", "temperature", zero))))
         self.temperature = column(main.op("Max", "temperature", main.constant(GREEDY_TEMPERATURE)))
         if variant.filters:
             below_one = main.op("Sub", main.constant(1.0), "top_p")
             uses_top_p = main.op("Greater", below_one, zero)
-            top_p = main.op("Max", "top_p", main.constant(1e-30))  # keeps the same, and can be divided by
+            top_p = main.op("Max", "top_p", main.constant(1e-30))  # keeps the same symbols, and can be a divisor
         if variant.filters and not self._sorts:
             self.top_p = column(top_p)
             if symbols <= PAIRED_SYMBOLS:
                 self.skips_top_p, self.min_p = column(main.op("Not", uses_top_p)), column("min_p")
             else:
-                # Not quite 1: a threshold that was computed from a mass must not come out above it.
+                # Not quite 1: a threshold computed from a mass must not exceed it.
                 not_quite = main.constant(1 - 2.0**-22)
                 self.uses_top_p = column(main.op("Mul", number(uses_top_p), not_quite))
                 self.not_quite_min_p = column(main.op("Mul", "min_p", not_quite))
                 self._bisect(main, column, below_one)
         if variant.top_k:
-            # Not with Min: ONNX Runtime's for int64 is wrong from 2^31 on (seen in 1.31.1).
+            # Not Min: ONNX Runtime's Min for int64 is wrong from 2^31 on (seen in 1.31.1).
             size, one = main.constant(symbols), main.constant(1)
             is_off = main.op("Or", main.op("Equal", "top_k", main.constant(0)), main.op("Greater", "top_k", size))
             k = main.op("Where", is_off, size, "top_k")
@@ -77,20 +77,20 @@ class Choice:
                 self.uses_top_k = column(number(main.op("Less", k, size)))
 
     def _bisect(self, main: Graph, column: Callable[[str], str], below_one: str) -> None:
-        """The factors 1/x moves by, down and up: halves of the logarithm of the range, quarters, and so on.
+        """The factors by which 1/x moves down and up: half of the range's logarithm, a quarter, and so on.
 
-        All masses up to (1 - p) / 2V together are less than what top-p leaves out: no need to look deeper. Roots, not
-        logarithms: these are the same wherever a row is in the batch.
+        All masses up to (1 - p) / 2V together are less than what top-p drops: the search need not go deeper. Roots, not
+        logarithms: their bits do not depend on the row's position in the batch.
         """
         factor = column(column(main.op("Div", main.constant(2.0 * self.symbols), below_one)))  # (batch, 1, 1)
         factor = main.op("Min", factor, main.constant(DEEPEST))
         self.deeper = [main.op("Sqrt", factor)]
         for _ in range(self._bisections):
             self.deeper.append(main.op("Sqrt", self.deeper[-1]))
-        self.higher = [main.op("Reciprocal", factor) for factor in self.deeper[1:]]  # the first is only taken down
+        self.higher = [main.op("Reciprocal", factor) for factor in self.deeper[1:]]  # the first is only used downwards
 
     def inputs(self) -> list[onnx.ValueInfoProto]:
-        """The inputs of the main graph that are about choosing."""
+        """The inputs of the main graph for sampling."""
         inputs = [tensor("uniforms", FLOAT, ["time", "batch"]), tensor("temperature", FLOAT, ["batch"])]
         if self.variant.filters:
             inputs += [tensor(name, FLOAT, ["batch"]) for name in ("top_p", "min_p")]
@@ -100,7 +100,7 @@ class Choice:
         return inputs
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
-        """The outputs of the main graph, the states apart: what each step emits, over time."""
+        """The outputs of the main graph except the states: the values that each step emits, over time."""
         return self._emitted("", ["time"])
 
     def _emitted(self, prefix: str, time: list[str]) -> list[onnx.ValueInfoProto]:
@@ -114,7 +114,7 @@ class Choice:
         return emitted
 
     def step(self, g: Graph, logits: str, unknown_id: int | None) -> list[onnx.ValueInfoProto]:
-        """From the model's logits (batch, symbols) to `step.next_token` and what the step emits, which is returned."""
+        """Make `step.next_token` from the logits (batch, symbols); returns the values that the step emits."""
         possible, never = logits, ""
         if unknown_id is not None:
             mask = np.zeros(self.symbols, np.float32)
@@ -130,7 +130,7 @@ class Choice:
         return self._emitted("step.", [])
 
     def _log_probabilities(self, g: Graph, logits: str, never: str) -> None:
-        """Of the step's token, and of the most probable ones but `<unk>`."""
+        """Make the log-probabilities of the step's token and of the most probable symbols without `<unk>`."""
         axis = g.constant([1])
         logprobs = g.op("LogSoftmax", logits, axis=1)
         token = g.op("Unsqueeze", "step.next_token", axis)
@@ -143,13 +143,13 @@ class Choice:
     def _sum(self, g: Graph, values: str) -> str:
         """The sums of (batch, symbols): (batch, 1).
 
-        Not by ReduceSum: in ONNX Runtime its last bit depends on where in memory a row begins, hence on the row's place
+        Not ReduceSum: in ONNX Runtime its last bit depends on where in memory a row begins, hence on the row's position
         in the batch (seen in 1.31.1).
         """
         return g.op("MatMul", values, g.constant(np.ones((self.symbols, 1), np.float32)))
 
     def _mean(self, g: Graph, values: str) -> str:
-        """As `_sum`, over the number of symbols: the fastest for many of them."""
+        """`_sum` divided by the number of symbols: the fastest way for many symbols."""
         pooled = g.op("GlobalAveragePool", g.op("Unsqueeze", values, g.constant([1])))
         return g.op("Squeeze", pooled, g.constant([2]))
 
@@ -164,26 +164,26 @@ class Choice:
             mass = self._filter(g, mass)
         cumulative = g.op("CumSum", mass, g.constant(1))
         boundary = g.op("Mul", chance, g.op("Slice", cumulative, *_last(g, self.symbols)))
-        # ArgMax takes the first of equals: the first symbol beyond the boundary.
+        # ArgMax returns the first maximum: the first symbol beyond the boundary.
         return g.op("ArgMax", g.op("Cast", g.op("Greater", cumulative, boundary), to=FLOAT), axis=1, keepdims=0)
 
     def _filter(self, g: Graph, mass: str) -> str:
-        """The masses (batch, symbols) that are kept, the others 0."""
+        """The masses (batch, symbols) with those that are dropped set to 0."""
         if not self.variant.top_k:
             return self._keep_nucleus(g, mass)
         ordered, _ = g.ops("TopK", mass, "window", out=2, axis=1)
         top_k = g.op("GatherElements", ordered, self.k_index, axis=1)  # the k-th largest
         if not self._sorts:
             return self._keep_nucleus(g, _keep(g, mass, g.op("Mul", top_k, self.uses_top_k)))
-        # The sorted masses are all that top-p can keep, but for equals of the last. Without a top-p the goal is
-        # infinite, and the last of the sorted is no higher than the k-th.
+        # Top-p can keep only the sorted masses and equals of the last one. Without a top-p the goal is infinite, and
+        # the last sorted mass is not above the k-th.
         kept = self._sum(g, _keep(g, mass, top_k))
         cumulative = g.op("CumSum", ordered, g.constant(1))
         top_p = _crossing(g, ordered, cumulative, g.op("Mul", self.top_p_or_infinity, kept))
         return _keep(g, mass, g.op("Max", top_k, top_p, self.min_p))
 
     def _keep_nucleus(self, g: Graph, mass: str) -> str:
-        """The masses that top-p and min-p keep."""
+        """The masses with those that top-p and min-p drop set to 0."""
         if self.symbols <= PAIRED_SYMBOLS:
             return self._compare_pairs(g, mass)
         scaled, unit, top_p = self._search(g, mass)
@@ -194,26 +194,26 @@ class Choice:
     def _compare_pairs(self, g: Graph, mass: str) -> str:
         """Top-p and min-p by comparing every mass with every other."""
         goal = g.op("Mul", self.top_p, self._sum(g, mass))
-        # Divided by a mass, those above it are above 1.
+        # Masses above a mass, divided by it, are above 1.
         inverse = g.op("Reciprocal", g.op("Max", mass, g.constant(float(np.finfo(np.float32).tiny))))
         row, column = g.constant([1]), g.constant([2])
         pairs = g.op("Mul", g.op("Unsqueeze", mass, column), g.op("Unsqueeze", inverse, row))
-        ones = g.constant(np.ones((1, 1, self.symbols), np.float32))  # a product for a sum, as in `_sum`
+        ones = g.constant(np.ones((1, 1, self.symbols), np.float32))  # a product instead of a sum, as in `_sum`
         ahead = g.op("Squeeze", g.op("MatMul", ones, _above_one(g, pairs)), row)
         inside = g.op("Or", g.op("Less", ahead, g.op("Mul", goal, inverse)), self.skips_top_p)
         kept = g.op("And", inside, g.op("GreaterOrEqual", mass, self.min_p))
         return g.op("Where", kept, mass, g.constant(0.0))
 
     def _search(self, g: Graph, mass: str) -> tuple[str, str, str]:
-        """The masses in a unit of the row's own, that unit, and the smallest of them that top-p keeps.
+        """The masses in a unit of the row's own, that unit, and the smallest mass that top-p keeps.
 
-        Multiplied by 1/x, what is above x is above 1: ThresholdedRelu then leaves that alone, at half the cost of a
+        Multiplied by 1/x, masses above x are above 1: ThresholdedRelu keeps only those, at half the cost of a
         comparison and a selection.
         """
         goal = g.op("Mul", self.top_p, self._mean(g, mass))  # sums are means here
         of_goal = g.op("Div", mass, goal)
         row = g.constant([1])
-        pooled = g.op("Unsqueeze", of_goal, row)  # (batch, 1, symbols), as the mean wants it
+        pooled = g.op("Unsqueeze", of_goal, row)  # (batch, 1, symbols), the shape that the mean takes
         unit = g.op("Mul", g.op("Unsqueeze", goal, row), self.deeper[0])
         for deeper, higher in zip(self.deeper[1:], self.higher, strict=True):
             ahead = g.op("GlobalAveragePool", _above_one(g, g.op("Mul", pooled, unit)))
@@ -226,13 +226,13 @@ class Choice:
         return scaled, g.op("Div", unit, goal), self._walk(g, _above_one(g, scaled), sum_, start)
 
     def _walk(self, g: Graph, mass: str, goal: str, unit: str) -> str:
-        """The mass with which the sum of all, from the largest down, reaches the goal.
+        """The mass at which the sum of all masses, from the largest down, reaches the goal.
 
-        All masses that are above 1 in `unit` together are below the goal. The largest of the others are sorted, some at
-        a time: almost always the first few are enough.
+        The sum of all masses above 1 in `unit` is below the goal. The largest of the others are sorted, WINDOW at a
+        time: the first ones almost always suffice.
         """
         walk = Graph("walk", within=g)
-        unit_in, unit_out, threshold, goes_on = (f"walk.{name}" for name in ("unit", "next_unit", "threshold", "again"))
+        unit_in, unit_out, threshold, again = (f"walk.{name}" for name in ("unit", "next_unit", "threshold", "again"))
         scaled = walk.op("Mul", mass, unit_in)
         above = _above_one(walk, scaled)
         ahead = walk.op("Mul", self._mean(walk, above), walk.constant(float(self.symbols)))
@@ -240,18 +240,18 @@ class Choice:
         cumulative = walk.op("Add", ahead, walk.op("CumSum", ordered, walk.constant(1)))
         scaled_goal = walk.op("Mul", goal, unit_in)
         crossing = _crossing(walk, ordered, cumulative, scaled_goal)
-        # If what is above 1 reaches the goal, equals of the last of the masses before did.
+        # If the masses above 1 reach the goal, equals of the last mass of the previous window did.
         one = walk.constant(1.0)
         crossing = walk.op("Where", walk.op("Less", ahead, scaled_goal), crossing, one)
         walk.op("Div", crossing, unit_in, out=threshold)
-        # A row whose goal is further down goes on with what is below the last of these.
+        # A row whose goal is further down continues below the last of these.
         last, reached = (walk.op("Slice", values, *_last(walk, WINDOW)) for values in (ordered, cumulative))
         is_more = walk.op("Greater", walk.op("Mul", last, self.uses_top_p), walk.constant(0.0))
         is_further = walk.op("And", is_more, walk.op("Less", reached, scaled_goal))
         further = walk.op("Mul", walk.op("Div", unit_in, last), walk.constant(1 + 2.0**-22))
         walk.op("Where", is_further, further, unit_in, out=unit_out)
         any_further = walk.op("ReduceMax", walk.op("Cast", is_further, to=INT64), keepdims=0)
-        walk.op("Cast", any_further, to=BOOL, out=goes_on)
+        walk.op("Cast", any_further, to=BOOL, out=again)
         body = walk.finish(
             inputs=[
                 tensor("walk.count", INT64, []),
@@ -260,7 +260,7 @@ class Choice:
                 tensor("walk.last_threshold", FLOAT, ["batch", 1]),
             ],
             outputs=[
-                tensor(goes_on, BOOL, []),
+                tensor(again, BOOL, []),
                 tensor(unit_out, FLOAT, ["batch", 1]),
                 tensor(threshold, FLOAT, ["batch", 1]),
             ],
@@ -270,19 +270,19 @@ class Choice:
 
 
 def _crossing(g: Graph, ordered: str, cumulative: str, goal: str) -> str:
-    """The first of the sorted masses whose cumulative sum reaches the goal (batch, 1), or the last of them."""
+    """The first sorted mass whose cumulative sum reaches the goal (batch, 1), or the last mass."""
     before = g.op("Slice", cumulative, g.constant([0]), g.constant([-1]), g.constant([1]))
     short = g.op("Cast", g.op("Less", before, goal), to=INT64)
     return g.op("GatherElements", ordered, g.op("ReduceSum", short, g.constant([1]), keepdims=1), axis=1)
 
 
 def _keep(g: Graph, mass: str, threshold: str) -> str:
-    """The masses that reach the threshold (batch, 1), the others 0."""
+    """The masses with those below the threshold (batch, 1) set to 0."""
     return g.op("Where", g.op("GreaterOrEqual", mass, threshold), mass, g.constant(0.0))
 
 
 def _above_one(g: Graph, values: str) -> str:
-    """The values above 1, the others 0."""
+    """The values with those up to 1 set to 0."""
     return g.op("ThresholdedRelu", values, alpha=1.0)
 
 

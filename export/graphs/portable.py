@@ -2,16 +2,16 @@
 
 inputs    tokens        int64 [batch, time]
           state_h       f32   [layers * directions, batch, hidden]   by layer, then by direction, as in PyTorch
-          state_c       likewise                                     of LSTMs only
-outputs   logits        f32   [batch, time, vocab], of taggers [batch, time, labels]
+          state_c       likewise                                     LSTMs only
+outputs   logits        f32   [batch, time, vocab]; taggers: [batch, time, labels]
           next_state_h  as state_h   the state after the last step: the next call's `state_h`
-          next_state_c  as state_c   of LSTMs only
+          next_state_c  as state_c   LSTMs only
 
-A bidirectional model's second direction starts at the end of the text: its state goes in there, and comes out at the
+The second direction of a bidirectional model starts at the end of the text: its state enters there and leaves at the
 beginning.
 
 In int8 the matrices are int8 initializers behind DequantizeLinear, with one scale for each output (embedding: for each
-symbol); all else is float32.
+symbol); everything else is float32.
 """
 
 from collections.abc import Mapping
@@ -24,28 +24,28 @@ from rill.export.graphs.weights import Layer, Matrix, Weights
 from rill.train.config import ModelConfig
 
 OPERATORS = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN"}  # RNN's activation is tanh unless told otherwise
-# Which of PyTorch's gates comes first, second, ... in ONNX: r, z, n become z, r, h (GRU); i, f, g, o become i, o, f, c.
+# ONNX's order of PyTorch's gates: r, z, n become z, r, h (GRU); i, f, g, o become i, o, f, c (LSTM).
 GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
 
 
 def states_of(config: ModelConfig) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
-    """The names and shapes of the states that a model's graphs read; each `state_X` comes out as `next_state_X`."""
+    """The names and shapes of the states of a model's graphs; each `state_X` has an output `next_state_X`."""
     shape = (config.layers * config.directions, "batch", config.hidden)
     return tuple((f"state_{part}", shape) for part in config.state_parts)
 
 
 def model_graph(config: ModelConfig, weights: Weights, precision: str, metadata: Mapping[str, str]) -> bytes:
-    """The serialised portable graph."""
+    """Build and serialise the portable graph."""
     vocabulary, states = weights.vocabulary_size, states_of(config)
     g = Graph("model")
-    by_time = g.op("Transpose", "tokens", perm=[1, 0])  # ONNX's recurrent operators want time first
+    by_time = g.op("Transpose", "tokens", perm=[1, 0])  # ONNX's recurrent operators take time first
     if weights.embedding is None:
         # OneHot(indices, depth, [off, on]) -> (time, batch, vocab)
         x = g.op("OneHot", by_time, g.constant(vocabulary), g.constant(np.array([0, 1], np.float32)))
     else:
         x = g.op("Gather", _matrix(g, "embedding.weight", weights.embedding, 0, precision), by_time)
 
-    # Two directions are folded into one axis (0 keeps an axis); the axis of a single one goes.
+    # Two directions are folded into one axis (0 keeps an axis); the axis of a single one is removed.
     fold = g.constant([0, 0, config.features] if config.bidirectional else [1])
     # By part of the state and by layer, each (directions, batch, hidden).
     entry = [g.ops("Split", name, out=config.layers, axis=0, num_outputs=config.layers) for name, _ in states]
@@ -66,8 +66,8 @@ def model_graph(config: ModelConfig, weights: Weights, precision: str, metadata:
             g.op("Identity", *layers, out=f"next_{name}")
 
     by_batch = g.op("Transpose", x, perm=[1, 0, 2])
-    # In three dimensions: with a plain matrix, ONNX Runtime would fuse DequantizeLinear and MatMul into a product that
-    # rounds the states too (seen in 1.31.1).
+    # Three dimensions: with a plain matrix, ONNX Runtime fuses DequantizeLinear and MatMul into a product that also
+    # rounds the states (seen in 1.31.1).
     product = g.op("MatMul", by_batch, _matrix(g, "linear.weight", weights.linear.T[None], 2, precision))
     g.op("Add", product, g.constant(weights.linear_bias.astype(np.float32), "linear.bias"), out="logits")
     return model_bytes(
@@ -94,14 +94,14 @@ def _layer(
     x: str,
     entry: list[str],
 ) -> list[str]:
-    """One layer over time, in all its directions: outputs (time, directions, batch, hidden), then the final states."""
+    """A layer over time in all its directions: outputs (time, directions, batch, hidden), then the final states."""
 
     def stack(matrices: list[Matrix]) -> Matrix:
         return np.stack([_gates(config.cell, matrix) for matrix in matrices])  # (directions, gates * hidden, ...)
 
     biases = [stack([layer.input_bias for layer in directions]), stack([layer.hidden_bias for layer in directions])]
     attributes: dict[str, int | str] = {"hidden_size": config.hidden}
-    if config.cell == "gru":  # whether the reset gate scales the product, as PyTorch has it, or the state before it
+    if config.cell == "gru":  # 1: the reset gate scales the product, as in PyTorch; 0: the state before it
         attributes["linear_before_reset"] = int(config.reset == "after")
     if config.bidirectional:
         attributes["direction"] = "bidirectional"
@@ -111,7 +111,7 @@ def _layer(
         _matrix(g, f"rnn.weight_ih_l{index}", stack([layer.input for layer in directions]), 1, precision),
         _matrix(g, f"rnn.weight_hh_l{index}", stack([layer.hidden for layer in directions]), 1, precision),
         g.constant(np.concatenate(biases, axis=1).astype(np.float32), f"rnn.bias_l{index}"),
-        "",  # sequence_lens: all rows are as long as the batch
+        "",  # sequence_lens: all rows have the full length
         *entry,
         out=1 + len(entry),
         **attributes,
@@ -119,7 +119,7 @@ def _layer(
 
 
 def _matrix(g: Graph, name: str, values: Matrix, outputs: int, precision: str) -> str:
-    """A constant matrix; in int8 there is a scale to each index of its axis `outputs`."""
+    """A constant matrix; in int8 with a scale for each index of its axis `outputs`."""
     if precision == "fp32":
         return g.constant(values.astype(np.float32), name)
     steps = TABLE_STEPS if name == "embedding.weight" else WEIGHT_STEPS
@@ -129,6 +129,6 @@ def _matrix(g: Graph, name: str, values: Matrix, outputs: int, precision: str) -
 
 
 def _gates(cell: str, values: Matrix) -> Matrix:
-    """The gates, which lie along the first axis, in ONNX's order."""
+    """The gates, stacked along the first axis, in ONNX's order."""
     gates = np.split(values, len(GATES[cell]), axis=0)
     return np.concatenate([gates[position] for position in GATES[cell]], axis=0)

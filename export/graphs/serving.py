@@ -1,37 +1,38 @@
-"""The serving graphs: many characters for a whole batch in one call, the sampling included.
+"""The serving graphs: many characters for a whole batch in one call, including sampling.
 
     inputs    token         int64 [batch]                 each row's last character: the next one the model reads
               state_h       f32   [layers, batch, hidden]
-              state_c       f32   likewise                of LSTMs only
-              forced        int64 [time, batch]           >= 0: take this character (a prompt, a replay); -1: choose
-              steps         int64 [batch]                 how many steps each row takes; then its state stays as it is
-              uniforms      f32   [time, batch]           in [0, 1): what chooses the character of each step
+              state_c       f32   likewise                LSTMs only
+              forced        int64 [time, batch]           >= 0: take this character (prompt, replay); -1: sample
+              steps         int64 [batch]                 number of steps of each row; then its state stays
+              uniforms      f32   [time, batch]           in [0, 1): the random number of each step's choice
               temperature   f32   [batch]                 0 is greedy
-    and, in variants with filters,
+    in variants with filters also
               top_p         f32   [batch]                 1 is off
               min_p         f32   [batch]                 0 is off
               logit_bias    f32   [batch, vocab]          0 is none
               top_k         int64 [batch]                 0 is off; not in decode-top-p.onnx
-              window        int64 [1]                     at least the largest top_k that is not off: what is sorted
-    outputs   tokens        int64 [time, batch]           a row's entries from its `steps` on mean nothing
+              window        int64 [1]                     how many are sorted: at least the largest top_k
+    outputs   tokens        int64 [time, batch]           a row's entries from its `steps` on are undefined
               next_state_h  f32   [layers, batch, hidden]
-              next_state_c  f32   likewise                of LSTMs only
-    and, in the variant with log-probabilities, in nats, of the model itself (temperature 1, no filters, no bias),
+              next_state_c  f32   likewise                LSTMs only
+    in the variant with log-probabilities, in nats, of the model itself (temperature 1, no filters, no bias), also
               logprobs      f32   [time, batch]           of `tokens`
-              top_tokens    int64 [time, batch, top]      the most probable ones, in order; never `<unk>`
+              top_tokens    int64 [time, batch, top]      the most probable symbols, in order, without `<unk>`
               top_logprobs  f32   [time, batch, top]
 
-    decode.onnx            temperature alone
+    decode.onnx            temperature only
     decode-top-p.onnx      top-p, min-p, logit bias
-    decode-top-k.onnx      these and top-k, for rows that all have one
+    decode-top-k.onnx      these and top-k, if all rows have one
     decode-logprobs.onnx   everything
 
 A row's next `token` is its entry in `tokens` at `steps - 1`. Rows do not influence one another: a row's bits are the
-same in any batch and however its steps are cut into calls, and the variants agree where their filters are off (tested).
+same in any batch and for any division of its steps into calls, and the variants agree where their filters are off
+(tested).
 
-One `Scan` runs the step over time, and what the step costs decides the speed of everything: `rill.export.graphs.steps`
-says what is folded, `rill.export.graphs.arithmetic` what int8 is, `rill.export.graphs.choice` how a character is
-chosen.
+One `Scan` runs the step over time, and the cost of the step decides the speed of the server. `rill.export.graphs.steps`
+describes what is folded, `rill.export.graphs.arithmetic` int8, and `rill.export.graphs.choice` the choice of a
+character.
 """
 
 from collections.abc import Mapping
@@ -58,12 +59,12 @@ def decode_graph(
     precision: str,
     metadata: Mapping[str, str],
 ) -> bytes:
-    """The serialised serving graph; `unknown_id` is the symbol that it never produces."""
+    """Build and serialise a serving graph; it never produces the symbol `unknown_id`."""
     states, hidden = states_of(config), config.hidden
     main = Graph("decode")
     choice = Choice(main, variant, weights.vocabulary_size)
 
-    # The loop carries a state per layer: a Split in the body would copy at every step.
+    # The loop carries one state per layer: a Split in the body would copy at every step.
     body = Graph("step", within=main)
     entry = [tuple(f"step.{name}_{layer}" for name, _ in states) for layer in range(config.layers)]
     arithmetic = ARITHMETICS[precision](body)
@@ -112,7 +113,7 @@ def decode_graph(
 
 
 def _network(a: Arithmetic, config: ModelConfig, weights: Weights, entry: list[State]) -> tuple[Operand, list[State]]:
-    """All layers for one step: what the output layer multiplies, and each layer's state after the step."""
+    """All layers for one step: the operand of the output layer, and each layer's state after the step."""
     take_step, exit_ = step_of(config), []
     x: Input = Character(a, weights.embedding, "step.token")
     total, bound, operand = "", 0, Operand("", 0)
@@ -139,7 +140,7 @@ def _active(main: Graph) -> str:
     """(time, batch, 1): 1.0 until a row's limit, then 0.0."""
     one = numpy_helper.from_array(np.array([1], np.int64))
     ones = main.op("ConstantOfShape", main.op("Shape", "uniforms", start=0, end=1), value=one)
-    # 0, 1, 2, ...: a Range would want the time as a scalar, and CUDA has no kernel for making it one.
+    # 0, 1, 2, …: Range needs the time as a scalar, and CUDA has no kernel to make it one.
     steps_done = main.op("CumSum", ones, main.constant(0), exclusive=1)
     last_axis = main.constant([-1])
     active = main.op("Less", main.op("Unsqueeze", steps_done, last_axis), "steps")

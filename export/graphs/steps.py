@@ -1,11 +1,11 @@
-"""One step of each cell, as the serving graph takes it.
+"""One step of each cell in the serving graph.
 
-The equations are PyTorch's, which `rill.train.nets.cells` has plainly, folded for speed: a character is an index, so
-the first layer's input product is a row of a table made here; biases that always meet are one; gates of one kind share
-a product; and what was there before the product of the state enters it as its addend.
+The equations are PyTorch's (`rill.train.nets.cells` has them plainly), folded for speed: a character is an index, so
+the first layer's input product is a row of a table made here; biases that are always added together are one; gates of
+one kind share a product; and the input's part enters the product of the state as its addend.
 
 W (features, H) and b (H,) belong to a gate's input, U (H, H) and c (H,) to the state. `active` (batch, 1) is 0 in rows
-that do not take this step: their state stays as it is, bit for bit.
+that do not take this step: their state stays the same, bit for bit.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from rill.train.config import ModelConfig
 
 @dataclass(frozen=True)
 class Gates:
-    """The parameters of some gates side by side."""
+    """The parameters of several gates side by side."""
 
     W: Matrix
     b: Matrix
@@ -29,18 +29,18 @@ class Gates:
     c: Matrix
 
     @classmethod
-    def of(cls, layer: Layer, total: int, *picks: int, turned: int = -1) -> "Gates":
-        """Gates number `picks` of a layer's `total`; number `turned` with the opposite sign."""
+    def of(cls, layer: Layer, total: int, *picks: int, negated: int = -1) -> "Gates":
+        """The gates `picks` of a layer's `total`; gate `negated` has the opposite sign."""
 
         def columns(stacked: Matrix) -> Matrix:
             gates = np.split(stacked, total)
-            return np.concatenate([-gates[pick] if pick == turned else gates[pick] for pick in picks]).T
+            return np.concatenate([-gates[pick] if pick == negated else gates[pick] for pick in picks]).T
 
         return cls(*map(columns, (layer.input, layer.input_bias, layer.hidden, layer.hidden_bias)))
 
 
 class Character:
-    """What the first layer reads: a symbol id, int64 (batch,)."""
+    """The input of the first layer: symbol ids, int64 (batch,)."""
 
     def __init__(self, arithmetic: Arithmetic, embedding: Matrix | None, ids: str) -> None:
         self._arithmetic, self._embedding, self._ids = arithmetic, embedding, ids
@@ -52,7 +52,7 @@ class Character:
 
 
 class Output:
-    """What the other layers read: the operand made of the layers below."""
+    """The input of the other layers: the operand made of the layers below."""
 
     def __init__(self, arithmetic: Arithmetic, operand: Operand) -> None:
         self._arithmetic, self._operand = arithmetic, operand
@@ -70,10 +70,10 @@ Step = Callable[[Arithmetic, Layer, Input, State, str], State]
 def gru_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
     """r, u = σ(x W_ru + h U_ru + b_ru);  n = tanh(x W_n + b_n + r (h U_n + c_n));  h' = h + u (n - h).
 
-    u is 1 - z, which turns the sign of z's parameters: u = 0 leaves h as it is.
+    u is 1 - z, so z's parameters change sign; u = 0 leaves h unchanged.
     """
     g, (h,) = a.g, state
-    ru, n = Gates.of(layer, 3, 0, 1, turned=1), Gates.of(layer, 3, 2)
+    ru, n = Gates.of(layer, 3, 0, 1, negated=1), Gates.of(layer, 3, 2)
     operand = a.operand(h, 1)
     r, u = g.ops("Split", _sigmoid(a, ru, x, operand), out=2, axis=1, num_outputs=2)
     of_state = g.op("Mul", r, a.product(operand, n.U, n.c))
@@ -82,9 +82,9 @@ def gru_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -
 
 
 def gru_reset_before_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
-    """As `gru_step`, but n = tanh(x W_n + (r h) U_n + b_n)."""
+    """Like `gru_step`, but n = tanh(x W_n + (r h) U_n + b_n)."""
     g, (h,) = a.g, state
-    ru, n = Gates.of(layer, 3, 0, 1, turned=1), Gates.of(layer, 3, 2)
+    ru, n = Gates.of(layer, 3, 0, 1, negated=1), Gates.of(layer, 3, 2)
     r, u = g.ops("Split", _sigmoid(a, ru, x, a.operand(h, 1)), out=2, axis=1, num_outputs=2)
     candidate = _tanh(a, n, x, a.operand(g.op("Mul", r, h), 1))
     return (_move(a, h, candidate, u, active),)

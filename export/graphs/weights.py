@@ -1,4 +1,4 @@
-"""The parameters of a model as plain arrays, in PyTorch's layout: what all graphs are built from."""
+"""The parameters of a model as plain arrays in PyTorch's layout, from which all graphs are built."""
 
 from dataclasses import dataclass
 
@@ -25,16 +25,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """All parameters of a model, float64 so that what is folded at export is rounded once."""
+    """All parameters of a model, float64 so that folded values are rounded only once."""
 
     embedding: Matrix | None  # (vocab, features); None is one-hot input
-    layers: tuple[Layer, ...]  # as PyTorch orders its states: by layer, then by direction
+    layers: tuple[Layer, ...]  # in the order of PyTorch's states: by layer, then by direction
     linear: Matrix  # (outputs, directions * hidden); the outputs are the vocabulary, or a tagger's labels
     linear_bias: Matrix  # (outputs,)
 
     @property
     def vocabulary_size(self) -> int:
-        """V: how many symbols can be read."""
+        """V: the number of symbols that can be read."""
         return int(self.layers[0].input.shape[1]) if self.embedding is None else len(self.embedding)
 
     @property
@@ -44,7 +44,7 @@ class Weights:
 
 
 def weights_of(run: Run) -> Weights:
-    """The parameters in a run folder."""
+    """The parameters of a run."""
     arrays = {name: value.double().numpy() for name, value in run.weights.items()}
 
     def layer(suffix: str) -> Layer:

@@ -1,1 +1,1 @@
-"""The parity matrix: every kind of model, compared with its references."""
+"""The parity matrix, a tool of the repository: every kind of model, compared with its references."""

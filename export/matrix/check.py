@@ -1,34 +1,44 @@
-"""One model of the parity matrix in all its shapes: what its graphs make, beside PyTorch, float64 and the emulation."""
+"""One network of the parity matrix in all its shapes: its graphs against PyTorch, float64 NumPy and the emulation."""
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rill.export.graphs.arithmetic import rounded
+from rill.export.errors import ParityError
 from rill.export.graphs.build import build_bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.matrix.models import Configuration, Network, random_run
 from rill.export.parity.choices import NEAR
-from rill.export.parity.compare import TOLERANCE, Array, ParityError, decode_feeds, row_maxima, rows_beyond, session
+from rill.export.parity.compare import (
+    TOLERANCE,
+    Array,
+    Named,
+    decode_feeds,
+    random_states,
+    row_maxima,
+    rows_beyond,
+    run_graph,
+    session,
+    zero_states,
+)
 from rill.export.parity.float64 import Float64
-from rill.export.parity.reference import Call, Int8, Named, next_states, pytorch_call
+from rill.export.parity.reference import Call, Int8, next_states, pytorch_call, round_weights
 from rill.export.parity.teacher_forced import portable_call
 from rill.sampling import Sampling
-from rill.train.nets.model import CharacterModel
 
 CALLS = 3  # chained
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest |difference| of two arrays, and the largest share that one has of the tolerance: at most 1 is good.
+    """The largest |difference| of two arrays, and the largest share of the tolerance: at most 1 passes.
 
-    What is no number differs infinitely.
+    NaN differs infinitely.
     """
 
     largest: float = 0.0
@@ -36,7 +46,7 @@ class Difference:
 
     @classmethod
     def of(cls, got: Array, expected: Array) -> "Difference":
-        """Raises ParityError for different shapes."""
+        """Compare two arrays. Raises ParityError for different shapes."""
         if got.shape != expected.shape:
             raise ParityError(f"shape {got.shape}, expected {expected.shape}")
         distance = np.nan_to_num(np.abs(got - expected), nan=np.inf, posinf=np.inf)
@@ -45,7 +55,7 @@ class Difference:
 
     @staticmethod
     def worst(differences: Iterable["Difference"]) -> "Difference":
-        """The largest of either figure."""
+        """The larger of either figure over all differences."""
         both = list(differences)
         return Difference(max((d.largest for d in both), default=0.0), max((d.share for d in both), default=0.0))
 
@@ -55,7 +65,7 @@ class Difference:
 
 @dataclass
 class Result:
-    """What the comparison of one configuration showed."""
+    """The result of comparing one configuration."""
 
     configuration: Configuration
     differences: dict[str, dict[str, Difference]] = field(default_factory=dict)  # by output, then by reference
@@ -68,17 +78,17 @@ class Result:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """Its row in the closing table: cell and precision."""
+        """The row of the closing table: cell and precision."""
         return self.configuration.network.cell, self.configuration.network.precision
 
     def compare(self, output: str, reference: str, got: Array, expected: Array) -> None:
-        """Take a difference into account."""
+        """Add a difference to the record."""
         by_reference = self.differences.setdefault(output, {})
         before = by_reference.get(reference, Difference())
         by_reference[reference] = Difference.worst([before, Difference.of(got, expected)])
 
     def worst(self, *outputs: str) -> Difference:
-        """Over all references, of these outputs, or of all."""
+        """The worst difference over all references, of these outputs, or of all."""
         chosen = outputs or tuple(self.differences)
         return Difference.worst(
             difference for output in chosen for difference in self.differences.get(output, {}).values()
@@ -86,7 +96,7 @@ class Result:
 
     @property
     def failures(self) -> list[str]:
-        """What is wrong; nothing if the graphs do what the model does."""
+        """Everything that is wrong; empty if the graphs match the model."""
         beyond = [
             f"{output} differ from {reference}'s by {difference.largest:.1e}, {difference.share:.2f} of the tolerance"
             for output, by_reference in self.differences.items()
@@ -97,7 +107,7 @@ class Result:
         return [*self.errors, *beyond, *wrong]
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
+        """The result as --json writes it."""
         network = self.configuration.network
         return {
             "model": network.config.to_json(),
@@ -114,53 +124,66 @@ class Result:
         }
 
 
-class Text(NamedTuple):
-    """What a reference wrote greedily. Row r begins with symbol r, in zero states."""
+class NetworkJob(NamedTuple):
+    """A network and its configurations: they share its graphs."""
 
-    tokens: list[Array]  # [steps + 1], each [rows]: what is read at each step, and the last character
+    network: Network
+    configurations: Sequence[Configuration]
+
+    def __str__(self) -> str:
+        return str(self.network)
+
+
+class Text(NamedTuple):
+    """A greedy text of a reference. Row r begins with symbol r, in zero states."""
+
+    tokens: list[Array]  # [steps + 1], each [rows]: the symbol read at each step, and the last character
     states: list[Named]  # [steps + 1], each [layers, rows, hidden] by name: before each step, and at the end
-    logits: Array  # [steps, rows, vocab]: what each next character is chosen from
+    logits: Array  # [steps, rows, vocab]: each next character is chosen from these
 
 
 @torch.inference_mode()
-def check(configurations: Sequence[Configuration], characters: int, seed: int = 0) -> list[Result]:
-    """Compare the configurations, all of one network. Nothing is raised: what goes wrong is in the results."""
+def check(job: NetworkJob, on_progress: Callable[[str], object], characters: int, seed: int = 0) -> list[Result]:
+    """Compare the configurations of one network, each over at least `characters`. Raises nothing: see `errors`."""
+    configurations = job.configurations
+    on_progress("building the graphs")
     rows = max(configuration.batch for configuration in configurations)
     steps = max(math.ceil(characters / rows), *(configuration.time for configuration in configurations))
     try:
-        subject = _Subject(configurations[0].network, seed)
-        text = subject.write(rows, steps)
-    except Exception as error:  # not foreseen, too: ONNX Runtime's, PyTorch's, ours
+        subject = _Subject(job.network, seed)
+        text = subject.generate(rows, steps)
+    except Exception as error:  # unforeseen ones too: of ONNX Runtime, PyTorch or ours
         return [Result(configuration, errors=[in_words(error)]) for configuration in configurations]
     results = [Result(configuration) for configuration in configurations]
     for result in results:
-        began = time.monotonic()
+        started = time.monotonic()
+        on_progress(f"batch {result.configuration.batch}, time {result.configuration.time}")
         try:
             subject.compare(result, np.random.default_rng([seed, *result.configuration[1:]]))
             subject.compare_text(result, text)
         except Exception as error:  # likewise
             result.errors.append(in_words(error))
-        result.seconds = time.monotonic() - began
+        result.seconds = time.monotonic() - started
     return results
 
 
 def in_words(error: Exception) -> str:
-    """For the list of failures."""
+    """The error as an entry of the list of failures."""
     return f"{type(error).__name__}: {error}"
 
 
 class _Subject:
-    """The graphs of one network, built once, and what they are held against."""
+    """The graphs of one network, built once, and their references."""
 
     def __init__(self, network: Network, seed: int) -> None:
         run = random_run(network.config, seed)
         bundle = build_bundle(run, "matrix", network.precision)
-        self._model, self._states, self._symbols = run.build(), bundle.states, len(bundle.vocabulary)
+        self._model, self._bundle, self._symbols = run.build(), bundle, len(bundle.vocabulary)
         self._graphs = {key: session(bundle.graphs[key]) for key in ("model", "decode", "decode_logprobs")}
         self._int8: Int8 | None = None
         if network.precision == "int8":
             self._int8 = Int8(run.model, weights_of(run))
-            _round(self._model)
+            round_weights(self._model)
         parameters = {name: values.numpy() for name, values in self._model.named_parameters()}
         self._references: dict[str, Call] = {
             "PyTorch": pytorch_call(self._model),
@@ -168,18 +191,18 @@ class _Subject:
         }
 
     def compare(self, result: Result, rng: np.random.Generator) -> None:
-        """Teacher-forced, from random states, over chained calls."""
+        """Compare logits and states over chained calls from random states, teacher-forced."""
         _, batch, steps = result.configuration
-        entry = {name: rng.uniform(-1, 1, zeros.shape).astype(np.float32) for name, zeros in self._zeros(batch).items()}
+        entry = random_states(self._bundle, batch, rng)
         texts = [rng.integers(self._symbols, size=(batch, steps + 1)) for _ in range(CALLS)]
         self._compare_calls(result, texts, entry)
         if self._int8:
             self._compare_steps(self._int8, result, texts, entry)
 
     def _compare_calls(self, result: Result, texts: list[Array], entry: Named) -> None:
-        """Graphs and references side by side; in int8, the portable graph alone.
+        """Compare graphs and references, each with states of its own; in int8, the portable graph alone.
 
-        texts [batch, time + 1]: what is read, and the last character that is forced.
+        `texts` are [batch, time + 1]: the characters read, and the last one that is forced.
         """
         portable = portable_call(self._graphs["model"])
         serving = [] if self._int8 else ["decode", "decode_logprobs"]
@@ -201,7 +224,7 @@ class _Subject:
             chains = {name: next_states(outputs) for name, outputs in (got | expected).items()}
 
     def _compare_steps(self, reference: Int8, result: Result, texts: list[Array], entry: Named) -> None:
-        """Every step of the serving graphs from the graph's own state. A whole call has the same bits as its steps."""
+        """Compare every step of the serving graphs from their own states; a call must have the bits of its steps."""
         states = entry
         for text in texts:
             whole = [self._force(key, text, states) for key in ("decode", "decode_logprobs")]
@@ -218,27 +241,28 @@ class _Subject:
             result.compare("logprobs", "emulation", logprobs, _log_probabilities(logits, ids))
 
     def _compare_states(self, reference: Int8, result: Result, read: Array, chain: list[Named]) -> Array:
-        """A graph's states, before each step [batch, time] and at the end; the reference's logits of the steps."""
+        """Compare a graph's states before each step [batch, time] and at the end; returns the reference's logits."""
         # All steps at once: a row for each step and row of the batch.
         tokens, before, after = read.T.ravel(), _side_by_side(chain[:-1]), _side_by_side(chain[1:])
-        expected, moves = reference.step(tokens, before, after), reference.moves(tokens[:, None], before)
+        expected = reference.step(tokens, before, after)
+        bounds = reference.rounding_bounds(tokens[:, None], before)
         for name, values in after.items():
             right = expected[f"next_{name}"]
             excused = rows_beyond(name, values, right)
-            excused &= row_maxima(name, np.abs(values - right)) <= moves[f"next_{name}"]
+            excused &= row_maxima(name, np.abs(values - right)) <= bounds[f"next_{name}"]
             result.excused_steps += int(excused.sum())
             result.compare("serving states", "emulation", values[:, ~excused], right[:, ~excused])
         return expected["logits"].reshape(*read.T.shape, self._symbols).transpose(1, 0, 2)
 
-    def write(self, rows: int, steps: int) -> Text:
-        """The greedy text of the reference: PyTorch's own, step by step.
+    def generate(self, rows: int, steps: int) -> Text:
+        """Generate the reference's greedy text of `steps` characters in `rows` rows: PyTorch's own.
 
-        In int8 the graph's, step by step, with the logits of the emulation from the same states.
+        In int8 it is the graph's, with the logits of the emulation from the same states.
         """
-        tokens, states, logits = [np.arange(rows) % self._symbols], [self._zeros(rows)], list[Array]()
+        tokens, states, logits = [np.arange(rows) % self._symbols], [zero_states(self._bundle, rows)], list[Array]()
         for _ in range(steps):
             if self._int8:
-                outputs = self._write_on(tokens[-1], states[-1], 1)
+                outputs = self._generate_greedily(tokens[-1], states[-1], 1)
                 tokens.append(outputs["tokens"][0])
             else:
                 outputs = self._references["PyTorch"](tokens[-1][:, None], states[-1])
@@ -252,7 +276,7 @@ class _Subject:
         return Text(tokens, states, seen.reshape(steps, rows, self._symbols))
 
     def compare_text(self, result: Result, text: Text) -> None:
-        """Free-running: the graph's greedy text in calls of the configuration's batch and time."""
+        """Compare the graph's greedy text, in calls of the configuration's batch and time."""
         _, batch, steps = result.configuration
         for first in range(0, text.logits.shape[1], batch):
             self._compare_rows(result, text, slice(first, first + batch), steps)
@@ -262,7 +286,7 @@ class _Subject:
         token, states = text.tokens[0][rows], {name: values[:, rows] for name, values in text.states[0].items()}
         for start in range(0, len(right), steps):
             chosen = right[start : start + steps]
-            outputs = self._write_on(token, states, len(chosen))
+            outputs = self._generate_greedily(token, states, len(chosen))
             got, states = outputs["tokens"], next_states(outputs)
             token = got[-1].copy()
             result.characters += chosen.size
@@ -273,61 +297,44 @@ class _Subject:
                     result.excused_characters += 1
                 else:
                     result.wrong_characters += 1
-                # The row goes on from where the reference is.
+                # The row continues from the reference's state.
                 end = start + len(chosen)
                 result.characters -= len(chosen) - step - 1
                 token[row] = text.tokens[end][rows][row]
                 for name, values in states.items():
                     values[:, row] = text.states[end][name][:, rows][:, row]
 
-    def _zeros(self, batch: int) -> Named:
-        """The states of texts about to begin."""
-        return {
-            name: np.zeros([batch if axis == "batch" else int(axis) for axis in shape], np.float32)
-            for name, shape in self._states
-        }
-
-    def _write_on(self, token: Array, states: Named, steps: int) -> Named:
-        """The outputs of the serving graph that chooses greedily, `tokens` [steps, batch] among them."""
-        u = np.zeros((steps, len(token)), np.float32)
-        return self._run("decode", decode_feeds(self._graphs["decode"], token, states, u, Sampling(temperature=0)))
+    def _generate_greedily(self, token: Array, states: Named, steps: int) -> Named:
+        """Run the serving graph greedily; its outputs include `tokens` [steps, batch]."""
+        graph, u = self._graphs["decode"], np.zeros((steps, len(token)), np.float32)
+        return run_graph(graph, decode_feeds(graph, token, states, u, Sampling(temperature=0)))
 
     def _force(self, key: str, text: Array, states: Named) -> Named:
-        """The outputs of a serving graph that reads text [batch, time + 1], but for the last character.
+        """Run a serving graph over all but the last character of `text` [batch, time + 1], which is forced.
 
-        Where it has log-probabilities, `logprobs` [batch, time, n] are those of the next character and of the most
-        probable ones, and `ids`, of the same shape, say which those are.
+        If it has log-probabilities, `logprobs` [batch, time, n] are those of the next character and of the most
+        probable ones, and `ids`, of the same shape, are their symbols. Raises ParityError if a character differs.
         """
         u = np.zeros((text.shape[1] - 1, len(text)), np.float32)
         feeds = decode_feeds(self._graphs[key], text[:, 0], states, u, Sampling())
         feeds["forced"] = np.ascontiguousarray(text.T[1:])
-        outputs = self._run(key, feeds)
+        outputs = run_graph(self._graphs[key], feeds)
         if (outputs["tokens"] != feeds["forced"]).any():
-            raise ParityError(f"{key} does not take the characters that it is forced to take")
+            raise ParityError(f"{key} does not take the forced characters")
         if "logprobs" in outputs:
             ids = np.concatenate([outputs["tokens"][..., None], outputs["top_tokens"]], axis=2)
             logprobs = np.concatenate([outputs["logprobs"][..., None], outputs["top_logprobs"]], axis=2)
             outputs |= {"ids": ids.transpose(1, 0, 2), "logprobs": logprobs.transpose(1, 0, 2)}
         return outputs
 
-    def _run(self, key: str, feeds: Named) -> Named:
-        names = [value.name for value in self._graphs[key].get_outputs()]
-        return dict(zip(names, self._graphs[key].run(names, feeds), strict=True))
-
-
-def _round(model: CharacterModel) -> None:
-    """Give a model the weights that its int8 graph has."""
-    for name, weight in model.named_parameters():
-        weight.copy_(torch.from_numpy(rounded(name, weight.double().numpy())))
-
 
 def _side_by_side(states: list[Named]) -> Named:
-    """States of several steps as those of one batch."""
+    """Join the states of several steps as one batch."""
     return {name: np.concatenate([each[name] for each in states], axis=1) for name in states[0]}
 
 
 def _log_probabilities(logits: Array, ids: Array) -> Array:
-    """ln softmax of logits (..., vocab), of the symbols `ids` (..., n): float64."""
+    """ln softmax of `logits` (..., vocab) at the symbols `ids` (..., n): float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     normalized = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     of_ids: Array = np.take_along_axis(normalized, ids, axis=-1)

@@ -1,4 +1,4 @@
-"""What the parity matrix is made of: kinds of models in shapes, all or pair by pair, and such models."""
+"""The configurations of the parity matrix, all or pair by pair, and random models for them."""
 
 from collections.abc import Sequence
 from itertools import combinations, product
@@ -16,7 +16,7 @@ from rill.vocabulary import Vocabulary
 
 SYMBOLS = tuple(sorted(ascii_letters + digits + " \n.,é"))
 CELLS = {"gru": ("gru", "after"), "gru-before": ("gru", "before"), "lstm": ("lstm", "after"), "rnn": ("rnn", "after")}
-DEPTHS = ((1, False), (2, False), (2, True), (6, False), (6, True))  # layers, residual: one layer has nothing to add to
+DEPTHS = ((1, False), (2, False), (2, True), (6, False), (6, True))  # layers, residual; a single layer has no sum
 HIDDEN, WIDER = 32, (100, 256)
 EMBEDDINGS, BIASES = (0, 8), (True, False)
 BATCHES, TIMES = (1, 3, 64), (1, 7, 64)
@@ -34,7 +34,7 @@ class Network(NamedTuple):
 
     @property
     def config(self) -> ModelConfig:
-        """What a run's config.json would say."""
+        """The model section of such a run's config.json."""
         (cell, reset), (layers, residual) = CELLS[self.cell], self.depth
         return ModelConfig(
             cell=cell,
@@ -54,7 +54,7 @@ class Network(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """One cell of the matrix: a network, and how its graphs are called."""
+    """One configuration of the matrix: a network, and the shape of its calls."""
 
     network: Network
     batch: int
@@ -65,30 +65,30 @@ class Configuration(NamedTuple):
 
 
 def all_configurations() -> list[Configuration]:
-    """The whole product with HIDDEN units, and of WIDER networks a few, in all batches and times.
+    """The full product with HIDDEN units, and a few WIDER networks, in all batches and times.
 
-    In these, every two values of any two axes meet. The configurations of a network lie together.
+    In the wider ones every two values of any two axes meet. The configurations of a network are adjacent.
     """
     networks = [*product(*_network_axes((HIDDEN,))), *pairwise(_network_axes(WIDER))]
     return [Configuration(Network(*values), *shape) for values in networks for shape in product(BATCHES, TIMES)]
 
 
 def quick_configurations() -> list[Configuration]:
-    """A few, in which every two values of any two axes meet; those of a network lie together."""
+    """A few, in which every two values of any two axes meet; those of a network are adjacent."""
     rows = pairwise([*_network_axes((HIDDEN, WIDER[0])), BATCHES, TIMES])
     return sorted(Configuration(Network(*row[:-2]), *row[-2:]) for row in rows)
 
 
 def _network_axes(hidden: tuple[int, ...]) -> list[Sequence[Any]]:
-    """The values of each of Network's fields."""
+    """The values of each field of Network."""
     return [tuple(CELLS), DEPTHS, hidden, EMBEDDINGS, BIASES, PRECISIONS]
 
 
 def pairwise(axes: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """Rows with a value of each axis, such that every two values of any two axes meet in one: few rows, not the fewest.
+    """Rows with a value of each axis in which every two values of any two axes meet: few rows, not the fewest.
 
-    Each row begins with a pair that has not met yet; then every other axis, in order, takes the value that meets most
-    of those already in the row for the first time. Equal axes give equal rows.
+    Each row begins with a pair that has not met yet; every other axis, in order, then takes the value that meets the
+    most values of the row for the first time. Equal axes give equal rows.
     """
     columns = [[(axis, value) for value in values] for axis, values in enumerate(axes)]
     apart = dict.fromkeys(pair for first, second in combinations(columns, 2) for pair in product(first, second))
@@ -111,14 +111,14 @@ def _pair(one: tuple[int, Any], other: tuple[int, Any]) -> tuple[tuple[int, Any]
 
 
 def random_run(config: ModelConfig, seed: int = 0, symbols: tuple[str, ...] = SYMBOLS) -> Run:
-    """A run in memory: random weights, scaled so that greedy texts are varied at any depth, and yet no noise.
+    """A run in memory: random weights, scaled so that greedy texts are varied at any depth, but not noise.
 
-    As PyTorch draws them, six layers hear almost nothing of what was read, and write one character for ever; much
-    larger, they multiply every rounding.
+    With PyTorch's default weights the input hardly reaches the sixth layer, which repeats one character forever; much
+    larger weights amplify every rounding.
     """
     torch.manual_seed(seed)
     model = CharacterModel(config, len(symbols))
-    deeper = 2 if config.cell == "rnn" else 4  # gates damp what passes
+    deeper = 2 if config.cell == "rnn" else 4  # gates damp the signal
     gains = {"rnn.weight_ih_l0": 8, "rnn.weight_ih": deeper, "rnn.weight_hh": 1.2, "linear.weight": 2}
     with torch.no_grad():
         for name, weight in model.named_parameters():

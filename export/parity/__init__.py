@@ -1,1 +1,1 @@
-"""Comparing graphs with PyTorch and NumPy references."""
+"""Comparison of the graphs with PyTorch and NumPy references."""

@@ -1,7 +1,7 @@
-"""Comparison by characters: what a serving graph chooses, and what the reference would from the same state.
+"""Comparison by characters: the choices of a serving graph against those of the reference from the same state.
 
-The reference's logits are those of one step from the graph's own state: then a difference means something, however a
-trained network multiplies roundings.
+The reference's logits are those of one step from the graph's own state, so a difference is meaningful however much a
+trained network amplifies roundings.
 """
 
 from dataclasses import dataclass, replace
@@ -12,17 +12,18 @@ import onnxruntime as ort
 import torch
 
 from rill.bundle import Bundle
+from rill.export.errors import ParityError
 from rill.export.parity.compare import (
     Array,
-    Feeds,
-    ParityError,
+    Named,
     decode_feeds,
     random_states,
     row_maxima,
     rows_beyond,
+    run_graph,
     zero_states,
 )
-from rill.export.parity.reference import Named, Reference, next_states
+from rill.export.parity.reference import Reference, next_states
 from rill.sampling import Sampling, threshold, uniforms, window_of
 from rill.train.nets.sample import choose
 
@@ -33,7 +34,7 @@ CHOICES = 600
 
 @dataclass(frozen=True)
 class Graph:
-    """A serving graph of a bundle and what it is held against."""
+    """A serving graph of a bundle, and its reference."""
 
     name: str
     session: ort.InferenceSession
@@ -42,36 +43,35 @@ class Graph:
 
     @property
     def inputs(self) -> set[str]:
-        """The names of its inputs."""
+        """The names of the graph's inputs."""
         return {value.name for value in self.session.get_inputs()}
 
-    def run(self, feeds: Feeds) -> Named:
-        """Its outputs by name."""
-        names = [value.name for value in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, feeds), strict=True))
+    def run(self, feeds: Named) -> Named:
+        """Run the graph; returns its outputs by name."""
+        return run_graph(self.session, feeds)
 
     def logits(self, tokens: Array, before: Named, outputs: Named) -> Array:
-        """The reference's logits [batch, vocab] after a step that gave `outputs`.
+        """The reference's logits [batch, vocab] after the step that produced `outputs`.
 
-        Raises ParityError where its states are not those in `outputs`.
+        Raises ParityError if the reference's states differ from those in `outputs`.
         """
         expected = self.reference.step(tokens, before, next_states(outputs))
         for name in before:
             got, right = outputs[f"next_{name}"], expected[f"next_{name}"]
             if (differs := rows_beyond(name, got, right)).any():
                 distances = row_maxima(name, np.abs(got - right))
-                moves = self.reference.moves(tokens[:, None], before)[f"next_{name}"]
-                if not (distances[differs] <= moves[differs]).all():
+                bounds = self.reference.rounding_bounds(tokens[:, None], before)[f"next_{name}"]
+                if not (distances[differs] <= bounds[differs]).all():
                     raise ParityError(f"{self.name}: {name} is off by {distances.max():.2e} after one step")
         logits: Array = expected["logits"][:, 0]
         return logits
 
 
 def choices(graph: Graph, rng: np.random.Generator) -> int:
-    """Compare one choice of each of CHOICES rows, in one call; the number of excused differences.
+    """Compare one choice of each of CHOICES rows in one call; returns the number of excused differences.
 
-    Every row has states, a text to read, a step limit and parameters of its own, and half of the rows a uniform close
-    to a boundary. Raises ParityError.
+    Every row has states, a text to read, a step limit and sampling parameters of its own; half of the rows have a
+    uniform close to a boundary. Raises ParityError.
     """
     bundle, longest = graph.bundle, 4
     symbols, unknown_id = len(bundle.vocabulary), bundle.vocabulary.unknown_id
@@ -103,7 +103,7 @@ def choices(graph: Graph, rng: np.random.Generator) -> int:
     got = graph.run(feeds | {"steps": steps})
     for name, values in next_states(got).items():
         if (values[:, steps == 0] != states[name][:, steps == 0]).any():
-            raise ParityError(f"{graph.name}: a row that takes no step does not keep its {name}")
+            raise ParityError(f"{graph.name}: a row that takes no step changes its {name}")
 
     taken = np.flatnonzero(steps)
     return _count_excused(
@@ -116,9 +116,9 @@ def choices(graph: Graph, rng: np.random.Generator) -> int:
 
 
 def free_running(graph: Graph, sampling: Sampling, rng: np.random.Generator, count: int = CHARACTERS) -> int:
-    """Generate `count` characters in calls of random lengths; the number of excused differences.
+    """Generate `count` characters in calls of random lengths; returns the number of excused differences.
 
-    Taken one by one the steps must give the same bits, and each must be the reference's. Raises ParityError.
+    Single steps must give the same bits, and each must match the reference. Raises ParityError.
     """
     bundle, u = graph.bundle, uniforms(int(rng.integers(2**32)), 0, count)
     token, states = np.array([bundle.vocabulary.start_id]), zero_states(bundle, 1)
@@ -137,19 +137,19 @@ def free_running(graph: Graph, sampling: Sampling, rng: np.random.Generator, cou
         if not same or chosen[-len(chances) :] != called["tokens"][:, 0].tolist():
             raise ParityError(f"{graph.name}: a call of {len(chances)} steps differs from as many calls of one")
 
-    def together(parts: list[Named]) -> Named:
+    def joined(parts: list[Named]) -> Named:
         return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if "state_" in name}
 
     bias = np.zeros(len(bundle.vocabulary), np.float32)
     bias[list(sampling.logit_bias)] = list(sampling.logit_bias.values())
-    logits = graph.logits(np.concatenate(read), together(before), together(after))
+    logits = graph.logits(np.concatenate(read), joined(before), joined(after))
     return _count_excused(graph, np.array(chosen), torch.from_numpy(logits + bias), u, [sampling] * count)
 
 
 def log_probabilities(graph: Graph, rng: np.random.Generator, batch: int = 64) -> float:
-    """Compare the log-probabilities of characters and of the most probable ones; the largest difference, in nats.
+    """Compare the log-probabilities of characters and alternatives; returns the largest difference, in nats.
 
-    Raises ParityError for one beyond the tolerance, and for alternatives that are not the most probable.
+    Raises ParityError for a difference beyond the tolerance, and for alternatives that are not the most probable.
     """
     symbols, unknown_id = len(graph.bundle.vocabulary), graph.bundle.vocabulary.unknown_id
     states = random_states(graph.bundle, batch, rng)
@@ -166,7 +166,7 @@ def log_probabilities(graph: Graph, rng: np.random.Generator, batch: int = 64) -
         expected[:, unknown_id] = -np.inf
     best = -np.sort(-expected, axis=1)[:, : of_top.shape[1]]
     pairs = [(got["logprobs"][0], of_tokens), (got["top_logprobs"][0], of_top), (of_top, best)]
-    with np.errstate(invalid="ignore"):  # nothing but `<unk>` left: -inf on both sides
+    with np.errstate(invalid="ignore"):  # only `<unk>` is left: -inf on both sides
         far = max(float(np.nan_to_num(np.abs(a - b) - 1e-5 * np.abs(b), nan=0.0).max()) for a, b in pairs)
     if far > NEAR:
         raise ParityError(f"{graph.name}: log-probabilities are off by {far:.2e}")
@@ -174,7 +174,7 @@ def log_probabilities(graph: Graph, rng: np.random.Generator, batch: int = 64) -
 
 
 def _random_sampling(symbols: int, unknown_id: int | None, inputs: set[str], rng: np.random.Generator) -> Sampling:
-    """Parameters that bite, of those that are inputs; biases that ban some symbols and leave others."""
+    """Effective parameters, of those that are inputs; biases that ban some symbols and leave others."""
     temperature = float(rng.choice([0.0, 1.0, rng.uniform(0.2, 3.0)]))
     if "logit_bias" not in inputs:
         return Sampling(temperature)
@@ -192,7 +192,7 @@ def _random_sampling(symbols: int, unknown_id: int | None, inputs: set[str], rng
 
 
 def _near_boundaries(logits: torch.Tensor, temperatures: list[float], rng: np.random.Generator) -> Array:
-    """Uniforms just beyond NEAR from a boundary between two characters, as it is without filters: float32 [batch]."""
+    """Uniforms just beyond NEAR from a boundary between two characters without filters: float32 [batch]."""
     temperature = torch.tensor(temperatures)[:, None]
     bounds = (
         torch.softmax(logits / torch.where(temperature == 0, 1.0, temperature), dim=1).double().cumsum(dim=1).numpy()
@@ -204,9 +204,9 @@ def _near_boundaries(logits: torch.Tensor, temperatures: list[float], rng: np.ra
 
 
 def _count_excused(graph: Graph, chosen: Array, logits: torch.Tensor, u: Array, rows: list[Sampling]) -> int:
-    """How many of the choices [batch], from logits [batch, vocab], are not PyTorch's but near their boundary.
+    """Count the choices [batch], from `logits` [batch, vocab], that differ from PyTorch's but are near their boundary.
 
-    Raises ParityError for one that is not near.
+    Raises ParityError for a difference that is not near.
     """
     unknown_id = graph.bundle.vocabulary.unknown_id
     temperature, top_k, top_p, min_p = (
@@ -220,8 +220,8 @@ def _count_excused(graph: Graph, chosen: Array, logits: torch.Tensor, u: Array, 
     for row in different:
         if not _is_near(logits[row], int(chosen[row]), float(u[row]), rows[row], unknown_id):
             raise ParityError(
-                f"{graph.name}: {chosen[row]} was chosen, not {right[row]}, with {rows[row]}, and no boundary is "
-                f"within {NEAR}"
+                f"{graph.name}: {chosen[row]} was chosen instead of {right[row]} with {rows[row]}, and no boundary "
+                f"is within {NEAR}"
             )
     return len(different)
 
@@ -236,7 +236,7 @@ def _is_near(logits: torch.Tensor, got: int, u: float, sampling: Sampling, unkno
     mass = np.exp((values - values.max()) / sampling.temperature)
     ordered = -np.sort(-mass)
     k = min(sampling.top_k or len(mass), len(mass))
-    ks = [k]  # and those that keep masses which are nearly equal to the last of the k
+    ks = [k]  # and neighbours whose last mass is nearly equal
     close = [n for n in (k - 1, k + 1) if 1 <= n <= len(mass)]
     ks += [n for n in close if abs(ordered[n - 1] - ordered[k - 1]) <= NEAR * ordered[k - 1]]
     for moved_k, dp, dm in product(ks, (0.0, -NEAR, NEAR), (0.0, -NEAR, NEAR)):

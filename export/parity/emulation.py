@@ -1,6 +1,6 @@
-"""int8 in NumPy: the arithmetic of `arithmetic.Int8`, written plainly, which the int8 graphs are held against.
+"""int8 in NumPy: the arithmetic of `rill.export.graphs.arithmetic.Int8`, written plainly, as a reference.
 
-The sums of integers are exact in either; all else is float32.
+Sums of integers are exact in both; everything else is float32.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ State = tuple[Part, ...]  # h, and an LSTM's c
 
 @dataclass(frozen=True)
 class _Operand:
-    """Whole steps (batch, features) of bound / 127."""
+    """Values (batch, features) as whole steps of bound / 127."""
 
     steps: NDArray[np.float64]
     bound: float
@@ -37,14 +37,14 @@ class _Operand:
         return (sums * (np.float32(self.bound / STATE_STEPS) * matrix.scale)).astype(np.float32)
 
 
-Read = NDArray[np.int64] | _Operand  # symbol ids (batch,), or what the layers below made
+Read = NDArray[np.int64] | _Operand  # symbol ids (batch,), or the output of the layers below
 
 
 class _Gate:
-    """One gate, rounded. It adds `bias` (H,) to its input's part, which is a row of a table in the first layer."""
+    """One gate, rounded. The input's part, a row of a table in the first layer, includes `bias` (H,)."""
 
     def __init__(self, weights: Weights, index: int, total: int, pick: int, resets_after: bool = False) -> None:
-        gates = Gates.of(weights.layers[index], total, pick, turned=1 if total == 3 else -1)
+        gates = Gates.of(weights.layers[index], total, pick, negated=1 if total == 3 else -1)
         bias = gates.b if resets_after else gates.b + gates.c
         self.U, self.c = Quantized.of(gates.U, WEIGHT_STEPS), gates.c.astype(np.float32)
         if index:
@@ -63,7 +63,7 @@ class _Gate:
 
 
 class Emulation:
-    """An int8 model, step by step."""
+    """An int8 model that takes single steps."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self._config = config
@@ -79,10 +79,10 @@ class Emulation:
         self._linear_bias = weights.linear_bias.astype(np.float32)
 
     def step(self, tokens: NDArray[np.int64], before: list[State], seen: list[State]) -> tuple[list[State], Floats]:
-        """The states after reading `tokens` (batch,), by layer, and the logits (batch, vocab).
+        """The states by layer after reading `tokens` (batch,), and the logits (batch, vocab).
 
-        What a layer gives the next one, and the last one the output layer, is taken from `seen`, the states after this
-        step as the graph has them: a rounding in the last bit could otherwise move a whole step of the quantization.
+        The input of a higher layer and of the output layer is taken from `seen`, the graph's states after this step: a
+        rounding in the last bit could otherwise move the value by a whole quantization step.
         """
         take_step = {"gru": self._gru, "lstm": _lstm, "rnn": _rnn}[self._config.cell]
         after = []

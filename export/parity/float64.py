@@ -1,10 +1,10 @@
 """The models in float64 NumPy, straight from their equations: a reference that shares no code with the graphs' builder.
 
 Vectors are rows; ⊙ multiplies element by element, σ is the logistic sigmoid, a prime marks the next state. Parameters
-have PyTorch's names and layout: the rows of a matrix, and the entries of a bias, are stacked by gate.
+have PyTorch's names and layout: the rows of a matrix and the entries of a bias are stacked by gate.
 
     tanh-RNN    h' = tanh(x Wᵀ + b + h Uᵀ + c)
-    LSTM        i, f, o = σ(x Wᵀ + b + h Uᵀ + c), g = tanh(...) likewise, stacked as i, f, g, o
+    LSTM        i, f, o = σ(x Wᵀ + b + h Uᵀ + c), g = tanh(…) likewise, stacked as i, f, g, o
                 c' = f ⊙ c + i ⊙ g    h' = o ⊙ tanh(c')
     GRU         see rill.train.nets.numpy_gru
 """
@@ -23,16 +23,16 @@ State = tuple[Array, ...]  # h, and an LSTM's c
 
 
 class Float64:
-    """A model of one direction; calls are `reference.Call`. `parameters` are float arrays by PyTorch's names."""
+    """A model of one direction; it is a `reference.Call`. `parameters` are float arrays by PyTorch's names."""
 
     def __init__(self, config: ModelConfig, parameters: Mapping[str, NDArray[Any]]) -> None:
         self._config = config
         self._parameters = {name: np.asarray(values, np.float64) for name, values in parameters.items()}
 
     def __call__(self, tokens: NDArray[Any], states: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Read `tokens` int64 (B, T), T at least 1, from the states by name, `state_h` among them, each (L, B, H).
+        """Read `tokens` int64 (B, T), T at least 1, from the states by name (`state_h`, …), each (L, B, H).
 
-        The logits (B, T, V) and the states after the last step, `next_state_h` among them; all float64.
+        Returns the logits (B, T, V) and the states after the last step (`next_state_h`, …), all float64.
         """
         config, parameters = self._config, self._parameters
         entry = [np.asarray(values, np.float64) for values in states.values()]
@@ -46,7 +46,7 @@ class Float64:
         return {"logits": logits.transpose(1, 0, 2), **{f"next_{name}": np.stack(part) for name, part in parts}}
 
     def _inputs(self, tokens: NDArray[Any]) -> Array:
-        """What the first layer reads (T, B, I): rows of the embedding, or one-hot vectors."""
+        """The input of the first layer (T, B, I): rows of the embedding, or one-hot vectors."""
         if self._config.embedding:
             table = self._parameters["embedding.weight"]
         else:
@@ -54,7 +54,7 @@ class Float64:
         return np.take(table, tokens, axis=0)
 
     def _layer(self, layer: int, x: Array, state: State) -> tuple[Array, State]:
-        """The outputs (T, B, H) of a layer that reads x (T, B, I) from a state of (B, H) parts, and its last state."""
+        """The outputs (T, B, H) of a layer that reads x (T, B, I) from a state of (B, H) parts, and the last state."""
         w, u = (self._parameters[f"rnn.weight_{kind}_l{layer}"] for kind in ("ih", "hh"))
         b, c = (self._parameters.get(f"rnn.bias_{kind}_l{layer}", np.zeros(len(u))) for kind in ("ih", "hh"))
         if self._config.cell == "gru":
@@ -70,12 +70,12 @@ class Float64:
 
 
 def _rnn(a: Array, state: State) -> State:
-    """From the argument of its tanh (B, H)."""
+    """The next state, from the argument of the tanh (B, H)."""
     return (np.tanh(a),)
 
 
 def _lstm(a: Array, state: State) -> State:
-    """From the arguments of its gates i, f, g, o (B, 4H)."""
+    """The next state, from the arguments of the gates i, f, g, o (B, 4H)."""
     i, f, g, o = np.split(a, 4, axis=1)
     c = _sigmoid(f) * state[1] + _sigmoid(i) * np.tanh(g)
     return _sigmoid(o) * np.tanh(c), c

@@ -1,8 +1,8 @@
-"""What int8 costs in quality: bits per character on the validation text, beside those of fp32.
+"""The quality that int8 costs: bits per character on the validation text, compared with fp32.
 
-The text is what training held out, if the corpus is still there and is the same; otherwise one that the fp32 model
-writes itself, on which the difference is an estimate of the divergence between the two models. Both are measured by the
-graphs that serve, `decode-logprobs.onnx`, which read the text as forced characters.
+The text is the one that training held out, if the corpus still exists unchanged; otherwise one that the fp32 model
+generates, on which the difference estimates the divergence between the two models. Both models are measured by their
+serving graphs, `decode-logprobs.onnx`, which read the text as forced characters.
 """
 
 import math
@@ -19,19 +19,15 @@ from rill.train.record.run import Run
 from rill.train.text.split import known_characters, read_texts
 
 CHARACTERS = 65_536  # of the text, at most
-TRACKS = 64
-SHORTEST = 256  # track: a shorter one would measure the cold start
-MOST_LOSS = 0.01  # bits per character
-CALL = 64  # steps
-
-
-class LossError(ValueError):
-    """int8 costs a model more than MOST_LOSS bits per character."""
+TRACKS = 64  # parts of the text that are read in parallel, at most
+SHORTEST = 256  # characters of a track: a shorter one would measure the cold start
+MAX_LOSS = 0.01  # bits per character
+CALL = 64  # steps of a call
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Bits per character on `characters` of a text, and what the text is."""
+    """Bits per character over `characters` of a text; `text` describes it."""
 
     bits_per_char: float
     bits_per_char_fp32: float
@@ -40,7 +36,7 @@ class Loss:
 
     @property
     def loss(self) -> float:
-        """What int8 costs, in bits per character."""
+        """The cost of int8, in bits per character."""
         return self.bits_per_char - self.bits_per_char_fp32
 
 
@@ -49,13 +45,13 @@ def measure_loss(run: Run, bundle: Bundle, fp32: Bundle) -> Loss:
     graphs = [session(each.graphs["decode_logprobs"]) for each in (bundle, fp32)]
     ids, text = _validation(run), "validation text"
     if ids is None:
-        ids, text = _written_by(graphs[1], fp32), "a text by the fp32 model: the validation text is not there"
+        ids, text = _generate_text(graphs[1], fp32), "a text by the fp32 model: there is no validation text"
     bits, bits_fp32 = (_bits_per_character(graph, bundle, ids) for graph in graphs)
     return Loss(bits, bits_fp32, ids.size - len(ids), text)
 
 
 def _validation(run: Run) -> Array | None:
-    """The held-out text, as ids [tracks, time]; None if the corpus is gone, has changed, or nothing is held out."""
+    """The held-out text as ids [tracks, time]; None if the corpus is missing or changed, or nothing was held out."""
     try:
         texts = read_texts(run.training)
     except (TrainError, OSError):
@@ -67,20 +63,20 @@ def _validation(run: Run) -> Array | None:
     return ids[: len(ids) // tracks * tracks].reshape(tracks, -1) if len(ids) > 1 else None
 
 
-def _written_by(graph: ort.InferenceSession, bundle: Bundle) -> Array:
-    """A text that a model writes from its own distribution, as ids [tracks, time]."""
+def _generate_text(graph: ort.InferenceSession, bundle: Bundle) -> Array:
+    """Generate a text from the model's own distribution: ids [tracks, time]."""
     tokens = np.full(TRACKS, bundle.vocabulary.start_id)
-    states, written, rng = zero_states(bundle, TRACKS), [tokens[None]], np.random.default_rng(0)
+    states, generated, rng = zero_states(bundle, TRACKS), [tokens[None]], np.random.default_rng(0)
     for _ in range(CHARACTERS // TRACKS // CALL):
         feeds = decode_feeds(graph, tokens, states, rng.random((CALL, TRACKS), np.float32), Sampling())
         outputs = graph.run(["tokens", *(f"next_{name}" for name in states)], feeds)
         states, tokens = dict(zip(states, outputs[1:], strict=True)), outputs[0][-1]
-        written.append(outputs[0])
-    return np.concatenate(written).T
+        generated.append(outputs[0])
+    return np.concatenate(generated).T
 
 
 def _bits_per_character(graph: ort.InferenceSession, bundle: Bundle, ids: Array) -> float:
-    """Of every character of ids [tracks, time] but the first of each track, which begin from the zero state."""
+    """Bits per character of ids [tracks, time] except the first of each track; tracks begin from the zero state."""
     by_time = np.ascontiguousarray(ids.T)
     states, total = zero_states(bundle, len(ids)), 0.0
     for start in range(0, len(by_time) - 1, CALL):

@@ -1,4 +1,4 @@
-"""What the serving graphs are held against, one step at a time: PyTorch, or for int8 the NumPy emulation."""
+"""The references of the serving graphs, one step at a time: PyTorch, or for int8 the NumPy emulation."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -7,33 +7,32 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from rill.export.graphs.arithmetic import STATE_STEPS
+from rill.export.graphs.arithmetic import STATE_STEPS, rounded
 from rill.export.graphs.weights import Weights
-from rill.export.parity.compare import Array, row_maxima
+from rill.export.parity.compare import Array, Named, row_maxima
 from rill.export.parity.emulation import Emulation
 from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
 
-ROUNDING = 2.0**-23  # the standard deviation of a weight's relative move
-MOVES = 16  # of all weights
-MOST_MOVED = 4.0  # times the largest move of the result; between equals it is seldom above 1
+ROUNDING = 2.0**-23  # the standard deviation of a weight's relative perturbation
+PERTURBATIONS = 16  # of all weights
+MARGIN = 4.0  # times the largest change of the result; for equal roundings the ratio is seldom above 1
 
-Named = dict[str, Array]
-# From tokens [batch, time] and the states by name, "state_h" among them, to outputs by name, "next_state_h" among them.
+# From tokens [batch, time] and the states by name ("state_h", …) to the outputs by name ("next_state_h", …).
 Call = Callable[[Array, Named], Named]
 
 
 class Reference(Protocol):
-    """The model as it should be."""
+    """The model that a graph is compared with."""
 
     def step(self, tokens: Array, before: Named, seen: Named) -> Named:
-        """The outputs after one step, logits [batch, 1, vocab] among them.
+        """The outputs after one step, including logits [batch, 1, vocab].
 
-        tokens [batch]; states [layers, batch, hidden] before the step, and after it as they were seen in a graph.
+        `tokens` [batch]; states [layers, batch, hidden] `before` the step, and after it as `seen` in a graph.
         """
 
-    def moves(self, tokens: Array, before: Named) -> Named:
-        """How far roundings may move each row's outputs [batch] in the steps that read tokens [batch, time]."""
+    def rounding_bounds(self, tokens: Array, before: Named) -> Named:
+        """How far rounding may move each row's outputs [batch] in the steps that read `tokens` [batch, time]."""
 
 
 class PyTorch:
@@ -46,19 +45,19 @@ class PyTorch:
         """See Reference."""
         return pytorch_call(self._model)(tokens[:, None], before)
 
-    def moves(self, tokens: Array, before: Named) -> Named:
-        """A few times what PyTorch's own result moves by when each weight moves by a rounding."""
+    def rounding_bounds(self, tokens: Array, before: Named) -> Named:
+        """A few times the change of PyTorch's own result when each weight changes by a rounding."""
         generator = torch.Generator().manual_seed(0)
         expected = pytorch_call(self._model)(tokens, before)
         largest = {output: np.zeros(len(tokens)) for output in expected}
-        for _ in range(MOVES):
-            moved = deepcopy(self._model)
-            for weight in moved.parameters():
+        for _ in range(PERTURBATIONS):
+            perturbed = deepcopy(self._model)
+            for weight in perturbed.parameters():
                 weight.mul_(1 + ROUNDING * torch.randn(weight.shape, generator=generator))
-            for output, values in pytorch_call(moved)(tokens, before).items():
+            for output, values in pytorch_call(perturbed)(tokens, before).items():
                 distances = row_maxima(output, np.abs(values - expected[output]))
                 largest[output] = np.maximum(largest[output], distances)
-        return {output: MOST_MOVED * values for output, values in largest.items()}
+        return {output: MARGIN * values for output, values in largest.items()}
 
 
 class Int8:
@@ -67,7 +66,7 @@ class Int8:
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self._emulation = Emulation(config, weights)
         self._slack = 0.0
-        if config.reset == "before":  # quantizes r h, which nobody sees: a last bit may move it by a whole step
+        if config.reset == "before":  # quantizes r h, which no output shows: a last bit may move it by a whole step
             self._slack = max(float(np.abs(layer.hidden).max()) for layer in weights.layers) / STATE_STEPS
 
     def step(self, tokens: Array, before: Named, seen: Named) -> Named:
@@ -82,15 +81,21 @@ class Int8:
         parts = zip(names, zip(*after, strict=True), strict=True)
         return {"logits": logits[:, None], **{f"next_{name}": np.stack(part) for name, part in parts}}
 
-    def moves(self, tokens: Array, before: Named) -> Named:
-        """A step of the quantization, of states in a GRU that resets before the product."""
+    def rounding_bounds(self, tokens: Array, before: Named) -> Named:
+        """One quantization step of the states of a GRU that resets before the product; otherwise 0."""
         return {"logits": np.zeros(len(tokens))} | {
             f"next_{name}": np.full(len(tokens), self._slack) for name in before
         }
 
 
+def round_weights(model: CharacterModel) -> None:
+    """Give a model the weights of its portable int8 graph."""
+    for name, weight in model.named_parameters():
+        weight.copy_(torch.from_numpy(rounded(name, weight.double().numpy())))
+
+
 def pytorch_call(model: CharacterModel) -> Call:
-    """The PyTorch model over whole texts."""
+    """The PyTorch model over whole texts, as a `Call`."""
 
     def call(tokens: Array, states: Named) -> Named:
         logits, last = model(torch.from_numpy(tokens), tuple(map(torch.from_numpy, states.values())))
@@ -101,5 +106,5 @@ def pytorch_call(model: CharacterModel) -> Call:
 
 
 def next_states(outputs: Named) -> Named:
-    """The states of the next call."""
+    """The states that the next call starts from."""
     return {name.removeprefix("next_"): values for name, values in outputs.items() if name.startswith("next_")}

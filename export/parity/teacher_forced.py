@@ -1,17 +1,17 @@
 """Teacher-forced comparison: logits and states of a graph and of PyTorch after the same text.
 
-A trained network can be locally unstable: from some states it multiplies a rounding error a thousandfold within a few
-steps, whoever computes it (PyTorch's float32 strays as far from its own float64 there). So a row that differs by more
-than the tolerance is looked at again, from the state that the graph began with, and if it follows the network along
-another rounding it is excused, and counted:
+A trained network can be locally unstable: from some states it amplifies a rounding error a thousandfold within a few
+steps, in any implementation (PyTorch's float32 strays equally far from its own float64 there). So a row that differs
+by more than the tolerance is examined again from the state in which the graph began; if it follows the network along
+another rounding, it is excused and counted:
 
-- the call is walked through: the graph's state after each number of steps must be one step of PyTorch's from the
-  graph's state before (int8 graphs are compared in this way only);
-- in a bidirectional model no state is one step from another, for each layer reads what the one below made of the whole
-  text: there the whole call is taken as one step.
+- The call is walked through: the graph's state after each number of steps must be one step of PyTorch from the graph's
+  state before it (int8 graphs are compared in this way only).
+- In a bidirectional model no state is one step from another, because each layer reads the outputs of the layer below
+  for the whole text: there the whole call is taken as one step.
 
-A step must be within the tolerance too, or differ by no more than a few times what PyTorch's own result moves by when
-each weight moves by a rounding: sharply trained models have logits that are small differences of large numbers.
+A step, too, must be within the tolerance, or differ by no more than a few times the change of PyTorch's own result when
+each weight changes by a rounding: sharply trained models have logits that are small differences of large numbers.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,23 @@ import numpy as np
 import onnxruntime as ort
 
 from rill.bundle import Bundle
-from rill.export.parity.compare import Array, ParityError, decode_feeds, random_states, row_maxima, rows_beyond
-from rill.export.parity.reference import Call, Named, PyTorch, Reference, next_states, pytorch_call
+from rill.export.errors import ParityError
+from rill.export.parity.compare import (
+    Array,
+    Named,
+    decode_feeds,
+    random_states,
+    row_maxima,
+    rows_beyond,
+    run_graph,
+)
+from rill.export.parity.reference import Call, PyTorch, Reference, next_states, pytorch_call
 from rill.sampling import Sampling
 from rill.train.nets.model import CharacterModel
 
 
 class Compared(NamedTuple):
-    """The largest differences of the rows that were not excused, and how many rows there were."""
+    """The largest differences of the rows that were not excused, and the numbers of rows."""
 
     worst: dict[str, float]  # by output
     rows: int
@@ -36,17 +45,17 @@ class Compared(NamedTuple):
 
     @property
     def worst_state(self) -> float:
-        """The largest of all states' differences."""
+        """The largest difference of all states."""
         return max(value for output, value in self.worst.items() if output.startswith("next_state_"))
 
     def plus(self, worst: dict[str, float], rows: int, excused: int) -> "Compared":
-        """Together with more rows."""
+        """These rows and further ones."""
         both = {output: max(value, self.worst.get(output, 0.0)) for output, value in worst.items()}
         return Compared(both, self.rows + rows, self.excused + excused)
 
 
 def teacher_forced(name: str, graph: Call, model: CharacterModel, bundle: Bundle, rng: np.random.Generator) -> Compared:
-    """Compare a graph and PyTorch over chained calls. Raises ParityError for a row that differs without an excuse."""
+    """Compare a graph and PyTorch over chained calls. Raises ParityError for a row that differs and is not excused."""
     plain, reference = pytorch_call(model), PyTorch(model)
     total = Compared({}, 0, 0)
     for entry, texts in _chains(bundle, rng):
@@ -65,9 +74,9 @@ def teacher_forced(name: str, graph: Call, model: CharacterModel, bundle: Bundle
 
 
 def step_by_step(name: str, graph: Call, reference: Reference, bundle: Bundle, rng: np.random.Generator) -> Compared:
-    """Compare every step of chained calls with the reference's from the same state. Raises ParityError.
+    """Compare every step of chained calls with the reference's step from the same state. Raises ParityError.
 
-    A call of several steps must have the same bits as its steps one by one.
+    A call of several steps must have the same bits as the single steps.
     """
     total = Compared({}, 0, 0)
     for entry, texts in _chains(bundle, rng):
@@ -88,7 +97,7 @@ def step_by_step(name: str, graph: Call, reference: Reference, bundle: Bundle, r
 
 
 def _chains(bundle: Bundle, rng: np.random.Generator) -> Iterator[tuple[Named, list[Array]]]:
-    """Random states in (-1, 1) by name, each with the texts [batch, time] of its chained calls."""
+    """Generate random states in (-1, 1) by name, each with the texts [batch, time] of its chained calls."""
     symbols = len(bundle.vocabulary)
     for batch in (1, *rng.integers(2, 20, size=3)):
         states = random_states(bundle, int(batch), rng)
@@ -96,7 +105,7 @@ def _chains(bundle: Bundle, rng: np.random.Generator) -> Iterator[tuple[Named, l
 
 
 def _distances(got: Named, expected: Named) -> tuple[Array, dict[str, float]]:
-    """Which rows differ [batch], and the largest distance of the others, by output."""
+    """Which rows differ [batch], and the largest distance of the others by output."""
     beyond = np.any([rows_beyond(output, values, expected[output]) for output, values in got.items()], axis=0)
     worst = {}
     for output, values in got.items():
@@ -105,9 +114,9 @@ def _distances(got: Named, expected: Named) -> tuple[Array, dict[str, float]]:
 
 
 def _walk(name: str, graph: Call, reference: Reference, tokens: Array, entry: Named) -> None:
-    """Show that a call is a chain of the reference's steps, for all its rows. Raises ParityError at a step that is not.
+    """Check that a call is a chain of the reference's steps, for all rows. Raises ParityError at a step that is not.
 
-    The graph is called for 1, 2, 3, ... steps, in the same batch: what it does wrong over time or between rows shows.
+    The graph is called for 1, 2, 3, … steps with the same batch, so errors over time or between rows show.
     """
     before = entry
     for time in range(1, tokens.shape[1] + 1):
@@ -121,11 +130,11 @@ def _walk(name: str, graph: Call, reference: Reference, tokens: Array, entry: Na
 
 
 def _excuse(name: str, got: Named, expected: Named, reference: Reference, tokens: Array, before: Named) -> None:
-    """Show that rows differ by no more than roundings explain. Raises ParityError."""
-    moves = reference.moves(tokens, before)
+    """Check that rows differ by no more than rounding explains. Raises ParityError."""
+    bounds = reference.rounding_bounds(tokens, before)
     for output, values in got.items():
         distances = row_maxima(output, np.abs(values - expected[output]))
-        if (rows_beyond(output, values, expected[output]) & ~(distances <= moves[output])).any():
+        if (rows_beyond(output, values, expected[output]) & ~(distances <= bounds[output])).any():
             raise ParityError(
                 f"{name}: {output} differs from {type(reference).__name__}'s by {distances.max():.2e} from the same "
                 "state, more than 1e-5 + 1e-5 |x|, and more than rounding explains"
@@ -133,23 +142,17 @@ def _excuse(name: str, got: Named, expected: Named, reference: Reference, tokens
 
 
 def portable_call(graph: ort.InferenceSession) -> Call:
-    """The portable graph."""
-
-    def call(tokens: Array, states: Named) -> Named:
-        names = ["logits", *(f"next_{name}" for name in states)]
-        return dict(zip(names, graph.run(names, {"tokens": tokens, **states}), strict=True))
-
-    return call
+    """The portable graph, as a `Call`."""
+    return lambda tokens, states: run_graph(graph, {"tokens": tokens, **states})
 
 
 def serving_call(graph: ort.InferenceSession) -> Call:
-    """A serving graph that is forced to take the given characters; it shows no logits."""
+    """A serving graph that is forced to take the given characters, as a `Call` without logits."""
 
     def call(tokens: Array, states: Named) -> Named:
-        names = [f"next_{name}" for name in states]
-        # The graph reads `token`, then each character that it was forced to take but the last.
+        # The graph reads `token`, then each forced character but the last.
         feeds = decode_feeds(graph, tokens[:, 0], states, np.zeros(tokens.T.shape, np.float32), Sampling())
         feeds["forced"][:-1] = tokens.T[1:]
-        return dict(zip(names, graph.run(names, feeds), strict=True))
+        return run_graph(graph, feeds, [f"next_{name}" for name in states])
 
     return call

@@ -1,18 +1,17 @@
-"""Whether the exported graphs do what the PyTorch model does: run at every export, on the bytes to be written.
+"""Verification: at every export, the graphs about to be written are compared with the PyTorch model.
 
-All is shown with ONNX Runtime on the CPU, in float32, to 1e-5 + 1e-5 |x|; of a tagger, which has no serving graphs, the
-first:
+ONNX Runtime runs them on the CPU; float32 results must agree to 1e-5 + 1e-5 |x|. A tagger has no serving graphs, so
+only the first comparison applies:
 
 - teacher-forced (`rill.export.parity.teacher_forced`): logits and states from random non-zero states, over chained
-calls of random
-  lengths and batch sizes;
+  calls of random lengths and batch sizes;
 - choices (`rill.export.parity.choices`): in one batch, rows with parameters, prompts and step limits of their own;
 - free-running (`rill.export.parity.choices`): thousands of characters, greedy, sampled, and sampled with filters;
 - log-probabilities of characters and of their alternatives.
 
-In int8, the portable graph is held against PyTorch with the rounded weights, and the serving graphs, step by step,
-against the NumPy emulation of the same arithmetic (`rill.export.parity.emulation`). What rounding costs is
-`rill.export.parity.int8_loss`'s subject.
+In int8, the portable graph is compared with PyTorch with the rounded weights, and the serving graphs, step by step,
+with the NumPy emulation of the same arithmetic (`rill.export.parity.emulation`). `rill.export.parity.int8_loss`
+measures the cost of rounding.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,17 +21,16 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from rill.bundle import FILES, VARIANTS, Bundle
-from rill.export.graphs.arithmetic import rounded
+from rill.bundle import VARIANTS, Bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.choices import CHARACTERS, CHOICES, Graph, choices, free_running, log_probabilities
 from rill.export.parity.compare import TOLERANCE, session
-from rill.export.parity.reference import Int8, PyTorch, Reference
+from rill.export.parity.reference import Int8, PyTorch, Reference, round_weights
 from rill.export.parity.teacher_forced import portable_call, serving_call, step_by_step, teacher_forced
 from rill.sampling import Sampling
 from rill.train.record.run import Run
 
-RUNS = (  # what runs freely in which graph
+RUNS = (  # free-running texts, and the graphs that generate them
     ("decode", Sampling(temperature=0)),
     ("decode", Sampling()),
     ("decode_top_p", Sampling(temperature=0.9, top_p=0.95, min_p=0.01)),
@@ -42,10 +40,10 @@ RUNS = (  # what runs freely in which graph
 
 @dataclass(frozen=True)
 class Parity:
-    """What was compared. Differences are the largest absolute ones, of rows that were not excused.
+    """The result of a verification. Differences are the largest absolute ones of rows that were not excused.
 
-    `excused_rows`, of `rows`, are locally unstable; `excused_characters`, of all characters and choices, were within
-    1e-4 of their boundary. A tagger has no serving graphs, hence no `decode_state_difference` and no characters.
+    `excused_rows` of `rows` are locally unstable; `excused_characters` of all characters and choices were within 1e-4
+    of their boundary. A tagger has no serving graphs, hence no `decode_state_difference` and no characters.
     """
 
     logits_difference: float
@@ -62,23 +60,22 @@ class Parity:
 
     @property
     def worst_difference(self) -> float:
-        """Of logits and states, in all graphs."""
+        """The largest difference of logits and states in all graphs."""
         return max(self.logits_difference, self.state_difference, self.decode_state_difference or 0.0)
 
     def report(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The result as the manifest holds it."""
         return {"onnxruntime": ort.__version__, "torch": torch.__version__, "tolerance": TOLERANCE, **asdict(self)}
 
 
 def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
-    """Compare all graphs of `bundle` with the model of `run`. Raises ParityError, with figures, where one differs."""
+    """Compare all graphs of `bundle` with the model of `run`. Raises ParityError with figures if one differs."""
     graphs = {key: session(graph) for key, graph in bundle.graphs.items()}
     rng = np.random.default_rng(seed)
     model = run.build()
     with torch.inference_mode():
         if bundle.precision == "int8":
-            for name, weight in model.named_parameters():
-                weight.copy_(torch.from_numpy(rounded(name, weight.double().numpy())))
+            round_weights(model)
         portable = teacher_forced("model.onnx", portable_call(graphs["model"]), model, bundle, rng)
         if not bundle.streamable:
             return Parity(portable.worst["logits"], portable.worst_state, None, portable.rows, portable.excused)
@@ -86,9 +83,7 @@ def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
         compared = [portable]
         if bundle.precision == "int8":
             reference = Int8(run.model, weights_of(run))
-        serving = {
-            variant.key: Graph(FILES[variant.key], graphs[variant.key], bundle, reference) for variant in VARIANTS
-        }
+        serving = {variant.key: Graph(variant.file, graphs[variant.key], bundle, reference) for variant in VARIANTS}
         for graph in serving.values():
             call = serving_call(graph.session)
             if bundle.precision == "int8":

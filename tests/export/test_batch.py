@@ -19,12 +19,14 @@ from servers import ROOT, wait_until
 
 from rill.bundle import MANIFEST, read_bundle
 from rill.export import pipeline as exporting
+from rill.export.batch import print_rows
 from rill.export.command import main
-from rill.export.display import print_table
-from rill.export.jobs import Job, Row
+from rill.export.graphs.build import build_bundle
+from rill.export.jobs import Job
 from rill.export.lock import exclusive
 from rill.export.parity.int8_loss import Loss
 from rill.export.pipeline import Exported
+from rill.export.results import Row
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_a_killed_process_fails_its_own_run_only(tmp_path, run_folder, unverifie
     assert rows[0]["error"] == "its process was killed (SIGKILL); if memory ran out, use fewer --jobs"
     assert "missing is not a run folder" in rows[1]["error"]
     assert sorted(told.splitlines()) == sorted(f"error: {row['run']}: {row['error']}" for row in rows[:2])
-    assert f"{last}: as PyTorch: " in printed
+    assert f"{last}: matches PyTorch: " in printed
     assert sorted(path.name for path in out.iterdir()) == ["last", "tiny"]
 
     here = exporting.export_run(run_folder, tmp_path / "here")  # the same bytes as in another process
@@ -206,7 +208,7 @@ def test_check_verifies_the_bytes_on_disk(tmp_path, run_folder, tiny_run, monkey
 def test_exporters_of_one_bundle_wait_for_each_other(tmp_path, run_folder, unverified):
     waiting = threading.Event()
     with exclusive(tmp_path / "out" / "tiny"):
-        options = {"tell": lambda doing: doing == "writing" and waiting.set()}
+        options = {"on_progress": lambda step: step == "writing" and waiting.set()}
         thread = threading.Thread(target=exporting.export_run, args=(run_folder, tmp_path / "out"), kwargs=options)
         thread.start()
         assert waiting.wait(60)
@@ -227,7 +229,7 @@ def test_what_another_exporter_wrote_meanwhile_is_not_overwritten(tmp_path, run_
     monkeypatch.setattr(exporting, "verify", meanwhile)
     with pytest.raises(exporting.BundleError, match="holds a different bundle"):
         exporting.export_run(run_folder, tmp_path / "out")
-    assert read_bundle(tmp_path / "out" / "tiny").model_id == exporting.build_bundle(make_run(seed=9), "tiny").model_id
+    assert read_bundle(tmp_path / "out" / "tiny").model_id == build_bundle(make_run(seed=9), "tiny").model_id
 
 
 WRITER = """
@@ -235,6 +237,7 @@ import sys
 from pathlib import Path
 from rill.bundle import read_bundle
 from rill.export.write import manifest_of, write_bundle
+from rill.export.graphs.build import build_bundle
 from rill.export.lock import exclusive
 
 bundle, folder = read_bundle(sys.argv[1]), Path(sys.argv[2])
@@ -321,7 +324,7 @@ def test_the_table_shows_what_int8_lost_and_takes_names_as_they_are(capsys):
     exported = Exported(Path("out/[red]x-int8"), 1_234_567, parity, unchanged=False, loss=loss)
     jobs = [Job("[red]x", "[red]x", Path("out"), precision) for precision in ("int8", "fp32")]
     rows = [Row(jobs[0], 1.0, exported), Row(jobs[1], 0.1, error="no")]
-    print_table(rows)
+    print_rows(rows)
     cells = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert cells == [
         ["[red]x", "int8", "out/[red]x-int8", "1.23", "MB", "2.0e-06", "2.3456", "(+0.0015)", "1.0", "ok"],
@@ -342,7 +345,7 @@ def test_a_foreign_checkpoint(tmp_path, capsys, unverified):
     assert "ours is missing" in capsys.readouterr().err
     (bundle,) = (tmp_path / "out").iterdir()
     assert bundle.name == "theirs"
-    assert read_bundle(bundle).graphs == exporting.build_bundle(run, "x").graphs
+    assert read_bundle(bundle).graphs == build_bundle(run, "x").graphs
     assert main(["--from-state-dict", str(tmp_path / "none.pt"), *command[2:]]) == 1
     assert "none.pt cannot be read" in capsys.readouterr().err
 
@@ -350,30 +353,34 @@ def test_a_foreign_checkpoint(tmp_path, capsys, unverified):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--out out", "name a RUN to export"),
+        ("--out out", "give at least one RUN to export"),
         ("a --out file", "--out file: file is not a folder"),
         ("a --out file/below/it", "--out file/below/it: file is not a folder"),
         ("a --out out --json nowhere/report.json", "there is no folder nowhere"),
-        ("a --out out --json .", "--json . is there and is not a file"),
-        ("a --out out --json pipe", "--json pipe is there and is not a file"),
+        ("a --out out --json .", "--json: . exists and is not a file"),
+        ("a --out out --json pipe", "--json: pipe exists and is not a file"),
         ("a --out out --check --force", "--check writes nothing"),
         ("a --out out --name b", "--name is about a checkpoint; use it with --from-state-dict"),
         ("a --out out --reset after", "--reset is about a checkpoint"),
         ("--out out --from-state-dict x.pt", "--from-state-dict needs --vocabulary"),
         ("a --out out --from-state-dict x.pt --vocabulary v.json", "not both"),
         ("--out out --from-state-dict x.pt --vocabulary v.json --rename a", "--rename takes OLD=NEW, not 'a'"),
-        ("--out out --from-state-dict x.pt --vocabulary v.json --name ../b", "'../b' is no name"),
+        ("--out out --from-state-dict x.pt --vocabulary v.json --name ../b", "'../b' cannot be the name of a bundle"),
     ],
 )
 def test_wrong_usage_is_told_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     os.mkfifo("pipe")
-    assert main(arguments.split()) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
+    try:
+        status = main(arguments.split())
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    *usage, told = capsys.readouterr().err.splitlines()
+    assert "error: " in told
     assert message in told
-    assert told.count("\n") == 1
+    assert not usage or usage[0].startswith("usage: rill export")
     assert not Path("out").exists()
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rill.bundle import read_bundle
-from rill.export.foreign.files import ForeignError, load_state_dict_file, load_vocabulary_file
+from rill.export.errors import ForeignError, UnsupportedError
+from rill.export.foreign.files import load_state_dict_file, load_vocabulary_file
 from rill.export.foreign.run import export_state_dict, foreign_run, run_of_state_dict
 from rill.train.record.run import Run
 from rill.vocabulary import Vocabulary
@@ -117,7 +118,7 @@ def test_other_names_are_never_mistaken(sizes: tuple[int, int, int], bias: bool)
     symbols, hidden, width = sizes
     model = Foreign("gru", symbols, hidden, width, bias=bias, names=("one", "two", "three"))
     if width == hidden:
-        with pytest.raises(ForeignError, match=r"leaves a choice: .*one\.weight .*three\.weight"):
+        with pytest.raises(ForeignError, match=r"is ambiguous: .*one\.weight .*three\.weight"):
             taken(model.state_dict(), symbols)
         assert_same(taken(model.state_dict(), symbols, rename={"three.weight": "linear.weight"}), model)
     else:
@@ -127,7 +128,7 @@ def test_other_names_are_never_mistaken(sizes: tuple[int, int, int], bias: bool)
 def test_names_are_free_where_shapes_decide() -> None:
     model = Foreign(names=("one", "two", "three"))
     run = taken(model.state_dict())
-    assert dict(run.places)["linear.bias"] == "three.bias"
+    assert dict(run.sources)["linear.bias"] == "three.bias"
     assert_same(run, model)
 
 
@@ -202,7 +203,7 @@ def test_wrapped_modules() -> None:
         {name.replace("gru.", "gru._orig_mod."): value for name, value in model.state_dict().items()},
     ):
         run = taken(wrapped)
-        assert set(run.places.values()) == set(wrapped)
+        assert set(run.sources.values()) == set(wrapped)
         assert_same(run, model)
 
 
@@ -333,7 +334,7 @@ def test_damaged_files(change: Callable[[bytes], bytes], tmp_path: Path) -> None
     path = tmp_path / "weights.pt"
     torch.save(Foreign(hidden=64).state_dict(), path)
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(ForeignError, match=r"weights\.pt (is damaged|holds more than weights, or is no PyTorch file)"):
+    with pytest.raises(ForeignError, match=r"weights\.pt (is damaged|holds more than weights, or is not a)"):
         load_state_dict_file(path)
 
 
@@ -357,8 +358,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ([torch.ones(2)], r"holds a list, not a state dict; save one with torch\.save"),
-        ({"epoch": 3}, r"is no state dict: it holds 'epoch' instead of tensors by name"),
-        ({}, r"is no state dict: it holds nothing instead"),
+        ({"epoch": 3}, r"is not a state dict: it holds 'epoch' instead of tensors by name"),
+        ({}, r"is not a state dict: it holds nothing instead"),
         ({"model": Foreign().state_dict(), "ema": Foreign().state_dict()}, r"several state dicts \(model, ema\)"),
         ({**Foreign().state_dict(), "epoch": 3}, r"it holds 'epoch' instead of tensors by name"),
     ],
@@ -385,15 +386,15 @@ REFUSED: list[tuple[dict[str, Tensor], str]] = [
     ),
     (
         with_tensors(norm__weight=torch.ones(H), norm__bias=torch.ones(H)),
-        r"no model here has a place: norm\.weight \(8,\), norm\.bias \(8,\); .* drop them with "
+        r"no model here uses: norm\.weight \(8,\), norm\.bias \(8,\); .* drop them with "
         r"--rename norm\.weight= --rename norm\.bias=$",
     ),
-    (with_tensors(h0=torch.zeros(1, 1, H)), r"no model here has a place: h0 \(1, 1, 8\)"),
-    (with_tensors(norm__weight=torch.ones(V)), r"no model here has a place: norm\.weight \(11,\)"),
-    (with_tensors(mix__weight=torch.ones(H, H)), r"no model here has a place: mix\.weight \(8, 8\)"),
+    (with_tensors(h0=torch.zeros(1, 1, H)), r"no model here uses: h0 \(1, 1, 8\)"),
+    (with_tensors(norm__weight=torch.ones(V)), r"no model here uses: norm\.weight \(11,\)"),
+    (with_tensors(mix__weight=torch.ones(H, H)), r"no model here uses: mix\.weight \(8, 8\)"),
     (
         with_tensors(other__weight=torch.ones(V, H)),
-        r"leaves a choice: .*linear\.weight may be fc_out\.weight \(11, 8\) or other\.weight \(11, 8\); settle it with "
+        r"is ambiguous: .*linear\.weight may be fc_out\.weight \(11, 8\) or other\.weight \(11, 8\); settle it with "
         r"--rename fc_out\.weight=linear\.weight",
     ),
     (
@@ -433,11 +434,11 @@ REFUSED: list[tuple[dict[str, Tensor], str]] = [
     ),
     (with_tensors(brain__weight_hh_l0=torch.ones(H, 3 * H)), r"has brain\.weight_hh_l0 \(8, 24\) as "),
     (with_tensors(brain__weight_hh_l0=torch.ones(0, 0)), r"has brain\.weight_hh_l0 \(0, 0\) as "),
-    (with_tensors(brain__weight_hh_l0=torch.ones(24)), r"has brain\.weight_hh_l0 \(24,\) .* which is no matrix"),
+    (with_tensors(brain__weight_hh_l0=torch.ones(24)), r"has brain\.weight_hh_l0 \(24,\) .* which is not a matrix"),
     (with_tensors(brain__weight_hh_l2=torch.ones(24, 8)), r"has no weight_ih of layer 1, but .* up to layer 2"),
     (
         with_tensors(aux__weight_ih_l0=torch.ones(24, 5)),
-        r"several recurrent modules \(aux, brain\); say what is which layer with --rename \S+=rnn\.\w+_l0",
+        r"several recurrent modules \(aux, brain\); assign the layers with --rename \S+=rnn\.\w+_l0",
     ),
     (with_tensors(brain__weight_ih=torch.ones(24, 5)), r"two tensors for rnn\.weight_ih_l0, "),
     (
@@ -523,7 +524,7 @@ def test_conventions_are_about_grus(cell: str) -> None:
         ('"abc"', r'must hold a JSON array of characters in id order, not "abc"'),
         ([], r"has no symbols"),
         (["a", 7], r"7 at position 1 is not a string"),
-        (["a", "b", "a"], r"'a' at position 2 is at position 0 already"),
+        (["a", "b", "a"], r"'a' at position 2 is already at position 0"),
         (["a", "bc"], r"'bc' at position 1 is not one character"),
         ([""], r"'' at position 0 is not one character"),
         (["a", "\ud800"], r"'\\ud800' at position 1 is half a surrogate pair"),
@@ -557,8 +558,8 @@ def test_from_a_file_to_a_bundle(tmp_path: Path) -> None:
 
 def test_names_of_bundles(tmp_path: Path) -> None:
     weights = Foreign().state_dict()
-    with pytest.raises(ForeignError, match="a state dict has no name; give one"):
+    with pytest.raises(ForeignError, match="a state dict has no name; give `name`"):
         export_state_dict(weights, SYMBOLS, tmp_path)
     for name in ("../up", "", "..", "a\\b"):
-        with pytest.raises(ForeignError, match="is no name for a bundle"):
+        with pytest.raises(UnsupportedError, match="cannot be the name of a bundle"):
             export_state_dict(weights, SYMBOLS, tmp_path, name)

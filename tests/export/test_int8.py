@@ -12,10 +12,11 @@ from hypothesis.extra.numpy import arrays
 from random_models import LETTERS, make_run
 
 from rill.bundle import FILES, VARIANTS
+from rill.export.errors import ParityError
 from rill.export.graphs.arithmetic import STATE_STEPS, TABLE_STEPS, WEIGHT_STEPS, ZERO_POINT, Quantized, rounded
 from rill.export.graphs.build import build_bundle
 from rill.export.graphs.weights import weights_of
-from rill.export.parity.compare import ParityError, session
+from rill.export.parity.compare import session
 from rill.export.parity.reference import Int8
 from rill.export.parity.teacher_forced import serving_call, step_by_step
 from rill.export.parity.verify import verify

@@ -12,10 +12,11 @@ from random_models import SENTENCES, make_run
 
 from rill.bundle import MANIFEST, read_bundle
 from rill.export.command import main
+from rill.export.errors import LossError
 from rill.export.graphs.build import build_bundle
 from rill.export.parity import int8_loss as measuring
 from rill.export.parity.compare import session
-from rill.export.parity.int8_loss import Loss, LossError, measure_loss
+from rill.export.parity.int8_loss import Loss, measure_loss
 from rill.export.parity.verify import Parity
 from rill.export.pipeline import export_loaded
 from rill.train.command import main as train
@@ -23,7 +24,7 @@ from rill.train.record.run import load_run
 from rill.train.text.split import read_texts
 
 pytestmark = pytest.mark.usefixtures("quick_training")
-WRITTEN = "a text by the fp32 model: the validation text is not there"
+WRITTEN = "a text by the fp32 model: there is no validation text"
 
 
 TINY = "--hidden 16 --batch 4 --window 16 --steps 100 --learning-rate 0.02 --warmup 5 --threads 1 --device cpu"
@@ -154,7 +155,7 @@ def test_without_the_text_the_model_writes_one(sentences, bundles, tmp_path, sho
 def test_what_the_model_writes_is_measured_as_pytorch_would(bundles, short_texts):
     run, int8, fp32 = bundles
     run = replace(run, training=replace(run.training, corpus=("nowhere",)))
-    ids = measuring._written_by(session(fp32.graphs["decode_logprobs"]), fp32)
+    ids = measuring._generate_text(session(fp32.graphs["decode_logprobs"]), fp32)
     assert ids.shape == (64, 33)
     assert (ids[:, 0] == run.vocabulary.start_id).all()
     assert len({tuple(track) for track in ids.tolist()}) == 64
@@ -211,7 +212,7 @@ def test_or_taken_if_that_is_allowed(run_folder, tmp_path, two_bits):
 @pytest.mark.parametrize(("most", "refused"), [(0.0099, True), (0.0101, False)])
 def test_the_limit(bundles, tmp_path, monkeypatch, unverified, most, refused):
     run, *_ = bundles
-    monkeypatch.setattr("rill.export.pipeline.MOST_LOSS", most)
+    monkeypatch.setattr("rill.export.pipeline.MAX_LOSS", most)
     monkeypatch.setattr("rill.export.pipeline.measure_loss", lambda *_: Loss(2.01, 2.0, 311, "validation text"))
     if refused:
         with pytest.raises(LossError, match=r"int8 costs 0\.0100 bits per character \(2\.0100 instead of 2\.0000"):

@@ -12,7 +12,7 @@ import rill.export.matrix.__main__
 import rill.export.matrix.check
 from rill.export.graphs.build import build_bundle
 from rill.export.matrix.__main__ import QUICK_CHARACTERS, main
-from rill.export.matrix.check import Difference, check
+from rill.export.matrix.check import Difference, NetworkJob, check
 from rill.export.matrix.models import (
     BATCHES,
     BIASES,
@@ -35,6 +35,11 @@ from rill.train.nets.sample import generate
 
 SMALL = Configuration(Network("gru", (1, False), 32, 0, True, "fp32"), 3, 7)
 SMALL_INT8 = SMALL._replace(network=SMALL.network._replace(precision="int8"))
+
+
+def checked(configuration):
+    (result,) = check(NetworkJob(configuration.network, [configuration]), lambda step: None, QUICK_CHARACTERS)
+    return result
 
 
 def _pairs(rows):
@@ -69,7 +74,7 @@ def test_the_whole_matrix_is_whole():
 
 @pytest.mark.parametrize("configuration", quick_configurations(), ids=str)
 def test_graphs_do_what_the_model_does(configuration):
-    (result,) = check([configuration], QUICK_CHARACTERS)
+    result = checked(configuration)
     assert result.failures == []
     assert result.characters >= QUICK_CHARACTERS
     assert result.excused_characters <= 2
@@ -128,7 +133,7 @@ def _with_one_weight_changed(monkeypatch, key, by, parameter="rnn.weight_hh_l0")
 )
 def test_a_wrong_weight_is_found(monkeypatch, key, outputs):
     _with_one_weight_changed(monkeypatch, key, by=1e-2)
-    (result,) = check([SMALL], QUICK_CHARACTERS)
+    result = checked(SMALL)
     assert {failure.split(" differ ")[0] for failure in result.failures} == outputs
     assert all(not result.differences[output][name].share <= 1 for output in outputs for name in ("PyTorch", "float64"))
 
@@ -136,17 +141,17 @@ def test_a_wrong_weight_is_found(monkeypatch, key, outputs):
 @pytest.mark.parametrize("key", ["model", "decode", "decode_logprobs"])
 def test_a_wrong_weight_is_found_in_int8(monkeypatch, key):
     _with_one_weight_changed(monkeypatch, key, by=0.5)
-    (result,) = check([SMALL_INT8], QUICK_CHARACTERS)
+    result = checked(SMALL_INT8)
     assert result.failures
 
 
 def test_a_wrong_text_is_found_and_the_rest_of_it_compared(monkeypatch):
     _with_one_weight_changed(monkeypatch, "decode", by=3, parameter="linear.weight")
-    (wrong,) = check([SMALL], QUICK_CHARACTERS)
+    wrong = checked(SMALL)
     assert wrong.wrong_characters > 1
     assert f"{wrong.wrong_characters} greedy characters are wrong" in wrong.failures
     monkeypatch.setattr(rill.export.matrix.check, "NEAR", np.inf)
-    (excused,) = check([SMALL], QUICK_CHARACTERS)
+    excused = checked(SMALL)
     assert (excused.wrong_characters, excused.excused_characters) == (0, wrong.wrong_characters)
     assert excused.characters < QUICK_CHARACTERS  # what a row wrote after such a choice, in the same call, is not
 
@@ -171,7 +176,7 @@ def test_the_command_lists_all_failures_and_goes_on(monkeypatch, capsys, tmp_pat
     assert main(["--quick", "--json", str(path)]) == 1
     printed = capsys.readouterr().out
     assert printed.count("FAILED: ") == printed.count("ValueError: no such thing") == 2
-    assert f"worst cell: {SMALL}\n" in printed
+    assert f"worst configuration: {SMALL}\n" in printed
     assert "3 configurations of 2 models" in printed
     assert "2 failed" in printed
     report = json.loads(path.read_text())
@@ -180,7 +185,8 @@ def test_the_command_lists_all_failures_and_goes_on(monkeypatch, capsys, tmp_pat
 
 
 def test_the_command_in_processes_finds_the_same(monkeypatch, tmp_path):
-    configurations = [SMALL, SMALL._replace(batch=1)]
+    other = SMALL._replace(network=SMALL.network._replace(cell="rnn"))
+    configurations = [SMALL, SMALL._replace(batch=1), other]
     monkeypatch.setattr(rill.export.matrix.__main__, "quick_configurations", lambda: configurations)
     reports = []
     for jobs in (1, 2):

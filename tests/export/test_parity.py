@@ -10,6 +10,7 @@ import torch
 from random_models import LETTERS, make_run
 
 from rill.bundle import FILES, VARIANTS
+from rill.export.errors import ParityError
 from rill.export.graphs import serving
 from rill.export.graphs import steps as cells
 from rill.export.graphs.build import build_bundle
@@ -18,7 +19,7 @@ from rill.export.graphs.portable import GATES, model_graph
 from rill.export.graphs.serving import decode_graph
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.choices import free_running
-from rill.export.parity.compare import ParityError, session
+from rill.export.parity.compare import session
 from rill.export.parity.teacher_forced import portable_call, serving_call
 from rill.export.parity.verify import RUNS, verify
 

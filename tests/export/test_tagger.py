@@ -13,8 +13,8 @@ from random_models import make_run, save_run
 
 from rill.bundle import MANIFEST, BundleError, read_bundle
 from rill.export.command import main as export
+from rill.export.errors import ParityError
 from rill.export.graphs.build import build_bundle
-from rill.export.parity.compare import ParityError
 from rill.export.parity.teacher_forced import Compared
 from rill.export.parity.verify import verify
 from rill.export.write import manifest_of, write_bundle

@@ -35,7 +35,8 @@ from rill.cli.batch.output import BatchOutput, Fingerprint, OutputError
 from rill.cli.generate import json_line
 from rill.client.errors import ServerError
 from rill.client.failover import Failover
-from rill.export.foreign.files import ForeignError, load_state_dict_file, load_vocabulary_file
+from rill.export.errors import ForeignError
+from rill.export.foreign.files import load_state_dict_file, load_vocabulary_file
 from rill.export.write import is_replaceable, manifest_of
 from rill.sampling import Sampling
 from rill.serve.api.requests import STOP_CHARACTERS, spec_of
