@@ -14,7 +14,8 @@ from rill.export.lock import exclusive
 from rill.export.parity.int8_loss import MAX_LOSS, Loss, measure_loss
 from rill.export.parity.verify import Parity, verify
 from rill.export.write import is_replaceable, manifest_of, remove_leftovers, write_bundle
-from rill.train.record.run import Run, RunError, load_run
+from rill.train.errors import RunError
+from rill.train.record.run import Run, load_run
 
 OnProgress = Callable[[str], object]  # is called with the step that begins, in a few words
 

@@ -1,16 +1,34 @@
-"""What a run is made of: the model's configuration and the training's, as stored in config.json."""
+"""The configuration of a run: the model's and the training's, as stored in config.json.
+
+Each field declares its option of `rill train`: the command makes its parser from them, and every configuration, whether
+it comes from the command line, a recipe or config.json, is checked by them.
+"""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-from rill.train.errors import ConfigError
+from rill.train.errors import ConfigError, did_you_mean
+from rill.train.options import (
+    DATA,
+    EVALUATION,
+    GENERAL,
+    LENGTH,
+    MODEL,
+    TRAINING,
+    number,
+    one_of,
+    option_of,
+    text,
+    texts,
+    truth,
+    whole,
+)
 
-MOST_THREADS = 1024
-MOST_LAYERS, MOST_UNITS = 1000, 2**20  # far above any real model: so that shapes can be computed, and soon
-PREPARATIONS = ("none", "letters", "line")
-OPTIMIZERS = ("adamw", "sgd", "rmsprop")
-INITIALIZATIONS = ("default", "normal", "orthogonal")
+MAX_THREADS = 1024
+MAX_LAYERS, MAX_UNITS = 1000, 2**20  # far above any real model, so that computing its shapes is quick
+HORIZONS = ("steps", "epochs", "max_minutes")
+DEFAULT_EPOCHS = 10
 
 
 class _Section:
@@ -18,60 +36,71 @@ class _Section:
 
     @classmethod
     def from_json(cls, section: object) -> Self:
-        """The section from its decoded JSON; keys left out take their defaults. Raises ConfigError."""
+        """Make the section from its decoded JSON; omitted keys take their defaults. Raises ConfigError."""
         if not isinstance(section, Mapping):
             raise ConfigError(f"{cls.__name__} must be a JSON object, not {type(section).__name__}")
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # every subclass is a dataclass
-        unknown = sorted(set(section) - known)
-        if unknown:
-            raise ConfigError(f"{cls.__name__} does not know {', '.join(map(repr, unknown))}")
+        known = [declared.name for declared in fields(cls)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        for key in sorted(set(section) - set(known)):
+            raise ConfigError(f"{cls.__name__} has no field {key!r}{did_you_mean(key, known)}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in section.items()})
 
     def to_json(self) -> dict[str, Any]:
         """The section as JSON-ready values."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
 
-
-CELLS = ("gru", "lstm", "rnn")
+    def _check_fields(self) -> None:
+        """Raise ConfigError for a value that its field's option does not accept."""
+        for declared in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            name, option, value = declared.name, option_of(declared), getattr(self, declared.name)
+            if option is None or (value is None and declared.default is None):
+                continue
+            if not option.accepts(value):
+                suggestion = did_you_mean(value, option.choices)
+                raise ConfigError(f"{name} must be {option.requirement}, not {value!r}{suggestion}")
+            for given in value if option.several else ():
+                try:
+                    given.encode()
+                except UnicodeEncodeError:  # command-line bytes that are not UTF-8 arrive as lone surrogates
+                    raise ConfigError(
+                        f"{name} {given!r} is not UTF-8; rename the file, or read it with --corpus -"
+                    ) from None
 
 
 @dataclass(frozen=True)
 class ModelConfig(_Section):
-    """A recurrent model over symbols. Raises ConfigError for values that make no model.
+    """A recurrent model over symbols. Raises ConfigError for values that describe no model.
 
     A `generate` model predicts the next symbol; a `tag` model labels every symbol, and may be bidirectional. `reset` is
     where a GRU's reset gate acts: `after` the recurrent product (`nn.GRU`, cuDNN) or `before` it (Cho et al.).
-    `embedding` 0 means one-hot input. `bias` is about the cell: the output layer always has one. With `residual`, layer
-    l + 1 reads the sum of what layer l read and gave, from the second layer on, and the output layer the last sum.
-    `dropout` acts between the layers and before the output layer, in training only.
+    `embedding` 0 means one-hot input. `bias` is about the cell: the output layer always has one. With `residual`, each
+    layer from the second on adds its input to its output, and the output layer reads the last sum. `dropout` acts
+    between the layers and before the output layer, in training only.
     """
 
-    task: str = "generate"
-    cell: str = "gru"
-    reset: str = "after"
-    layers: int = 1
-    hidden: int = 256
-    embedding: int = 0
-    bias: bool = True
-    residual: bool = False
-    bidirectional: bool = False
-    dropout: float = 0.0
+    task: str = field(
+        default="generate", metadata=one_of(MODEL, "predict the next symbol, or label each symbol", "generate", "tag")
+    )
+    cell: str = field(default="gru", metadata=one_of(MODEL, "recurrent cell; rnn is tanh", "gru", "lstm", "rnn"))
+    reset: str = field(
+        default="after",
+        metadata=one_of(MODEL, "where a GRU's reset gate acts: after or before the product", "after", "before"),
+    )
+    layers: int = field(default=1, metadata=whole(MODEL, "recurrent layers", 1, MAX_LAYERS))
+    hidden: int = field(default=256, metadata=whole(MODEL, "units per layer", 1, MAX_UNITS))
+    embedding: int = field(default=0, metadata=whole(MODEL, "size of the embedding; 0: one-hot input", 0, MAX_UNITS))
+    bias: bool = field(default=True, metadata=truth(MODEL, "recurrent layers without biases"))
+    residual: bool = field(
+        default=False, metadata=truth(MODEL, "add each layer's input to its output, from layer 2 on")
+    )
+    bidirectional: bool = field(default=False, metadata=truth(MODEL, "read in both directions (--task tag only)"))
+    dropout: float = field(
+        default=0.0, metadata=number(MODEL, "dropout between layers and before the output layer", "P", below=1.0)
+    )
 
     def __post_init__(self) -> None:
-        _require_one_of(self, "task", ("generate", "tag"))
-        _require_one_of(self, "cell", CELLS)
-        _require_one_of(self, "reset", ("after", "before"))
-        for name in ("bias", "residual", "bidirectional"):
-            _require_truth(self, name)
-        _require_whole(self, "layers", 1)
-        _require_whole(self, "hidden", 1)
-        _require_whole(self, "embedding", 0)
-        for name, most in (("layers", MOST_LAYERS), ("hidden", MOST_UNITS), ("embedding", MOST_UNITS)):
-            if getattr(self, name) > most:
-                raise ConfigError(f"{name} must be at most {most}, not {getattr(self, name)}")
-        _require_number(self, "dropout", 0.0, 1.0)
+        self._check_fields()
         if self.reset == "before" and self.cell != "gru":
-            raise ConfigError(f"reset 'before' is about GRUs; {self.cell} has no reset gate")
+            raise ConfigError(f"reset 'before' is for GRUs; {self.cell} has no reset gate")
         if self.bidirectional and self.task != "tag":
             raise ConfigError("a bidirectional model reads ahead, so it can tag but not generate; use --task tag")
 
@@ -82,12 +111,12 @@ class ModelConfig(_Section):
 
     @property
     def state_parts(self) -> tuple[str, ...]:
-        """What the state is made of: h, and an LSTM's c."""
+        """The parts of the state: h, and an LSTM's c."""
         return ("h", "c") if self.cell == "lstm" else ("h",)
 
     @property
     def features(self) -> int:
-        """The width of a layer's output, and of what the output layer reads."""
+        """The width of a layer's output, which is the input width of the output layer."""
         return self.hidden * self.directions
 
 
@@ -95,97 +124,133 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """How a model is trained. Raises ConfigError for impossible values.
 
-    Data: `prepare` cleans the text (`letters`: lower-case letters and spaces; `line`: newlines become spaces).
-    `characters` keeps the first so many of them (0: all), `validation_characters` holds out the next so many, otherwise
-    `validation` is the held-out fraction at the end, unless `validation_corpus` is read instead. `corpus_sha256` is the
-    digest of the data itself, so that a resumed run knows it reads the same.
+    Data: `prepare` cleans the text. `validation` is the held-out fraction at the end, unless `validation_characters` or
+    `validation_corpus` is given. `corpus_sha256` is the digest of the data, by which a resumed run checks that it
+    reads the same text.
 
-    Length: exactly one of `steps`, `epochs` and `max_minutes`. `patience` stops a run after so many evaluations that
-    did not improve the validation loss (0: never).
+    Length: exactly one of `steps`, `epochs` and `max_minutes`; `patience` may end a run earlier.
 
-    A step: `accumulate` batches of `batch` windows of `window` characters between truncations of backpropagation;
-    `learning_rate` rises over `warmup` steps and stays, or falls to 1 % along a cosine; `clip` is the largest norm of
-    the gradient (0: any). `scratch` computes the cell by its written-out equations. `precision` bf16 is autocast on a
-    GPU. `keep` says which weights the run folder ends with: the best by validation, or the last.
+    A step: `accumulate` batches of `batch` windows of `window` characters between truncations of backpropagation.
+    `learning_rate` rises over `warmup` steps, then stays or falls to 1 % along a cosine. `clip` is the largest norm of
+    the gradient. `scratch` computes the cell by its written-out equations. `keep` says which weights the run folder
+    ends with: the best by validation, or the last.
 
-    Evaluations: every `evaluate_epochs` epochs, or every `evaluate_every` steps, or (both 0) twenty times over the run;
-    samples every `sample_every` evaluations (0: only at the end).
+    Evaluations: every `evaluate_epochs` epochs, or every `evaluate_every` steps, or (both 0) twenty times over the run.
 
-    `start` is the run folder that the weights came from, if they were not drawn; `recipe` names where these values come
-    from.
+    `start` is the run folder that the initial weights came from, if any; `recipe` names the source of these values.
     """
 
-    recipe: str = ""
-    corpus: tuple[str, ...] = ()
-    validation_corpus: tuple[str, ...] = ()
+    recipe: str = field(default="", metadata=text(GENERAL, "take the values of a published result", "NAME"))
+    corpus: tuple[str, ...] = field(
+        default=(),
+        metadata=texts(
+            GENERAL,
+            "text files, folders (their .txt and .md files), - (standard input), shakespeare, sanguo or pydoc;"
+            " with --task tag: JSON lines, or subtraction:BITS;"
+            " required unless a run is resumed or the recipe names a corpus",
+            "SPEC",
+        ),
+    )
+    validation_corpus: tuple[str, ...] = field(default=(), metadata=texts(DATA, "hold out another corpus", "SPEC"))
     corpus_sha256: str = ""
-    prepare: str = "none"
-    characters: int = 0
-    min_count: int = 1
-    validation: float = 0.1
-    validation_characters: int = 0
-    start: str = ""
-    steps: int | None = None
-    epochs: int | None = None
-    max_minutes: float | None = None
-    patience: int = 0
-    batch: int = 32
-    window: int = 64
-    sampling: str = "sequential"
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    momentum: float = 0.0
-    learning_rate: float = 5e-3
-    warmup: int = 100
-    schedule: str = "cosine"
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    initialization: str = "default"
-    scratch: bool = False
-    precision: str = "fp32"
-    keep: str = "best"
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 0
-    evaluate_every: int = 0
-    evaluate_epochs: int = 0
-    sample_every: int = 4
-    prefix: tuple[str, ...] = ("",)
-    temperature: float = 0.8
+    prepare: str = field(
+        default="none",
+        metadata=one_of(
+            DATA,
+            "letters: lower-case letters and single spaces only; line: newlines become spaces",
+            *("none", "letters", "line"),
+        ),
+    )
+    characters: int = field(default=0, metadata=whole(DATA, "use the first N characters only; 0: all"))
+    min_count: int = field(default=1, metadata=whole(DATA, "characters that occur less often become <unk>", 1))
+    validation: float = field(
+        default=0.1, metadata=number(DATA, "fraction held out at the end of the text", "FRACTION", below=1.0)
+    )
+    validation_characters: int = field(
+        default=0, metadata=whole(DATA, "hold out the N characters after the first --characters; 0: use --validation")
+    )
+    start: str = field(
+        default="",
+        metadata=text(GENERAL, "start with the weights and the vocabulary of another run", "RUN", flag="--from"),
+    )
+    steps: int | None = field(default=None, metadata=whole(LENGTH, "optimizer steps", 1))
+    epochs: int | None = field(
+        default=None,
+        metadata=whole(LENGTH, f"passes over the text (default {DEFAULT_EPOCHS} if no length is given)", 1),
+    )
+    max_minutes: float | None = field(
+        default=None, metadata=number(LENGTH, "wall time, evaluation included", "M", low_included=False)
+    )
+    patience: int = field(default=0, metadata=whole(TRAINING, "stop after N evaluations without improvement; 0: never"))
+    batch: int = field(default=32, metadata=whole(TRAINING, "windows per batch", 1))
+    window: int = field(default=64, metadata=whole(TRAINING, "characters per window", 1))
+    sampling: str = field(
+        default="sequential",
+        metadata=one_of(
+            TRAINING,
+            "sequential windows, which carry the state over, or random ones",
+            *("sequential", "random"),
+        ),
+    )
+    accumulate: int = field(default=1, metadata=whole(TRAINING, "batches per step", 1))
+    optimizer: str = field(default="adamw", metadata=one_of(TRAINING, "optimizer", "adamw", "sgd", "rmsprop"))
+    momentum: float = field(default=0.0, metadata=number(TRAINING, "momentum of sgd and rmsprop", "M", below=1.0))
+    learning_rate: float = field(default=5e-3, metadata=number(TRAINING, "peak learning rate", "R", low_included=False))
+    warmup: int = field(default=100, metadata=whole(TRAINING, "steps of linear warm-up"))
+    schedule: str = field(
+        default="cosine",
+        metadata=one_of(TRAINING, "learning rate after the warm-up; cosine ends at 1 %", "cosine", "constant"),
+    )
+    weight_decay: float = field(default=0.01, metadata=number(TRAINING, "weight decay", "R"))
+    clip: float = field(default=1.0, metadata=number(TRAINING, "largest norm of the gradient; 0: no limit", "N"))
+    initialization: str = field(
+        default="default",
+        metadata=one_of(TRAINING, "initial weights; `default` are PyTorch's", "default", "normal", "orthogonal"),
+    )
+    scratch: bool = field(default=False, metadata=truth(TRAINING, "compute cells by their written-out equations"))
+    precision: str = field(
+        default="fp32", metadata=one_of(TRAINING, "arithmetic; bf16 is autocast, for GPUs", "fp32", "bf16")
+    )
+    keep: str = field(
+        default="best",
+        metadata=one_of(TRAINING, "weights to keep: best by validation, or last", "best", "last"),
+    )
+    seed: int = field(default=0, metadata=whole(TRAINING, "seed of weights, dropout and random windows", 0, 2**64 - 1))
+    device: str = field(
+        default="auto",
+        metadata=text(
+            TRAINING,
+            "auto (the GPU if there is one), cpu, cuda or cuda:N",
+            "DEVICE",
+            form="auto, cpu, cuda or cuda:N",
+            pattern="auto|cpu|cuda(:[0-9]+)?",
+        ),
+    )
+    threads: int = field(
+        default=0,
+        metadata=whole(
+            TRAINING,
+            "CPU threads; 0: one per core, or under --max-minutes a single one where that is faster",
+            0,
+            MAX_THREADS,
+        ),
+    )
+    evaluate_every: int = field(
+        default=0, metadata=whole(EVALUATION, "steps between evaluations; 0: twenty evaluations over the run")
+    )
+    evaluate_epochs: int = field(
+        default=0, metadata=whole(EVALUATION, "epochs between evaluations; 0: use --evaluate-every")
+    )
+    sample_every: int = field(
+        default=4, metadata=whole(EVALUATION, "evaluations between samples; 0: sample at the end only")
+    )
+    prefix: tuple[str, ...] = field(default=("",), metadata=texts(EVALUATION, "what each sample begins with", "TEXT"))
+    temperature: float = field(default=0.8, metadata=number(EVALUATION, "temperature of the samples", "T"))
 
     def __post_init__(self) -> None:
-        if sum(length is not None for length in (self.steps, self.epochs, self.max_minutes)) != 1:
+        if sum(getattr(self, name) is not None for name in HORIZONS) != 1:
             raise ConfigError("give exactly one of steps, epochs and max_minutes")
-        for name in ("steps", "epochs"):
-            if getattr(self, name) is not None:
-                _require_whole(self, name, 1)
-        if self.max_minutes is not None:
-            _require_number(self, "max_minutes", 0.0, low_included=False)
-        for name in ("min_count", "batch", "window", "accumulate"):
-            _require_whole(self, name, 1)
-        for name in (
-            *("characters", "validation_characters", "patience", "warmup"),
-            *("evaluate_every", "evaluate_epochs", "sample_every"),
-        ):
-            _require_whole(self, name, 0)
-        _require_whole(self, "seed", 0, 2**64 - 1)
-        _require_whole(self, "threads", 0, MOST_THREADS)
-        for name in ("corpus", "validation_corpus", "prefix"):
-            _require_texts(self, name)
-        _require_one_of(self, "prepare", PREPARATIONS)
-        _require_one_of(self, "sampling", ("sequential", "random"))
-        _require_one_of(self, "optimizer", OPTIMIZERS)
-        _require_one_of(self, "schedule", ("cosine", "constant"))
-        _require_one_of(self, "initialization", INITIALIZATIONS)
-        _require_one_of(self, "precision", ("fp32", "bf16"))
-        _require_one_of(self, "keep", ("best", "last"))
-        _require_truth(self, "scratch")
-        _require_number(self, "validation", 0.0, 1.0)
-        _require_number(self, "momentum", 0.0, 1.0)
-        _require_number(self, "learning_rate", 0.0, low_included=False)
-        _require_number(self, "weight_decay", 0.0)
-        _require_number(self, "clip", 0.0)
-        _require_number(self, "temperature", 0.0)
+        self._check_fields()
         if self.evaluate_every and self.evaluate_epochs:
             raise ConfigError("give evaluate_every (steps) or evaluate_epochs, not both")
         if self.momentum and self.optimizer == "adamw":
@@ -195,51 +260,9 @@ class TrainingConfig(_Section):
         if self.validation_characters and self.validation_corpus:
             raise ConfigError("give validation_characters or validation_corpus, not both")
         if self.patience and not self.holds_out:
-            raise ConfigError("patience is about the validation loss; with validation 0 there is none")
+            raise ConfigError("patience needs a validation loss; with validation 0 there is none")
 
     @property
     def holds_out(self) -> bool:
-        """Whether there is to be held-out data."""
+        """Whether part of the data is held out."""
         return bool(self.validation or self.validation_characters or self.validation_corpus)
-
-
-def _require_one_of(section: _Section, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(section, name)
-    if value not in choices:
-        raise ConfigError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
-
-
-def _require_truth(section: _Section, name: str) -> None:
-    value = getattr(section, name)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, not {value!r}")
-
-
-def _require_whole(section: _Section, name: str, least: int, most: int | None = None) -> None:
-    value = getattr(section, name)
-    if type(value) is not int or value < least or (most is not None and value > most):  # bool is an int; it is no count
-        limit = "" if most is None else f" and at most {most}"
-        raise ConfigError(f"{name} must be a whole number of at least {least}{limit}, not {value!r}")
-
-
-def _require_texts(section: _Section, name: str) -> None:
-    value = getattr(section, name)
-    if not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
-        raise ConfigError(f"{name} must be a list of strings, not {value!r}")
-    for text in value:
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # bytes of the command line that were no UTF-8 come as lone surrogates
-            raise ConfigError(f"{name} {text!r} is not UTF-8; a file can be renamed, or read with --corpus -") from None
-
-
-def _require_number(
-    section: _Section, name: str, low: float, high: float = float("inf"), low_included: bool = True
-) -> None:
-    """Require low <= value < high, or low < value < high."""
-    value = getattr(section, name)
-    is_number = type(value) in (int, float)
-    if not (is_number and (low < value < high or (low_included and value == low))):
-        least = "at least" if low_included else "more than"
-        most = "" if high == float("inf") else f" and less than {high:g}"
-        raise ConfigError(f"{name} must be a finite number, {least} {low:g}{most}, not {value!r}")

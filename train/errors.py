@@ -1,24 +1,37 @@
-"""The errors that a user of `train` can mend; the command prints each as one line.
+"""The errors that a user of `rill train` can fix; the command prints each as one line.
 
 TrainError(ValueError)
-├── ConfigError    an option or config.json asks for something impossible
+├── ConfigError    an option, a recipe or config.json asks for something impossible
 ├── CorpusError    the text cannot be read or is too small
-├── RunError       a run folder is missing, damaged or in the way (defined in rill.train.record.run)
-└── DivergedError  the loss, its gradient or a weight stopped being a finite number
+├── RunError       a run folder is missing, damaged or in the way
+└── DivergedError  the loss, its gradient or a weight is no longer a finite number
 """
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class TrainError(ValueError):
-    """What went wrong and what to do about it, in one sentence or two."""
+    """An error whose message says what is wrong, where, and what to do."""
 
 
 class ConfigError(TrainError):
-    """An option or a config.json asks for something impossible."""
+    """An option, a recipe or a config.json asks for something impossible."""
 
 
 class CorpusError(TrainError):
     """The text cannot be read, or there is too little of it."""
 
 
+class RunError(TrainError):
+    """A run folder is missing, damaged or in the way."""
+
+
 class DivergedError(TrainError):
-    """The loss, its gradient or a weight stopped being a finite number."""
+    """The loss, its gradient or a weight is no longer a finite number."""
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """The end of an error message about a mistyped `word`: the most similar of the `known` words; empty if none is."""
+    similar = get_close_matches(word, list(known), n=1) if isinstance(word, str) else []
+    return f"; did you mean {similar[0]}?" if similar else ""

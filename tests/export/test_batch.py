@@ -282,7 +282,7 @@ def test_each_run_is_exported_once_and_namesakes_are_refused(tmp_path, capsys, m
     assert main([*runs, "--out", "out", "--precision", "fp32", "int8", "fp32", "--json", "report.json"]) == 1
     rows = json.loads(Path("report.json").read_text())
     same = "the bundle of a has the same name; give them different --out folders"
-    missing = "{0} is not a run folder: no such folder; train one with python -m rill.train --out {0}"
+    missing = "{0} is not a run folder: no such folder; train one with rill train --out {0}"
     assert [(row["run"], row["precision"], row["error"]) for row in rows] == [
         ("a", "fp32", missing.format("a")),
         ("a", "int8", missing.format("a")),

@@ -50,8 +50,9 @@ from rill.serve.engine.text_codec import TextCodec
 from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import ServeError, StartError
 from rill.train.config import ModelConfig, TrainingConfig
-from rill.train.errors import CorpusError
-from rill.train.record.run import RunConfig, RunError, load_run, save_config
+from rill.train.errors import CorpusError, RunError
+from rill.train.record.folder import RunConfig, save_config
+from rill.train.record.run import load_run
 from rill.train.text.corpus import decode, load_corpus
 from rill.train.text.tagging import load_tagged
 from rill.v1 import rill_pb2 as pb

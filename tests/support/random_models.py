@@ -10,7 +10,8 @@ from rill.export.graphs.build import build_bundle
 from rill.export.write import manifest_of, write_bundle
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.model import CharacterModel
-from rill.train.record.run import Run, RunConfig, save_config, save_weights
+from rill.train.record.folder import RunConfig, save_config
+from rill.train.record.run import Run, save_weights
 from rill.vocabulary import Vocabulary
 
 LETTERS = tuple(sorted(string.ascii_letters + " \n.,é"))

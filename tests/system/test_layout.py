@@ -43,8 +43,12 @@ MISNAMED = (
         ("rill.sampling", ["torch", "onnx", "onnxruntime"]),
         ("rill.vocabulary", ["torch", "numpy"]),
         ("rill.train.nets.numpy_gru", ["torch"]),
-        ("rill.train.record.report", ["torch", "matplotlib"]),
-        ("rill.train.command", ["rill.export", "rill.serve", "rill.v1", "rill.bench", "onnx", "onnxruntime", "grpc"]),
+        ("rill.train.report", ["torch", "numpy", "matplotlib"]),
+        ("rill.train.command", ["torch", "numpy", "rich"]),
+        (
+            "rill.train.loop.train",
+            ["rill.export", "rill.serve", "rill.v1", "rill.bench", "onnx", "onnxruntime", "grpc"],
+        ),
     ],
 )
 def test_what_a_module_loads(module, forbidden):

@@ -1,4 +1,4 @@
-"""`python -m rill.train` as a person meets it: a run from text to folder, stopped, killed, resumed, mistyped."""
+"""`rill train` as a person meets it: a run from text to folder, stopped, killed, resumed, mistyped."""
 
 import io
 import json
@@ -130,7 +130,7 @@ def test_a_run_cut_at_any_step_ends_the_same(
     common = [*f"--hidden 16 --batch 4 --window 16 --dropout 0.1 {options}".split(), "--corpus", str(text)]
     assert main([*common, "--out", str(tmp_path / "whole")]) == 0
     cuts = iter([After(1), After(9), After(10**6)])
-    monkeypatch.setattr("rill.train.command.Interrupt", lambda: next(cuts))
+    monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: next(cuts))
     for expected in (130, 130, 0):
         assert main([*common, "--out", str(tmp_path / "cut"), "--resume"]) == expected
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
@@ -141,7 +141,7 @@ def test_max_minutes_ends_in_time(text: Path, tmp_path: Path) -> None:
     arguments = ["--corpus", str(text), "--out", str(tmp_path / "run"), "--hidden", "16", "--max-minutes", "0.05"]
     assert main(arguments) == 0
     assert time.monotonic() - started < 6
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] > 20
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] > 5  # busy machines included
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,17 @@ def test_max_minutes_ends_in_time(text: Path, tmp_path: Path) -> None:
     [
         (["--corpus", "nowhere.txt"], "error: 'nowhere.txt' is neither a file"),
         ([], "error: no text to train on; give --corpus"),
-        (["--corpus", "TEXT", "--hidden", "0"], "error: hidden must be a whole number of at least 1, not 0"),
+        (
+            ["--corpus", "TEXT", "--hidden", "0"],
+            "error: hidden must be a whole number of at least 1 and at",
+        ),
         (["--corpus", "TEXT", "--cell", "elman"], "error: cell must be gru, lstm or rnn, not 'elman'"),
         (["--corpus", "TEXT", "--validation", "1"], "error: validation must be a finite number"),
         (["--corpus", "TEXT", "--validation", "0.001"], "error: the held-out text has"),
         (["--corpus", "TEXT", "--batch", "5000"], "error: 6"),
         (["--corpus", "TEXT", "--prefix", "on", "ö"], "error: --prefix 'ö': character 'ö' (U+00F6) at position 0"),
         (["--corpus", "TEXT", "--device", "tpu"], "error: device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
-        (["--corpus", "TEXT", "--device", "cuda:99"], "error: device cuda:99 asked for, but PyTorch sees"),
+        (["--corpus", "TEXT", "--device", "cuda:99"], "error: --device cuda:99: PyTorch sees"),
         (["--corpus", "ONE"], "error: the corpus has one distinct symbol, 'a'; there is nothing to predict"),
         (["--corpus", "TEXT", "--learning-rate", "nan"], "error: learning_rate must be a finite number"),
         (
@@ -165,8 +168,14 @@ def test_max_minutes_ends_in_time(text: Path, tmp_path: Path) -> None:
         ),
         (["--corpus", "TEXT", "--threads", "1025"], "error: threads must be a whole number of at least 0 and at most"),
         (["--corpus", "TEXT", "--hidden", "1000000"], "error: a model with layers 1, hidden 1000000 and embedding 0"),
-        (["--corpus", "TEXT", "--hidden", "10000000"], "error: hidden must be at most 1048576, not 10000000"),
-        (["--corpus", "TEXT", "--embedding", "9" * 30], "error: embedding must be at most 1048576, not 999"),
+        (
+            ["--corpus", "TEXT", "--hidden", "10000000"],
+            "error: hidden must be a whole number of at least 1 and at most 1048576",
+        ),
+        (
+            ["--corpus", "TEXT", "--embedding", "9" * 30],
+            "error: embedding must be a whole number of at least 0 and at most 1048576",
+        ),
         (["--corpus", "caf\udce9.txt"], "error: corpus 'caf\\udce9.txt' is not UTF-8"),
         (["--corpus", "TEXT", "--min-count", "2", "--prefix", "\udcff"], "error: prefix '\\udcff' is not UTF-8"),
     ],
@@ -191,7 +200,7 @@ def test_a_folder_of_other_things_is_left_alone(
 ) -> None:
     (tmp_path / "letter.odt").write_text("dear")
     assert main(["--corpus", str(text), "--out", str(tmp_path), *resume]) == 2
-    assert "is not empty and is no run folder: it has no config.json; give another --out" in capsys.readouterr().err
+    assert "is not empty and is not a run folder: it has no config.json; give another --out" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["letter.odt"]
 
 
@@ -214,7 +223,7 @@ def stopped_once(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted at step 5; what a test changes in it, it changes back."""
     folder = tmp_path_factory.mktemp("runs") / "stopped"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rill.train.command.Interrupt", lambda: After(5))
+        patch.setattr("rill.train.loop.train.Interrupt", lambda: After(5))
         assert main(["--corpus", str(text), "--out", str(folder), *SMALL]) == 130
     return folder
 
@@ -265,8 +274,8 @@ def position(**values: object) -> Callable[[dict[str, Any]], None]:
         (position(step=1, state=None, kept_step=9), "is damaged: its position contradicts itself"),
         (position(metrics_bytes=2.5), "is damaged: its position has metrics_bytes 2.5"),
         (position(seconds=math.nan), "is damaged: its position has seconds nan"),
-        (position(more=1), "is damaged: its position lacks a value, or has one too many"),
-        (lambda c: c["position"].pop("step"), "is damaged: its position lacks a value, or has one too many"),
+        (position(more=1), "is damaged: its position lacks a field, or has one too many"),
+        (lambda c: c["position"].pop("step"), "is damaged: its position lacks a field, or has one too many"),
         (lambda c: c.update(position=None), "is damaged (TypeError)"),
         (lambda c: c["model"]["linear.bias"].fill_(torch.nan), "is damaged: linear.bias holds NaN or infinite values"),
         (lambda c: c["model"].pop("linear.bias"), "is damaged: it lacks linear.bias"),
@@ -302,7 +311,7 @@ def test_resume_refuses_the_checkpoint_of_another_run(
     stopped: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    monkeypatch.setattr("rill.train.command.Interrupt", lambda: After(5))
+    monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: After(5))
     assert main(["--corpus", str(text), "--out", str(other), *SMALL, "--seed", "1"]) == 130
     (stopped / "trainer.pt").write_bytes((other / "trainer.pt").read_bytes())
     assert main(["--out", str(stopped), "--resume"]) == 2
@@ -346,7 +355,7 @@ def test_diverged_weights_are_never_saved(
         steps = "2"
         monkeypatch.setattr("rill.train.loop.trainer.CHECKPOINT_SECONDS", -1.0)
     if where == "interrupt":
-        monkeypatch.setattr("rill.train.command.Interrupt", lambda: After(1))
+        monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: After(1))
     folder = tmp_path / "run"
     options = ["--validation", "0", "--steps", steps, "--evaluate-every", "5", "--learning-rate", "1e40"]
     assert main(["--corpus", str(text), "--out", str(folder), *TINY, *options]) == 2
@@ -364,7 +373,7 @@ def test_however_short_the_time_there_is_a_step_and_a_model(
     arguments = ["--corpus", str(text), "--out", str(folder), "--max-minutes", "1e-9", *TINY]
     if resumed:  # what is resumed has spent its time
         with monkeypatch.context() as patch:
-            patch.setattr("rill.train.command.Interrupt", lambda: After(0))
+            patch.setattr("rill.train.loop.train.Interrupt", lambda: After(0))
             assert main(arguments) == 130
     assert main([*arguments, "--resume"]) == 0
     assert json.loads((folder / "summary.json").read_text())["steps"] == 1

@@ -18,7 +18,7 @@ from servers import ROOT
 from training import After, assert_same_run, lines
 
 from rill.train.command import main
-from rill.train.loop.start import adopt_weights, vocabulary_for
+from rill.train.loop.start import copy_weights, vocabulary_from
 from rill.train.loop.trainer import Trainer
 from rill.train.nets.model import CharacterModel
 from rill.train.record.files import append_file
@@ -40,9 +40,9 @@ def whole(sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resume_cut(monkeypatch: pytest.MonkeyPatch, looks: int, *arguments: object) -> int:
-    """`python -m rill.train ARGUMENTS --resume`, interrupted when it has looked so many times."""
+    """`rill train ARGUMENTS --resume`, interrupted when it has looked so many times."""
     with monkeypatch.context() as patch:
-        patch.setattr("rill.train.command.Interrupt", lambda: After(looks))
+        patch.setattr("rill.train.loop.train.Interrupt", lambda: After(looks))
         return main([*map(str, arguments), "--resume"])
 
 
@@ -119,8 +119,9 @@ def test_patience_is_remembered(sentences: Path, tmp_path: Path, monkeypatch: py
 KILLER = """
 import os, random, signal, sys, time
 import torch
-import rill.train.command, rill.train.loop.trainer
-from rill.train.command import Interrupt, main
+import rill.train.loop.train, rill.train.loop.trainer
+from rill.train.command import main
+from rill.train.loop.interrupt import Interrupt
 
 class AtOnce(Interrupt):
     def __enter__(self):
@@ -133,9 +134,9 @@ torch.set_num_threads(1)
 rill.train.loop.trainer.SAMPLE_LENGTH = 5
 rill.train.loop.trainer.draw_curves = lambda *paths: None
 arguments = sys.argv[2:]
-rill.train.command.Interrupt = AtOnce  # a run of no steps, for all that is imported late
+rill.train.loop.train.Interrupt = AtOnce  # a run of no steps, for all that is imported late
 main([*arguments, "--out", sys.argv[1] + " of no steps"])
-rill.train.command.Interrupt = Interrupt
+rill.train.loop.train.Interrupt = Interrupt
 arguments += ["--out", sys.argv[1], "--resume"]
 moments = random.Random(0)
 kills = 0
@@ -275,7 +276,7 @@ def test_the_checkpoint_before_a_damaged_one_is_found(
     assert main(["--out", str(stopped), "--resume"]) == 0
     notice = capsys.readouterr().out.splitlines()[0]
     assert notice.startswith(f"{stopped / 'trainer.pt'} is damaged")
-    assert notice.endswith(f"; going on from {stopped / 'trainer.previous.pt'}, step 14")
+    assert notice.endswith(f"; continuing from {stopped / 'trainer.previous.pt'}, step 14")
     assert_same_run(stopped, whole)
 
 
@@ -284,7 +285,7 @@ def test_the_checkpoint_before_a_missing_one_is_found(
 ) -> None:
     (stopped / "trainer.pt").unlink()
     assert main(["--out", str(stopped), "--resume"]) == 0
-    expected = f"{stopped / 'trainer.pt'} is missing; going on from {stopped / 'trainer.previous.pt'}, step 14"
+    expected = f"{stopped / 'trainer.pt'} is missing; continuing from {stopped / 'trainer.previous.pt'}, step 14"
     assert capsys.readouterr().out.splitlines()[0] == expected
     assert_same_run(stopped, whole)
 
@@ -430,9 +431,9 @@ def test_the_model_is_the_other_runs_but_for_dropout(base: Path, sentences: Path
         ("--task tag", "BASE has task 'generate', not 'tag'"),
         (
             "--from nowhere",
-            "nowhere is not a run folder: no such folder; train one with python -m rill.train --out nowhere",
+            "nowhere is not a run folder: no such folder; train one with rill train --out nowhere",
         ),
-        ("--from TAGGER", "TAGGER is a tagger; --from continues runs that predict the next character only"),
+        ("--from TAGGER", "TAGGER is a tagger; --from works only with runs that predict the next character"),
         (
             "--corpus SIMILAR",
             "BASE was not trained on 2 of the text's distinct characters: character 'T' (U+0054) at position 0 is not"
@@ -466,7 +467,7 @@ def test_extending_a_vocabulary_takes_a_run_to_extend(
     sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--corpus", str(sentences), "--out", str(tmp_path / "run"), *TINY, "--extend-vocabulary"]) == 2
-    assert "error: --extend-vocabulary is about a run that is continued on other text" in capsys.readouterr().err
+    assert "error: --extend-vocabulary is for a run that continues another one on other text" in capsys.readouterr().err
 
 
 SYMBOLS = {
@@ -479,14 +480,14 @@ SYMBOLS = {
 
 def test_a_vocabulary_is_extended_by_what_it_lacks() -> None:
     def extended(symbols: tuple[str, ...], text: str, min_count: int = 1) -> tuple[str, ...]:
-        return vocabulary_for(make_run(symbols), text, min_count, extend=True).symbols
+        return vocabulary_from(make_run(symbols), text, min_count, extend=True).symbols
 
     assert extended(("h", "b", "f", "d"), "abcba") == tuple("abcdfh")
     assert extended(("h", "b", "f", "d"), "bbb") == tuple("bdfh")
     assert extended(("h", "b", UNKNOWN, "f"), "abca") == (UNKNOWN, *"abcfh")
     assert extended(("h", "b"), "aac", min_count=2) == (UNKNOWN, *"abh")
     run = make_run(("h", "b", UNKNOWN, "f"))
-    assert vocabulary_for(run, "anything", 1, extend=False) is run.vocabulary
+    assert vocabulary_from(run, "anything", 1, extend=False) is run.vocabulary
 
 
 @pytest.mark.parametrize(
@@ -495,11 +496,11 @@ def test_a_vocabulary_is_extended_by_what_it_lacks() -> None:
 @pytest.mark.parametrize("order", SYMBOLS)
 def test_old_symbols_keep_their_weights(order: str, shape: dict[str, Any]) -> None:
     run = make_run(SYMBOLS[order], hidden=6, **shape)
-    vocabulary = vocabulary_for(run, "abcdefghi", 1, extend=True)
+    vocabulary = vocabulary_from(run, "abcdefghi", 1, extend=True)
     torch.manual_seed(3)
     model, drawn = CharacterModel(run.model, len(vocabulary)), CharacterModel(run.model, len(vocabulary))
     drawn.load_state_dict(model.state_dict())
-    adopt_weights(model, vocabulary, run)
+    copy_weights(model, vocabulary, run)
     by_row = {"linear.weight", "linear.bias", "embedding.weight"}
     by_column = set() if run.model.embedding else {"rnn.weight_ih_l0"}
     for name, weight in model.state_dict().items():
@@ -551,7 +552,7 @@ def test_it_can_be_cut_and_goes_on(
     for other in (make_run(load_run(moved).vocabulary.symbols, hidden=9), make_run(hidden=16)):
         folder = save_run(other, tmp_path / f"other {other.model.hidden}")
         assert main(["--out", str(cut), "--resume", "--from", str(folder)]) == 2
-        complaint = f"error: {folder} has another model or vocabulary than what {cut} was started from\n"
+        complaint = f"error: {folder} has another model or vocabulary than the run that {cut} was started from\n"
         assert capsys.readouterr().err == complaint
     assert resume_cut(monkeypatch, 3, "--out", cut, "--from", moved) == 130
     shutil.rmtree(moved)

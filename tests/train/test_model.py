@@ -156,16 +156,16 @@ def test_parameters_carry_pytorchs_names() -> None:
     [
         ({"cell": "elman"}, "cell must be gru, lstm or rnn, not 'elman'"),
         ({"reset": "never"}, "reset must be after or before, not 'never'"),
-        ({"cell": "lstm", "reset": "before"}, "reset 'before' is about GRUs; lstm has no reset gate"),
+        ({"cell": "lstm", "reset": "before"}, "reset 'before' is for GRUs; lstm has no reset gate"),
         ({"residual": 1}, "residual must be true or false, not 1"),
         ({"bidirectional": True}, "a bidirectional model reads ahead, so it can tag but not generate"),
         ({"task": "translate"}, "task must be generate or tag, not 'translate'"),
-        ({"layers": 0}, "layers must be a whole number of at least 1, not 0"),
-        ({"hidden": True}, "hidden must be a whole number of at least 1, not True"),
+        ({"layers": 0}, "layers must be a whole number of at least 1 and at most 1000, not 0"),
+        ({"hidden": True}, "hidden must be a whole number of at least 1 and at most 1048576, not True"),
         ({"dropout": 1.0}, r"dropout must be a finite number, at least 0 and less than 1, not 1\.0"),
         ({"dropout": float("nan")}, "dropout must be a finite number"),
         ({"bias": 1}, "bias must be true or false"),
-        ({"hiden": 3}, "ModelConfig does not know 'hiden'"),
+        ({"hiden": 3}, "ModelConfig has no field 'hiden'; did you mean hidden?"),
     ],
 )
 def test_impossible_models_are_refused(option: dict[str, object], complaint: str) -> None:

@@ -23,10 +23,11 @@ from rill.train.loop.optimizer import make_optimizer, state_names
 from rill.train.loop.trainer import Trainer
 from rill.train.nets.initialization import initialize
 from rill.train.nets.model import CharacterModel
-from rill.train.record.run import RunConfig, load_run
+from rill.train.record.folder import RunConfig
+from rill.train.record.run import load_run
 from rill.train.text.data import text_data
-from rill.train.text.held_out import HeldOutText, Measured
-from rill.train.text.split import Texts, read_texts
+from rill.train.text.held_out import HeldOutText, Measurement
+from rill.train.text.split import TextSplit, read_texts
 from rill.vocabulary import Vocabulary
 
 TINY = ["--hidden", "8", "--batch", "4", "--window", "8", "--threads", "1", "--device", "cpu"]
@@ -40,7 +41,7 @@ def train(text: Path, folder: Path, *options: str) -> Path:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What `python -m rill.train` complains of, in one line."""
+    """What `rill train` complains of, in one line."""
     assert main(list(arguments)) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
@@ -54,7 +55,7 @@ def summary(folder: Path) -> dict[str, Any]:
 # The text
 
 
-def texts_of(text: str, **options: Any) -> Texts:
+def texts_of(text: str, **options: Any) -> TextSplit:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rill.train.text.split.load_corpus", "".join)
         return read_texts(TrainingConfig(steps=1, corpus=(text,), **options))
@@ -87,9 +88,9 @@ def test_the_first_characters_are_trained_on_and_the_next_ones_held_out() -> Non
     assert (texts.training, texts.held_out) == (text, "")
     texts = texts_of("A, b" * 10, characters=3, validation_characters=4, prepare="letters")
     assert (texts.training, texts.held_out) == ("a b", "a ba")
-    with pytest.raises(CorpusError, match="has 100 characters once prepared, but 101 are asked for"):
+    with pytest.raises(CorpusError, match="has 100 characters once prepared, but 101 are needed"):
         texts_of(text, characters=80, validation_characters=21)
-    with pytest.raises(CorpusError, match="has 100 characters once prepared, but 101 are asked for"):
+    with pytest.raises(CorpusError, match="has 100 characters once prepared, but 101 are needed"):
         texts_of(text, characters=101)
 
 
@@ -103,7 +104,7 @@ def test_unseen_characters_are_dropped_or_unknown(min_count: int, predicted: int
     texts = texts_of("ab" * 50 + "abç" * 20, characters=100, validation_characters=60, min_count=min_count)
     training = TrainingConfig(steps=1, batch=1, window=8, characters=100, validation_characters=60, min_count=min_count)
     config = RunConfig(ModelConfig(), training, Vocabulary.of_text(texts.alphabet, min_count))
-    data = text_data(config, texts, torch.device("cpu"))
+    data = text_data(config.training, config.vocabulary, texts, torch.device("cpu"))
     assert data.held_out
     assert data.held_out.characters == predicted
     assert ("(20 unseen dropped)" in data.description) == (min_count == 1)
@@ -126,8 +127,8 @@ def test_a_run_on_a_part_of_the_text(sentences: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("--characters 2000", "error: the corpus TEXT has 1,040 characters once prepared, but 2,000 are asked for"),
-        ("--characters 900 --validation-characters 200", "has 1,040 characters once prepared, but 1,100 are asked for"),
+        ("--characters 2000", "error: the corpus TEXT has 1,040 characters once prepared, but 2,000 are needed"),
+        ("--characters 900 --validation-characters 200", "has 1,040 characters once prepared, but 1,100 are needed"),
         ("--characters 900 --validation-characters 5", "error: the held-out text has 5 characters, too few"),
         ("--validation 0.0001", "error: the held-out text has 0 characters, too few"),
         ("--validation-characters 5", "error: validation_characters are the ones after the first --characters"),
@@ -147,7 +148,7 @@ def test_a_run_on_a_part_of_the_text(sentences: Path, tmp_path: Path) -> None:
         ("--clip -1", "error: clip must be a finite number, at least 0, not -1.0"),
         ("--clip inf", "error: clip must be a finite number, at least 0, not inf"),
         ("--patience -1", "error: patience must be a whole number of at least 0, not -1"),
-        ("--patience 2 --validation 0", "error: patience is about the validation loss; with validation 0 there is"),
+        ("--patience 2 --validation 0", "error: patience needs a validation loss; with validation 0 there is"),
         ("--evaluate-epochs -1", "error: evaluate_epochs must be a whole number of at least 0, not -1"),
         ("--recipe nonesuch", "error: there is no recipe 'nonesuch'; choose one of "),
         ("--recipe nonesuch.toml", "error: recipe nonesuch.toml cannot be read: No such file"),
@@ -347,7 +348,7 @@ def test_orthogonal_gates(cell: str, both_ways: bool) -> None:
 def test_a_run_begins_with_the_weights_asked_for(
     sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("rill.train.command.Interrupt", lambda: After(0))
+    monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: After(0))
     folder = tmp_path / "run"
     assert main(["--corpus", str(sentences), "--out", str(folder), *TINY, "--initialization", how]) == 130
     model = first_weights(ModelConfig(hidden=8), len(set(SENTENCES)))
@@ -407,9 +408,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def script(*values: float) -> None:
         coming: Iterator[float] = iter(values)
 
-        def measured(held_out: HeldOutText, model: CharacterModel, limit: int | None = None) -> Measured:
+        def measured(held_out: HeldOutText, model: CharacterModel, limit: int | None = None) -> Measurement:
             value = next(coming, None)
-            return measure(held_out, model, limit) if value is None else Measured(value, 1)
+            return measure(held_out, model, limit) if value is None else Measurement(value, 1)
 
         monkeypatch.setattr(HeldOutText, "measure", measured)
 
@@ -600,7 +601,7 @@ def test_a_recipe_without_a_text_asks_for_it(recipe: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("key", ["recipe = 'other'", "corpus_sha256 = ''", "start = 'runs/mine'"])
 def test_a_recipe_cannot_say_what_only_a_run_can(recipe: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     recipe.write_text(f"[training]\n{key}\n")
-    assert f"[training] does not know {key.split(maxsplit=1)[0]!r}" in refusal(capsys, "--recipe", "mine.toml")
+    assert f"[training] has unknown keys: {key.split(maxsplit=1)[0]!r}" in refusal(capsys, "--recipe", "mine.toml")
 
 
 def test_a_run_by_recipe_goes_on_with_and_without_its_name(
@@ -609,7 +610,7 @@ def test_a_run_by_recipe_goes_on_with_and_without_its_name(
     begin = ["--recipe", "mine.toml", "--corpus", str(sentences), "--hidden", "5"]
     assert main([*begin, "--out", "whole"]) == 0
     cuts = iter([After(3), After(3), After(3), After(10**6)])
-    monkeypatch.setattr("rill.train.command.Interrupt", lambda: next(cuts))
+    monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: next(cuts))
     assert main([*begin, "--resume"]) == 130
     assert main(["--recipe", "mine.toml", "--resume"]) == 130  # the run's own --hidden counts, not the recipe's
     assert main(["--out", "runs/mine", "--resume"]) == 130

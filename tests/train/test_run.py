@@ -10,9 +10,11 @@ import safetensors.torch
 import torch
 
 from rill.train.config import ModelConfig, TrainingConfig
+from rill.train.errors import RunError
 from rill.train.nets.model import CharacterModel
 from rill.train.record.files import replace_file
-from rill.train.record.run import RunConfig, RunError, load_run, save_config, save_weights
+from rill.train.record.folder import RunConfig, save_config
+from rill.train.record.run import load_run, save_weights
 from rill.vocabulary import Vocabulary
 
 
@@ -73,19 +75,19 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
         (edit_config(lambda c: c.update(vocabulary=["a", "\ud800"])), "'vocabulary' has half of a surrogate pair"),
         (
             edit_config(lambda c: c["model"].update(layers=2**31)),
-            "layers must be at most 1000, not 2147483648",
+            "layers must be a whole number of at least 1 and at most 1000, not 2147483648",
         ),
         (
             edit_config(lambda c: c["model"].update(hidden=2**62)),
-            "hidden must be at most 1048576, not 4611686018427387904",
+            "hidden must be a whole number of at least 1 and at most 1048576, not 4611686018427387904",
         ),
-        (edit_config(lambda c: c.update(model={"cell": "gru", "size": 3})), "ModelConfig does not know 'size'"),
+        (edit_config(lambda c: c.update(model={"cell": "gru", "size": 3})), "ModelConfig has no field 'size'"),
         (edit_config(lambda c: c.update(labels=["x", "y"])), "'labels' are for taggers, and only for them; task is"),
         (edit_config(lambda c: c["model"].update(task="tag")), "'labels' are for taggers, and only for them; task is"),
         (edit_config(lambda c: c.update(model=[])), "ModelConfig must be a JSON object, not list"),
         (
             edit_config(lambda c: c.update(model={"hidden": "8"})),
-            "hidden must be a whole number of at least 1, not '8'",
+            "hidden must be a whole number of at least 1 and at most 1048576, not '8'",
         ),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors yet: no evaluation has been reached"),
         (lambda f: (f / "model.safetensors").write_bytes(b"half"), "model.safetensors is damaged"),

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rill.train.errors import CorpusError
-from rill.train.text import tagging
+from rill.train.text import windows
+from rill.train.text.held_out import HeldOutSequences
 from rill.train.text.subtraction import subtraction
-from rill.train.text.tagging import HeldOutSequences, SequenceBatches, Tagged, load_tagged, split_tagged
-from rill.train.text.windows import Windows
+from rill.train.text.tagging import TaggedSequence, load_tagged, split_tagged
+from rill.train.text.windows import SequenceBatches, Windows
 from rill.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
@@ -104,7 +105,7 @@ def test_drawn_subtractions_are_the_same_everywhere() -> None:
     ],
 )
 def test_other_subtractions_are_refused(end: str) -> None:
-    with pytest.raises(CorpusError, match="is no subtraction corpus; write subtraction:BITS or subtraction:FEW"):
+    with pytest.raises(CorpusError, match="is not a subtraction corpus; write subtraction:BITS or subtraction:FEW"):
         load_tagged([f"subtraction{end}"])
 
 
@@ -119,19 +120,19 @@ def test_files_of_json_lines_and_subtraction_in_the_order_given(tmp_path: Path) 
     (tmp_path / "b.jsonl").write_text(line(["b"], ["B"]).rstrip("\n"))
     sequences = load_tagged([str(tmp_path / "b.jsonl"), "subtraction:1", str(tmp_path / "a.jsonl")])
     assert sequences == [
-        Tagged(("b",), ("B",)),
-        Tagged(("00",), ("0",)),
-        Tagged(("10",), ("1",)),
-        Tagged(("11",), ("0",)),
-        Tagged(("the", "cat"), ("DET", "NOUN")),
-        Tagged(("a\u2028b", "\x85", "é"), ("x", "y", "z")),
+        TaggedSequence(("b",), ("B",)),
+        TaggedSequence(("00",), ("0",)),
+        TaggedSequence(("10",), ("1",)),
+        TaggedSequence(("11",), ("0",)),
+        TaggedSequence(("the", "cat"), ("DET", "NOUN")),
+        TaggedSequence(("a\u2028b", "\x85", "é"), ("x", "y", "z")),
     ]
-    assert all(isinstance(sequence, Tagged) for sequence in sequences)
+    assert all(isinstance(sequence, TaggedSequence) for sequence in sequences)
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(line(["a"], ["b"]).encode())))
-    assert load_tagged(["-"]) == [Tagged(("a",), ("b",))]
+    assert load_tagged(["-"]) == [TaggedSequence(("a",), ("b",))]
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"{")))
     with pytest.raises(CorpusError, match="standard input, line 1, column 2: not JSON"):
         load_tagged(["-"])
@@ -144,7 +145,7 @@ def test_a_name_wins_over_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "subtraction:1").write_text(line(["a"], ["b"]))
     assert len(load_tagged(["subtraction:1"])) == 3
-    assert load_tagged(["./subtraction:1"]) == [Tagged(("a",), ("b",))]
+    assert load_tagged(["./subtraction:1"]) == [TaggedSequence(("a",), ("b",))]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_source_without_sequences_is_named(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.integers(2, 60), st.floats(0, 0.99), st.integers(0, 2**64 - 1))
 def test_every_sequence_is_on_one_side_of_the_split(count: int, validation: float, seed: int) -> None:
-    sequences = [Tagged((str(index),), ("x",)) for index in range(count)]
+    sequences = [TaggedSequence((str(index),), ("x",)) for index in range(count)]
     held_out_count = round(count * validation)
     if validation and held_out_count in (0, count):
         with pytest.raises(CorpusError, match=r"use a (larger|smaller) --validation"):
@@ -204,25 +205,25 @@ def test_every_sequence_is_on_one_side_of_the_split(count: int, validation: floa
 
 
 def test_the_split_is_drawn_from_the_seed() -> None:
-    sequences = [Tagged((str(index),), ("x",)) for index in range(100)]
+    sequences = [TaggedSequence((str(index),), ("x",)) for index in range(100)]
     held_out = {seed: split_tagged(sequences, 0.2, seed)[1] for seed in range(3)}
     assert held_out[0] != held_out[1] != held_out[2] != held_out[0]
     assert all(sequences[-20:] != chosen != sequences[:20] for chosen in held_out.values())
 
 
 def test_a_split_with_an_empty_side_says_what_to_do() -> None:
-    sequences = [Tagged(("a",), ("x",))] * 3
-    with pytest.raises(CorpusError, match=r"0\.1 held out of 3 sequences leaves none to validate on; use a larger --v"):
+    sequences = [TaggedSequence(("a",), ("x",))] * 3
+    with pytest.raises(CorpusError, match=r"0\.1 of 3 sequences leaves none to validate on; use a larger --val"):
         split_tagged(sequences, 0.1, seed=0)
-    with pytest.raises(CorpusError, match=r"0\.9 held out of 3 sequences leaves none to train on; use a smaller --v"):
+    with pytest.raises(CorpusError, match=r"0\.9 of 3 sequences leaves none to train on; use a smaller --val"):
         split_tagged(sequences, 0.9, seed=0)
     assert split_tagged(sequences, 0.0, seed=0) == (sequences, [])
 
 
-def numbered(lengths: list[int]) -> tuple[list[Tagged], Vocabulary, tuple[str, ...]]:
+def numbered(lengths: list[int]) -> tuple[list[TaggedSequence], Vocabulary, tuple[str, ...]]:
     """Sequences of these lengths: the symbols of each are its number, the labels its number plus the step."""
     sequences = [
-        Tagged((f"s{number}",) * length, tuple(f"t{number + step}" for step in range(length)))
+        TaggedSequence((f"s{number}",) * length, tuple(f"t{number + step}" for step in range(length)))
         for number, length in enumerate(lengths)
     ]
     symbols = tuple(f"s{number}" for number in range(len(lengths)))
@@ -249,7 +250,7 @@ def test_every_sequence_is_read_once_an_epoch_beside_others_of_its_length(
         assert inputs.shape == targets.shape
         sizes[inputs.shape[1], len(inputs)] += 1
         for symbols, steps in zip(inputs.tolist(), targets.tolist(), strict=True):
-            read.append(Tagged(tuple(vocabulary.symbols[i] for i in symbols), tuple(labels[i] for i in steps)))
+            read.append(TaggedSequence(tuple(vocabulary.symbols[i] for i in symbols), tuple(labels[i] for i in steps)))
     assert sorted(read) == sorted(sequences)
     for length, count in Counter(lengths).items():  # full batches, and the rest in one
         assert sizes[length, rows] == count // rows
@@ -282,7 +283,7 @@ def test_batches_are_looked_up_without_drawing_the_epoch_again(monkeypatch: pyte
     def forbidden(seed: object) -> None:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(tagging.np.random, "default_rng", forbidden)
+    monkeypatch.setattr(windows.np.random, "default_rng", forbidden)
     assert epoch_of(batches, 0) == expected
     with pytest.raises(AssertionError, match="drawn again"):
         batches.batch(1, 0)
@@ -307,11 +308,11 @@ class Says(nn.Module):
 def test_a_sequence_is_right_only_if_every_step_is() -> None:
     held_out = HeldOutSequences(
         [
-            Tagged(("10", "00"), ("1", "0")),  # right
-            Tagged(("10", "01"), ("1", "1")),  # wrong at the end
-            Tagged(("01", "00", "10"), ("1", "0", "1")),  # wrong at the beginning
-            Tagged(("10", "11", "00"), ("1", "0", "0")),  # right
-            Tagged(("00",), ("1",)),  # wrong
+            TaggedSequence(("10", "00"), ("1", "0")),  # right
+            TaggedSequence(("10", "01"), ("1", "1")),  # wrong at the end
+            TaggedSequence(("01", "00", "10"), ("1", "0", "1")),  # wrong at the beginning
+            TaggedSequence(("10", "11", "00"), ("1", "0", "0")),  # right
+            TaggedSequence(("00",), ("1",)),  # wrong
         ],
         PAIRS,
         BITS,
@@ -333,14 +334,14 @@ def test_a_sequence_is_right_only_if_every_step_is() -> None:
 
 
 def test_labels_keep_their_own_order() -> None:
-    held_out = HeldOutSequences([Tagged(("10", "00"), ("1", "0"))], PAIRS, ("1", "0"), CPU)
+    held_out = HeldOutSequences([TaggedSequence(("10", "00"), ("1", "0"))], PAIRS, ("1", "0"), CPU)
     assert held_out.measure(Says([1.0, 1.0, -1.0, 1.0])).accuracy == 1  # "1" is label 0 here
 
 
 def test_held_out_sequences_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tagging, "STEPS_AT_ONCE", 4096)
-    short, long, longest = (Tagged(("10",) * length, ("1",) * length) for length in (2, 1500, 5000))
-    wrong = Tagged(("10", "10"), ("1", "0"))
+    monkeypatch.setattr("rill.train.text.held_out.MAX_STEPS", 4096)
+    short, long, longest = (TaggedSequence(("10",) * length, ("1",) * length) for length in (2, 1500, 5000))
+    wrong = TaggedSequence(("10", "10"), ("1", "0"))
     held_out = HeldOutSequences([short] * 2047 + [wrong] + [long] * 3 + [longest] * 2, PAIRS, BITS, CPU)
     model = Says([0.0, 0.0, 2.0, 0.0])
     loss, steps, accuracy = held_out.measure(model)
@@ -356,16 +357,22 @@ def test_held_out_sequences_are_measured_in_parts(monkeypatch: pytest.MonkeyPatc
     ("sequence", "complaint"),
     [
         (
-            Tagged(("00", "01", "2x"), ("0", "1", "0")),
+            TaggedSequence(("00", "01", "2x"), ("0", "1", "0")),
             "symbol '2x' at position 2 is not in the model's vocabulary; ",
         ),
-        (Tagged(("00", "2"), ("0", "1")), r"character '2' \(U\+0032\) at position 1 is not in the model's vocabulary"),
-        (Tagged(("00", "01"), ("0", "-1")), "the label '-1' is not among the model's; train on sequences that have it"),
-        (Tagged(("00",), ("<unk>",)), "the label '<unk>' is not among the model's"),
+        (
+            TaggedSequence(("00", "2"), ("0", "1")),
+            r"character '2' \(U\+0032\) at position 1 is not in",
+        ),
+        (
+            TaggedSequence(("00", "01"), ("0", "-1")),
+            "the label '-1' is not among the model's; train on",
+        ),
+        (TaggedSequence(("00",), ("<unk>",)), "the label '<unk>' is not among the model's"),
     ],
 )
-def test_symbols_and_labels_that_the_model_does_not_have_are_named(sequence: Tagged, complaint: str) -> None:
-    known = Tagged(("00",), ("0",))
+def test_symbols_and_labels_that_the_model_does_not_have_are_named(sequence: TaggedSequence, complaint: str) -> None:
+    known = TaggedSequence(("00",), ("0",))
     with pytest.raises(CorpusError, match=complaint):
         HeldOutSequences([known, sequence], PAIRS, BITS, CPU)
     with pytest.raises(CorpusError, match=complaint):

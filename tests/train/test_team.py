@@ -28,9 +28,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from rill.train.command import main
 from rill.train.errors import ConfigError, CorpusError
-from rill.train.loop.team import Team
+from rill.train.loop.processes import Processes
 from rill.train.loop.trainer import Trainer
-from rill.train.text.held_out import Measured
+from rill.train.text.held_out import Measurement
 
 pytestmark = pytest.mark.timeout(600)  # torchrun is slow to start, and slower on a busy machine
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +56,7 @@ def terminated(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 def measured_differently(patch: pytest.MonkeyPatch, rank: int) -> None:
     losses = cycle([3.0, 2.0, 1.0] if rank else [1.0, 2.0, 3.0])
-    patch.setattr("rill.train.text.held_out.HeldOutText.measure", lambda *arguments: Measured(next(losses), 1))
+    patch.setattr("rill.train.text.held_out.HeldOutText.measure", lambda *arguments: Measurement(next(losses), 1))
 
 
 def draws_told(patch: pytest.MonkeyPatch, rank: int) -> None:
@@ -84,7 +84,7 @@ def text_missing(patch: pytest.MonkeyPatch, rank: int) -> None:
         raise CorpusError("process 1 has no text")
 
     if rank == 1:
-        patch.setattr("rill.train.command.read_texts", read)
+        patch.setattr("rill.train.loop.train.read_texts", read)
 
 
 class Job(NamedTuple):
@@ -134,7 +134,7 @@ def work() -> None:
             pytest.MonkeyPatch.context() as patch,
         ):
             own = dist.PrefixStore(name, store)  # as if no job had been before
-            patch.setattr("rill.train.loop.team.rendezvous", lambda url, own=own: iter([(own, 0, 0)]))
+            patch.setattr("rill.train.loop.processes.rendezvous", lambda url, own=own: iter([(own, 0, 0)]))
             if name != "sequential":
                 patch.setattr("rill.train.loop.trainer.draw_curves", lambda *paths: None)
             if job.fault:
@@ -404,10 +404,10 @@ def test_what_goes_wrong_in_one_process_is_told_and_ends_the_other(
     ]
 
 
-def in_a_team(patch: pytest.MonkeyPatch, rank: int, size: int) -> Team:
+def in_a_team(patch: pytest.MonkeyPatch, rank: int, size: int) -> Processes:
     for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}.items():
         patch.setenv(name, str(value))
-    return Team()
+    return Processes()
 
 
 def test_every_row_belongs_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +441,7 @@ def test_a_team_that_torchrun_did_not_start_is_one_line(
     in_a_team(monkeypatch, 0, 2)
     assert main([]) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("error: WORLD_SIZE is 2, but the processes do not find one another (")
+    assert errors.startswith("error: WORLD_SIZE is 2, but the processes cannot find one another (")
     assert errors.endswith("); start them with torchrun\n")
     assert errors.count("\n") == 1
 

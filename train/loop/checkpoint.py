@@ -1,4 +1,4 @@
-"""trainer.pt: where a run stands, and everything it needs to go on from there as if it had never stopped."""
+"""trainer.pt: everything a run needs to continue as if it had never stopped."""
 
 import io
 import math
@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 
 from rill.train.config import TrainingConfig
+from rill.train.errors import RunError
 from rill.train.loop.optimizer import state_names
 from rill.train.nets.cells import State
 from rill.train.nets.model import CharacterModel
 from rill.train.record.files import replace_file
-from rill.train.record.run import RunConfig, RunError, check_weights
+from rill.train.record.folder import CHECKPOINT, PREVIOUS_CHECKPOINT, RunConfig, checkpoints
+from rill.train.record.run import check_weights
 
-CHECKPOINT = "trainer.pt"
-PREVIOUS = "trainer.previous.pt"
 FORMAT = 3
 
 
 @dataclass
 class Position:
-    """Where a run stands after `step` optimiser steps; everything that is not weights or optimiser state.
+    """Where a run stands after `step` optimizer steps: everything but weights and optimizer state.
 
     `loss_sum` is the loss, in nats, of the `loss_chars` characters read since the last line of metrics.jsonl, or since
     the beginning of the epoch. `seconds` is the time spent so far, over all resumes; `stalled` counts evaluations since
-    the best one; `kept_step` is that of model.safetensors. The two byte counts are the lengths of metrics.jsonl and
-    samples.txt, which are cut back to them on resume.
+    the best one; `kept_step` is the step of model.safetensors. The two byte counts are the lengths of metrics.jsonl and
+    samples.txt, which are truncated to them on resume.
     """
 
     step: int = 0
@@ -54,9 +54,9 @@ class Position:
 def save_checkpoint(
     folder: Path, config: RunConfig, position: Position, model: CharacterModel, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write trainer.pt, which `torch.load(weights_only=True)` reads; the one before it stays as trainer.previous.pt.
+    """Write trainer.pt, for `torch.load(weights_only=True)`; the previous one is kept as trainer.previous.pt.
 
-    Raises OSError; at every moment one of the two is whole.
+    At any moment at least one of the two is whole. Raises OSError.
     """
     device = model.linear.weight.device
     content = {
@@ -70,42 +70,38 @@ def save_checkpoint(
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    replace_file(folder / CHECKPOINT, buffer.getvalue(), previous=folder / PREVIOUS)
-
-
-def newest(folder: Path) -> list[Path]:
-    """The checkpoints that there are, the newest first."""
-    return [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()]
+    replace_file(folder / CHECKPOINT, buffer.getvalue(), previous=folder / PREVIOUS_CHECKPOINT)
 
 
 def load_checkpoint(
     folder: Path, config: RunConfig, model: CharacterModel, optimizer: torch.optim.Optimizer, zero: State | None
 ) -> tuple[Position, str]:
-    """Put the newest good checkpoint back into `model`, `optimizer` and the random generators.
+    """Load the newest good checkpoint into `model`, `optimizer` and the random generators.
 
-    `zero` is the state that the run began with if it carries one. Where trainer.pt is damaged or missing, the one
-    before it is read, and the second value says so. Raises RunError if none can be read, or one is another run's.
+    `zero` is the initial state of a run that carries its state over. Where trainer.pt is damaged or missing, the
+    previous one is read, and the second value is a notice of that. Raises RunError if neither can be read, or if one
+    belongs to another run.
     """
     notices = [] if (folder / CHECKPOINT).exists() else [f"{folder / CHECKPOINT} is missing"]
-    for path in newest(folder):
+    for path in checkpoints(folder):
         try:
             content = _read(path, config, model, zero)
-        except _Damage as damage:
+        except _DamagedError as damage:
             notices.append(f"{path} is damaged{damage}")
             continue
         position = Position(**content["position"])
         _restore(content, model, optimizer)
-        notice = f"{'; '.join(notices)}; going on from {path}, step {position.step}" if notices else ""
+        notice = f"{'; '.join(notices)}; continuing from {path}, step {position.step}" if notices else ""
         return position, notice
     raise RunError(f"{'; '.join(notices)}; start again with another --out")
 
 
 def _read(path: Path, config: RunConfig, model: CharacterModel, zero: State | None) -> dict[str, Any]:
-    """The contents of a checkpoint, every value of it checked. Raises _Damage, and RunError if it is another run's."""
+    """Read a checkpoint and check every value. Raises _DamagedError, and RunError if it belongs to another run."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
             if archive.testzip() is not None:
-                raise _Damage(": a checksum in it is wrong")
+                raise _DamagedError(": a checksum in it is wrong")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
             raise RunError(
@@ -121,10 +117,10 @@ def _read(path: Path, config: RunConfig, model: CharacterModel, zero: State | No
         _check_optimizer(content["optimizer"]["state"], model, config.training, position.step)
         torch.Generator().set_state(content["random"])
         return content
-    except (RunError, _Damage):
+    except (RunError, _DamagedError):
         raise
-    except Exception as error:  # torch.load raises many kinds, according to which byte is wrong
-        raise _Damage(f" ({type(error).__name__})") from error
+    except Exception as error:  # torch.load raises many kinds, depending on which byte is wrong
+        raise _DamagedError(f" ({type(error).__name__})") from error
 
 
 def _restore(content: dict[str, Any], model: CharacterModel, optimizer: torch.optim.Optimizer) -> None:
@@ -133,22 +129,22 @@ def _restore(content: dict[str, Any], model: CharacterModel, optimizer: torch.op
     if position["state"] is not None:
         position["state"] = tuple(part.to(device) for part in position["state"])
     model.load_state_dict(content["model"])
-    own = optimizer.state_dict()["param_groups"]  # its options are config.json's
+    own = optimizer.state_dict()["param_groups"]  # the options come from config.json
     optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": own})
     torch.set_rng_state(content["random"])
     if device.type == "cuda" and content["cuda_random"] is not None:
         torch.cuda.set_rng_state(content["cuda_random"], device)
 
 
-class _Damage(Exception):
-    """What is wrong with a checkpoint."""
+class _DamagedError(Exception):
+    """A checkpoint is damaged; the message says how."""
 
 
 def _position(values: dict[str, Any], zero: State | None) -> Position:
-    """The position of a checkpoint, each value of it possible. Raises _Damage."""
+    """The position in a checkpoint, every value checked. Raises _DamagedError."""
     names = [field.name for field in fields(Position)]
     if sorted(values) != sorted(names):
-        raise _Damage(": its position lacks a value, or has one too many")
+        raise _DamagedError(": its position lacks a field, or has one too many")
     position = Position(**values)
     for field in fields(Position):
         value = values[field.name]
@@ -156,9 +152,9 @@ def _position(values: dict[str, Any], zero: State | None) -> Position:
             continue
         kinds = (int,) if type(field.default) is int else (int, float)
         if type(value) not in kinds or not math.isfinite(value) or value < 0:
-            raise _Damage(f": its position has {field.name} {value!r}")
+            raise _DamagedError(f": its position has {field.name} {value!r}")
     if max(position.kept_step, position.evaluated_step) > position.step or position.loss_chars > position.chars:
-        raise _Damage(": its position contradicts itself")
+        raise _DamagedError(": its position contradicts itself")
     _check_state(position.state, zero if position.step else None)
     return position
 
@@ -166,10 +162,10 @@ def _position(values: dict[str, Any], zero: State | None) -> Position:
 def _check_state(state: object, expected: State | None) -> None:
     if expected is None:
         if state is not None:
-            raise _Damage(": its position has a state where none is carried")
+            raise _DamagedError(": its position has a state where none is carried")
         return
     if not isinstance(state, tuple) or len(state) != len(expected):
-        raise _Damage(f": the state of its position is not {len(expected)} tensors")
+        raise _DamagedError(f": the state of its position is not {len(expected)} tensors")
     for part, like in zip(state, expected, strict=True):
         _check_tensor(part, tuple(like.shape), "the state of its position")
 
@@ -179,28 +175,28 @@ def _check_weights(weights: dict[str, Tensor], config: RunConfig, path: Path) ->
         check_weights(weights, config, path)
     except RunError as error:
         detail = str(error).removeprefix(str(path))
-        raise _Damage(detail if detail.startswith(":") else f": it{detail}") from None
+        raise _DamagedError(detail if detail.startswith(":") else f": it{detail}") from None
 
 
 def _check_optimizer(
     state: dict[int, dict[str, Any]], model: CharacterModel, training: TrainingConfig, step: int
 ) -> None:
-    """Raise _Damage unless `state` is the optimiser's after `step` steps: the same tensors for each parameter."""
+    """Raise _DamagedError unless `state` has, for each parameter, the tensors of the optimizer after `step` steps."""
     parameters = list(model.parameters())
     names = state_names(training)
     if set(state) != set(range(len(parameters) if step and names else 0)):
-        raise _Damage(": its optimizer state is not that of the model's parameters")
+        raise _DamagedError(": its optimizer state is not that of the model's parameters")
     for index, entry in state.items():
         if set(entry) != names:
-            raise _Damage(f": its optimizer state is not that of {training.optimizer}")
+            raise _DamagedError(f": its optimizer state is not that of {training.optimizer}")
         for name, value in entry.items():
             _check_tensor(value, () if name == "step" else tuple(parameters[index].shape), f"its optimizer's {name}")
             if (name == "step" and value <= 0) or (name.endswith("_sq") and (value < 0).any()):
-                raise _Damage(": its optimizer state has negative values")
+                raise _DamagedError(": its optimizer state has negative values")
 
 
 def _check_tensor(value: object, shape: tuple[int, ...], what: str) -> None:
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or tuple(value.shape) != shape:
-        raise _Damage(f": {what} is not a float32 tensor of shape {shape}")
+        raise _DamagedError(f": {what} is not a float32 tensor of shape {shape}")
     if not value.isfinite().all():
-        raise _Damage(f": {what} holds NaN or infinite values")
+        raise _DamagedError(f": {what} holds NaN or infinite values")

@@ -1,4 +1,4 @@
-"""What makes PyTorch train faster on a CPU."""
+"""Settings that make PyTorch train faster on a CPU."""
 
 import ctypes
 import sys
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 import torch
 
-TRIAL_STEPS = 4  # the first of which is not timed: threads have to wake up
+TRIAL_STEPS = 4  # the first is not timed, because threads have to wake up
 TRIAL_EVERY = 150  # steps
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
 def prepare_cpu(threads: int) -> None:
-    """Use `threads` threads (0: PyTorch's choice), and spare the processor page faults."""
+    """Use `threads` threads (0: PyTorch's choice), and avoid page faults."""
     if threads:
         torch.set_num_threads(threads)
     _keep_freed_memory()
@@ -24,7 +24,7 @@ def prepare_cpu(threads: int) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc keep the few megabytes of a step's tensors from one step to the next.
 
-    It would give them back to the system after each step and fault them in again, page by page: 10 % of a step.
+    By default it returns them to the system after each step and faults them in again, page by page: 10 % of a step.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
@@ -34,10 +34,10 @@ def _keep_freed_memory() -> None:
 
 
 class FasterThreads:
-    """One thread or all of them, whichever is faster at the moment, tried again every so many steps.
+    """Switches between one thread and all, whichever is faster at the moment; tries both every TRIAL_EVERY steps.
 
-    Threads wait for one another many times a step, so another busy program on the machine can make two threads several
-    times slower than one. The number of threads changes rounding: this is for runs that promise no bits.
+    Threads wait for one another many times per step, so another busy program can make two threads several times slower
+    than one. The number of threads changes rounding, so this is only for runs that are not bit-exact.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class FasterThreads:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around every training step."""
+        """Wrap one training step: choose its threads, and time it in a trial."""
         trial, within = divmod(self._step % TRIAL_EVERY, TRIAL_STEPS)
         self._step += 1
         if len(self._candidates) == 1 or trial > len(self._candidates):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop looks at between steps."""
+"""Ctrl-C and SIGTERM as a request that the training loop checks between steps."""
 
 import signal
 import time
@@ -9,9 +9,9 @@ SAME_SIGNAL = 1.0  # seconds
 
 
 class Interrupt:
-    """A context manager. The first signal sets `requested` to its number; a second one acts as it would without us.
+    """A context manager. The first signal sets `requested` to its number; a second one has its usual effect.
 
-    Within a second it is taken for the first one again: torchrun passes on what a scheduler sends to every process.
+    A second signal within a second is ignored: torchrun forwards a signal that the scheduler sent to every process.
     """
 
     def __init__(self) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rill.train.errors import ConfigError, DivergedError
-from rill.train.loop.checkpoint import CHECKPOINT, Position, load_checkpoint, newest, save_checkpoint
+from rill.train.loop.checkpoint import Position, load_checkpoint, save_checkpoint
 from rill.train.loop.cpu import FasterThreads
 from rill.train.loop.interrupt import Interrupt
 from rill.train.loop.optimizer import learning_rate, make_optimizer
-from rill.train.loop.start import adopt_weights
+from rill.train.loop.start import copy_weights
 from rill.train.loop.team import Team
 from rill.train.nets.cells import State
 from rill.train.nets.initialization import initialize
@@ -28,27 +28,24 @@ from rill.train.nets.sample import generate
 from rill.train.record.curves import draw_curves
 from rill.train.record.display import Display, perplexity
 from rill.train.record.files import append_file, replace_file, truncate_file
-from rill.train.record.run import Run, RunConfig, load_run, save_weights
+from rill.train.record.folder import CHECKPOINT, CURVES, METRICS, SAMPLES, SUMMARY, RunConfig, checkpoints
+from rill.train.record.run import Run, load_run, save_weights
 from rill.train.record.tensorboard import TensorBoard
 from rill.train.text.data import Data
-from rill.train.text.held_out import Measured
-
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.txt"
-SUMMARY = "summary.json"
-CURVES = "curves.png"
+from rill.train.text.held_out import Measurement
 
 AUTOMATIC_EVALUATIONS = 20
-EVALUATED_CHARACTERS = 2048  # of each of the 16 held-out tracks, during the run; the whole of them at the end
-LARGEST_RESERVE = 0.1  # of --max-minutes, kept for the end
+EVALUATED_CHARACTERS = 2048  # of each of the 16 held-out tracks, during the run; at the end, all of them
+MAX_RESERVE = 0.1  # of --max-minutes, for the last validation
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
 SAMPLE_LENGTH = 200
 
 
 class Trainer:
-    """One run: `Trainer(...)` checks that it can be trained, `run` trains it to its end or to an interruption.
+    """One run: `Trainer(...)` checks that it can be trained; `run` trains it until it ends or is interrupted.
 
     With a `team` of several processes, each trains on its rows of every batch, and the first one writes the run folder.
+    Raises ConfigError if the model does not fit in memory or the processes cannot share the run.
     """
 
     def __init__(
@@ -71,23 +68,23 @@ class Trainer:
         torch.manual_seed(self.training.seed)
         self.model = _build(config, device)
         if start is not None:
-            adopt_weights(self.model, config.vocabulary, start)
+            copy_weights(self.model, config.vocabulary, start)
         self.network: nn.Module = DistributedDataParallel(self.model) if team.size > 1 else self.model
         self.optimizer = make_optimizer(self.model.parameters(), self.training)
         self.steps_per_epoch = math.ceil(len(self.windows) / self.training.accumulate)
         self.position = Position()
         self._started = time.monotonic()
         self._last_checkpoint = self._started
-        self._reserved_seconds = 0.0  # for the end of a run whose length is a time
+        self._reserved_seconds = 0.0  # for the last validation of a run under --max-minutes
 
     def resume(self) -> None:
-        """Go back to where the newest good checkpoint stands, or to the beginning if there is none. Raises RunError."""
-        if newest(self.folder):
+        """Continue from the newest good checkpoint, or from the beginning if there is none. Raises RunError."""
+        if checkpoints(self.folder):
             zero = self.model.initial_state(self.training.batch) if self.windows.carried else None
             self.position, notice = load_checkpoint(self.folder, self.config, self.model, self.optimizer, zero)
             if notice:
                 self.display.line(notice)
-                if self.team.first:  # or the next checkpoint would put the damaged one in the place of the good one
+                if self.team.first:  # otherwise the next checkpoint would replace the good one by the damaged one
                     (self.folder / CHECKPOINT).unlink(missing_ok=True)
         if self.position.state is not None:
             self.position.state = tuple(part[:, self._rows].contiguous() for part in self.position.state)
@@ -99,9 +96,9 @@ class Trainer:
     def run(self, interrupt: Interrupt) -> int:
         """Train to the end and write the summary, or save a checkpoint and return as soon as `interrupt` is set.
 
-        The result is 0 at the end, otherwise the signal's number, whichever process got it. At least one step is
-        taken, however short --max-minutes. Raises DivergedError when the loss, the gradient or a weight is no longer
-        finite; the last checkpoint stays as it was.
+        Returns 0 at the end, otherwise the number of the signal, whichever process received it. Takes at least one
+        step, however short --max-minutes is. Raises DivergedError when the loss, the gradient or a weight is no longer
+        finite; the last checkpoint is then left unchanged.
         """
         if self.training.max_minutes is not None:
             self._validate()
@@ -111,7 +108,7 @@ class Trainer:
         with closing(board) if board else nullcontext():
             while True:
                 since = time.monotonic() - self._last_checkpoint
-                done, stop, overdue = self.team.most(self.done(), interrupt.requested, since > CHECKPOINT_SECONDS)
+                done, stop, overdue = self.team.maximum(self.done(), interrupt.requested, since > CHECKPOINT_SECONDS)
                 if stop:
                     self._stop()
                     return int(stop)
@@ -128,11 +125,11 @@ class Trainer:
 
     def _stop(self) -> None:
         self._checkpoint()
-        if self.position.evaluations == 0 and self.team.first:  # nothing to call best yet, but a usable folder
+        if self.position.evaluations == 0 and self.team.first:  # no best weights yet, but a usable folder
             save_weights(self.folder, self.model)
 
     def done(self) -> float:
-        """How much of the run is behind us, from 0 to 1."""
+        """The share of the run that is done, from 0 to 1; under --max-minutes it may exceed 1."""
         if self.training.max_minutes is not None:
             available = max(self.training.max_minutes * 60 - self._reserved_seconds, 1e-9)
             return (time.monotonic() - self._started) / available
@@ -140,7 +137,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps in the whole run; for runs by steps or epochs."""
+        """Optimizer steps in the whole run, which must be one by steps or epochs."""
         if self.training.steps is not None:
             return self.training.steps
         assert self.training.epochs is not None
@@ -149,7 +146,7 @@ class Trainer:
     def _step(self, done: float) -> None:
         position, training = self.position, self.training
         epoch, index = divmod(position.step, self.steps_per_epoch)
-        if index == 0 and training.evaluate_epochs:  # train_loss is then the mean over an epoch
+        if index == 0 and training.evaluate_epochs:  # train_loss is the mean over one epoch
             position.loss_sum, position.loss_chars = 0.0, 0
         position.learning_rate = learning_rate(training, position.step, done)
         for group in self.optimizer.param_groups:
@@ -187,7 +184,9 @@ class Trainer:
         self.display.progress(done, position.step, position.loss_sum / position.loss_chars, self._speed())
 
     def _seed_dropout(self) -> None:
-        """Draw other masks than process 0, whose generator is the checkpoint's; a resumed run draws them again."""
+        """Make this process draw other masks than process 0, whose generator is in the checkpoint, and the same ones
+        again when the run is resumed.
+        """
         sequence = np.random.SeedSequence((self.training.seed, self.team.rank, self.position.step))
         seed = int(sequence.generate_state(1, np.uint64)[0])
         if self.device.type == "cuda":
@@ -198,7 +197,7 @@ class Trainer:
     def _window(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """This process's rows of a batch, on the device: inputs and targets (B, T) int64."""
         inputs, targets = (ids[self._rows] for ids in self.windows.batch(epoch, index))
-        if inputs.device != self.device:  # a text too large for the device comes over piece by piece
+        if inputs.device != self.device:  # a text too large for the device is copied window by window
             inputs, targets = inputs.pin_memory(), targets.pin_memory()
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
@@ -210,7 +209,7 @@ class Trainer:
         return loss, tuple(part.float() for part in state)
 
     def _diverged(self, what: str) -> DivergedError:
-        kept = "the last good checkpoint is kept; " if newest(self.folder) else ""
+        kept = "the last good checkpoint is kept; " if checkpoints(self.folder) else ""
         return DivergedError(
             f"{what}; {kept}start again in another --out with a smaller --learning-rate or a tighter --clip"
         )
@@ -238,21 +237,21 @@ class Trainer:
         return done * AUTOMATIC_EVALUATIONS >= position.evaluations + 1
 
     def _has_stalled(self) -> bool:
-        """Whether --patience evaluations in a row have not improved the validation loss."""
+        """Whether the last --patience evaluations have not improved the validation loss."""
         return 0 < self.training.patience <= self.position.stalled
 
     def _evaluate(self, done: float, board: TensorBoard | None) -> None:
-        """Close a line of metrics.jsonl; keep the weights if they are to be kept; sample if it is time to.
+        """Write a line of metrics.jsonl; keep the weights if they are to be kept; sample if samples are due.
 
-        Nothing is printed before the checkpoint is saved: where output goes may be gone.
+        Nothing is printed before the checkpoint is saved, because printing may fail.
         """
         self._require_finite_weights()
         position = self.position
         position.train_loss = position.loss_sum / position.loss_chars
         speed = self._speed()
         measured = self._validate()
-        # Devices may differ in the last bit, and --patience must end all processes at once.
-        val_loss = self.team.most(measured.loss)[0] if measured else None
+        # Devices may differ in the last bit, but --patience must end all processes together.
+        val_loss = self.team.maximum(measured.loss)[0] if measured else None
         if val_loss is not None and not math.isfinite(val_loss):
             raise self._diverged(f"the validation loss became {val_loss} at step {position.step}")
         improved = val_loss is None or position.best_val_loss is None or val_loss < position.best_val_loss
@@ -296,7 +295,7 @@ class Trainer:
             board.evaluation(metrics)
 
     def _sample(self, model: CharacterModel) -> list[str]:
-        """A sample for every prefix, appended to samples.txt; a tagger has none."""
+        """Append a sample for every prefix to samples.txt and return them; a tagger has none."""
         if self.config.labels:
             return []
         training, samples = model.training, []
@@ -322,20 +321,20 @@ class Trainer:
             save_checkpoint(self.folder, self.config, position, self.model, self.optimizer)
         self._last_checkpoint = time.monotonic()
 
-    def _validate(self) -> Measured | None:
-        """The loss on part of what is held out; timed, because under --max-minutes the last pass counts too."""
+    def _validate(self) -> Measurement | None:
+        """Measure the loss on part of the held-out data; timed, because --max-minutes includes the last pass."""
         if self.held_out is None:
             return None
         started = time.monotonic()
         measured = self.held_out.measure(self.model, EVALUATED_CHARACTERS)
         if self.training.max_minutes is not None:
             whole = (time.monotonic() - started) * self.held_out.characters / measured.characters
-            # A machine that was busy for a moment must not end the run early.
-            self._reserved_seconds = min(whole + 1, LARGEST_RESERVE * self.training.max_minutes * 60)
+            # A machine that is busy for a moment must not end the run early.
+            self._reserved_seconds = min(whole + 1, MAX_RESERVE * self.training.max_minutes * 60)
         return measured
 
     def _finish(self) -> None:
-        """Measure the weights that were kept on all that is held out; write curves, last samples and the summary."""
+        """Measure the kept weights on all held-out data; write the curves, the last samples and the summary."""
         if not self.team.first:
             return
         kept = load_run(self.folder).build().to(self.device)
@@ -367,7 +366,7 @@ def _build(config: RunConfig, device: torch.device) -> CharacterModel:
         model = CharacterModel(config.model, len(config.vocabulary), len(config.labels), config.training.scratch)
         initialize(model, config.training.initialization)
         return model.to(device)
-    except (RuntimeError, TypeError):  # PyTorch raises the one for too much memory, the other beyond 64 bits
+    except (RuntimeError, TypeError):  # too much memory; a size beyond 64 bits
         size = config.model
         raise ConfigError(
             f"a model with layers {size.layers}, hidden {size.hidden} and embedding {size.embedding} does not fit in"
@@ -376,7 +375,7 @@ def _build(config: RunConfig, device: torch.device) -> CharacterModel:
 
 
 def _append(path: Path, text: str) -> int:
-    """Append `text` to `path`; its length in bytes."""
+    """Append `text` to `path` and return its length in bytes."""
     data = text.encode()
     append_file(path, data)
     return len(data)

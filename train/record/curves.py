@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter
 from rill.train.record.display import perplexity
 from rill.train.record.files import replace_file
 
-# Row by row: the axis, and the labels of the keys of metrics.jsonl. Training figures are means since the last line.
+# Each row's axis, and its curves by their keys in metrics.jsonl. Training figures are means since the last line.
 PANELS = (
     ("loss, nats per character", {"train_loss": "training", "val_loss": "validation"}),
     ("perplexity", {"perplexity": "training", "val_perplexity": "validation"}),
@@ -24,14 +24,14 @@ PANELS = (
     ("learning rate", {"learning_rate": "learning rate"}),
 )
 
-LARGEST = 1e100  # Matplotlib's margins overflow before numbers do
+MAX_VALUE = 1e100  # Matplotlib's margins overflow before floats do
 
 
 def draw_curves(metrics: Path, image: Path) -> None:
     """Draw losses, perplexities, accuracy and learning rate against the characters read and against the time.
 
-    What no line of `metrics` holds is left out, and so are single values that are null or beyond 1e100. A perplexity
-    that spans more than a factor of ten gets a logarithmic axis.
+    Omits rows that no line of `metrics` has values for, and single values that are null or beyond 1e100. A perplexity
+    that spans more than a factor of ten gets a logarithmic axis. Raises OSError.
     """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     for line in lines:
@@ -41,7 +41,7 @@ def draw_curves(metrics: Path, image: Path) -> None:
     height = 0.75 + 2.5 * len(panels)  # inches
     figure = Figure(figsize=(11, height))
     grid = figure.subplots(len(panels), 2, sharex="col", sharey="row", squeeze=False)
-    # Fixed margins: fitting them to the labels takes as long as all the drawing.
+    # Fixed margins, because fitting them to the labels takes as long as all the drawing.
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.55 / height, top=1 - 0.15 / height, wspace=0.04, hspace=0.08)
     for row, (title, labels) in zip(grid, panels, strict=True):
         for axes, x in zip(row, ("chars", "seconds"), strict=True):
@@ -70,12 +70,12 @@ def _holds(lines: list[dict[str, Any]], key: str) -> bool:
 
 
 def _values(lines: list[dict[str, Any]], key: str) -> list[float]:
-    """The values of `key`, with NaN, which is not drawn, for those that are missing or too large."""
+    """The values of `key`, with NaN, which is not drawn, for missing and too large ones."""
     values = [line.get(key) for line in lines]
-    return [value if value is not None and value < LARGEST else math.nan for value in values]
+    return [value if value is not None and value < MAX_VALUE else math.nan for value in values]
 
 
 def _decades(values: list[float]) -> float:
-    """How many powers of ten the positive values span."""
+    """The number of powers of ten that the positive values span."""
     positive = [value for value in values if value > 0]
     return math.log10(max(positive) / min(positive)) if positive else 0.0

@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a bar on a terminal, plain lines elsewhere."""
+"""The output of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Display:
-    """A context manager; the bar is there between enter and exit. Losses are nats per character."""
+    """A context manager that shows the bar between enter and exit. Losses are nats per character."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
@@ -37,12 +37,13 @@ class Display:
         self._bar.stop()
 
     def line(self, text: str) -> None:
-        """Print `text` above the bar, as it is; where the reader has left (`| head -1`) or the disk that it goes to is
-        full, it goes nowhere.
+        """Print `text` literally, above the bar.
+
+        If that fails because the reader has closed the pipe (`| head -1`) or the disk is full, discard all output.
         """
         try:
             self.console.print(text, markup=False, emoji=False)
-        except (OSError, SystemExit):  # SystemExit is what newer versions of Rich make of a broken pipe
+        except (OSError, SystemExit):  # newer versions of Rich raise SystemExit for a broken pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.console.quiet = True
 
@@ -53,7 +54,7 @@ class Display:
         )
 
     def evaluation(self, metrics: dict[str, Any]) -> None:
-        """Print a line of metrics.jsonl for people."""
+        """Print a line of metrics.jsonl in a readable form."""
         validation = metrics["val_loss"]
         held_out = "" if validation is None else f"  validation {validation:.4f}"
         if metrics.get("val_accuracy") is not None:
@@ -65,11 +66,11 @@ class Display:
         )
 
     def samples(self, texts: list[str]) -> None:
-        """Print what was appended to samples.txt."""
+        """Print the samples that were appended to samples.txt."""
         for text in texts:
             self.line(text.rstrip("\n"))
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats, infinite where it would overflow."""
+    """The exponential of a loss in nats; infinite where it would overflow."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -1,14 +1,14 @@
-"""Files that are either the old one or the new one, never half of one."""
+"""Writing files so that a reader finds the old one or the new one, never half of one."""
 
 import os
 from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes, previous: Path | None = None) -> None:
-    """Make `path` hold `data`: written aside in the same folder, synced to disk, then renamed over `path`.
+    """Replace `path` by a file of `data`: write it beside `path`, sync it to disk, and rename it.
 
-    What `path` held before is renamed to `previous` if that is given.
-    Raises OSError, for example when the disk is full; `path` is then as it was and the aside file is removed.
+    The old file is renamed to `previous` if that is given. Raises OSError, for example when the disk is full; `path` is
+    then unchanged, and the new file is removed.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -21,11 +21,13 @@ def replace_file(path: Path, data: bytes, previous: Path | None = None) -> None:
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file by itself
+        raise OSError(
+            error.errno, error.strerror, str(path)
+        ) from error  # the error of a full disk does not name the file
 
 
 def append_file(path: Path, data: bytes) -> None:
-    """Add `data` at the end of `path`. Raises OSError; part of `data` may then be there."""
+    """Append `data` to `path`. Raises OSError; part of `data` may then have been written."""
     try:
         with path.open("ab") as file:
             file.write(data)
@@ -34,6 +36,6 @@ def append_file(path: Path, data: bytes) -> None:
 
 
 def truncate_file(path: Path, size: int) -> None:
-    """Cut `path` back to its first `size` bytes; a missing or shorter file is left alone."""
+    """Truncate `path` to its first `size` bytes; a missing or shorter file is left unchanged."""
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rill.train.config import ModelConfig, TrainingConfig
-from rill.train.errors import ConfigError
+from rill.train.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parent / "recipes"
 TARGETS = ("perplexity", "val_loss", "val_accuracy")
 SECTIONS = {
     "model": {field.name for field in fields(ModelConfig)},
-    # A run fills in the two first; the third is a folder of its own machine.
+    # The run itself sets the first two; the third is a folder on its own machine.
     "training": {field.name for field in fields(TrainingConfig)} - {"recipe", "corpus_sha256", "start"},
     "published": {"result", "source"},
     "target": set(TARGETS),
@@ -24,11 +24,10 @@ SECTIONS = {
 class Recipe:
     """One recipe.
 
-    `model` and `training` hold the values that differ from the defaults, by the names of ModelConfig's and
-    TrainingConfig's fields; they are checked when the configurations are made of them. `wants` says which text to give
-    with --corpus, where the recipe names none itself. `published` is `result`, what the published run reached, and
-    `source`, where that is written. `target` is what we set out to reach: `perplexity` (exp of the training loss) and
-    `val_loss` (nats per character) at most, `val_accuracy` at least.
+    `model` and `training` hold the values that differ from the defaults, by the field names of ModelConfig and
+    TrainingConfig, which check them. `wants` describes the text to give with --corpus, if the recipe names none.
+    `published` is the `result` of the published run and its `source`. `target` is what our run should reach:
+    `perplexity` (exp of the training loss) and `val_loss` (nats per character) at most, `val_accuracy` at least.
     """
 
     name: str
@@ -41,12 +40,12 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package, sorted."""
+    """The names of the recipes in the package, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of that name, or of the file at the path `name` if that ends in .toml. Raises ConfigError."""
+    """Load the recipe of that name, or the file `name` if it ends in .toml. Raises ConfigError."""
     if name.endswith(".toml"):
         path = Path(name)
     elif name in recipe_names():
@@ -54,6 +53,7 @@ def load_recipe(name: str) -> Recipe:
     else:
         raise ConfigError(
             f"there is no recipe {name!r}; choose one of {', '.join(recipe_names())}, or give the path of a .toml file"
+            f"{did_you_mean(name, recipe_names())}"
         )
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -69,14 +69,14 @@ def _recipe(name: str, document: dict[str, Any]) -> Recipe:
     sections = {section: document.pop(section, {}) for section in SECTIONS}
     if document:
         raise ConfigError(
-            f"recipe {name} does not know {_names(document)}; there are description, wants and the sections"
+            f"recipe {name} has unknown keys: {_names(document)}; known are description, wants and the sections"
             f" {', '.join(SECTIONS)}"
         )
     for section, values in sections.items():
         if not isinstance(values, dict):
             raise ConfigError(f"recipe {name}: {section} must be a section, [{section}]")
         if unknown := values.keys() - SECTIONS[section]:
-            raise ConfigError(f"recipe {name}: [{section}] does not know {_names(unknown)}")
+            raise ConfigError(f"recipe {name}: [{section}] has unknown keys: {_names(unknown)}")
     for key, value in (texts | sections["published"]).items():
         if not isinstance(value, str):
             raise ConfigError(f"recipe {name}: {key} must be text, not {value!r}")

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, written where the `tensorboard` package is installed."""
+"""Scalars for TensorBoard, written if the `tensorboard` package is installed."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,16 +20,16 @@ TAGS = {
 
 
 class TensorBoard:
-    """Event files in `folder`/tensorboard; without the package, nothing is written and nothing imported.
+    """Event files in `folder`/tensorboard; without the package, nothing is written or imported.
 
-    `at_step` is the step the run starts or resumes at: what an earlier, interrupted part wrote beyond it is superseded.
+    `at_step` is the step at which the run starts or resumes; later events of an interrupted part are superseded.
     """
 
     def __init__(self, folder: Path, at_step: int) -> None:
         self._writer = _open(folder / FOLDER, at_step) if _installed() else None
 
     def evaluation(self, metrics: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl, through to the file."""
+        """Write a line of metrics.jsonl and flush it to the file."""
         if self._writer is None:
             return
         for name, tag in TAGS.items():
@@ -44,13 +44,13 @@ class TensorBoard:
 
 
 def _installed() -> bool:
-    """Whether there is a package: a specification without an origin is just a folder of that name on the path."""
+    """Whether the package is installed; a specification without an origin is just a folder of that name on the path."""
     specification = find_spec("tensorboard")
     return specification is not None and specification.origin is not None
 
 
 def _open(folder: Path, at_step: int) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # it takes most of a second
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # takes most of a second
 
-    # The purge takes its own step with it, and the evaluation at `at_step` is not repeated.
+    # The purge includes its own step, but the evaluation at `at_step` is not repeated.
     return SummaryWriter(str(folder), purge_step=at_step + 1)

@@ -1,4 +1,4 @@
-"""Text in all its forms: files, folders, standard input, named corpora."""
+"""Reading text: files, folders, standard input, named corpora."""
 
 import sys
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ TEXT_SUFFIXES = (".txt", ".md")
 
 
 def load_corpus(specs: Sequence[str]) -> str:
-    """The text that `specs` name, in their order, one document after another.
+    """Read the text that `specs` name, in their order, one document after another.
 
     A spec is a named corpus, `-` for standard input, a file, or a folder: all its .txt and .md files at any depth, in
-    the order of their paths; empty ones count for nothing. A name wins over a path (`./pydoc` is the path). Documents
-    that do not end with a newline get one before the next begins. Raises CorpusError.
+    the order of their paths, without empty ones. A name wins over a path (`./pydoc` is the path). A document that does
+    not end with a newline gets one before the next begins. Raises CorpusError, OSError.
     """
     documents = [document for spec in specs for document in _documents(spec)]
     if not any(documents):
@@ -28,14 +28,12 @@ def _documents(spec: str) -> list[str]:
     if spec in NAMED:
         return [NAMED[spec]()]
     if spec == "-":
-        if sys.stdin is None:
-            raise CorpusError("standard input is closed; pipe a text into it, or name a file")
-        return [decode(sys.stdin.buffer.read(), "standard input")]
+        return [decode(read_standard_input("a text"), "standard input")]
     path = Path(spec)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
         if not files:
-            raise CorpusError(f"{path} holds no {' or '.join(TEXT_SUFFIXES)} files; name other files one by one")
+            raise CorpusError(f"{path} has no {' or '.join(TEXT_SUFFIXES)} files; name other files one by one")
         texts = [text for file in files if (text := decode(file.read_bytes(), str(file)))]
         if not texts:
             raise CorpusError(f"all {' and '.join(TEXT_SUFFIXES)} files in {path} are empty")
@@ -48,10 +46,17 @@ def _documents(spec: str) -> list[str]:
     return [text]
 
 
-def decode(data: bytes, source: str) -> str:
-    """The text of UTF-8 `data`: without a byte order mark, every line end (CR LF, CR) as one newline.
+def read_standard_input(content: str) -> bytes:
+    """All bytes of standard input, which should be `content`. Raises CorpusError if it is closed."""
+    if sys.stdin is None:
+        raise CorpusError(f"standard input is closed; pipe {content} into it, or name a file")
+    return sys.stdin.buffer.read()
 
-    Raises CorpusError naming `source` and the byte offset where it stops being UTF-8 text.
+
+def decode(data: bytes, source: str) -> str:
+    """Decode UTF-8 `data`: without a byte order mark, and with every line end (CR LF, CR) as one newline.
+
+    Raises CorpusError, naming `source` and the offset of the first byte that is not UTF-8 text.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CorpusError(f"{source} looks like UTF-16; convert it to UTF-8 first")

@@ -1,34 +1,33 @@
-"""What a run trains on and is measured on, as tensors."""
+"""The data of a run as tensors: batches to train on, and held-out data."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rill.train.record.run import RunConfig
-from rill.train.text.held_out import HeldOut, HeldOutText
-from rill.train.text.split import Sequences, Texts, known_characters
-from rill.train.text.tagging import HeldOutSequences, SequenceBatches
-from rill.train.text.windows import RandomWindows, SequentialWindows, Windows
+from rill.train.config import TrainingConfig
+from rill.train.text.held_out import HeldOut, HeldOutSequences, HeldOutText
+from rill.train.text.split import SequenceSplit, TextSplit, known_characters
+from rill.train.text.windows import RandomWindows, SequenceBatches, SequentialWindows, Windows
+from rill.vocabulary import Vocabulary
 
-RESIDENT = 0.25  # of the free memory of a GPU: a text that needs more stays in the computer's
+RESIDENT = 0.25  # of the free memory of a GPU: a text that needs more stays in main memory
 
 
 class Data(NamedTuple):
-    """Batches to train on, and what is held out, if anything."""
+    """Batches to train on, the held-out data, if any, and a description for the user."""
 
     windows: Windows
     held_out: HeldOut | None
     description: str
 
 
-def text_data(config: RunConfig, texts: Texts, device: torch.device) -> Data:
+def text_data(training: TrainingConfig, vocabulary: Vocabulary, texts: TextSplit, device: torch.device) -> Data:
     """The data of a run that predicts the next character. Raises CorpusError if there is too little of it.
 
     Characters of the held-out text that the vocabulary lacks are dropped.
     """
-    training, vocabulary = config.training, config.vocabulary
-    ids = _place(torch.tensor(vocabulary.encode(texts.training)), device)
+    ids = _to_device(torch.tensor(vocabulary.encode(texts.training)), device)
     windows: Windows
     if training.sampling == "random":
         windows = RandomWindows(ids, training.batch, training.window, training.seed)
@@ -47,20 +46,25 @@ def text_data(config: RunConfig, texts: Texts, device: torch.device) -> Data:
     )
 
 
-def tagged_data(config: RunConfig, sequences: Sequences, device: torch.device) -> Data:
-    """The data of a tagger. Raises CorpusError for held-out symbols or labels that the training part lacks."""
-    vocabulary, labels, options = config.vocabulary, config.labels, config.training
-    training, held_out = sequences.training, sequences.held_out
+def tagged_data(
+    training: TrainingConfig,
+    vocabulary: Vocabulary,
+    labels: tuple[str, ...],
+    sequences: SequenceSplit,
+    device: torch.device,
+) -> Data:
+    """The data of a tagger. Raises CorpusError for symbols or labels that `vocabulary` or `labels` lacks."""
+    held_out = sequences.held_out
     return Data(
-        SequenceBatches(training, vocabulary, labels, options.batch, options.seed, device),
+        SequenceBatches(sequences.training, vocabulary, labels, training.batch, training.seed, device),
         HeldOutSequences(held_out, vocabulary, labels, device) if held_out else None,
-        f"{len(training) + len(held_out):,} sequences, {len(vocabulary)} symbols, {len(labels)} labels,"
+        f"{len(sequences.training) + len(held_out):,} sequences, {len(vocabulary)} symbols, {len(labels)} labels,"
         f" {len(held_out):,} held out",
     )
 
 
-def _place(ids: Tensor, device: torch.device) -> Tensor:
-    """`ids` on the device, unless they would fill a GPU."""
+def _to_device(ids: Tensor, device: torch.device) -> Tensor:
+    """Move `ids` to the device, unless they would fill a GPU."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if ids.numel() * ids.element_size() > RESIDENT * free:

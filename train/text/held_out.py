@@ -1,21 +1,26 @@
-"""The loss on text the model was not trained on."""
+"""The loss on held-out data, which the model is not trained on."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rill.train.errors import CorpusError
 from rill.train.nets.cells import State
 from rill.train.nets.model import CharacterModel
+from rill.train.text.tagging import TaggedSequence, encode_by_length
+from rill.vocabulary import Vocabulary
 
-TRACKS = 16  # more are faster, and measure more cold starts: 64 on 111,000 characters cost 0.0035 nats
+TRACKS = 16  # more are faster but measure more cold starts: 64 on 111,000 characters cost 0.0035 nats
 WINDOW = 256
+MAX_SEQUENCES = 1024  # per pass of a tagger
+MAX_STEPS = 2**16  # of all sequences of a pass together, so that long ones need no more memory
 
 
-class Measured(NamedTuple):
-    """A loss in nats per character, over how many characters; a tagger's share of sequences right at every step."""
+class Measurement(NamedTuple):
+    """A loss in nats per character, the number of characters, and a tagger's fraction of correct sequences."""
 
     loss: float
     characters: int
@@ -23,23 +28,23 @@ class Measured(NamedTuple):
 
 
 class HeldOut(Protocol):
-    """What a model is measured on and never trained on."""
+    """Data that a model is measured on."""
 
     @property
     def characters(self) -> int:
-        """How many characters a whole pass predicts."""
+        """The number of characters that a whole pass predicts."""
         ...
 
-    def measure(self, model: CharacterModel, limit: int | None = None) -> Measured:
-        """The loss of `model`; `limit` allows to look at a part only, the same one each time."""
+    def measure(self, model: CharacterModel, limit: int | None = None) -> Measurement:
+        """The loss of `model`; with `limit`, perhaps on a part only, which is the same each time."""
         ...
 
 
 class HeldOutText:
-    """The held-out text as parallel tracks; the state is carried along each of them, from zero.
+    """The held-out text as parallel tracks; the state starts at zero and is carried along each of them.
 
-    Every character but the first is predicted once, except for fewer than 16 at the end. Raises CorpusError for a text
-    that is not longer than `window`, the training's.
+    Every character but the first is predicted once, except fewer than 16 at the end. Raises CorpusError for a text that
+    is not longer than `window`, the window of training.
     """
 
     def __init__(self, ids: Tensor, window: int) -> None:
@@ -56,11 +61,11 @@ class HeldOutText:
 
     @property
     def characters(self) -> int:
-        """How many characters a whole pass predicts."""
+        """The number of characters that a whole pass predicts."""
         return self.inputs.numel()
 
     @torch.inference_mode()
-    def measure(self, model: CharacterModel, limit: int | None = None) -> Measured:
+    def measure(self, model: CharacterModel, limit: int | None = None) -> Measurement:
         """The mean cross-entropy; with `limit`, over the first `limit` characters of each track."""
         inputs, targets = self.inputs[:, :limit], self.targets[:, :limit]
         was_training = model.training
@@ -71,4 +76,38 @@ class HeldOutText:
             logits, state = model(part, state)
             total += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
         model.train(was_training)
-        return Measured(total / inputs.numel(), inputs.numel())
+        return Measurement(total / inputs.numel(), inputs.numel())
+
+
+class HeldOutSequences:
+    """At least one held-out tagged sequence. Raises CorpusError for a symbol or label that the model lacks."""
+
+    def __init__(
+        self, sequences: Sequence[TaggedSequence], vocabulary: Vocabulary, labels: Sequence[str], device: torch.device
+    ) -> None:
+        self._groups = encode_by_length(sequences, vocabulary, labels, device)
+        self.sequences = len(sequences)
+
+    @property
+    def characters(self) -> int:
+        """The number of labelled steps, over all sequences."""
+        return sum(targets.numel() for _, targets in self._groups)
+
+    @torch.inference_mode()
+    def measure(self, model: nn.Module, limit: int | None = None) -> Measurement:
+        """The mean cross-entropy in nats per step, and the fraction of sequences with every step labelled correctly.
+
+        All sequences are measured, whatever the `limit`. `model` maps symbol ids (B, T) int64 to logits (B, T, labels)
+        and a state; a step's label is the one with the largest logit.
+        """
+        was_training = model.training
+        model.eval()
+        nats, correct = 0.0, 0
+        for inputs, targets in self._groups:
+            rows = max(1, min(MAX_SEQUENCES, MAX_STEPS // inputs.shape[1]))
+            for part, expected in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
+                logits, _ = model(part)
+                nats += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
+                correct += int((logits.argmax(-1) == expected).all(1).sum())
+        model.train(was_training)
+        return Measurement(nats / self.characters, self.characters, correct / self.sequences)

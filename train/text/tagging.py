@@ -1,52 +1,45 @@
-"""Sequences with a label at every step: reading them, batches of them, and how well a tagger labels held-out ones."""
+"""Sequences with a label at every step: reading, splitting and encoding them."""
 
 import json
-import math
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rill.train.errors import CorpusError
 from rill.train.text import subtraction
-from rill.train.text.corpus import decode
-from rill.train.text.held_out import Measured
+from rill.train.text.corpus import decode, read_standard_input
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
-SPLIT_STREAM = 2**32 - 1  # beside (seed, epoch): no epoch has this number
-SEQUENCES_AT_ONCE = 1024  # of the held-out ones, and
-STEPS_AT_ONCE = 2**16  # of all of these together, so that long ones need no more memory
+SPLIT_STREAM = 2**32 - 1  # seeds the split as (seed, epoch) seeds an epoch: no epoch has this number
 
 
-class Tagged(NamedTuple):
-    """A sequence of symbols and the label of each, equally many."""
+class TaggedSequence(NamedTuple):
+    """A sequence of symbols and as many labels."""
 
     symbols: tuple[str, ...]
     labels: tuple[str, ...]
 
 
-def load_tagged(specs: Sequence[str]) -> list[Tagged]:
-    """The sequences that `specs` name, in their order.
+def load_tagged(specs: Sequence[str]) -> list[TaggedSequence]:
+    """Read the sequences that `specs` name, in their order.
 
-    A spec is a file of JSON lines, `-` for standard input, which holds the same, or `subtraction:BITS[:msb]`. A line is
-    an object with `symbols` and `labels`, equally long lists of strings that are not empty; other keys are not looked
-    at, and neither are blank lines. A name wins over a path (`./subtraction` is the path). Raises CorpusError, OSError.
+    A spec is a file of JSON lines, `-` for JSON lines on standard input, or `subtraction:BITS[:msb]`. A line is an
+    object with `symbols` and `labels`, equally long lists of strings that are not empty; other keys and blank lines are
+    ignored. A name wins over a path (`./subtraction` is the path). Raises CorpusError, OSError.
     """
     return [sequence for spec in specs for sequence in _sequences(spec)]
 
 
-def _sequences(spec: str) -> list[Tagged]:
+def _sequences(spec: str) -> list[TaggedSequence]:
     if spec.partition(":")[0] == subtraction.NAME:
-        return [Tagged(symbols, labels) for symbols, labels in subtraction.subtraction(spec)]
+        return [TaggedSequence(symbols, labels) for symbols, labels in subtraction.subtraction(spec)]
     source = "standard input" if spec == "-" else spec
-    # JSON strings may hold what str.splitlines takes for line ends too, such as U+2028.
+    # Not str.splitlines: JSON strings may contain other line ends, such as U+2028.
     lines = enumerate(decode(_read(spec), source).split("\n"), start=1)
     sequences = [_parse(line, f"{source}, line {number}") for number, line in lines if line.strip()]
     if not sequences:
@@ -56,9 +49,7 @@ def _sequences(spec: str) -> list[Tagged]:
 
 def _read(spec: str) -> bytes:
     if spec == "-":
-        if sys.stdin is None:
-            raise CorpusError("standard input is closed; pipe JSON lines into it, or name a file")
-        return sys.stdin.buffer.read()
+        return read_standard_input("JSON lines")
     path = Path(spec)
     if path.is_dir():
         raise CorpusError(f"{path} is a folder; name its files of JSON lines one by one")
@@ -67,51 +58,54 @@ def _read(spec: str) -> bytes:
     return path.read_bytes()
 
 
-def _parse(line: str, place: str) -> Tagged:
+def _parse(line: str, location: str) -> TaggedSequence:
     try:
         document = json.loads(line)
     except json.JSONDecodeError as error:
-        raise CorpusError(f"{place}, column {error.colno}: not JSON ({error.msg})") from None
+        raise CorpusError(f"{location}, column {error.colno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:  # thousands of digits or of brackets
-        raise CorpusError(f"{place}: {error}") from None
+        raise CorpusError(f"{location}: {error}") from None
     if not isinstance(document, dict):
-        raise CorpusError(f'{place}: not an object {{"symbols": [...], "labels": [...]}}')
-    sequence = Tagged(_strings(document, "symbols", place), _strings(document, "labels", place))
+        raise CorpusError(f'{location}: not an object {{"symbols": [...], "labels": [...]}}')
+    sequence = TaggedSequence(_strings(document, "symbols", location), _strings(document, "labels", location))
     if len(sequence.symbols) != len(sequence.labels):
         raise CorpusError(
-            f"{place}: {len(sequence.symbols)} symbols but {len(sequence.labels)} labels; every step needs both"
+            f"{location}: {len(sequence.symbols)} symbols but {len(sequence.labels)} labels; every step needs both"
         )
     return sequence
 
 
-def _strings(document: dict[str, object], key: str, place: str) -> tuple[str, ...]:
+def _strings(document: dict[str, object], key: str, location: str) -> tuple[str, ...]:
     if key not in document:
-        raise CorpusError(f'{place}: "{key}" is missing')
+        raise CorpusError(f'{location}: "{key}" is missing')
     values = document[key]
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise CorpusError(f'{place}: "{key}" is not a list of strings')
+        raise CorpusError(f'{location}: "{key}" is not a list of strings')
     if not values:
-        raise CorpusError(f'{place}: "{key}" is empty')
+        raise CorpusError(f'{location}: "{key}" is empty')
     if "" in values:
-        raise CorpusError(f'{place}: "{key}" has an empty string at position {values.index("")}')
+        raise CorpusError(f'{location}: "{key}" has an empty string at position {values.index("")}')
     try:
         "".join(values).encode()
-    except UnicodeEncodeError:  # JSON can escape what no text can hold, and config.json is text
-        raise CorpusError(f'{place}: "{key}" has half of a surrogate pair') from None
+    except UnicodeEncodeError:  # JSON can escape a lone surrogate, which config.json could not hold
+        raise CorpusError(f'{location}: "{key}" has half of a surrogate pair') from None
     return tuple(values)
 
 
-def split_tagged(sequences: Sequence[Tagged], validation: float, seed: int) -> tuple[list[Tagged], list[Tagged]]:
-    """The sequences to train on and the held-out ones, a share `validation` (0 <= validation < 1) drawn from `seed`.
+def split_tagged(
+    sequences: Sequence[TaggedSequence], validation: float, seed: int
+) -> tuple[list[TaggedSequence], list[TaggedSequence]]:
+    """Split `sequences` into those to train on and the held-out ones, a fraction `validation` (0 <= validation < 1).
 
-    Both are in the order of `sequences`. Raises CorpusError if a side would be empty although validation > 0.
+    Which ones are held out is drawn from `seed`; both keep the order of `sequences`. Raises CorpusError if one of the
+    two would be empty although validation > 0.
     """
     count = round(len(sequences) * validation)
     if validation > 0 and not 0 < count < len(sequences):
         side = "validate" if count == 0 else "train"
         change = "larger" if count == 0 else "smaller"
         raise CorpusError(
-            f"a share of {validation:g} held out of {len(sequences):,} sequences leaves none to {side} on;"
+            f"holding out a fraction of {validation:g} of {len(sequences):,} sequences leaves none to {side} on;"
             f" use a {change} --validation, a larger corpus, or --validation 0"
         )
     order = np.random.default_rng((seed, SPLIT_STREAM)).permutation(len(sequences))
@@ -120,88 +114,13 @@ def split_tagged(sequences: Sequence[Tagged], validation: float, seed: int) -> t
     return training, [sequences[index] for index in sorted(chosen)]
 
 
-class SequenceBatches:
-    """Batches of up to `batch` sequences of one length, in an order drawn from (seed, epoch); zero state.
-
-    Every sequence is read exactly once an epoch. Nothing is padded, so both directions of a network see sequences only;
-    the last batch of each length may be smaller. Satisfies rill.train.text.windows.Windows. Raises CorpusError for a
-    symbol or label that `vocabulary` or `labels` lacks.
-    """
-
-    carried = False
-
-    def __init__(
-        self,
-        sequences: Sequence[Tagged],
-        vocabulary: Vocabulary,
-        labels: Sequence[str],
-        batch: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self._groups = _encode_by_length(sequences, vocabulary, labels, device)
-        self._length = sum(math.ceil(len(inputs) / batch) for inputs, _ in self._groups)
-        self.rows, self.seed, self.device = batch, seed, device
-        self._order = lru_cache(maxsize=1)(self._draw_order)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Symbol ids and label ids, both (B, T) int64."""
-        group, rows = self._order(epoch)[index]
-        inputs, targets = self._groups[group]
-        return inputs[rows], targets[rows]
-
-    def _draw_order(self, epoch: int) -> list[tuple[int, Tensor]]:
-        """For every batch the group it comes from and its rows there, (B,) int64."""
-        random = np.random.default_rng((self.seed, epoch))
-        batches = [
-            (group, rows)
-            for group, (inputs, _) in enumerate(self._groups)
-            for rows in torch.split(torch.from_numpy(random.permutation(len(inputs))).to(self.device), self.rows)
-        ]
-        return [batches[index] for index in random.permutation(len(batches))]
-
-
-class HeldOutSequences:
-    """Held-out sequences, at least one. Raises CorpusError for a symbol or label that the model does not have."""
-
-    def __init__(
-        self, sequences: Sequence[Tagged], vocabulary: Vocabulary, labels: Sequence[str], device: torch.device
-    ) -> None:
-        self._groups = _encode_by_length(sequences, vocabulary, labels, device)
-        self.sequences = len(sequences)
-
-    @property
-    def characters(self) -> int:
-        """How many steps are labelled, over all sequences."""
-        return sum(targets.numel() for _, targets in self._groups)
-
-    @torch.inference_mode()
-    def measure(self, model: nn.Module, limit: int | None = None) -> Measured:
-        """Mean cross-entropy in nats per step, and the share of the sequences labelled right at every step.
-
-        All sequences are measured, whatever the `limit`. `model` maps symbol ids (B, T) int64 to logits (B, T, labels)
-        and a state; a step's label is the one with the largest logit.
-        """
-        was_training = model.training
-        model.eval()
-        nats, right = 0.0, 0
-        for inputs, targets in self._groups:
-            rows = max(1, min(SEQUENCES_AT_ONCE, STEPS_AT_ONCE // inputs.shape[1]))
-            for part, expected in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
-                logits, _ = model(part)
-                nats += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
-                right += int((logits.argmax(-1) == expected).all(1).sum())
-        model.train(was_training)
-        return Measured(nats / self.characters, self.characters, right / self.sequences)
-
-
-def _encode_by_length(
-    sequences: Sequence[Tagged], vocabulary: Vocabulary, labels: Sequence[str], device: torch.device
+def encode_by_length(
+    sequences: Sequence[TaggedSequence], vocabulary: Vocabulary, labels: Sequence[str], device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """For every length T the symbol ids and label ids of all sequences of that length, both (N, T) int64."""
+    """For every length T, the symbol ids and label ids of all sequences of that length, both (N, T) int64.
+
+    Raises CorpusError for a symbol or label that `vocabulary` or `labels` lacks.
+    """
     label_ids = {label: index for index, label in enumerate(labels)}
     groups: defaultdict[int, tuple[list[list[int]], list[list[int]]]] = defaultdict(lambda: ([], []))
     for sequence in sequences:

@@ -1,6 +1,7 @@
-"""From a text to batches of windows: what the network reads, and the same one character later."""
+"""Batches for training: windows of a text, whose targets are one character later, or tagged sequences."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from rill.train.errors import CorpusError
+from rill.train.text.tagging import TaggedSequence, encode_by_length
+from rill.vocabulary import Vocabulary
 
 
 class Windows(Protocol):
-    """Batches by (epoch, index): a resumed run asks for the next one, and nothing has to be replayed.
+    """Batches by (epoch, index), so that a resumed run takes the next one without replaying any.
 
     `len(windows)` is the number of batches in an epoch. `carried` says whether the state at the end of one batch is the
-    state at the beginning of the next one; it is zero at the start of every epoch in any case.
+    initial state of the next one; every epoch begins with a zero state.
     """
 
     carried: bool
@@ -30,9 +33,8 @@ class Windows(Protocol):
 class SequentialWindows:
     """The text cut into `batch` parallel tracks of equal length, read side by side, `window` characters at a time.
 
-    Every character is predicted exactly once an epoch, but for fewer than `batch` at the end of the text, which do not
-    fill a row. The last window of an epoch may be shorter. Raises CorpusError if
-    a track is shorter than a window.
+    Every character is predicted exactly once per epoch, except fewer than `batch` at the end of the text, which do not
+    fill a row. The last window of an epoch may be shorter. Raises CorpusError if a track is shorter than a window.
     """
 
     carried = True
@@ -52,13 +54,13 @@ class SequentialWindows:
         return math.ceil(self.inputs.shape[1] / self.window)
 
     def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, both (B, T) int64; every epoch is the same."""
+        """Inputs and targets, both (B, T) int64; the same in every epoch."""
         part = slice(index * self.window, (index + 1) * self.window)
         return self.inputs[:, part], self.targets[:, part]
 
 
 class RandomWindows:
-    """Windows that do not overlap, from a random offset, in a random order drawn from (seed, epoch); zero state.
+    """Windows that do not overlap, from an offset and in an order drawn from (seed, epoch); zero state.
 
     Raises CorpusError if the text does not fill one batch.
     """
@@ -90,3 +92,47 @@ class RandomWindows:
         offset = random.integers(self.window)
         order = random.permutation(self._length * self.rows)
         return torch.from_numpy(offset + order * self.window).to(self.ids.device)
+
+
+class SequenceBatches:
+    """Batches of up to `batch` tagged sequences of one length, in an order drawn from (seed, epoch); zero state.
+
+    Every sequence is read exactly once per epoch. Nothing is padded, so that neither direction of a network reads
+    padding; the last batch of each length may be smaller. Raises CorpusError for a symbol or label that `vocabulary` or
+    `labels` lacks.
+    """
+
+    carried = False
+
+    def __init__(
+        self,
+        sequences: Sequence[TaggedSequence],
+        vocabulary: Vocabulary,
+        labels: Sequence[str],
+        batch: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._groups = encode_by_length(sequences, vocabulary, labels, device)
+        self._length = sum(math.ceil(len(inputs) / batch) for inputs, _ in self._groups)
+        self.rows, self.seed, self.device = batch, seed, device
+        self._order = lru_cache(maxsize=1)(self._draw_order)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Symbol ids and label ids, both (B, T) int64."""
+        group, rows = self._order(epoch)[index]
+        inputs, targets = self._groups[group]
+        return inputs[rows], targets[rows]
+
+    def _draw_order(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """For every batch, its group and its rows in that group, (B,) int64."""
+        random = np.random.default_rng((self.seed, epoch))
+        batches = [
+            (group, rows)
+            for group, (inputs, _) in enumerate(self._groups)
+            for rows in torch.split(torch.from_numpy(random.permutation(len(inputs))).to(self.device), self.rows)
+        ]
+        return [batches[index] for index in random.permutation(len(batches))]

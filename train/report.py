@@ -1,11 +1,11 @@
-"""What runs reached, beside what was published and what was aimed at, and the commands that make them.
+"""Report the results of runs beside published results and targets, with the commands that repeat the runs.
 
-    python -m rill.train.record.report runs/*
-    python -m rill.train.record.report runs/* --markdown
-    python -m rill.train.record.report runs/* --json report.json
+    rill train report runs/*
+    rill train report runs/* --markdown
+    rill train report runs/* --json report.json
 
 Perplexity is exp of the last training loss; validation losses are nats per character. A run that has not finished is
-shown as its last evaluation left it. The exit status is 1 if a folder is not a run.
+shown as of its last evaluation. The exit status is 1 if a folder is not a run.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from rich.text import Text
 
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError, TrainError
+from rill.train.options import flag_of, option_of
 from rill.train.record.display import perplexity
 from rill.train.record.files import replace_file
+from rill.train.record.folder import CONFIG, METRICS, SUMMARY
 from rill.train.record.recipe import Recipe, load_recipe
 
-PIPED_WIDTH = 240  # columns, where there is no terminal to ask
-NOT_OPTIONS = ("recipe", "corpus_sha256")
-FIGURES = {  # by their names in summary.json, but for the first and `seconds_per_epoch`: heading and format
+PIPED_WIDTH = 240  # columns, if the output is not a terminal
+FIGURES = {  # name in summary.json (except the first and `seconds_per_epoch`): heading and format
     "perplexity": ("perplexity", ".3f"),
     "val_loss": ("validation loss", ".4f"),
     "bits_per_char": ("bits/char", ".3f"),
@@ -45,7 +46,7 @@ COLUMNS = ("run", "recipe", *list(FIGURES)[:4], "published", "target", *list(FIG
 
 @dataclass(frozen=True)
 class Row:
-    """A run. `figures` has those of FIGURES that it has; `published` and `target` are its recipe's."""
+    """One run: those FIGURES that it has, and the published result and the targets of its recipe."""
 
     run: str
     recipe: str
@@ -56,7 +57,7 @@ class Row:
     command: str
 
     def met(self, name: str) -> bool | None:
-        """Whether the target `name` is met; None where the run has no such figure."""
+        """Whether the target `name` is met; None if the run has no such figure."""
         if name not in self.figures:
             return None
         value, target = self.figures[name], self.target[name]
@@ -88,12 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_row(folder: Path) -> Row:
-    """Read a run folder, as far as the run got. Raises ConfigError if it is none."""
-    config = _read_object(folder / "config.json")
+    """Read a run folder, finished or not. Raises ConfigError if it is not a run."""
+    config = _read_object(folder / CONFIG)
     if not all(isinstance(config.get(section), dict) for section in ("model", "training")):
-        raise ConfigError(f"{folder} is not a run: it has no readable config.json")
+        raise ConfigError(f"{folder} is not a run: it has no readable {CONFIG}")
     training = config["training"]
-    last, summary = _last_line(folder / "metrics.jsonl"), _read_object(folder / "summary.json")
+    last, summary = _last_line(folder / METRICS), _read_object(folder / SUMMARY)
     measured = last | summary
     if "train_loss" in measured:
         measured["perplexity"] = perplexity(measured["train_loss"])
@@ -112,7 +113,7 @@ def read_row(folder: Path) -> Row:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is none, or the run was killed while the file was written."""
+    """Read a JSON object; an empty one if the file is missing or incomplete, as after a kill."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -121,7 +122,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl; empty if there is none."""
+    """Read the last complete line of metrics.jsonl; an empty object if there is none."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -135,45 +136,45 @@ def _last_line(path: Path) -> dict[str, Any]:
 
 
 def _recipe(folder: Path, training: dict[str, Any]) -> Recipe | None:
-    """The run's recipe, if it had one and that is still there."""
+    """The run's recipe, if it has one that still exists."""
     if not training.get("recipe"):
         return None
     try:
         return load_recipe(training["recipe"])
     except ConfigError as error:
-        print(f"{folder}: {error}; its command is given without the recipe", file=sys.stderr)
+        print(f"{folder}: {error}; its command is shown without the recipe", file=sys.stderr)
         return None
 
 
 def _command(folder: Path, config: dict[str, Any], recipe: Recipe | None) -> str:
-    """The command that makes the run: its recipe, and an option for each value that differs from it."""
+    """The command that repeats the run: its recipe, and an option for each value that differs from the recipe."""
     stored = config["model"] | config["training"]
-    options = [field for section in (TrainingConfig, ModelConfig) for field in fields(section)]
-    start = _read_object(Path(stored["start"], "config.json")) if stored.get("start") else {}
-    base = {field.name: field.default for field in options} | start.get("model", {})
+    options = [declared for section in (TrainingConfig, ModelConfig) for declared in fields(section)]
+    start = _read_object(Path(stored["start"], CONFIG)) if stored.get("start") else {}
+    base = {declared.name: declared.default for declared in options} | start.get("model", {})
     words = ["rill", "train"]
     if recipe:
         base |= recipe.model | recipe.training
         words += ["--recipe", recipe.name]
-    for name in (field.name for field in options if field.name not in NOT_OPTIONS):
+    for declared in options:
+        name, flag = declared.name, flag_of(declared)
         value = stored.get(name, base[name])
         value = tuple(value) if isinstance(value, list) else value
-        if value is None or value == base[name]:  # None: the length of the run is given another way
+        if name == "recipe" or option_of(declared) is None or value is None or value == base[name]:
             continue
-        option = "--from" if name == "start" else "--" + name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
+            words.append(flag)
         elif isinstance(value, tuple):
-            words += [option, *value]
+            words += [flag, *value]
         else:
-            words += [option, str(value).removesuffix(".0")]
+            words += [flag, str(value).removesuffix(".0")]
     if start and config.get("vocabulary") != start.get("vocabulary"):
         words.append("--extend-vocabulary")
     return shlex.join([*words, "--out", str(folder)])
 
 
 def _cells(rows: list[Row]) -> dict[str, list[str]]:
-    """The columns that are not empty, by their headings."""
+    """The non-empty columns, by heading."""
     columns = {}
     for name in COLUMNS:
         heading = FIGURES[name][0] if name in FIGURES else name
@@ -203,7 +204,7 @@ def _target(row: Row, name: str) -> str:
 
 
 def _print_table(rows: list[Row]) -> None:
-    """Print the table and the commands, each on one line however long; cells are folded, never cut off."""
+    """Print the table and the commands, each on one line; long cells are folded, never cut off."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
@@ -212,14 +213,14 @@ def _print_table(rows: list[Row]) -> None:
     for heading in columns:
         table.add_column(heading, overflow="fold", justify="right" if heading in FIGURE_HEADINGS else "left")
     for cells in zip(*columns.values(), strict=True):
-        table.add_row(*map(Text, cells))  # as they are: no markup
+        table.add_row(*map(Text, cells))  # literally: no markup
     console.print(table)
     for row in rows:
         console.print(Text(row.command), soft_wrap=True)
 
 
 def _print_markdown(rows: list[Row]) -> None:
-    """Print a table in GitHub's Markdown, and the commands as a code block."""
+    """Print a GitHub Markdown table, and the commands as a code block."""
     columns = _cells(rows)
     lines = [tuple(columns), tuple("---:" if heading in FIGURE_HEADINGS else "---" for heading in columns)]
     lines += zip(*columns.values(), strict=True)
@@ -229,7 +230,7 @@ def _print_markdown(rows: list[Row]) -> None:
 
 
 def _to_json(row: Row) -> dict[str, Any]:
-    """The row for --json; an infinite perplexity, which JSON has no number for, is null."""
+    """The row for --json; an infinite perplexity, which JSON cannot express, is null."""
     document = asdict(row)
     document["figures"] = {name: value if math.isfinite(value) else None for name, value in row.figures.items()}
     document["target"] = {name: {"value": value, "met": row.met(name)} for name, value in row.target.items()}
@@ -239,14 +240,14 @@ def _to_json(row: Row) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     usage, _, description = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m rill.train.record.report",
+        prog="rill train report",
         description=usage,
         epilog=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file too")
-    parser.add_argument("--markdown", action="store_true", help="print a GitHub Markdown table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--markdown", action="store_true", help="print a GitHub Markdown table instead")
     return parser
 
 

@@ -1,0 +1,100 @@
+"""Carry out a plan: read the text, build the trainer, run it, and say how it ended."""
+
+from dataclasses import replace
+
+import torch
+
+from rill.train.errors import ConfigError, CorpusError, RunError
+from rill.train.loop.cpu import prepare_cpu
+from rill.train.loop.device import resolve_device
+from rill.train.loop.interrupt import Interrupt
+from rill.train.loop.start import vocabulary_from
+from rill.train.loop.team import Team
+from rill.train.loop.trainer import Trainer
+from rill.train.plan import Plan
+from rill.train.record.display import Display
+from rill.train.record.folder import RunConfig, save_config
+from rill.train.record.run import Run, load_run
+from rill.train.text.data import Data, tagged_data, text_data
+from rill.train.text.split import TextSplit, read_sequences, read_texts
+from rill.vocabulary import UnknownCharacterError, Vocabulary
+
+DEEP = 4  # layers
+
+
+def train(plan: Plan, team: Team) -> int:
+    """Train as planned; the exit status: 0, or 128 + N if signal N stopped the run.
+
+    Raises TrainError for what the user can fix, and OSError if a file cannot be written.
+    """
+    team.wait()  # until all processes have made their plans, before the first one writes into the folder
+    display = Display(quiet=not team.first)
+    start = load_run(plan.start) if plan.start else None
+    if team.size > 1 and "-" in plan.training.corpus + plan.training.validation_corpus:
+        raise ConfigError("several processes cannot share standard input; name a file")
+    device = resolve_device(team.device(plan.training.device))
+    prepare_cpu(plan.training.threads)
+
+    config, data = _read_data(plan, start, device)
+    trainer = Trainer(plan.folder, config, data, device, display, team, start)
+    if plan.stored is not None:
+        trainer.resume()
+    elif team.first:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        save_config(plan.folder, config)
+    parameters = sum(weight.numel() for weight in trainer.model.parameters())
+    display.line(
+        f"{' '.join(config.training.corpus)}: {data.description}; {parameters:,} parameters; {device}"
+        f"{f' × {team.size} processes' if team.size > 1 else ''}; from step {trainer.position.step}"
+    )
+    if config.model.layers >= DEEP and not config.model.residual and trainer.position.step == 0:
+        display.line(
+            f"note: {config.model.layers} layers without --residual often learn nothing but character frequencies"
+        )
+    with Interrupt() as interrupt, display:
+        stopped = trainer.run(interrupt)
+    if stopped:
+        display.line(f"stopped at step {trainer.position.step}; continue with --resume")
+        team.wait()  # torchrun ends all processes as soon as one has ended
+        return 128 + stopped
+    if interrupt.requested:
+        display.line(f"interrupted too late: {plan.folder} is complete")
+    return 0
+
+
+def _read_data(plan: Plan, start: Run | None, device: torch.device) -> tuple[RunConfig, Data]:
+    """Read the corpus, settle the vocabulary, cut the data. Raises ConfigError, CorpusError, RunError."""
+    model, training, stored = plan.model, plan.training, plan.stored
+    source = read_sequences(training) if model.task == "tag" else read_texts(training)
+    digest = source.digest()
+    if stored is not None:
+        if digest != stored.training.corpus_sha256:
+            raise RunError(
+                f"the text of {' '.join(training.corpus)} is not the one that {plan.folder} was started with;"
+                " give the original text with --corpus, or choose another --out"
+            )
+        config = RunConfig(model, training, stored.vocabulary, stored.labels)
+    else:
+        training = replace(training, corpus_sha256=digest)
+        if isinstance(source, TextSplit):
+            config = RunConfig(model, training, _vocabulary(source, plan, start))
+        else:
+            config = RunConfig(model, training, *source.vocabulary_and_labels())
+    if isinstance(source, TextSplit):
+        return config, text_data(training, config.vocabulary, source, device)
+    return config, tagged_data(training, config.vocabulary, config.labels, source, device)
+
+
+def _vocabulary(texts: TextSplit, plan: Plan, start: Run | None) -> Vocabulary:
+    if start is not None:
+        vocabulary = vocabulary_from(start, texts.alphabet, plan.training.min_count, plan.extend_vocabulary)
+    else:
+        vocabulary = Vocabulary.of_text(texts.alphabet, plan.training.min_count)
+    if len(vocabulary) < 2:
+        raise CorpusError(f"the corpus has one distinct symbol, {vocabulary.symbols[0]!r}; there is nothing to predict")
+    for prefix in plan.training.prefix:
+        try:
+            vocabulary.encode(prefix)
+        except UnknownCharacterError as error:
+            raise ConfigError(f"--prefix {prefix!r}: {error}") from None
+    return vocabulary

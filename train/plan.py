@@ -1,0 +1,142 @@
+"""What a run is to be, settled from the options, a recipe and the run folder before PyTorch is loaded."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rill.train.config import DEFAULT_EPOCHS, HORIZONS, ModelConfig, TrainingConfig
+from rill.train.errors import ConfigError, RunError
+from rill.train.record.folder import CONFIG, RESUME_MAY_CHANGE, SUMMARY, RunConfig, checkpoints, load_config
+from rill.train.record.recipe import Recipe, load_recipe
+
+# Options of which giving one discards the recipe's values for the others.
+ALTERNATIVES = (
+    HORIZONS,
+    ("evaluate_every", "evaluate_epochs"),
+    ("validation", "validation_characters", "validation_corpus"),
+)
+MAY_DIFFER_FROM_START = ("dropout",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to begin, or, where there is a `stored` configuration in its folder, to resume.
+
+    `start` is the run folder whose weights it begins with, if any; `complete` says that there is nothing left to do.
+    """
+
+    folder: Path
+    model: ModelConfig
+    training: TrainingConfig
+    stored: RunConfig | None
+    start: Path | None = None
+    extend_vocabulary: bool = False
+    complete: bool = False
+
+
+def make_plan(options: dict[str, Any]) -> Plan:
+    """Make the plan that `options` ask for: values by the names of the configurations' fields, plus `out`,
+    `resume` and `extend_vocabulary`. Raises ConfigError, RunError.
+    """
+    options = dict(options)
+    recipe = load_recipe(options.pop("recipe")) if "recipe" in options else None
+    folder = _run_folder(options.pop("out", None), recipe)
+    extend, resume = options.pop("extend_vocabulary", False), options.pop("resume", False)
+    stored = _stored_config(folder, resume)
+    if stored is not None and (folder / SUMMARY).exists():
+        return Plan(folder, stored.model, stored.training, stored, complete=True)
+    start = options.get("start", stored.training.start if stored else "")
+    if extend and not start:
+        raise ConfigError("--extend-vocabulary is for a run that continues another one on other text; give --from RUN")
+    if checkpoints(folder):  # which hold the weights
+        start = ""
+    start_config = load_start_config(start, folder, stored) if start else None
+    model, training = configure(folder, stored, recipe, start_config, options)
+    if not training.corpus:
+        raise ConfigError("no text to train on; give --corpus")
+    return Plan(folder, model, training, stored, Path(start) if start else None, extend)
+
+
+def _run_folder(out: str | None, recipe: Recipe | None) -> Path:
+    if out is None and recipe is None:
+        raise ConfigError("give --out, the run folder")
+    return Path("runs", Path(recipe.name).stem) if out is None and recipe else Path(str(out))
+
+
+def _stored_config(folder: Path, resume: bool) -> RunConfig | None:
+    """The configuration of the run to resume in `folder`, if any. Raises RunError if something is in the way."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; give a folder")
+    if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
+        return None
+    if not (folder / CONFIG).exists():
+        raise RunError(f"{folder} is not empty and is not a run folder: it has no {CONFIG}; give another --out")
+    if not resume:
+        raise RunError(f"{folder} already holds a run; continue it with --resume or choose another --out")
+    return load_config(folder)
+
+
+def load_start_config(start: str, folder: Path, stored: RunConfig | None) -> RunConfig:
+    """The configuration of the run folder `start`, which a new run, or the `stored` one of `folder`, begins with.
+
+    Raises ConfigError for a tagger, and RunError if `start` is not a run or does not fit `stored`.
+    """
+    config = load_config(Path(start))
+    if config.model.task == "tag":
+        raise ConfigError(f"{start} is a tagger; --from works only with runs that predict the next character")
+    if stored is not None:
+        same_model = replace(config.model, dropout=stored.model.dropout) == stored.model
+        if not same_model or not set(config.vocabulary.symbols) <= set(stored.vocabulary.symbols):
+            raise RunError(f"{start} has another model or vocabulary than the run that {folder} was started from")
+    return config
+
+
+def configure(
+    folder: Path,
+    stored: RunConfig | None,
+    recipe: Recipe | None,
+    start: RunConfig | None,
+    options: dict[str, Any],
+) -> tuple[ModelConfig, TrainingConfig]:
+    """Put the given `options` into the stored, the recipe's or the default configuration.
+
+    Raises ConfigError, and RunError for an option that contradicts the stored configuration.
+    """
+    model_names = {declared.name for declared in fields(ModelConfig)}
+    model_options = {name: value for name, value in options.items() if name in model_names}
+    training_options = {name: value for name, value in options.items() if name not in model_names}
+    if any(name in training_options for name in HORIZONS):
+        training_options = dict.fromkeys(HORIZONS) | training_options
+    if recipe is not None and not (stored is not None and stored.training.recipe == recipe.name):
+        discarded = {name for group in ALTERNATIVES if training_options.keys() & set(group) for name in group}
+        values = {name: value for name, value in recipe.training.items() if name not in discarded}
+        model_options = recipe.model | model_options
+        training_options = values | training_options | {"recipe": recipe.name}
+    if stored is not None:
+        return _resumed(folder, stored, model_options, training_options)
+    if recipe is not None and "corpus" not in training_options:
+        raise ConfigError(f"recipe {recipe.name} needs --corpus{f': {recipe.wants}' if recipe.wants else ''}")
+    if not any(training_options.get(name) for name in HORIZONS):
+        training_options["epochs"] = training_options.get("epochs", DEFAULT_EPOCHS)
+    training = TrainingConfig(**training_options)
+    if start is None:
+        return ModelConfig(**model_options), training
+    for name, value in model_options.items():
+        if value != getattr(start.model, name) and name not in MAY_DIFFER_FROM_START:
+            raise ConfigError(f"{training.start} has {name} {getattr(start.model, name)!r}, not {value!r}")
+    return replace(start.model, **model_options), training
+
+
+def _resumed(
+    folder: Path, stored: RunConfig, model_options: dict[str, Any], training_options: dict[str, Any]
+) -> tuple[ModelConfig, TrainingConfig]:
+    """The stored configuration, with the options that a resumed run may change."""
+    for section, given in ((stored.model, model_options), (stored.training, training_options)):
+        for name, value in given.items():
+            before = getattr(section, name)
+            if value != before and name not in RESUME_MAY_CHANGE:
+                raise RunError(
+                    f"{folder} was started with {name} {before!r}, not {value!r}; leave the option (or --recipe) out"
+                    " to continue it, or choose another --out"
+                )
+    return stored.model, replace(stored.training, **training_options)
