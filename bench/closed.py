@@ -1,4 +1,4 @@
-"""Closed loop over gRPC: so many streams, and each begins its next text as soon as the last one is complete."""
+"""The closed loop over gRPC: each of N streams begins its next text as soon as the last one is complete."""
 
 import asyncio
 import time
@@ -13,12 +13,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from rill.bench.errors import BenchError
+from rill.bench import BenchError
 from rill.bench.floors import Floor, sample
-from rill.bench.latency import Objective, Percentiles, Tally, Text, percentiles
-from rill.bench.load_generator import Client, watched
+from rill.bench.latency import Percentiles, Tally, TextTimes, percentiles
+from rill.bench.load_generator import LoadGenerator, watched
+from rill.bench.options import Objective
 from rill.bench.server import Server, Spent
-from rill.bench.workload import Texts
+from rill.bench.workload import Workload
 
 WINDOWS = 8  # of a load, with the floors measured before, between and after them
 WARM_UP = 0.4  # of a window's time, before it
@@ -28,13 +29,13 @@ BEGIN_SECONDS = 60.0  # at most, until every stream has its first character
 
 @dataclass(frozen=True)
 class Load:
-    """What `streams` readers saw within `seconds`, and what it cost the server.
+    """What `streams` readers received within `seconds`, and what it cost the server.
 
     `first_character_ms` is from the call to its first character; `inter_character_us` is the time between two
-    messages of a text divided by the characters of the second; `queued_ms` is what the server says of complete texts.
+    messages of a text divided by the characters of the second; the server reports `queued_ms` for complete texts.
     `on_time_texts` is the share of complete texts that met the objective. `slowest_to_mean` compares the characters of
-    the stream that got the fewest, in all windows together, with the mean. `server_megabytes` is the most that was
-    resident while the streams were live, and `kilobytes_per_stream` what that is beyond the server at rest.
+    the stream that got the fewest, in all windows together, with the mean. `server_megabytes` is the
+    largest resident memory while the streams were live, and `kilobytes_per_stream` its excess over the server at rest.
     `other_cores` is how many cores were busy with programs that are not part of the benchmark. These, and CPU times,
     are None for a server that was not started here. `windows` are the speeds of the parts that the load was measured
     in, in characters a second, and `cpu_windows` their `server_cpu_us_per_character`; a ratio is the median over the
@@ -69,7 +70,7 @@ class Window:
     """One part of a load."""
 
     tally: Tally
-    client: Client
+    client: LoadGenerator
     spent: Spent | None
     megabytes: float | None
 
@@ -80,27 +81,27 @@ class Window:
 
     @property
     def cpu_us(self) -> float | None:
-        """The server's CPU microseconds a character; None if that is not known, or nothing came."""
+        """The server's CPU microseconds a character; None if that is unknown, or no character arrived."""
         return 1e6 * self.spent.server / self.tally.characters if self.spent and self.tally.characters else None
 
 
 class Readers:
     """The streams of a closed loop; they count into `tally`, which may be replaced at any time."""
 
-    def __init__(self, stub: Any, texts: Texts, streams: int, objective: Objective) -> None:
-        self._stub, self._texts, self._streams, self._objective = stub, texts, streams, objective
+    def __init__(self, stub: Any, workload: Workload, streams: int, objective: Objective) -> None:
+        self._stub, self._workload, self._streams, self._objective = stub, workload, streams, objective
         self._missing = streams  # streams without a character so far
         self.all_begun = asyncio.Event()
         self.tally = Tally()
 
     async def read(self, stream: int) -> None:
         """Read texts, one after the other, until cancelled. Raises BenchError if one fails."""
-        request = self._texts.request()
-        # First texts differ in length: streams that all began and ended together would be no steady load.
+        request = self._workload.request()
+        # First texts differ in length: streams that all began and ended together would not be a steady load.
         request.max_chars = max(request.max_chars * (stream + 1) // self._streams, 1)
         begun = False
         while True:
-            text = Text(time.perf_counter(), self._objective)
+            text = TextTimes(time.perf_counter(), self._objective)
             try:
                 async for message in self._stub.Generate(request):
                     characters = text.received(message, time.perf_counter(), self.tally)
@@ -110,7 +111,7 @@ class Readers:
                         self._has_begun()
             except grpc.aio.AioRpcError as error:
                 raise BenchError(f"a stream failed: {error.code().name}: {error.details()}") from None
-            request = self._texts.request()
+            request = self._workload.request()
 
     def _has_begun(self) -> None:
         self._missing -= 1
@@ -119,12 +120,12 @@ class Readers:
 
 
 @asynccontextmanager
-async def busy(stub: Any, texts: Texts, streams: int, objective: Objective) -> AsyncIterator[Readers]:
-    """So many streams that read meanwhile, all with a character already. Raises BenchError if one fails.
+async def busy(stub: Any, workload: Workload, streams: int, objective: Objective) -> AsyncIterator[Readers]:
+    """Read with N streams inside the context, which begins when each has a character. Raises BenchError if one fails.
 
     `stub` has the `Generate` of a TextGenerationStub.
     """
-    readers = Readers(stub, texts, streams, objective)
+    readers = Readers(stub, workload, streams, objective)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(readers.read(stream)) for stream in range(streams)]
@@ -132,7 +133,7 @@ async def busy(stub: Any, texts: Texts, streams: int, objective: Objective) -> A
                 async with asyncio.timeout(BEGIN_SECONDS):
                     await readers.all_begun.wait()
             except TimeoutError:
-                raise BenchError(f"not all of {streams} streams had a character after {BEGIN_SECONDS:g} s") from None
+                raise BenchError(f"some of {streams} streams had no character after {BEGIN_SECONDS:g} s") from None
             yield readers
             for task in tasks:
                 task.cancel()
@@ -140,11 +141,11 @@ async def busy(stub: Any, texts: Texts, streams: int, objective: Objective) -> A
         raise failures.exceptions[0] from None
 
 
-async def window(server: Server, texts: Texts, streams: int, seconds: float, objective: Objective) -> Window:
-    """Load `server`, for so long after a warm-up. Raises BenchError if a stream fails."""
+async def window(server: Server, workload: Workload, streams: int, seconds: float, objective: Objective) -> Window:
+    """Load `server` for `seconds` after a warm-up. Raises BenchError if a stream fails."""
     async with (
         server.connected() as stub,
-        busy(stub, texts, streams, objective) as readers,
+        busy(stub, workload, streams, objective) as readers,
     ):
         await asyncio.sleep(WARM_UP * seconds)
         readers.tally = tally = Tally()
@@ -159,33 +160,33 @@ async def window(server: Server, texts: Texts, streams: int, seconds: float, obj
 
 async def measure(
     server: Server,
-    texts: Texts,
+    workload: Workload,
     streams: int,
     seconds: float,
     objective: Objective,
     floors: Sequence[Floor],
     advance: Callable[[], None],
 ) -> Load:
-    """A load, warmed up, in windows with the floors sampled around each; `advance` is called after each window."""
-    await window(server, texts, streams, seconds / WINDOWS, objective)
+    """Measure a load in windows, with the floors sampled around each; `advance` is called after each window."""
+    await window(server, workload, streams, seconds / WINDOWS, objective)
     windows = []
     for _ in range(WINDOWS):
         await sample(floors, FLOOR_SHARE * seconds)
-        windows.append(await window(server, texts, streams, seconds / WINDOWS, objective))
+        windows.append(await window(server, workload, streams, seconds / WINDOWS, objective))
         advance()
     await sample(floors, FLOOR_SHARE * seconds)
     return load_of(streams, windows, server, floors)
 
 
 def load_of(streams: int, windows: Sequence[Window], server: Server, floors: Sequence[Floor]) -> Load:
-    """The windows of a load taken together. Raises BenchError if nothing came."""
+    """Combine the windows of a load. Raises BenchError if no character arrived."""
     seconds = sum(part.client.seconds for part in windows)
     tallies = [part.tally for part in windows]
     characters, messages, texts = (
         sum(getattr(tally, name) for tally in tallies) for name in ("characters", "messages", "texts")
     )
     if not characters:
-        raise BenchError(f"{streams} streams: no character came within {seconds:g} s; give more --seconds")
+        raise BenchError(f"{streams} streams: no character arrived within {seconds:g} s; use a larger --seconds")
     by_stream = sum((tally.by_stream for tally in tallies), Counter[int]())
     spent = [part.spent for part in windows if part.spent]
     megabytes = max((part.megabytes for part in windows if part.megabytes), default=None)
@@ -223,7 +224,7 @@ def _beyond_rest(server: Server, megabytes: float | None, streams: int) -> float
 
 
 def _ratios(speeds: Sequence[float], cpu: Sequence[float | None], floors: Sequence[Floor]) -> dict[str, float]:
-    """Speeds relative to each floor; CPU time a character relative to that of the decode graph."""
+    """Compute speeds relative to each floor, and CPU time a character relative to that of the decode graph."""
     ratios = {f"ratio_to_{floor.name}": _paired(speeds, floor.samples) for floor in floors}
     for floor in floors:
         if floor.name == "decode" and any(cpu):
@@ -232,6 +233,6 @@ def _ratios(speeds: Sequence[float], cpu: Sequence[float | None], floors: Sequen
 
 
 def _paired(windows: Sequence[float | None], around: Sequence[float]) -> float:
-    """The median over the windows of what was measured in one to the mean of the floor's samples around it."""
+    """Return the median over the windows of a window's value divided by the mean of the samples around it."""
     pairs = zip(windows, pairwise(around), strict=True)
     return median(value / mean(pair) for value, pair in pairs if value is not None)

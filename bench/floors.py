@@ -1,9 +1,9 @@
-"""The in-process floors: how fast this machine makes characters when nothing stands between them and the caller.
+"""The in-process floors: how fast this machine generates characters without a server.
 
 - decode: the server's own decoder, many steps a call;
-- step: the loop that one writes around ONNX Runtime, one step of the portable graph a character, sampling in NumPy;
-- eager: the loop that one writes in PyTorch, one step a character, for a model of the same shape. Its weights are
-  random: how long a step takes does not depend on their values.
+- step: the usual loop around ONNX Runtime, one step of the portable graph a character, sampling in NumPy;
+- eager: the usual loop in PyTorch, one step a character, for a model of the same shape. Its weights are random: the
+  time of a step does not depend on their values.
 
 All run on one thread. With top-p, the last two sort.
 """
@@ -20,7 +20,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from rill.bench.portable import portable_session
+from rill.bench.peers.step import portable_session
 from rill.bundle import Bundle
 from rill.sampling import Sampling
 from rill.serve.engine.decoder import Decoder
@@ -30,24 +30,24 @@ from rill.serve.engine.states import States
 from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
 
-STEPS = 64  # of a call of the decode graph, and of the loops between two looks at the clock
-CHARACTERS = 4096  # of a call, about: at large batches it takes fewer steps
+STEPS = 64  # of a call of the decode graph, and of the loops between two readings of the clock
+CHARACTERS = 4096  # of a call, about: a large batch has fewer steps
 NAMES = {"decode": "decode graph", "step": "ORT step + NumPy", "eager": "PyTorch eager"}
 
 
 @dataclass
 class Floor:
-    """One way of making `batch` characters at a time; `samples` are in characters a second, `cpu` in µs a character."""
+    """One way to generate `batch` characters at a time; `samples` in characters a second, `cpu` in µs a character."""
 
     name: str
     batch: int
     steps: int
-    call: Callable[[], None]  # makes steps x batch characters
+    call: Callable[[], None]  # generates steps x batch characters
     samples: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def sample(self, seconds: float) -> None:
-        """Measure once more, for about `seconds`, after one call that is not counted."""
+        """Measure for about `seconds`, after one call that is not counted."""
         self.call()
         started, cpu = time.perf_counter(), time.thread_time()
         now, characters = started, 0
@@ -70,7 +70,7 @@ class Floor:
 
 
 class Floors:
-    """Raises StartError or ConfigError for a bundle that cannot run here."""
+    """The floors of a bundle. Raises StartError or ConfigError if it cannot run here."""
 
     def __init__(self, bundle: Bundle, device: str = "cpu", top_p: float = 1.0) -> None:
         torch.set_num_threads(1)
@@ -80,7 +80,7 @@ class Floors:
         self._model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
 
     def at(self, batch: int, names: Sequence[str] = tuple(NAMES)) -> list[Floor]:
-        """The floors of these names at a batch size, not sampled yet."""
+        """Return the floors of these names at a batch size, not yet sampled."""
         steps = min(max(CHARACTERS // batch, 1), STEPS)
         calls = {
             "decode": lambda: _decode_steps(self._decoder, self._bundle, batch, steps, self._top_p),
@@ -91,14 +91,14 @@ class Floors:
 
 
 async def sample(floors: Sequence[Floor], seconds: float) -> None:
-    """Sample each once more, letting Ctrl-C through between them."""
+    """Sample each once, and let Ctrl-C through between them."""
     for floor in floors:
         floor.sample(seconds)
         await asyncio.sleep(0)
 
 
 def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_p: float) -> Callable[[], None]:
-    """So many characters for `batch` rows in one call, going on from the call before."""
+    """Return a call that generates `steps` characters for `batch` rows at once, continuing from the last call."""
     states = States(
         [name for name, _ in bundle.states], (bundle.layers, batch, bundle.hidden), decoder.device, decoder.device_id
     ).batch(np.arange(batch))
@@ -116,8 +116,8 @@ def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_
 
     def call() -> None:
         nonlocal states
-        made, states = decoder.run(variant, feeds, states)
-        feeds["token"] = made["tokens"][-1]
+        outputs, states = decoder.run(variant, feeds, states)
+        feeds["token"] = outputs["tokens"][-1]
 
     return call
 
@@ -125,7 +125,7 @@ def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_
 def _session_steps(
     session: ort.InferenceSession, bundle: Bundle, batch: int, steps: int, top_p: float
 ) -> Callable[[], None]:
-    """So many characters for `batch` rows one by one: a run of model.onnx, softmax, inverse of the cumulative sums."""
+    """Return a call that generates them one by one: a run of model.onnx, softmax, inverse of the cumulative sums."""
     names = [name for name, _ in bundle.states]
     states = [np.zeros((bundle.layers, batch, bundle.hidden), np.float32) for _ in names]
     tokens = np.full((batch, 1), bundle.vocabulary.start_id)
@@ -149,7 +149,7 @@ def _session_steps(
 
 
 def _eager_steps(model: CharacterModel, start: int, batch: int, steps: int, top_p: float) -> Callable[[], None]:
-    """So many characters for `batch` rows one by one: step, softmax, inverse of the cumulative distribution."""
+    """Return a call that generates them one by one: a step, softmax, inverse of the cumulative distribution."""
     tokens = torch.full((batch, 1), start)
     state = model.initial_state(batch)
     uniforms = torch.rand(steps, batch, 1)

@@ -9,24 +9,25 @@ import grpc.aio
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from rill.bench import BenchError
 from rill.bench.closed import busy
-from rill.bench.errors import BenchError
-from rill.bench.latency import Objective, Percentiles, percentiles
+from rill.bench.latency import Percentiles, percentiles
+from rill.bench.options import Objective
 from rill.bench.server import Server
-from rill.bench.workload import Texts
+from rill.bench.workload import Workload
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
-CHARACTERS = 8  # of a text that is asked for to see its first character
+CHARACTERS = 8  # of a text whose first character is measured
 WARM_UP = 20  # pairs that are not counted
-PAUSE = 0.03  # seconds between newcomers, at most: they must not fall in step with the rounds
+PAUSE = 0.03  # seconds between newcomers, at most: they must not synchronise with the rounds
 
 
 @dataclass(frozen=True)
 class Wait:
-    """`ping_ms` is a unary call of the health service on the same channel, in turn with texts."""
+    """`ping_ms` is a unary call of the health service on the same channel, between texts."""
 
-    streams: int  # that were busy meanwhile
+    streams: int  # that were busy at the same time
     texts: int
     ping_ms: Percentiles
     first_character_ms: Percentiles
@@ -34,29 +35,29 @@ class Wait:
 
 
 async def idle_wait(server: Server, model: str, seconds: float) -> Wait:
-    """Texts one after the other to a server that does nothing else."""
+    """Request texts one after the other from a server that does nothing else."""
     async with grpc.aio.insecure_channel(server.target) as channel:
         await _pairs(channel, model, WARM_UP, 0.0, 0.0)
         return _wait(0, *await _pairs(channel, model, 1, seconds, 0.0))
 
 
 async def newcomer_wait(
-    server: Server, model: str, texts: Texts, streams: int, seconds: float, objective: Objective
+    server: Server, model: str, workload: Workload, streams: int, seconds: float, objective: Objective
 ) -> Wait:
-    """One text after the other, at random moments, beside so many streams of a closed loop."""
+    """Request one text after the other, at random times, beside N streams of a closed loop."""
     async with (
         grpc.aio.insecure_channel(server.target) as channel,
         server.connected() as stub,
-        busy(stub, texts, streams, objective),
+        busy(stub, workload, streams, objective),
     ):
         await _pairs(channel, model, WARM_UP, 0.0, PAUSE)
         return _wait(streams, *await _pairs(channel, model, 1, seconds, PAUSE))
 
 
 async def _pairs(
-    channel: grpc.aio.Channel, model: str, least: int, seconds: float, pause: float
+    channel: grpc.aio.Channel, model: str, at_least: int, seconds: float, pause: float
 ) -> tuple[list[float], list[float]]:
-    """Ping-pongs and first characters in turn, for so long and so many pairs at least: how long each took."""
+    """Time ping-pongs and first characters in turn, for at least `seconds` and `at_least` pairs."""
     health, stub = health_pb2_grpc.HealthStub(channel), TextGenerationStub(channel)
     request = pb.GenerateRequest(model=model, max_chars=CHARACTERS)
     random = np.random.default_rng(0)
@@ -64,7 +65,7 @@ async def _pairs(
     firsts: list[float] = []
     end = time.perf_counter() + seconds
     try:
-        while len(pings) < least or time.perf_counter() < end:
+        while len(pings) < at_least or time.perf_counter() < end:
             await _sleep(random, pause)
             started = time.perf_counter()
             await health.Check(health_pb2.HealthCheckRequest())
@@ -89,5 +90,5 @@ async def _sleep(random: np.random.Generator, pause: float) -> None:
 def _wait(streams: int, pings: list[float], firsts: list[float]) -> Wait:
     ping, first = percentiles(pings, 1e3), percentiles(firsts, 1e3)
     if not (ping.p50 and first.p50):
-        raise BenchError("no first character came")
+        raise BenchError("no first character arrived; use a larger --seconds")
     return Wait(streams, len(firsts), ping, first, first.p50 / ping.p50)

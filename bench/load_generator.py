@@ -1,4 +1,4 @@
-"""How busy the load generator itself was: a load that it cannot keep up with says little about the server."""
+"""How busy the load generator itself was: if it cannot keep up, a load says little about the server."""
 
 import asyncio
 import time
@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 TICK = 0.01  # seconds
-BUSY = 0.9  # of a core: from here on the client may be what limits a load
-LATE_MS = 10.0  # the 99th percentile of its lag: from here on latencies are the client's own in part
+BUSY = 0.9  # of a core: from here on the client may limit a load
+LATE_MS = 10.0  # the 99th percentile of its lag: from here on latencies are partly the client's own
 
 
 @dataclass
-class Client:
-    """CPU seconds of this process within `seconds`, and how late its event loop came to what was due."""
+class LoadGenerator:
+    """CPU seconds of this process within `seconds`, and how late its event loop was with what was due."""
 
     seconds: float = 0.0
     cpu: float = 0.0
@@ -21,9 +21,9 @@ class Client:
 
 
 @asynccontextmanager
-async def watched() -> AsyncIterator[Client]:
-    """Measure this process meanwhile."""
-    client = Client()
+async def watched() -> AsyncIterator[LoadGenerator]:
+    """Measure this process inside the context."""
+    client = LoadGenerator()
     started, cpu = time.perf_counter(), time.process_time()
     ticking = asyncio.create_task(_tick(client.lag))
     try:

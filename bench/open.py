@@ -1,7 +1,7 @@
-"""Open loop over gRPC: texts begin when they are due, however the earlier ones fare.
+"""The open loop over gRPC: texts begin when they are due, whether or not earlier ones are complete.
 
-Arrivals are Poisson's, and every time counts from when a text was *due*: if the server, or this client, stalls, all
-texts that were due meanwhile show it.
+Arrivals are a Poisson process, and every time counts from when a text was *due*: if the server or this client stalls,
+all texts that were due during the stall show it.
 """
 
 import asyncio
@@ -14,27 +14,27 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from rill.bench.errors import BenchError
-from rill.bench.latency import Objective, Percentiles, Tally, Text, percentiles
+from rill.bench import BenchError
+from rill.bench.latency import Percentiles, Tally, TextTimes, percentiles
 from rill.bench.load_generator import watched
+from rill.bench.options import Objective
 from rill.bench.server import Server
-from rill.bench.workload import Texts
+from rill.bench.workload import Workload
 
-PERCENTS = (25, 50, 75, 90, 110, 200)  # of the measured capacity
 CAPACITY_STREAMS = 64  # of the closed loop that measures it
 WARM_UP = 0.25  # of the time, before it
-GRACE = 2.0  # times the time, for what is not complete then
-MOST_OUTSTANDING = 1000  # texts at once; what is due beyond that is dropped, and counted
+GRACE = 2.0  # times the time, for texts that are not complete at its end
+MOST_OUTSTANDING = 1000  # texts at once; those due beyond that are dropped, and counted
 
 
 @dataclass(frozen=True)
 class Open:
-    """What became of the texts that were due within `seconds`.
+    """Results for the texts that were due within `seconds`.
 
-    Speeds are of what arrived within these seconds. Times count from when a text was due; a text that has no character
-    when the benchmark stops waiting counts with the time it has waited so far. `on_time_texts` is the share of the
-    offered texts that met the objective, `dropped` those that were not asked for because too many were outstanding,
-    `refused` those that the server had no room for, `unfinished` those that were not complete in the end.
+    Speeds count what arrived within these seconds. Times count from when a text was due; a text without a character
+    when the benchmark stops waiting counts with the time it has waited. `on_time_texts` is the share of the offered
+    texts that met the objective, `dropped` counts those that were not requested because too many were outstanding,
+    `refused` those that the server had no capacity for, `unfinished` those that were not complete at the end.
     """
 
     mix: str
@@ -53,7 +53,7 @@ class Open:
     first_character_ms: Percentiles
     inter_character_us: Percentiles
     queued_ms: Percentiles
-    refused_ms: Percentiles  # until those that were refused knew
+    refused_ms: Percentiles  # until a text was refused
     on_time_texts: float
     on_time_characters_per_second: float
     client_cpu_share: float
@@ -61,7 +61,7 @@ class Open:
 
 
 def arrivals(random: np.random.Generator, rate: float, seconds: float) -> Iterator[float]:
-    """When texts are due, in seconds from the beginning: a Poisson process."""
+    """Yield when texts are due, in seconds from the beginning: a Poisson process."""
     due = random.exponential(1 / rate)
     while due < seconds:
         yield due
@@ -69,36 +69,36 @@ def arrivals(random: np.random.Generator, rate: float, seconds: float) -> Iterat
 
 
 class Arriving:
-    """The texts of an open loop. Those due from `begin` on count; `flow` is what arrives, and may be replaced."""
+    """The texts of an open loop. Those due from `begin` on count; `flow` tallies arrivals, and may be replaced."""
 
-    def __init__(self, stub: Any, texts: Texts, objective: Objective, begin: float) -> None:
-        self._stub, self._texts, self._objective, self._begin = stub, texts, objective, begin
-        self.outstanding: dict[Text, asyncio.Task[None]] = {}
+    def __init__(self, stub: Any, workload: Workload, objective: Objective, begin: float) -> None:
+        self._stub, self._workload, self._objective, self._begin = stub, workload, objective, begin
+        self.outstanding: dict[TextTimes, asyncio.Task[None]] = {}
         self.offered = self.dropped = 0
         self.refusals: list[float] = []  # seconds
         self.tally, self.flow = Tally(), Tally()
         self._uncounted = Tally()
 
-    def counts(self, text: Text) -> bool:
-        """Whether it was due within the time that is measured."""
+    def counts(self, text: TextTimes) -> bool:
+        """Tell whether a text was due within the time that is measured."""
         return text.start >= self._begin
 
     async def run(self, group: asyncio.TaskGroup, start: float, rate: float, seconds: float) -> None:
-        """Begin every text when it is due."""
+        """Begin each text when it is due."""
         for due in arrivals(np.random.default_rng(0), rate, seconds):
-            # Also where it is late already: the others must get their turn.
+            # Even if it is late: other tasks must run.
             await asyncio.sleep(max(start + due - time.perf_counter(), 0))
-            text = Text(start + due, self._objective)
+            text = TextTimes(start + due, self._objective)
             self.offered += self.counts(text)
             if len(self.outstanding) < MOST_OUTSTANDING:
                 self.outstanding[text] = group.create_task(self._read(text))
             else:
                 self.dropped += self.counts(text)
 
-    async def _read(self, text: Text) -> None:
+    async def _read(self, text: TextTimes) -> None:
         tally = self.tally if self.counts(text) else self._uncounted
         try:
-            async for message in self._stub.Generate(self._texts.request()):
+            async for message in self._stub.Generate(self._workload.request()):
                 self.flow.characters += text.received(message, time.perf_counter(), tally)
                 self.flow.messages += 1
             self.flow.texts += 1
@@ -110,7 +110,7 @@ class Arriving:
         del self.outstanding[text]
 
     async def end(self, seconds: float) -> int:
-        """Wait so long for what is outstanding, then give it up; returns how many texts that count were incomplete."""
+        """Wait for outstanding texts, then cancel them; returns how many of those that count were incomplete."""
         if self.outstanding:
             await asyncio.wait(self.outstanding.values(), timeout=seconds)
         now = time.perf_counter()
@@ -123,15 +123,15 @@ class Arriving:
 
 
 async def open_loop(
-    server: Server, texts: Texts, capacity: float, percent: float, seconds: float, objective: Objective
+    server: Server, workload: Workload, capacity: float, percent: float, seconds: float, objective: Objective
 ) -> Open:
-    """Offer `percent` of `capacity` texts a second, for so long after a warm-up. Raises BenchError if one fails."""
+    """Offer `percent` of `capacity` texts a second, for `seconds` after a warm-up. Raises BenchError if one fails."""
     rate = capacity * percent / 100
     warm_up = WARM_UP * seconds
     try:
         async with server.connected() as stub, asyncio.TaskGroup() as group:
             start = time.perf_counter()
-            arriving = Arriving(stub, texts, objective, start + warm_up)
+            arriving = Arriving(stub, workload, objective, start + warm_up)
             offering = group.create_task(arriving.run(group, start, rate, warm_up + seconds))
             await asyncio.sleep(warm_up)
             arriving.flow = flow = Tally()
@@ -144,7 +144,7 @@ async def open_loop(
         raise failures.exceptions[0] from None
     tally = arriving.tally
     return Open(
-        mix=texts.mix.name,
+        mix=workload.mix.name,
         percent=percent,
         capacity_texts_per_second=capacity,
         seconds=client.seconds,

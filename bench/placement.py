@@ -1,4 +1,4 @@
-"""Where ONNX Runtime runs each node of a bundle's graphs: a node elsewhere than the others costs copies at every step.
+"""Show where ONNX Runtime runs each node of a bundle's graphs: a node on another device costs copies at every step.
 
     python -m rill.bench.placement bundles/shakespeare --device cuda
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     elsewhere = 0
     for key, graph in bundle.graphs.items():
-        if key == "model":  # is not served
+        if key == "model":  # it is not served
             continue
         nodes, copies = placement_of(graph, provider, device_id)
         elsewhere += nodes.total() - nodes[provider] + copies
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def placement_of(graph: bytes, provider: str, device_id: int) -> tuple[Counter[str], int]:
-    """How many nodes each execution provider runs, and how many copies between devices are added."""
+    """Count the nodes of each execution provider, and the copies between devices that are added."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
@@ -61,7 +61,7 @@ def placement_of(graph: bytes, provider: str, device_id: int) -> tuple[Counter[s
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the bodies in it."""
+    """Yield the nodes of a graph and of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -1,4 +1,4 @@
-"""The picture of a run, drawn from what the JSON holds."""
+"""The plot of a run, drawn from its JSON document."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,45 +13,45 @@ from matplotlib.figure import Figure
 from rill.bench.floors import NAMES
 from rill.bench.profile import ENGINE, LOOP
 
-Found = dict[str, Any]  # as `rill.bench.report_json` makes it
+Document = dict[str, Any]  # as `rill.bench.report_json` makes it
 
 
-def draw(found: Found, image: Path) -> None:
-    """One panel for each part that was run."""
-    panels: list[Callable[[Any, Found], None]] = []
-    if found["floors"]:
+def draw(document: Document, image: Path) -> None:
+    """Draw a panel for each part that was run."""
+    panels: list[Callable[[Any, Document], None]] = []
+    if document["floors"]:
         panels.append(_scaling)
-    if found["open"]:
+    if document["open"]:
         panels.append(_open_loop)
-    if found["profile"]:
+    if document["profile"]:
         panels.append(_rounds)
-    if found["peers"]:
+    if document["peers"]:
         panels.append(_peers)
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(6.5 * columns, 4.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
-        panel(axes, found)
+        panel(axes, document)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    bundle, processor = found["bundle"], found["machine"]["processor"]
-    figure.suptitle(f"{bundle['name']} ({bundle['precision']}), {found['machine']['cores']} cores, {processor}")
+    bundle, processor = document["bundle"], document["machine"]["processor"]
+    figure.suptitle(f"{bundle['name']} ({bundle['precision']}), {document['machine']['cores']} cores, {processor}")
     figure.savefig(image, dpi=120)
 
 
-def _scaling(axes: Any, found: Found) -> None:
-    """Characters a second by number of streams, beside the floors."""
+def _scaling(axes: Any, document: Document) -> None:
+    """Plot characters a second by number of streams, beside the floors."""
     for name, label in NAMES.items():
-        floors = [floor for floor in found["floors"] if floor["name"] == name]
+        floors = [floor for floor in document["floors"] if floor["name"] == name]
         speeds = [floor["characters_per_second"] for floor in floors]
         axes.plot([floor["batch"] for floor in floors], speeds, "--", marker=".", label=f"{label}, in process")
-    loads = found["loads"]
+    loads = document["loads"]
     speeds = [load["characters_per_second"] for load in loads]
     if loads:
         axes.plot([load["streams"] for load in loads], speeds, "k-", marker="o", label="over gRPC")
     axes.set(xscale="log", ylim=(0, None))
-    counts = sorted({entry[key] for part, key in (("floors", "batch"), ("loads", "streams")) for entry in found[part]})
+    counts = sorted({floor["batch"] for floor in document["floors"]} | {load["streams"] for load in loads})
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.minorticks_off()
     axes.set(xlabel="streams, or rows of a batch", ylabel="characters/s")
@@ -59,10 +59,10 @@ def _scaling(axes: Any, found: Found) -> None:
     axes.legend()
 
 
-def _open_loop(axes: Any, found: Found) -> None:
-    """First-character latency by achieved speed."""
-    for index, mix in enumerate(dict.fromkeys(rate["mix"] for rate in found["open"])):
-        rates = [rate for rate in found["open"] if rate["mix"] == mix and rate["first_character_ms"]["p50"]]
+def _open_loop(axes: Any, document: Document) -> None:
+    """Plot first-character latency by achieved speed."""
+    for index, mix in enumerate(dict.fromkeys(rate["mix"] for rate in document["open"])):
+        rates = [rate for rate in document["open"] if rate["mix"] == mix and rate["first_character_ms"]["p50"]]
         speeds = [rate["characters_per_second"] for rate in rates]
         for name, style in (("p50", "--"), ("p99", "-")):
             times = [rate["first_character_ms"][name] for rate in rates]
@@ -72,9 +72,9 @@ def _open_loop(axes: Any, found: Found) -> None:
     axes.legend()
 
 
-def _rounds(axes: Any, found: Found) -> None:
-    """Stacked microseconds a character, of the engine's thread and of the event loop."""
-    profiles = found["profile"]
+def _rounds(axes: Any, document: Document) -> None:
+    """Stack microseconds a character, of the engine's thread and of the event loop."""
+    profiles = document["profile"]
     labels = [f"{profile['streams']}\n{thread}" for profile in profiles for thread in ("engine", "event loop")]
     below = [0.0] * len(labels)
     for stage in ENGINE + LOOP:
@@ -88,19 +88,19 @@ def _rounds(axes: Any, found: Found) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _peers(axes: Any, found: Found) -> None:
-    """Characters a second of each peer and of Rill, at the same numbers of streams."""
-    measured = [(peer["what"], peer) for peer in found["peers"]]
+def _peers(axes: Any, document: Document) -> None:
+    """Compare characters a second of each peer and of Rill, at the same numbers of streams."""
+    measured = [(peer["what"], peer) for peer in document["peers"]]
     streams = list(dict.fromkeys(peer["streams"] for _, peer in measured))
-    measured += [("Rill", load) for load in found["loads"] if load["streams"] in streams]
+    measured += [("Rill", load) for load in document["loads"] if load["streams"] in streams]
     names = list(dict.fromkeys(name for name, _ in measured))
     for index, name in enumerate(names):
         bars = {load["streams"]: load["characters_per_second"] for what, load in measured if what == name}
-        places = [place + 0.8 * index / len(names) for place, count in enumerate(streams) if count in bars]
-        drawn = axes.bar(places, list(bars.values()), width=0.8 / len(names), label=name)
+        positions = [position + 0.8 * index / len(names) for position, count in enumerate(streams) if count in bars]
+        drawn = axes.bar(positions, list(bars.values()), width=0.8 / len(names), label=name)
         axes.bar_label(drawn, fmt="{:,.0f}", fontsize=8)
     centre = 0.4 * (len(names) - 1) / len(names)
-    axes.set_xticks([place + centre for place in range(len(streams))], [str(count) for count in streams])
+    axes.set_xticks([position + centre for position in range(len(streams))], [str(count) for count in streams])
     speeds = [load["characters_per_second"] for _, load in measured]
     axes.set(yscale="log", ylim=(min(speeds) / 2, max(speeds) * 8), xlabel="streams", ylabel="characters/s")
     axes.legend()

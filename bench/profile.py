@@ -1,11 +1,11 @@
-"""Where an engine round's microseconds go, by the server's own timers (`python -m rill.serve --profile FILE`)."""
+"""The time of each stage of an engine round, by the server's own timers (`rill serve --profile FILE`)."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rill.bench.errors import BenchError
+from rill.bench import BenchError
 
 FLAG = "--profile"
 ENGINE = ("schedule", "assemble", "run", "harvest", "hand_over", "idle")  # one thread
@@ -16,9 +16,9 @@ STREAMS = (1, 64)
 
 @dataclass(frozen=True)
 class Profile:
-    """A server's whole life under a load of so many streams, its start and warm-up included.
+    """A server's whole life under a load of `streams` streams, its start and warm-up included.
 
-    `seconds`, `us_per_round` and `us_per_character` are by stage. Those of the engine's thread add up to its time;
+    `seconds`, `us_per_round` and `us_per_character` are by stage. The stages of the engine's thread add up to its time;
     those of the event loop run beside it.
     """
 
@@ -34,16 +34,16 @@ class Profile:
 
 
 def read_profile(path: Path, streams: int) -> Profile:
-    """What a server has written. Raises BenchError if it is not what is expected."""
+    """Read what a server has written. Raises BenchError if it is not a profile."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         counts = {name: int(found[name]) for name in COUNTS}
         seconds = {stage: float(found["seconds"][stage]) for stage in ENGINE + LOOP}
         elapsed = float(found["elapsed_seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"the server left no profile that can be read: {type(error).__name__}: {error}") from None
+        raise BenchError(f"the server left no readable profile: {type(error).__name__}: {error}") from None
     if not (counts["rounds"] and counts["characters"]):
-        raise BenchError("the server's profile has no rounds; give more --seconds")
+        raise BenchError("the server's profile has no rounds; use a larger --seconds")
     return Profile(
         streams,
         **counts,

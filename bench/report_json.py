@@ -1,4 +1,4 @@
-"""Everything that a run of the benchmark found, ready for JSON. docs/design/benchmarks.md lists the keys."""
+"""The results of a run as a JSON document. docs/design/benchmarks.md lists its keys."""
 
 import os
 import platform
@@ -17,13 +17,16 @@ import torch
 from rill.bench.closed import Load
 from rill.bench.floors import Floor
 from rill.bench.options import Options
-from rill.bench.results import Found
+from rill.bench.results import Results
 from rill.bench.server import Server
 from rill.bundle import Bundle
 
 
-def document(command: Sequence[str], options: Options, bundle: Bundle, found: Found) -> dict[str, Any]:
-    """Always the same keys; the parts that were not run are null or empty. Speeds are in characters a second."""
+def document(command: Sequence[str], options: Options, bundle: Bundle, results: Results) -> dict[str, Any]:
+    """Make the document. Its keys are always the same; parts that were not run are null or empty.
+
+    Speeds are in characters a second.
+    """
     return {
         "command": shlex.join(command),
         "machine": _machine(),
@@ -49,18 +52,18 @@ def document(command: Sequence[str], options: Options, bundle: Bundle, found: Fo
             "device": options.device,
             "round_milliseconds": options.round_milliseconds,
             "engines": options.engines,
-            "server_core": found.pinned[0] if found.pinned else None,
-            "client_core": found.pinned[1] if found.pinned else None,
+            "server_core": results.pinned[0] if results.pinned else None,
+            "client_core": results.pinned[1] if results.pinned else None,
         },
-        "server": _server(found.server, found.peak_megabytes) if found.server else None,
-        "floors": [_floor(floor) for floor in found.floors],
-        "loads": [_load(load) for load in found.loads],
-        "idle": asdict(found.idle) if found.idle else None,
-        "newcomer": asdict(found.newcomer) if found.newcomer else None,
-        "open": [asdict(rate) for rate in found.open],
-        "peers": [{"name": peer.name, "what": peer.what, **_load(peer.load)} for peer in found.peers],
-        "profile": [asdict(profile) for profile in found.profile],
-        "notes": found.notes,
+        "server": _server(results.server, results.peak_megabytes) if results.server else None,
+        "floors": [_floor(floor) for floor in results.floors],
+        "loads": [_load(load) for load in results.loads],
+        "idle": asdict(results.idle) if results.idle else None,
+        "newcomer": asdict(results.newcomer) if results.newcomer else None,
+        "open": [asdict(rate) for rate in results.open],
+        "peers": [{"name": peer.name, "what": peer.what, **_load(peer.load)} for peer in results.peers],
+        "profile": [asdict(profile) for profile in results.profile],
+        "notes": results.notes,
     }
 
 
@@ -74,7 +77,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, where Linux tells it; else its kind."""
+    """Return the processor's name where Linux reports it, otherwise its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -102,7 +105,7 @@ def _floor(floor: Floor) -> dict[str, Any]:
 
 
 def _load(load: Load) -> dict[str, Any]:
-    """Its ratios are keys of their own."""
+    """Make each ratio a key of its own."""
     values = asdict(load)
     ratios: dict[str, float] = values.pop("ratios")
     return values | ratios

@@ -1,4 +1,4 @@
-"""What a run of the benchmark found; the parts that were not run are empty."""
+"""The results of a run of the benchmark; parts that were not run are empty."""
 
 from dataclasses import dataclass, field
 
@@ -20,8 +20,8 @@ class Peer:
 
 
 @dataclass
-class Found:
-    """`notes` are sentences about what could not be measured."""
+class Results:
+    """All results; `notes` are sentences about what could not be measured."""
 
     pinned: tuple[int, int] | None = None  # the server's core and the client's
     server: Server | None = None

@@ -1,36 +1,17 @@
-"""What is asked for: the texts of a load, drawn from a mix of lengths."""
+"""The requests of a load, drawn from a mix of lengths."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rill.bench.options import Mix
 from rill.v1 import rill_pb2 as pb
 
 POOL = 2**16  # random characters that prompts are cut from
 
 
-@dataclass(frozen=True)
-class Mix:
-    """Lengths, from the least to the most, both drawn so that each doubling is as likely as any other."""
-
-    name: str
-    prompt: tuple[int, int]
-    generated: tuple[int, int]
-
-
-MIXES = {
-    mix.name: mix
-    for mix in (
-        Mix("mixed", (8, 256), (16, 1000)),
-        Mix("prompt-heavy", (512, 512), (64, 64)),
-        Mix("generate-heavy", (16, 16), (1000, 1000)),
-    )
-}
-
-
-class Texts:
+class Workload:
     """Requests of a mix to `model`, all different; the same ones in the same order for equal arguments."""
 
     def __init__(self, model: str, mix: Mix, symbols: Sequence[str], top_p: float = 1.0) -> None:
@@ -42,11 +23,11 @@ class Texts:
 
     @property
     def mean_generated(self) -> float:
-        """Characters that a text of the mix generates, on average."""
+        """The average number of characters that a text of the mix generates."""
         return float(np.mean(_lengths(np.random.default_rng(1), self.mix.generated, 100_000)))
 
     def request(self) -> pb.GenerateRequest:
-        """The next one."""
+        """Return the next request."""
         prompt = int(_lengths(self._random, self.mix.prompt, 1)[0])
         begin = int(self._random.integers(POOL - prompt))
         self._seed += 1
@@ -59,12 +40,12 @@ class Texts:
 
 
 def plain(max_chars: int) -> Mix:
-    """Texts without a prompt, all of one length: what speeds are compared by."""
+    """Return the mix that speeds are compared by: no prompt, and all texts of one length."""
     return Mix("plain", (0, 0), (max_chars, max_chars))
 
 
 def _lengths(random: np.random.Generator, bounds: tuple[int, int], count: int) -> NDArray[np.float64]:
-    least, most = bounds
-    if least == most:
-        return np.full(count, float(least))
-    return np.rint(np.exp(random.uniform(np.log(least), np.log(most), count)))
+    shortest, longest = bounds
+    if shortest == longest:
+        return np.full(count, float(shortest))
+    return np.rint(np.exp(random.uniform(np.log(shortest), np.log(longest), count)))

@@ -1,9 +1,8 @@
-"""What one would write without Rill: plain servers, so that the same load can measure them.
+"""Plain servers, as one would write them without Rill, for the same load to measure.
 
 Each runs a loop per stream on one event loop and sends one character a message. They generate with temperature and
-seed, and nothing else. `python -m rill.bench.peers.eager --bundle B` serves one until it is told to end. The first two
-speak Rill's own API; MLServer, measured where it is installed, speaks the V2 inference protocol
-(`rill.bench.peers.v2`).
+seed, and nothing else. `python -m rill.bench.peers.eager --bundle B` serves one until SIGTERM. The first two have
+Rill's own API; MLServer, measured where it is installed, has the V2 inference protocol (`rill.bench.peers.v2`).
 """
 
 from importlib import import_module
@@ -21,13 +20,13 @@ MLSERVER = "mlserver"
 
 
 def installed_peers() -> dict[str, str]:
-    """What each of them is, by name."""
+    """Return the description of each peer that can run here, by name."""
     if find_spec(MLSERVER) is None:
         return PEERS
     return PEERS | {MLSERVER: "MLServer, a streaming runtime + ORT step + NumPy"}
 
 
 def stub_of(name: str) -> Any:
-    """What makes, of a channel to a peer, something that has the `Generate` of Rill's own API."""
-    # Only where it is installed can what needs MLServer be imported.
+    """Return the class that makes, from a channel to a peer, an object with the `Generate` of Rill's API."""
+    # This module imports MLServer, which may not be installed.
     return import_module("rill.bench.peers.v2").V2Stub if name == MLSERVER else TextGenerationStub

@@ -2,13 +2,13 @@
 
 import torch
 
-from rill.bench.peers.service import NewText, Text, main
+from rill.bench.peers.service import CharacterLoop, NewText, main
 from rill.bundle import Bundle
 from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
 
 
-class EagerText(Text):
+class EagerText(CharacterLoop):
     """One stream: (1, 1) tokens, softmax, inverse of the cumulative distribution."""
 
     def __init__(self, model: CharacterModel, temperature: float, unknown: int | None) -> None:
@@ -17,7 +17,7 @@ class EagerText(Text):
 
     @torch.inference_mode()
     def step(self, tokens: list[int], u: float) -> int:
-        """Read these in one call, then choose."""
+        """See CharacterLoop: one call of the model."""
         logits, self._state = self._model(torch.tensor([tokens]), self._state)
         logits = logits[0, -1]
         if self._unknown is not None:
@@ -27,9 +27,9 @@ class EagerText(Text):
 
 
 def eager_texts(bundle: Bundle) -> NewText:
-    """What begins streams of a model with the bundle's shape."""
+    """Make a model of the bundle's shape; returns what begins its streams."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)  # or another process would write other texts, and some models hardly look at the prompt
+    torch.manual_seed(0)  # the same texts from every process
     model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
     return lambda temperature: EagerText(model, temperature, bundle.vocabulary.unknown_id)
 

@@ -32,7 +32,7 @@ class Runtime(MLModel):  # type: ignore[misc]  # MLServer may not be installed
         return True
 
     async def predict_stream(self, payloads: AsyncIterator[InferenceRequest]) -> AsyncIterator[InferenceResponse]:
-        """Prompt in, characters out, one by one."""
+        """Read the prompt, then send characters one by one."""
         request = await anext(payloads)
         (prompt,) = StringCodec.decode_input(request.inputs[0])
         tokens = self._vocabulary.encode(prompt) or [self._vocabulary.start_id]
@@ -44,7 +44,7 @@ class Runtime(MLModel):  # type: ignore[misc]  # MLServer may not be installed
 
 
 async def serve(bundle: Path) -> None:
-    """Until SIGTERM, which MLServer handles. What it prints goes to stderr: stdout has our own line."""
+    """Serve until SIGTERM, which MLServer handles. Its output goes to stderr: stdout is for our own line."""
     ours, sys.stdout = sys.stdout, sys.stderr
     http_port, grpc_port = _free_ports(2)
     settings = Settings(
@@ -75,7 +75,7 @@ async def _is_ready(stub: GRPCInferenceServiceStub) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """MLServer takes no port 0."""
+    """Find free ports: MLServer does not accept port 0."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

@@ -1,4 +1,4 @@
-"""What the peers share: the servicer with its loop per stream, and the process around it."""
+"""Parts that the peers share: the servicer with its loop per stream, and the process around it."""
 
 import argparse
 import asyncio
@@ -19,15 +19,15 @@ from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
 
 
-class Text(ABC):
-    """The state of one stream."""
+class CharacterLoop(ABC):
+    """One stream: its state, and how the next character is chosen."""
 
     @abstractmethod
     def step(self, tokens: list[int], u: float) -> int:
-        """Read these, then choose a character with u in [0, 1)."""
+        """Read tokens, then choose a character with u in [0, 1); returns its id."""
 
 
-NewText = Callable[[float], Text]  # from a temperature above 0
+NewText = Callable[[float], CharacterLoop]  # from a temperature above 0
 
 
 class Service(TextGenerationServicer):
@@ -37,7 +37,7 @@ class Service(TextGenerationServicer):
         self._vocabulary, self._new_text = bundle.vocabulary, new_text
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        """Prompt in, characters out, one by one."""
+        """Read the prompt, then send characters one by one."""
         temperature = request.sampling.temperature if request.sampling.HasField("temperature") else 1.0
         if not temperature > 0:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a peer needs a temperature above 0")
@@ -57,7 +57,7 @@ class Service(TextGenerationServicer):
 
 
 def main(new_texts: Callable[[Bundle], NewText]) -> None:
-    """Serve `--bundle` on a free port, until SIGTERM."""
+    """Serve `--bundle` on a free port until SIGTERM."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle", required=True, type=Path)
     bundle = read_bundle(parser.parse_args().bundle)

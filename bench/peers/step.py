@@ -1,14 +1,21 @@
-"""A peer that runs model.onnx once a character and samples in NumPy."""
+"""A peer that runs model.onnx once a character and samples in NumPy. It does not load PyTorch."""
 
 import numpy as np
 import onnxruntime as ort
 
-from rill.bench.peers.service import NewText, Text, main
-from rill.bench.portable import portable_session
+from rill.bench.peers.service import CharacterLoop, NewText, main
 from rill.bundle import Bundle
 
 
-class StepText(Text):
+def portable_session(bundle: Bundle) -> ort.InferenceSession:
+    """Load model.onnx as any program would: on the CPU, with one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(bundle.graphs["model"], options, providers=["CPUExecutionProvider"])
+
+
+class StepText(CharacterLoop):
     """One stream: [1, time] tokens, softmax, inverse of the cumulative sums."""
 
     def __init__(self, session: ort.InferenceSession, bundle: Bundle, temperature: float) -> None:
@@ -18,7 +25,7 @@ class StepText(Text):
         self._states = [np.zeros((bundle.layers, 1, bundle.hidden), np.float32) for _ in self._names]
 
     def step(self, tokens: list[int], u: float) -> int:
-        """Read these in one run, then choose."""
+        """See CharacterLoop: one run of the graph."""
         feeds = {"tokens": np.array([tokens]), **dict(zip(self._names, self._states, strict=True))}
         logits, *self._states = self._session.run(self._outputs, feeds)
         row = logits[0, -1]
@@ -29,7 +36,7 @@ class StepText(Text):
 
 
 def step_texts(bundle: Bundle) -> NewText:
-    """What begins streams of the bundle."""
+    """Load the bundle; returns what begins its streams."""
     session = portable_session(bundle)
     return lambda temperature: StepText(session, bundle, temperature)
 

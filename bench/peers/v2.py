@@ -1,4 +1,4 @@
-"""A client of the V2 inference protocol's streams that looks like the one of Rill's own API."""
+"""A client of streams in the V2 inference protocol, with the methods of Rill's own stub."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,7 +19,7 @@ class V2Stub:
         self._stub: Any = GRPCInferenceServiceStub(channel)
 
     async def Generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
-        """One character a message."""
+        """Yield one character a message."""
         prompt = v2.ModelInferRequest.InferInputTensor(
             name="prompt",
             datatype="BYTES",
@@ -27,13 +27,13 @@ class V2Stub:
             contents=v2.InferTensorContents(bytes_contents=[request.prompt.encode()]),
         )
         parameters = {"max_chars": request.max_chars, "seed": request.sampling.seed}
-        asked = v2.ModelInferRequest(
+        inference = v2.ModelInferRequest(
             model_name=MODEL,
             inputs=[prompt],
             parameters={name: v2.InferParameter(int64_param=value) for name, value in parameters.items()},
         )
         position = 0
-        async for answer in self._stub.ModelStreamInfer(iter([asked])):
+        async for answer in self._stub.ModelStreamInfer(iter([inference])):
             for character in answer.outputs[0].contents.bytes_contents:
                 message = pb.GenerateResponse(text=character.decode(), position=position)
                 position += 1

@@ -15,12 +15,12 @@ import psutil
 import pytest
 from servers import ROOT, Server
 
-from rill.bench.bar import Bar
 from rill.bench.command import main
+from rill.bench.cores import on_core, two_cores
 from rill.bench.open import WARM_UP, arrivals
 from rill.bench.peers import installed_peers
 from rill.bench.run import Parts
-from rill.bench.server import on_core, two_cores
+from rill.cli.progress import ProgressBar
 
 KEYS = {
     "command", "machine", "versions", "bundle", "settings", "server", "floors", "loads", "idle", "newcomer", "open",
@@ -71,7 +71,7 @@ def test_a_run_reports_all_its_parts(whole: tuple[str, dict[str, Any], Path]) ->
     ):  # fmt: skip
         assert label in printed
     assert set(found) == KEYS
-    assert found["command"].startswith("python -m rill.bench --bundle ")
+    assert found["command"].startswith("rill bench --bundle ")
     assert found["machine"]["cores"] >= 1
     assert found["bundle"]["name"] == "tiny"
     assert found["settings"]["objective"] == {"first_ms": 50, "character_ms": 5}
@@ -217,7 +217,7 @@ def test_what_cannot_be_measured_is_one_clear_line(
     for arguments, line in [
         (["--bundle", str(tmp_path)], f"error: {tmp_path} is not a bundle"),
         (["--bundle", str(tiny_folder), "--target", "127.0.0.1:1"], "error: 127.0.0.1:1: UNAVAILABLE: "),
-        (["load", "--bundle", str(tiny_folder), "--device", "gpu"], "error: the server did not start: --device 'gpu' "),
+        (["load", "--bundle", str(tiny_folder), "--device", "gpu"], "error: --device 'gpu' "),
     ]:
         assert main(arguments) == 2
         printed = capsys.readouterr()
@@ -243,7 +243,7 @@ def test_what_cannot_be_measured_is_one_clear_line(
         (["load", "--engines", "0"], "--engines must be at least 1"),
         (["load", "--engines", "2", "--pin"], "--engines is for a server that is started here, without --pin"),
         (["profile", "--engines", "2"], "--engines is for a server that is started here, without --pin or profile"),
-        (["open", "--peers"], "--peers goes with load"),
+        (["open", "--peers"], "--peers goes with the part load"),
         (["--json", "nowhere/x.json"], "there is no folder nowhere"),
         (["--plot", "nowhere/x.png"], "there is no folder nowhere"),
         (["--plot", "x.txt"], "it must end in .png"),
@@ -280,9 +280,23 @@ def test_pinning_is_undone(
     assert os.sched_getaffinity(0) == before
 
 
+def test_the_help_loads_no_model_runtime() -> None:
+    program = """
+import sys
+from rill.cli.main import main
+try:
+    main(["bench", "--help"])
+finally:
+    print("loaded", *{"torch", "onnxruntime", "numpy", "grpc", "rich", "psutil"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: rill bench ")
+    assert done.stdout.splitlines()[-1] == "loaded"
+
+
 def test_a_bar_without_a_terminal_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Bar(2) as bar:
-        bar.says("something")
+    with ProgressBar(2) as bar:
+        bar.describe("something")
         bar.advance()
     assert capsys.readouterr() == ("", "")
 

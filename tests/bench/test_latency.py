@@ -10,12 +10,13 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from rill.bench.errors import BenchError
-from rill.bench.latency import Objective, Percentiles, Tally, Text, percentiles
+from rill.bench import BenchError
+from rill.bench.latency import Percentiles, Tally, TextTimes, percentiles
 from rill.bench.load_generator import watched
 from rill.bench.open import MOST_OUTSTANDING, arrivals, open_loop
+from rill.bench.options import MIXES, Mix, Objective
 from rill.bench.server import Server
-from rill.bench.workload import MIXES, Mix, Texts, plain
+from rill.bench.workload import Workload, plain
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
 
@@ -24,7 +25,7 @@ LAST = pb.FINISH_REASON_LENGTH
 
 def test_a_text_counts_its_messages_and_their_times() -> None:
     tally = Tally()
-    text = Text(10.0, Objective(first_ms=500, character_ms=100))
+    text = TextTimes(10.0, Objective(first_ms=500, character_ms=100))
     assert text.received(pb.GenerateResponse(text="a"), 10.25, tally) == 1
     assert text.received(pb.GenerateResponse(text="bcde"), 10.45, tally) == 4  # b was to be there at 10.6
     usage = pb.Usage(queued_seconds=0.125)
@@ -39,7 +40,7 @@ def test_a_text_counts_its_messages_and_their_times() -> None:
 @pytest.mark.parametrize(("first", "second", "on_time"), [(0.6, 0.61, 0), (0.5, 0.7, 1)])
 def test_a_late_character_makes_a_text_late_for_good(first: float, second: float, on_time: int) -> None:
     tally = Tally()
-    text = Text(0.0, Objective(first_ms=500, character_ms=100))
+    text = TextTimes(0.0, Objective(first_ms=500, character_ms=100))
     text.received(pb.GenerateResponse(text="a"), first, tally)
     text.received(pb.GenerateResponse(text="b"), second, tally)
     text.received(pb.GenerateResponse(text="c", finish_reason=LAST), second, tally)
@@ -48,7 +49,7 @@ def test_a_late_character_makes_a_text_late_for_good(first: float, second: float
 
 def test_messages_without_text_are_no_characters() -> None:
     tally = Tally()
-    text = Text(0.0, Objective())
+    text = TextTimes(0.0, Objective())
     text.received(pb.GenerateResponse(), 1.0, tally)
     text.received(pb.GenerateResponse(text="a"), 2.0, tally)
     text.received(pb.GenerateResponse(finish_reason=LAST), 3.0, tally)
@@ -62,7 +63,7 @@ def test_percentiles() -> None:
 
 @pytest.mark.parametrize("mix", [*MIXES.values(), plain(7)])
 def test_texts_of_a_mix_have_its_lengths(mix: Mix) -> None:
-    texts, again = (Texts("m", mix, ["<unk>", "a", "b", "é"]) for _ in range(2))
+    texts, again = (Workload("m", mix, ["<unk>", "a", "b", "é"]) for _ in range(2))
     requests = [texts.request() for _ in range(500)]
     assert requests == [again.request() for _ in range(500)]
     assert len({request.sampling.seed for request in requests}) == 500
@@ -124,7 +125,7 @@ async def fake_server(on_call) -> AsyncIterator[Server]:
 
 
 async def offer(server: Server, rate: float, seconds: float):
-    texts = Texts("", plain(1), ["a"])
+    texts = Workload("", plain(1), ["a"])
     return await open_loop(server, texts, 2 * rate, 50, seconds, Objective(first_ms=200))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from servers import ROOT
 
+from rill.bench import BenchError
 from rill.bench.command import main
-from rill.bench.errors import BenchError
 from rill.bench.plot import draw
 from rill.bench.profile import COUNTS, ENGINE, LOOP, read_profile
 
@@ -49,16 +49,16 @@ def test_a_profile_is_divided_by_rounds_and_characters(tmp_path: Path) -> None:
 def test_a_profile_that_lacks_something_is_an_error(key: str, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     path.write_text(json.dumps({name: value for name, value in WRITTEN.items() if name != key}))
-    with pytest.raises(BenchError, match=f"no profile that can be read: KeyError: '{key}'"):
+    with pytest.raises(BenchError, match=f"no readable profile: KeyError: '{key}'"):
         read_profile(path, 1)
 
 
 def test_no_profile_and_an_empty_one_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    with pytest.raises(BenchError, match="no profile that can be read: FileNotFoundError"):
+    with pytest.raises(BenchError, match="no readable profile: FileNotFoundError"):
         read_profile(path, 1)
     path.write_text("{")
-    with pytest.raises(BenchError, match="no profile that can be read: JSONDecodeError"):
+    with pytest.raises(BenchError, match="no readable profile: JSONDecodeError"):
         read_profile(path, 1)
     path.write_text(json.dumps(WRITTEN | {"rounds": 0}))
     with pytest.raises(BenchError, match="no rounds"):
