@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 from servers import ROOT
@@ -67,13 +66,17 @@ def test_a_program_gets_its_arguments_as_they_are(name, monkeypatch):
     assert seen == [(name, ["a", "--help", "--", "-x"]), (name, ["--help"])]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="its processes are counted in another way")
 def test_help_comes_soon():
-    """The fastest of five, as other programs run beside this test."""
+    """Processor time, the least of five: other programs run beside this test."""
+    import resource  # noqa: PLC0415  # Unix only
+
     seconds = []
     for _ in range(5):
-        started = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "rill", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-        seconds.append(time.monotonic() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.3
 
 
