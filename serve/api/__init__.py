@@ -1,1 +1,1 @@
-"""The rill.v1 service: requests in, messages out."""
+"""The rill.v1 service: from requests to streams, from text to messages, from errors to statuses."""

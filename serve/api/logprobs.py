@@ -1,7 +1,7 @@
-"""Log-probabilities as protobuf bytes: a message object for each of 20 alternatives would hold up everybody else.
+"""Log-probabilities as protobuf bytes: building an object for each of 20 alternatives would block the event loop.
 
 The encoding is that of `CharLogprob` in rill.proto (https://protobuf.dev/programming-guides/encoding/): a field is its
-number and wire type in a byte, then its value. All lengths here are below 128, which is a byte as well.
+number and wire type in a byte, then its value. All lengths here are below 128, so they take one byte as well.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ _LOGPROBS = b"\x32"  # 6: message, of GenerateResponse
 
 
 class LogprobEncoder:
-    """For the symbols of one vocabulary."""
+    """Encodes log-probabilities for the symbols of one vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         fields = [_character(symbol) + _LOGPROB for symbol in vocabulary.symbols]
@@ -25,7 +25,7 @@ class LogprobEncoder:
                 self._alternatives[index] = b""
 
     def encode(self, text: str, logprobs: Logprobs, count: int) -> bytes:
-        """The field `logprobs` of a GenerateResponse: an entry a character, with up to `count` alternatives."""
+        """Return the `logprobs` of a GenerateResponse: an entry per character, each with up to `count` alternatives."""
         chosen = _floats(logprobs.chosen)
         tokens = logprobs.tokens[:, :count].tolist()
         width = len(tokens[0]) if tokens else 0
@@ -47,13 +47,13 @@ def _character(character: str) -> bytes:
 
 
 def _floats(values: NDArray[np.float32]) -> list[bytes]:
-    """Each as four bytes, little-endian."""
+    """Return each value as four bytes, little-endian."""
     encoded = values.astype("<f4").tobytes()
     return [encoded[at : at + 4] for at in range(0, len(encoded), 4)]
 
 
 def varint(value: int) -> bytes:
-    """A length, seven bits a byte."""
+    """Encode a length, seven bits per byte."""
     encoded = bytearray()
     while value >= 128:
         encoded.append(value & 127 | 128)

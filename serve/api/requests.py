@@ -1,7 +1,9 @@
-"""From a request, and the resume token that it may have, to an order; whatever has no meaning is named."""
+"""From the fields of a request, and the resume token that it may have, to a StreamSpec. Invalid fields are named."""
 
+import asyncio
 import secrets
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,124 +11,189 @@ import numpy as np
 from rill.sampling import Sampling, SamplingError
 from rill.serve.api.resume_tokens import MOST_STOPS, Resumption
 from rill.serve.config import ServerConfig
-from rill.serve.engine.text_codec import GivenText, LongPrompt
+from rill.serve.engine.text_codec import GivenText, Ids, LongPrompt
 from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import RequestError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 from rill.vocabulary import UnknownCharacterError
 
-STOP_CHARACTERS = 10_000  # of all stop strings together; what may become one is held back, and held in memory
-ALTERNATIVES = 20  # as many as the serving graph gives
+STOP_CHARACTERS = 10_000  # of all stop strings together: text that may become one is held back in memory
+ALTERNATIVES = 20  # as many as the serving graph returns
+CHECKED_AT_ONCE = 65_536  # characters: half a millisecond, in which the event loop can do nothing else
 DEFAULT = Sampling()
 
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
-def spec_of(
-    request: pb.GenerateRequest,
-    resumption: Resumption | None,
-    model: Model,
-    config: ServerConfig,
-    prompt: GivenText | None = None,
+
+@dataclass(frozen=True)
+class GenerateParameters:
+    """What a request asks for, whichever message it arrived in. Defaults stand for fields that are not set."""
+
+    model: str = ""
+    resume_token: bytes = b""
+    prompt: str = ""
+    max_chars: int = 0
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # those of `_SAMPLING_FIELDS` that are set
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    stops: Iterable[str] = ()
+    include_stop: bool = False
+    logprobs: int | None = None
+    resume_every: int = 0
+    chars_per_second: float = 0.0
+
+
+def parameters_of(
+    message: pb.GenerateRequest | pb.ScoreRequest | pb.InteractRequest.Open | pb.InteractRequest.Generate | pb.Sampling,
+) -> GenerateParameters:
+    """Read the parameters from a message; no other code reads them."""
+    match message:
+        case pb.GenerateRequest():
+            return GenerateParameters(
+                model=message.model,
+                resume_token=message.resume_token,
+                prompt=message.prompt,
+                resume_every=message.resume_every,
+                **_text_fields(message),
+                **_sampling_fields(message.sampling),
+            )
+        case pb.InteractRequest.Generate():
+            return GenerateParameters(**_text_fields(message))
+        case pb.InteractRequest.Open():
+            return GenerateParameters(message.model, message.resume_token, **_sampling_fields(message.sampling))
+        case pb.ScoreRequest():
+            return GenerateParameters(message.model, message.resume_token)
+        case _:
+            return GenerateParameters(**_sampling_fields(message))
+
+
+def _text_fields(message: pb.GenerateRequest | pb.InteractRequest.Generate) -> dict[str, Any]:
+    return {
+        "max_chars": message.max_chars,
+        "stops": message.stop,
+        "include_stop": message.include_stop,
+        "logprobs": message.logprobs if message.HasField("logprobs") else None,
+        "chars_per_second": message.chars_per_second,
+    }
+
+
+def _sampling_fields(message: pb.Sampling) -> dict[str, Any]:
+    return {
+        "sampling": {name: getattr(message, name) for name in _SAMPLING_FIELDS if message.HasField(name)},
+        "logit_bias": message.logit_bias,
+        "seed": message.seed if message.HasField("seed") else None,
+    }
+
+
+async def spec_of(
+    parameters: GenerateParameters, resumption: Resumption | None, model: Model, config: ServerConfig
 ) -> StreamSpec:
-    """What to generate. Raises RequestError for a field without meaning.
-
-    `prompt` is that of the request if it has been checked already.
-    """
-    if not 0 <= request.chars_per_second < float("inf"):
-        raise RequestError(
-            "chars_per_second", f"chars_per_second must be a finite number >= 0, not {request.chars_per_second}"
-        )
-    if request.max_chars >= 2**62:
+    """Return the stream that is requested, which may be the rest of another. Raises RequestError for invalid fields."""
+    rate, alternatives = parameters.chars_per_second, parameters.logprobs
+    if not 0 <= rate < float("inf"):
+        raise RequestError("chars_per_second", f"chars_per_second must be a finite number >= 0, not {rate}")
+    if parameters.max_chars >= 2**62:
         raise RequestError("max_chars", "max_chars must be below 2^62; 0 means no limit")
-    if config.max_chars and request.max_chars > config.max_chars:
+    if config.max_chars and parameters.max_chars > config.max_chars:
         raise RequestError(
-            "max_chars", f"max_chars is {request.max_chars}; this server generates {config.max_chars} characters a call"
+            "max_chars", f"max_chars is {parameters.max_chars}; the limit of this server is {config.max_chars}"
         )
-    if request.logprobs > ALTERNATIVES:
-        raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {request.logprobs}")
+    if alternatives and alternatives > ALTERNATIVES:
+        raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {alternatives}")
     spec = StreamSpec(
-        prompt=_long_prompt(prompt, resumption) if prompt else _prompt(request.prompt, resumption, model, config),
-        prompt_chars=len(prompt or request.prompt),
-        sampling=_sampling(request.sampling, resumption.sampling if resumption else DEFAULT, model),
-        seed=_seed(request.sampling, resumption),
-        max_chars=request.max_chars or config.max_chars,
-        chars_per_second=request.chars_per_second,
-        stops=_stops(request.stop),
-        include_stop=request.include_stop,
-        logprobs=request.logprobs if request.HasField("logprobs") else None,
-        resume_every=request.resume_every,
+        prompt=await _prompt(parameters.prompt, resumption, model, config.max_prompt),
+        prompt_chars=len(parameters.prompt),
+        sampling=_sampling(parameters, resumption.sampling if resumption else DEFAULT, model),
+        seed=_seed(parameters, resumption),
+        max_chars=parameters.max_chars or config.max_chars,
+        chars_per_second=rate,
+        stops=_stops(parameters.stops),
+        include_stop=parameters.include_stop,
+        logprobs=alternatives,
+        resume_every=parameters.resume_every,
     )
     if resumption is None:
         return spec
     stops = spec.stops or resumption.stops
-    goes_on = stops == resumption.stops and not spec.prompt_chars  # so that a stop may be complete which had begun
+    # A stop string that had begun can become complete, unless other text or other stops intervene.
+    keeps_partial_stop = stops == resumption.stops and not spec.prompt_chars
     return replace(
         spec,
         stops=stops,
-        include_stop=request.include_stop or (resumption.include_stop and not spec.stops),
-        partial_stop=resumption.snapshot.partial_stop if goes_on else "",
+        include_stop=spec.include_stop or (resumption.include_stop and not spec.stops),
+        partial_stop=resumption.snapshot.partial_stop if keeps_partial_stop else "",
         position=resumption.snapshot.position,
         state=resumption.snapshot.state,
     )
 
 
-def _prompt(text: str, resumption: Resumption | None, model: Model, config: ServerConfig) -> Any:
-    """The ids that the model reads first: from a token on, its last character is still to be read."""
-    if not (text or resumption):
-        return np.array([model.bundle.vocabulary.start_id])
-    if len(text) > config.max_prompt:
-        raise RequestError("prompt", f"the prompt has {len(text)} characters; this server takes {config.max_prompt}")
+async def check_text(text: str, model: Model, most: int, field: str) -> Ids | None:
+    """Check that `model` can read `text`; return its ids, or None for a long text, which is encoded in parts.
+
+    Raises RequestError if the text has more than `most` characters, or one that the vocabulary lacks.
+    """
+    if len(text) > most:
+        raise RequestError(field, f"{field} has {len(text)} characters; the limit of this server is {most}")
     try:
-        ids = model.codec.encode(text)
+        if len(text) <= CHECKED_AT_ONCE:
+            return model.codec.encode(text)
+        given = GivenText(text, model.codec)
+        for start in range(0, len(text), CHECKED_AT_ONCE):
+            given.ids(start, start + CHECKED_AT_ONCE)
+            await asyncio.sleep(0)  # other calls may have waited
     except UnknownCharacterError as error:
-        raise RequestError("prompt", f"prompt: {error}") from None
-    if resumption:
-        return np.concatenate([[resumption.snapshot.token], ids])
-    return ids
+        raise RequestError(field, f"{field}: {error}") from None
+    return None
 
 
-def _long_prompt(text: GivenText, resumption: Resumption | None) -> LongPrompt:
-    return LongPrompt(np.array([resumption.snapshot.token] if resumption else [], np.int64), text)
+async def _prompt(text: str, resumption: Resumption | None, model: Model, most: int) -> Any:
+    """Return the ids that the model reads first: after a token, its last character is still to be read."""
+    if not text:
+        return np.array([resumption.snapshot.token if resumption else model.bundle.vocabulary.start_id])
+    ids = await check_text(text, model, most, "prompt")
+    head = np.array([resumption.snapshot.token] if resumption else [], np.int64)
+    if ids is None:
+        return LongPrompt(head, GivenText(text, model.codec))
+    return np.concatenate([head, ids]) if resumption else ids
 
 
-def _seed(message: pb.Sampling, resumption: Resumption | None) -> int:
-    if message.HasField("seed"):
-        return message.seed
-    return resumption.seed if resumption else secrets.randbits(53)  # exact in JSON too
+def _seed(parameters: GenerateParameters, resumption: Resumption | None) -> int:
+    if parameters.seed is not None:
+        return parameters.seed
+    return resumption.seed if resumption else secrets.randbits(53)  # exact in JSON, too
 
 
-def _sampling(message: pb.Sampling, base: Sampling, model: Model) -> Sampling:
-    """The parameters that the message sets, and those of `base` for the others."""
-    names = ("temperature", "top_k", "top_p", "min_p")
-    given: dict[str, Any] = {name: getattr(message, name) for name in names if message.HasField(name)}
-    symbols = model.bundle.vocabulary
+def _sampling(parameters: GenerateParameters, base: Sampling, model: Model) -> Sampling:
+    """Return the parameters that are set, and those of `base` for the others."""
+    changes, vocabulary = dict(parameters.sampling), model.bundle.vocabulary
     bias = {}
-    for character, value in message.logit_bias.items():
+    for character, value in parameters.logit_bias.items():
         if len(character) != 1:
             raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not one character")
-        symbol = symbols.id_of(character)
+        symbol = vocabulary.id_of(character)
         if symbol is None:
             raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not in the model's vocabulary")
         bias[symbol] = value
     if bias:
         banned = sum(value == float("-inf") for value in bias.values())
-        if banned >= len(symbols) - (symbols.unknown_id is not None):
+        if banned >= len(vocabulary) - (vocabulary.unknown_id is not None):
             raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
-        given["logit_bias"] = bias
-    if given.get("top_k", 0) >= len(symbols):
-        given["top_k"] = 0  # keeps all, and would sort them
+        changes["logit_bias"] = bias
+    if changes.get("top_k", 0) >= len(vocabulary):
+        changes["top_k"] = 0  # it would keep all characters, and sort them
     try:
-        return replace(base, **given) if given else base
+        return replace(base, **changes) if changes else base
     except SamplingError as error:
         raise RequestError(f"sampling.{error.parameter}", str(error)) from None
 
 
-def _stops(texts: Any) -> tuple[str, ...]:
+def _stops(texts: Iterable[str]) -> tuple[str, ...]:
     stops = tuple(dict.fromkeys(texts))
     if "" in stops:
         raise RequestError("stop", "a stop string must have at least one character")
     if len(stops) > MOST_STOPS:
-        raise RequestError("stop", f"there are {len(stops)} stop strings; at most {MOST_STOPS} are looked for")
+        raise RequestError("stop", f"there are {len(stops)} stop strings; the limit is {MOST_STOPS}")
     if sum(map(len, stops)) > STOP_CHARACTERS:
-        raise RequestError("stop", f"the stop strings have more than {STOP_CHARACTERS} characters in all")
+        raise RequestError("stop", f"the stop strings have more than {STOP_CHARACTERS} characters in total")
     return stops

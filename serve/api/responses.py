@@ -1,4 +1,4 @@
-"""From what a stream has made to messages of rill.proto."""
+"""From the output of a stream to messages of rill.proto."""
 
 import time
 from weakref import WeakKeyDictionary
@@ -6,15 +6,15 @@ from weakref import WeakKeyDictionary
 from google.protobuf.message import Message
 
 from rill.serve.api.logprobs import LogprobEncoder, varint
-from rill.serve.api.resume_tokens import ResumeTokens
+from rill.serve.api.resume_tokens import ResumeTokens, Resumption
 from rill.serve.engine.stream import Stream
 from rill.serve.engine.types import FinishReason, Piece, Snapshot, StreamSpec
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
-Sendable = Message | bytes  # what is written to a call: a message, or the bytes of one
+Sendable = Message | bytes  # a message, or its bytes
 
-FINISH = {
+FINISH: dict[FinishReason | None, pb.FinishReason] = {
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.DRAINING: pb.FINISH_REASON_DRAINING,
@@ -23,7 +23,7 @@ _OUTPUT = b"\x1a"  # 3: message, of InteractResponse
 
 
 class CallTimes:
-    """When what happened to a call that came at `arrived`, time.monotonic()."""
+    """The times of a text, counted from `arrived`, time.monotonic()."""
 
     def __init__(self, arrived: float) -> None:
         self._arrived = arrived
@@ -31,22 +31,22 @@ class CallTimes:
         self._first_char: float | None = None
 
     def note(self, stream: Stream) -> None:
-        """`stream` has done something for this call."""
+        """Take over the times of a stream that generates the text, as far as they are not known."""
         self._entered = self._entered or stream.entered
         self._first_char = self._first_char or stream.first_char
 
     @property
     def queued_seconds(self) -> float:
-        """Until its first engine round; 0 before."""
+        """Return the time until the first engine round; 0 before it."""
         return self._since(self._entered)
 
     @property
     def first_char_seconds(self) -> float:
-        """Until its first character was there; 0 before."""
+        """Return the time until the first character was generated; 0 before it."""
         return self._since(self._first_char)
 
     def usage(self, prompt: int, generated: int) -> pb.Usage:
-        """What the call has cost so far; characters."""
+        """Return the usage so far; `prompt` and `generated` are in characters."""
         return pb.Usage(
             prompt_chars=prompt,
             generated_chars=generated,
@@ -60,14 +60,14 @@ class CallTimes:
 
 
 class ResponseBuilder:
-    """Makes messages; what has a snapshot gets a resume token from `tokens`."""
+    """Builds messages; a piece with a snapshot gets a resume token from `tokens`."""
 
     def __init__(self, tokens: ResumeTokens) -> None:
         self._tokens = tokens
         self._encoders: WeakKeyDictionary[Model, LogprobEncoder] = WeakKeyDictionary()
 
     def output(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
-        """The message of a piece of `stream`, which is about to be sent; `with_logprobs` adds those."""
+        """Return the message of the next piece of `stream`; `with_logprobs` adds its log-probabilities."""
         message = pb.GenerateResponse(text=piece.text, position=stream.position)
         if piece.snapshot:
             message.resume_token = self.token(model, stream.spec, piece.snapshot)
@@ -76,9 +76,9 @@ class ResponseBuilder:
     def with_logprobs(
         self, message: pb.GenerateResponse, model: Model, stream: Stream, piece: Piece
     ) -> pb.GenerateResponse | bytes:
-        """`message`, of `piece`, with the log-probabilities if there are any: as bytes, a seventh of the objects' size.
+        """Return the message of `piece` with its log-probabilities, if any: as bytes, a seventh of the objects' size.
 
-        A message stays in memory for as long as its reader does not take it.
+        A message stays in memory until its reader takes it.
         """
         if not piece.logprobs:
             return message
@@ -88,13 +88,13 @@ class ResponseBuilder:
         encoded = encoder.encode(piece.text, piece.logprobs, stream.spec.logprobs or 0)
         return message.SerializeToString() + encoded
 
-    def token(self, model: Model, spec: StreamSpec, snapshot: Snapshot) -> bytes:
-        """The resume token of a stream that stands at `snapshot`."""
+    def token(self, model: Model, spec: StreamSpec | Resumption, snapshot: Snapshot) -> bytes:
+        """Return the resume token of a stream that is at `snapshot`."""
         return self._tokens.seal(model.bundle, model.numerics, spec, snapshot)
 
 
 def event_of(output: pb.GenerateResponse | bytes) -> Sendable:
-    """The InteractResponse that says it."""
+    """Wrap a GenerateResponse in an InteractResponse."""
     if isinstance(output, bytes):
         return _OUTPUT + varint(len(output)) + output
     return pb.InteractResponse(output=output)

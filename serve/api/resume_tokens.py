@@ -1,12 +1,12 @@
-"""Resume tokens: a whole stream in about a kilobyte, sealed so that nobody can read or change it.
+"""Resume tokens: a whole stream in about a kilobyte, sealed so that no client can read or change it.
 
     version     1 byte
     key id      4 bytes   the first of the key's SHA-256
     nonce      12 bytes
     sealed                AES-256-GCM-SIV (RFC 8452) of `_FIXED`'s fields, the logit biases, the stops and the state
 
-Nonces are random. With GCM-SIV two equal ones would reveal no more than whether two streams are equal, so any number
-of servers may share a key for as long as they like.
+Nonces are random. With GCM-SIV, two equal nonces would reveal only whether two streams are equal, so any number of
+servers may share a key for any length of time.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ from rill.serve.errors import OtherModelError, StartError, TokenError
 
 VERSION = 1
 KEY_BYTES = 32
-MOST_STOPS = 32  # with which a token is at most 200 bytes longer than the state, the stops and 12 bytes a bias
+MOST_STOPS = 32  # keeps a token within 200 bytes more than the state, the stops and 12 bytes per bias
 
 _HEADER = struct.Struct("<B4s12s")
-_BOUND = 5  # bytes of the header that are authenticated with the rest
+_BOUND = 5  # bytes of the header that are authenticated together with the sealed part
 # Model and numerics (the beginning of their SHA-256), expiry (Unix seconds, 0: never), seed, position, last symbol,
 # temperature, top_k, top_p, min_p, include_stop, numbers of biases and stops,
-# which stop may have begun, and with how many characters.
+# the index of the stop that may have begun, and how many of its characters.
 _FIXED = struct.Struct("<16s8sQQQIfIff?IBBH")
 _BIAS = struct.Struct("<If")
 _LENGTH = struct.Struct("<H")
@@ -44,7 +44,7 @@ _LENGTH = struct.Struct("<H")
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a token holds. `same_numerics`: it was made where texts have the same bits."""
+    """A stream that can be continued. `same_numerics`: its token is from a server whose texts have the same bits."""
 
     snapshot: Snapshot
     seed: int
@@ -54,10 +54,55 @@ class Resumption:
     same_numerics: bool
 
 
-class ResumeTokens:
-    """Makes and reads resume tokens; they are good for `ttl` seconds, with 0 for ever.
+@dataclass(frozen=True)
+class OpenToken:
+    """A decrypted token."""
 
-    The first of `keys`, 32 bytes each, encrypts; all decrypt. Raises StartError if OpenSSL is too old for it.
+    _body: bytes
+
+    @property
+    def model_id(self) -> str:
+        """Return the beginning of the model's id, 32 hex digits."""
+        model: bytes = _FIXED.unpack_from(self._body)[0]
+        return model.hex()
+
+    def resumption(self, bundle: Bundle, numerics: str) -> Resumption:
+        """Return the stream. Raises TokenError if it has expired, OtherModelError if it is not of this bundle."""
+        body = self._body
+        model, made_with, expires, seed, position, last, temperature, top_k, top_p, min_p, *rest = _FIXED.unpack_from(
+            body
+        )
+        include_stop, biases, stops, partial_stop, partial_chars = rest
+        if expires and time.time() >= expires:
+            raise TokenError("EXPIRED", "the resume token has expired; start again from the prompt")
+        if model != bytes.fromhex(bundle.model_id)[:16]:
+            raise OtherModelError(f"the resume token belongs to another model than {bundle.name!r}")
+        at = _FIXED.size
+        logit_bias = dict(_BIAS.iter_unpack(body[at : at + biases * _BIAS.size]))
+        at += biases * _BIAS.size
+        lengths = [length for (length,) in _LENGTH.iter_unpack(body[at : at + stops * _LENGTH.size])]
+        at += stops * _LENGTH.size
+        texts = []
+        for length in lengths:
+            texts.append(body[at : at + length].decode())
+            at += length
+        shape = (len(bundle.states), bundle.layers, bundle.hidden)
+        states = np.frombuffer(body, "<f4", offset=at).reshape(shape)
+        state = {name: states[part] for part, (name, _) in enumerate(bundle.states)}
+        return Resumption(
+            snapshot=Snapshot(position, last, state, texts[partial_stop][:partial_chars] if partial_chars else ""),
+            seed=seed,
+            sampling=Sampling(temperature, top_k, top_p, min_p, logit_bias),
+            stops=tuple(texts),
+            include_stop=include_stop,
+            same_numerics=made_with == _short(numerics),
+        )
+
+
+class ResumeTokens:
+    """Seals and opens resume tokens, which are valid for `ttl` seconds; 0: forever.
+
+    The first of `keys`, 32 bytes each, encrypts; all decrypt. Raises StartError if OpenSSL is too old for the cipher.
     """
 
     def __init__(self, keys: Sequence[bytes], ttl: float) -> None:
@@ -68,8 +113,8 @@ class ResumeTokens:
             raise StartError("resume tokens need OpenSSL 3.2 or newer: install cryptography's own wheel") from None
         self._first = next(iter(self._keys))
 
-    def seal(self, bundle: Bundle, numerics: str, spec: StreamSpec, snapshot: Snapshot) -> bytes:
-        """The token of a stream that stands at `snapshot`."""
+    def seal(self, bundle: Bundle, numerics: str, spec: StreamSpec | Resumption, snapshot: Snapshot) -> bytes:
+        """Return the token of a stream that is at `snapshot`."""
         sampling = spec.sampling
         fixed = _FIXED.pack(
             bytes.fromhex(bundle.model_id)[:16],
@@ -96,57 +141,21 @@ class ResumeTokens:
         body = b"".join([fixed, *biases, *lengths, *stops, *states])
         return header + self._keys[self._first].encrypt(header[_BOUND:], body, header[:_BOUND])
 
-    def model_of(self, token: bytes) -> str:
-        """The beginning of its model's id, 32 hex digits. Raises TokenError."""
-        model: bytes = _FIXED.unpack_from(self._decrypt(token))[0]
-        return model.hex()
-
-    def open(self, token: bytes, bundle: Bundle, numerics: str) -> Resumption:
-        """What `token` holds. Raises TokenError, and OtherModelError if it is not of this bundle's model."""
-        body = self._decrypt(token)
-        model, made_with, expires, seed, position, last, temperature, top_k, top_p, min_p, *rest = _FIXED.unpack_from(
-            body
-        )
-        include_stop, biases, stops, begun_stop, begun = rest
-        if expires and time.time() >= expires:
-            raise TokenError("EXPIRED", "the resume token has expired; begin again with the prompt")
-        if model != bytes.fromhex(bundle.model_id)[:16]:
-            raise OtherModelError(f"the resume token is of another model than {bundle.name!r}")
-        at = _FIXED.size
-        logit_bias = dict(_BIAS.iter_unpack(body[at : at + biases * _BIAS.size]))
-        at += biases * _BIAS.size
-        lengths = [length for (length,) in _LENGTH.iter_unpack(body[at : at + stops * _LENGTH.size])]
-        at += stops * _LENGTH.size
-        texts = []
-        for length in lengths:
-            texts.append(body[at : at + length].decode())
-            at += length
-        shape = (len(bundle.states), bundle.layers, bundle.hidden)
-        states = np.frombuffer(body, "<f4", offset=at).reshape(shape)
-        state = {name: states[part] for part, (name, _) in enumerate(bundle.states)}
-        return Resumption(
-            snapshot=Snapshot(position, last, state, texts[begun_stop][:begun] if begun else ""),
-            seed=seed,
-            sampling=Sampling(temperature, top_k, top_p, min_p, logit_bias),
-            stops=tuple(texts),
-            include_stop=include_stop,
-            same_numerics=made_with == _short(numerics),
-        )
-
-    def _decrypt(self, token: bytes) -> bytes:
+    def open(self, token: bytes) -> OpenToken:
+        """Decrypt a token. Raises TokenError if it is damaged or forged, or the key is missing."""
         if len(token) <= _HEADER.size or token[0] != VERSION:
-            raise TokenError("INVALID", "this is no resume token of this version")
+            raise TokenError("INVALID", "this is not a resume token of this version")
         _, key_id, nonce = _HEADER.unpack_from(token)
         if key_id not in self._keys:
-            raise TokenError("INVALID", "the resume token was made with a key that this server does not have")
+            raise TokenError("INVALID", "the resume token was made with a key that this server lacks")
         try:
-            return self._keys[key_id].decrypt(nonce, token[_HEADER.size :], token[:_BOUND])
+            return OpenToken(self._keys[key_id].decrypt(nonce, token[_HEADER.size :], token[:_BOUND]))
         except InvalidTag:
             raise TokenError("INVALID", "the resume token is damaged or forged") from None
 
 
 def read_key(path: str) -> bytes:
-    """The key in a file: exactly 32 raw bytes. Raises StartError."""
+    """Read the key in a file: exactly 32 raw bytes. Raises StartError."""
     try:
         key = Path(path).read_bytes()
     except OSError as error:

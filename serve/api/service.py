@@ -10,14 +10,14 @@ import grpc
 from rill.serve.access.client_limits import ClientLimits
 from rill.serve.api.call import Call
 from rill.serve.api.interact import Inbox, Interaction
-from rill.serve.api.requests import spec_of
-from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder
-from rill.serve.api.resume_tokens import ResumeTokens
-from rill.serve.api.score import CHECKED_AT_ONCE, Floats, Score, given_text, read
+from rill.serve.api.requests import GenerateParameters, check_text, parameters_of, spec_of
+from rill.serve.api.responses import ResponseBuilder
+from rill.serve.api.resume_tokens import OpenToken, ResumeTokens
+from rill.serve.api.score import Floats, Score, read
+from rill.serve.api.sender import TextSender
 from rill.serve.api.stalls import StallWatch
 from rill.serve.api.statuses import Context, set_status
 from rill.serve.config import ServerConfig
-from rill.serve.engine.stream import Stream
 from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import DrainingError, OutOfOrderError, ServeError
 from rill.serve.models.catalog import Catalog
@@ -28,7 +28,7 @@ from rill.v1.rill_pb2_grpc import TextGenerationServicer
 
 
 def _statuses(handler: Any) -> Any:
-    """Let a handler raise RillError; the call then ends with its status. It is given the Call, to tell it of itself."""
+    """Pass a Call to a handler, which may raise ServeError: the call then ends with the status of the error."""
 
     @wraps(handler)
     async def handle(self: "TextGeneration", request: Any, context: Context) -> Any:
@@ -53,11 +53,11 @@ def _statuses(handler: Any) -> Any:
 
 
 def _refusal(service: "TextGeneration", method: str) -> Any:
-    """The handler of calls of `method` that find no room. To gRPC it is of the kind that begins with nothing read."""
+    """Return the handler of calls of `method` that find no slot. For gRPC it is of a kind that reads no request."""
 
     async def refuse(self: TextGeneration, request: Any, context: Context, call: Call) -> None:
         model = self._models.default
-        call.found(model.metrics)
+        call.on_model(model.metrics)
         raise model.slots.full_error()
 
     refuse.__name__ = method
@@ -86,9 +86,9 @@ class TextGeneration(TextGenerationServicer):
         self.draining = False
 
     def instead(self, method: str) -> Any:
-        """The handler of a call that finds no room; None for others. With its request read it costs 1.4 times as much.
+        """Return the handler of a call that finds no slot, else None. Reading the request would cost 1.4 times as much.
 
-        Where there are several models, only the request says which it is for.
+        Where there are several models, only the request tells which one it is for.
         """
         served = self._models.served
         is_full = len(served) == 1 and served[0].slots.is_full
@@ -101,59 +101,40 @@ class TextGeneration(TextGenerationServicer):
             inbox.drain()
 
     def close(self) -> None:
-        """All calls are over: let the metrics and the log have the last of them."""
+        """Write the last metrics and log lines, after all calls have ended."""
         self._ledger.settle()
 
     @_statuses
     async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
         """Stream text; see rill.proto."""
-        model = self._model(call, request.model, request.resume_token)
+        parameters = parameters_of(request)
+        model, token = self._find(parameters, call)
         with self._clients.admit(context), model.in_flight:
-            spec = await self._spec(request, model, context)
+            spec = await self._resolve(parameters, token, model, context)
             async with model.slot() as slot:
-                call.joined(spec)
+                call.on_slot(spec)
+                sender = TextSender(spec, model, self._messages, call, call.arrived, call.write)
                 with model.stream_in(slot, spec) as stream:
-                    end = await self._send(model, stream, call)
-        if end is FinishReason.DRAINING:
-            raise DrainingError("the server is going away; the text ends early")
-
-    async def _send(self, model: Model, stream: Stream, call: Call) -> FinishReason:
-        """Send a stream's messages; returns how it ended."""
-        times, spec = CallTimes(call.arrived), stream.spec
-        end, first = None, True
-        while end is None:
-            piece, end = await stream.next_piece()
-            times.note(stream)
-            message = self._messages.output(model, stream, piece)
-            if first:
-                message.seed = spec.seed
-                call.read(spec.prompt_chars)
-                first = False
-            if end:
-                message.finish_reason = FINISH[end]
-                message.usage.CopyFrom(times.usage(spec.prompt_chars, stream.sent + len(piece.text)))
-            await call.write(self._messages.with_logprobs(message, model, stream, piece))
-            model.mark_sent(stream, piece.text)
-            call.generated(times, len(piece.text))
-        call.end = end.value
-        return end
+                    reason = await sender.send(stream)
+        call.end = reason.value
+        if reason is FinishReason.DRAINING:
+            raise DrainingError("the server is shutting down; the text ends early")
 
     @_statuses
     async def Interact(self, actions: AsyncIterator[pb.InteractRequest], context: Context, call: Call) -> None:
-        """One live state; see rill.proto."""
+        """Hold one live state; see rill.proto."""
         inbox = Inbox(actions)
         self._inboxes.add(inbox)
         try:
             first = await call.until("opened", inbox.take())
             if first is None or not first.HasField("open"):
                 raise OutOfOrderError("the first action must be open")
-            asked = first.open
-            model = self._model(call, asked.model, asked.resume_token)
-            request = pb.GenerateRequest(resume_token=asked.resume_token, sampling=asked.sampling)
+            parameters = parameters_of(first.open)
+            model, token = self._find(parameters, call)
             with self._clients.admit(context), model.in_flight:
-                spec = await self._spec(request, model, context)
+                spec = await self._resolve(parameters, token, model, context)
                 async with model.slot() as slot:
-                    call.joined(spec)
+                    call.on_slot(spec)
                     await Interaction(model, slot, spec, self._messages, self._config, inbox, call).run()
         finally:
             self._inboxes.remove(inbox)
@@ -162,18 +143,19 @@ class TextGeneration(TextGenerationServicer):
     @_statuses
     async def Score(self, request: pb.ScoreRequest, context: Context, call: Call) -> None:
         """Judge a text; see rill.proto."""
-        model, score = self._model(call, request.model, request.resume_token), Score()
+        parameters, text, score = parameters_of(request), request.text, Score()
+        model, token = self._find(parameters, call)
 
         async def write(logprobs: Floats) -> None:
             await call.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
             score.add(logprobs)
-            call.scored(len(logprobs))
+            call.on_scored(len(logprobs))
 
         with self._clients.admit(context), model.in_flight:
-            spec = await self._spec(pb.GenerateRequest(resume_token=request.resume_token), model, context)
-            text = await given_text(request.text, model, self._config.max_score_chars)
+            spec = await self._resolve(parameters, token, model, context)
+            await check_text(text, model, self._config.max_score_chars, "text")
             async with model.slot() as slot:
-                call.joined(spec)
+                call.on_slot(spec)
                 snapshot = await read(model, slot, spec, text, write)
         total = pb.ScoreResponse.Total(
             chars=score.chars,
@@ -186,7 +168,7 @@ class TextGeneration(TextGenerationServicer):
 
     @_statuses
     async def ListModels(self, request: pb.ListModelsRequest, context: Context, call: Call) -> pb.ListModelsResponse:
-        """What is served, and how busy it is."""
+        """List the models, and how busy the server is."""
         models = self._models.all
         return pb.ListModelsResponse(
             models=[_info(model) for model in self._models.served],
@@ -196,30 +178,34 @@ class TextGeneration(TextGenerationServicer):
             draining=self.draining,
         )
 
-    async def _spec(self, request: pb.GenerateRequest, model: Model, context: Context) -> StreamSpec:
-        """What to generate; the client is told if its token comes from where texts may have other bits."""
+    def _find(self, parameters: GenerateParameters, call: Call) -> tuple[Model, OpenToken | None]:
+        """Return the model of this name, else that of the token, else the default; and the token if it was opened."""
+        if self.draining:
+            raise DrainingError("the server is shutting down and takes no new streams")
+        token = None
+        if parameters.model:
+            model = self._models.by_name(parameters.model)
+        elif parameters.resume_token:
+            token = self._tokens.open(parameters.resume_token)
+            model = self._models.by_id_prefix(token.model_id)
+        else:
+            model = self._models.default
+        call.on_model(model.metrics)
+        return model, token
+
+    async def _resolve(
+        self, parameters: GenerateParameters, token: OpenToken | None, model: Model, context: Context
+    ) -> StreamSpec:
+        """Return the stream to run. Tell the client if its token is from a server whose texts may have other bits."""
         model.slots.require_capacity()
         resumption = None
-        if request.resume_token:
-            resumption = self._tokens.open(request.resume_token, model.bundle, model.numerics)
-        text, most = request.prompt, self._config.max_prompt
-        # As an array, a long one would hold up all others for tens of milliseconds.
-        prompt = await given_text(text, model, most, "prompt") if CHECKED_AT_ONCE < len(text) <= most else None
-        spec = spec_of(request, resumption, model, self._config, prompt)
+        if parameters.resume_token:
+            token = token or self._tokens.open(parameters.resume_token)
+            resumption = token.resumption(model.bundle, model.numerics)
+        spec = await spec_of(parameters, resumption, model, self._config)
         if resumption and not resumption.same_numerics:
             await context.send_initial_metadata((("rill-numerics", "differs"),))
         return spec
-
-    def _model(self, call: Call, name: str, token: bytes = b"") -> Model:
-        """The model of this name, or without one that of the token, or without either the default."""
-        if self.draining:
-            raise DrainingError("the server is going away and takes no new streams")
-        if name:
-            model = self._models.by_name(name)
-        else:
-            model = self._models.by_id_prefix(self._tokens.model_of(token)) if token else self._models.default
-        call.found(model.metrics)
-        return model
 
 
 def _info(model: Model) -> pb.ModelInfo:

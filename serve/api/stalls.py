@@ -1,4 +1,4 @@
-"""How long clients may keep their calls waiting."""
+"""A limit on the time for which clients may keep their calls waiting."""
 
 import asyncio
 import time
@@ -9,62 +9,62 @@ from rill.serve.errors import StalledError
 
 Result = TypeVar("Result")
 
-LOOKS = 4  # at all calls, in the time that one may wait
+CHECKS = 4  # of all calls, in the time that a client has
 
 
-class Wait:
-    """A call, handled by the current task: what its client is waited for, and since when."""
+class ClientWait:
+    """A call, handled by the current task: what it is waiting for its client to do, and since when."""
 
     def __init__(self) -> None:
         task = asyncio.current_task()
         assert task
-        self.task, self.is_over = task, False
-        self.what, self.since = "", 0.0  # time.monotonic()
+        self.task, self.is_stalled = task, False
+        self.action, self.since = "", 0.0  # time.monotonic()
 
-    def waits_for(self, what: str) -> None:
-        """From now on the client is waited for: for what is to be done, as "read"; empty: no longer."""
-        self.what, self.since = what, time.monotonic()
+    def wait_for(self, action: str) -> None:
+        """From now on, wait for the client to do something, such as "read"; empty: do not wait any more."""
+        self.action, self.since = action, time.monotonic()
 
-    async def until(self, what: str, awaitable: Awaitable[Result]) -> Result:
+    async def until(self, action: str, awaitable: Awaitable[Result]) -> Result:
         """Wait for the client."""
-        self.waits_for(what)
+        self.wait_for(action)
         result = await awaitable
-        self.waits_for("")
+        self.wait_for("")
         return result
 
 
 class StallWatch:
-    """Ends calls whose clients keep them waiting for `seconds`, or a quarter more; 0: none.
+    """Ends calls whose clients keep them waiting for `seconds`, or up to a quarter more; 0: never.
 
-    One timer looks at all calls, so that a call costs none.
+    One timer checks all calls, so that a call needs none.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._waits: set[Wait] = set()
-        self._looks = False
+        self._waits: set[ClientWait] = set()
+        self._is_running = False
 
-    def begin(self, wait: Wait) -> None:
-        """From now on this call is one of them."""
+    def begin(self, wait: ClientWait) -> None:
+        """Watch a call."""
         self._waits.add(wait)
-        if self._seconds and not self._looks:
-            self._looks = True
-            self._look()
+        if self._seconds and not self._is_running:
+            self._is_running = True
+            self._check()
 
-    def end(self, wait: Wait) -> None:
-        """The call is over."""
+    def end(self, wait: ClientWait) -> None:
+        """Stop watching a call."""
         self._waits.remove(wait)
 
-    def reason(self, wait: Wait, error: BaseException) -> BaseException:
-        """Why a call failed with `error`: StalledError if we have cancelled it, and nobody else."""
-        if isinstance(error, asyncio.CancelledError) and wait.is_over and wait.task.uncancel() == 0:
-            return StalledError(f"nothing was {wait.what} for {self._seconds:g} seconds")
+    def reason(self, wait: ClientWait, error: BaseException) -> BaseException:
+        """Return why a call failed with `error`: StalledError if it was cancelled here and nowhere else."""
+        if isinstance(error, asyncio.CancelledError) and wait.is_stalled and wait.task.uncancel() == 0:
+            return StalledError(f"nothing was {wait.action} for {self._seconds:g} seconds")
         return error
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
         for wait in self._waits:
-            if wait.what and not wait.is_over and now - wait.since >= self._seconds:
-                wait.is_over = True
+            if wait.action and not wait.is_stalled and now - wait.since >= self._seconds:
+                wait.is_stalled = True
                 wait.task.cancel()
-        asyncio.get_running_loop().call_later(self._seconds / LOOKS, self._look)
+        asyncio.get_running_loop().call_later(self._seconds / CHECKS, self._check)

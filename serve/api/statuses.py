@@ -26,7 +26,7 @@ from rill.serve.errors import (
     WaitingLineFullError,
 )
 
-if TYPE_CHECKING:  # the class takes its parameters in the stubs only
+if TYPE_CHECKING:  # the class has type parameters in the stubs only
     from typing import Any as Anything
 
     Context = grpc.aio.ServicerContext[Anything, Anything]
@@ -34,7 +34,7 @@ else:
     Context = grpc.aio.ServicerContext
 
 DOMAIN = "rill"  # of the reasons in ErrorInfo
-LONGEST = 1000  # bytes of a message: it is sent three times, and gRPC takes 8 KB of trailing metadata in all
+LONGEST = 1000  # bytes of a message: it is sent three times, and gRPC allows 8 KB of trailing metadata in total
 
 _CODES: dict[type[ServeError], grpc.StatusCode] = {
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -60,12 +60,12 @@ _REASONS: dict[type[ServeError], str] = {
 
 
 def code_of(error: ServeError) -> grpc.StatusCode:
-    """The status of a call that ends with `error`."""
+    """Return the status of a call that ends with `error`."""
     return _CODES[type(error)]
 
 
 def reason_of(error: ServeError) -> str:
-    """Why the call ends, in a word: one of few, for the label of a metric."""
+    """Return one of a few words for the error, for the label of a metric."""
     match error:
         case TokenError():
             return f"resume_token_{error.reason.lower()}"
@@ -80,11 +80,11 @@ def reason_of(error: ServeError) -> str:
 
 
 def set_status(context: Context, error: ServeError) -> None:
-    """Let the call end with the status of `error` when its handler returns; with `abort`, that takes a fifth longer.
+    """Set the status of `error`, for when the handler returns; with `abort`, that takes a fifth longer.
 
-    Its details go where `grpc_status.rpc_status` reads them.
+    The details go where `grpc_status.rpc_status` reads them.
     """
-    code, message = code_of(error), _said(error)
+    code, message = code_of(error), _message(error)
     if details := _details(error):
         status = Status(code=code.value[0], message=message, details=details)
         metadata = tuple(context.trailing_metadata() or ())
@@ -93,8 +93,8 @@ def set_status(context: Context, error: ServeError) -> None:
     context.set_details(message)
 
 
-def _said(error: ServeError) -> str:
-    """The message, short enough for trailing metadata: it may quote a request."""
+def _message(error: ServeError) -> str:
+    """Return the message, short enough for trailing metadata: it may quote a request."""
     message = str(error).encode()
     return message.decode() if len(message) <= LONGEST else message[:LONGEST].decode(errors="ignore") + "…"
 
@@ -102,7 +102,7 @@ def _said(error: ServeError) -> str:
 def _details(error: ServeError) -> list[Any]:
     match error:
         case RequestError():
-            violation = BadRequest.FieldViolation(field=error.field, description=_said(error))
+            violation = BadRequest.FieldViolation(field=error.field, description=_message(error))
             return [_packed(BadRequest(field_violations=[violation]))]
         case TokenError():
             return [_packed(ErrorInfo(reason=f"RESUME_TOKEN_{error.reason}", domain=DOMAIN))]
@@ -114,7 +114,7 @@ def _details(error: ServeError) -> list[Any]:
             return []
 
 
-@cache  # those who are refused are many
+@cache  # refusals are frequent
 def _retry_info(seconds: float) -> Any:
     delay = Duration()
     delay.FromMilliseconds(int(seconds * 1000))

@@ -39,9 +39,8 @@ from rill.export.errors import ForeignError
 from rill.export.foreign.files import load_state_dict_file, load_vocabulary_file
 from rill.export.write import is_replaceable, manifest_of
 from rill.sampling import Sampling
-from rill.serve.api.requests import STOP_CHARACTERS, spec_of
+from rill.serve.api.requests import STOP_CHARACTERS, check_text, parameters_of, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens, Resumption, read_key
-from rill.serve.api.score import given_text
 from rill.serve.api.statuses import set_status
 from rill.serve.config import ServerConfig
 from rill.serve.engine.rows import Rows
@@ -152,9 +151,12 @@ def _status(error):
     return context.code.name
 
 
-def _spec(request):
-    resumption = TOKENS.open(request.resume_token, BUNDLE, NUMERICS) if request.resume_token else None
-    return spec_of(request, resumption, MODEL, CONFIG)
+def _spec(message, held=None):
+    """What the service makes of a message."""
+    parameters = parameters_of(message)
+    if parameters.resume_token:
+        held = TOKENS.open(parameters.resume_token).resumption(BUNDLE, NUMERICS)
+    return _run(spec_of(parameters, held, MODEL, CONFIG))
 
 
 def _is_allowed(request):
@@ -198,7 +200,7 @@ def try_generate(data):
     _ROWS.leave(0)
     state = spec.state or {name: np.zeros((2, 3), np.float32) for name, _ in BUNDLE.states}
     snapshot = Snapshot(spec.position, int(spec.prompt[-1]), state, spec.partial_stop)
-    held = TOKENS.open(TOKENS.seal(BUNDLE, NUMERICS, spec, snapshot), BUNDLE, NUMERICS)
+    held = TOKENS.open(TOKENS.seal(BUNDLE, NUMERICS, spec, snapshot)).resumption(BUNDLE, NUMERICS)
     assert (held.seed, held.stops, held.include_stop) == (spec.seed, spec.stops, spec.include_stop)
     assert held.sampling == spec.sampling
     assert (held.snapshot.position, held.snapshot.partial_stop) == (spec.position, spec.partial_stop)
@@ -211,11 +213,11 @@ def try_score(data):
     except DecodeError:
         return "no message"
     try:
-        _spec(pb.GenerateRequest(resume_token=request.resume_token))
-        given = _run(given_text(request.text, MODEL, CONFIG.max_score_chars))
+        _spec(request)
+        ids = _run(check_text(request.text, MODEL, CONFIG.max_score_chars, "text"))
     except ServeError as error:
         return _status(error)
-    assert "".join(BUNDLE.vocabulary.symbols[token] for token in given.ids(0, len(given))) == request.text
+    assert "".join(BUNDLE.vocabulary.symbols[token] for token in ids) == request.text
     return "OK"
 
 
@@ -228,18 +230,14 @@ def try_interact(data):
     try:
         match action.WhichOneof("action"):
             case "open":
-                _spec(pb.GenerateRequest(resume_token=action.open.resume_token, sampling=action.open.sampling))
+                _spec(action.open)
             case "feed":
-                _run(given_text(action.feed, MODEL, CONFIG.max_prompt, "feed"))
+                _run(check_text(action.feed, MODEL, CONFIG.max_prompt, "feed"))
             case "generate":
-                asked = action.generate
-                request = pb.GenerateRequest(
-                    max_chars=asked.max_chars, stop=asked.stop, chars_per_second=asked.chars_per_second
-                )
-                _spec(request)
+                _spec(action.generate)
             case "update":
-                held = TOKENS.open(GOOD_TOKENS[1], BUNDLE, NUMERICS)
-                spec = spec_of(pb.GenerateRequest(sampling=action.update), held, MODEL, CONFIG)
+                held = TOKENS.open(GOOD_TOKENS[1]).resumption(BUNDLE, NUMERICS)
+                spec = _spec(action.update, held)
                 assert (spec.stops, spec.partial_stop) == (held.stops, held.snapshot.partial_stop)
     except ServeError as error:
         return _status(error)
@@ -269,13 +267,13 @@ def make_token(random):
 def try_token(data):
     """Nothing is taken but what was issued."""
     try:
-        model = TOKENS.model_of(data)
-        held = TOKENS.open(data, BUNDLE, NUMERICS)
+        token = TOKENS.open(data)
+        held = token.resumption(BUNDLE, NUMERICS)
     except ServeError as error:
         assert data not in GOOD_TOKENS
         return _status(error)
     assert data in GOOD_TOKENS, "a token was accepted that nobody issued"
-    assert BUNDLE.model_id.startswith(model)
+    assert BUNDLE.model_id.startswith(token.model_id)
     assert isinstance(held, Resumption)
     return "OK"
 
@@ -536,7 +534,7 @@ def try_prompts(data):
         try:
             _spec(prompt.request)
         except ServeError as error:
-            of_the_model = ("not in the model's vocabulary", "every character", "this server takes", "more than 10000")
+            of_the_model = ("not in the model's vocabulary", "every character", "the limit of this", "more than 10000")
             assert any(words in str(error) for words in of_the_model), error
     return "OK"
 

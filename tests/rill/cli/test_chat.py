@@ -99,7 +99,7 @@ def test_what_is_refused_is_said_in_a_sentence_and_changes_nothing(server, tmp_p
         f"/save {tmp_path}": f"cannot write {tmp_path}: ",
         f"/save {tmp_path}/no/where": f"cannot write {tmp_path}/no/where: No such file or directory",
         f"/load {tmp_path}/nothing": f"cannot read {tmp_path}/nothing: No such file or directory",
-        f"/load {ROOT}/pyproject.toml": "this is no resume token",
+        f"/load {ROOT}/pyproject.toml": "this is not a resume token",
         "/back": "there is no fork to return from",
     }
     flags = ["--target", server.target, "--seed", 7, "--max-chars", 40]

@@ -8,7 +8,7 @@ from calls import Request, generate
 
 from rill.serve.api.call import Call
 from rill.serve.api.interact import AHEAD, Inbox, Interaction
-from rill.serve.api.requests import spec_of
+from rill.serve.api.requests import GenerateParameters, spec_of
 from rill.serve.api.responses import ResponseBuilder
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.config import ServerConfig
@@ -62,8 +62,8 @@ async def conversation(tiny):
             write=write, invocation_metadata=tuple, set_trailing_metadata=lambda _: None, time_remaining=lambda: None
         )
         inbox, call = Inbox(read()), Call("Interact", context, Ledger())
-        call.found(model.metrics)
-        spec = spec_of(pb.GenerateRequest(sampling=pb.Sampling(seed=5)), None, model, ServerConfig())
+        call.on_model(model.metrics)
+        spec = await spec_of(GenerateParameters(seed=5), None, model, ServerConfig())
         await come(*first)
         try:
             async with asyncio.timeout(20), model.slot() as slot:
@@ -123,7 +123,7 @@ async def test_a_failing_round_leaves_the_state_before_it(conversation, tiny):
     *events, error = await run(Request(feed="abc"), Request(**generate(max_chars=10)), END, then=fail)
     assert "out of memory" in str(error)
     assert kinds(events) == ["opened", "fed", "snapshot"]
-    resumption = tokens.open(events[-1].snapshot.resume_token, tiny, model.numerics)
+    resumption = tokens.open(events[-1].snapshot.resume_token).resumption(tiny, model.numerics)
     assert resumption.snapshot.token == tiny.vocabulary.id_of("c")
 
 
@@ -143,7 +143,7 @@ async def test_the_state_is_sound_where_a_stop_had_begun_and_the_next_round_is_l
     monkeypatch.setattr(model.engine._output, "collect", lambda *round_: 1 / 0 if lost else right(*round_))
     *events, error = await run(Request(**generate(max_chars=begun, stop=[stop])), then=then)
     assert "division by zero" in str(error)
-    resumption = tokens.open(events[-1].snapshot.resume_token, tiny, model.numerics)
+    resumption = tokens.open(events[-1].snapshot.resume_token).resumption(tiny, model.numerics)
     assert (resumption.snapshot.position, resumption.snapshot.partial_stop) == (begun, "")
 
 

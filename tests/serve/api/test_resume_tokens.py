@@ -92,7 +92,7 @@ def test_what_goes_in_comes_out(cell, layers, hidden, position, last, seed, samp
     tokens = ResumeTokens([KEY], 60)
     token = tokens.seal(bundle, NUMERICS, spec_of(seed, sampling, stops, include_stop), before)
 
-    held = tokens.open(token, bundle, NUMERICS)
+    held = tokens.open(token).resumption(bundle, NUMERICS)
     after = held.snapshot
     assert (after.position, after.token, after.partial_stop) == (position, last, begun)
     assert (held.seed, held.sampling, held.stops, held.include_stop) == (seed, sampling, stops, include_stop)
@@ -129,7 +129,7 @@ def test_equal_snapshots_have_different_tokens():
 
 def refusal(tokens, token):
     with pytest.raises(TokenError) as caught:
-        tokens.open(token, BUNDLE, NUMERICS)
+        tokens.open(token).resumption(BUNDLE, NUMERICS)
     assert str(caught.value)
     return caught.value.reason
 
@@ -172,8 +172,8 @@ def test_garbage_is_refused(head, garbage):
 
 def test_keys_are_rotated():
     old, both, new = ResumeTokens([KEY], 0), ResumeTokens([OTHER_KEY, KEY], 0), ResumeTokens([OTHER_KEY], 0)
-    assert both.open(sealed(old), BUNDLE, NUMERICS).seed == 1
-    assert new.open(sealed(both), BUNDLE, NUMERICS).seed == 1  # the first encrypts
+    assert both.open(sealed(old)).resumption(BUNDLE, NUMERICS).seed == 1
+    assert new.open(sealed(both)).resumption(BUNDLE, NUMERICS).seed == 1  # the first encrypts
     assert refusal(old, sealed(both)) == "INVALID"
     assert refusal(new, sealed(old)) == "INVALID"  # a key that was removed
 
@@ -184,13 +184,13 @@ def test_tokens_run_out(monkeypatch):
     tokens, endless = ResumeTokens([KEY], 10), ResumeTokens([KEY], 0)
     token, always = sealed(tokens), sealed(endless)
     clock.now = 1_009.5
-    assert tokens.open(token, BUNDLE, NUMERICS).seed == 1
+    assert tokens.open(token).resumption(BUNDLE, NUMERICS).seed == 1
     clock.now = 1_010.5
     assert refusal(tokens, token) == "EXPIRED"
     assert refusal(endless, token) == "EXPIRED"  # what counts is what the token says
     clock.now = 1e11
-    assert endless.open(always, BUNDLE, NUMERICS).seed == 1
-    assert tokens.open(always, BUNDLE, NUMERICS).seed == 1
+    assert endless.open(always).resumption(BUNDLE, NUMERICS).seed == 1
+    assert tokens.open(always).resumption(BUNDLE, NUMERICS).seed == 1
 
 
 def test_a_damaged_token_is_not_expired(monkeypatch):
@@ -205,10 +205,10 @@ def test_another_model_is_told_from_other_numerics():
     tokens = ResumeTokens([KEY], 0)
     token = sealed(tokens)
     with pytest.raises(OtherModelError, match="'some'"):
-        tokens.open(token, bundle_of(model_id="5a" * 15 + "5b" + "5a" * 16), NUMERICS)
+        tokens.open(token).resumption(bundle_of(model_id="5a" * 15 + "5b" + "5a" * 16), NUMERICS)
     with pytest.raises(OtherModelError):  # of another shape, too
-        tokens.open(token, bundle_of(hidden=4, model_id="00" * 32), NUMERICS)
-    assert not tokens.open(token, BUNDLE, NUMERICS + "x").same_numerics
+        tokens.open(token).resumption(bundle_of(hidden=4, model_id="00" * 32), NUMERICS)
+    assert not tokens.open(token).resumption(BUNDLE, NUMERICS + "x").same_numerics
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 64])

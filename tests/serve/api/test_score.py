@@ -33,8 +33,8 @@ from rill.export.parity.compare import decode_feeds, session, zero_states
 from rill.export.parity.reference import Int8
 from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling
-from rill.serve.api.requests import spec_of
-from rill.serve.api.score import CHECKED_AT_ONCE, Score, given_text, read
+from rill.serve.api.requests import CHECKED_AT_ONCE, GenerateParameters, spec_of
+from rill.serve.api.score import Score, read
 from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.devices import CPU
@@ -275,7 +275,7 @@ def limited(tiny_folder):
     [
         ("abc漢", "text: character '漢' (U+6F22) at position 3"),
         ("a" * (2 * CHECKED_AT_ONCE + 7) + "漢" + "a漢", f"(U+6F22) at position {2 * CHECKED_AT_ONCE + 7} is not in"),
-        ("a" * 200_001, "text has 200001 characters; this server reads 200000 at once"),
+        ("a" * 200_001, "text has 200001 characters; the limit of this server is 200000"),
         ("😀" * 200_001, "text has 200001 characters"),
     ],
     ids=["unknown", "far", "long", "wide"],
@@ -353,8 +353,8 @@ async def model(tiny):
 
 
 async def test_who_does_not_take_them_costs_nothing(model):
-    spec = spec_of(pb.GenerateRequest(), None, model, ServerConfig())
-    text = await given_text("a" * (BUFFER + 5000), model, 10**6)
+    spec = await spec_of(GenerateParameters(), None, model, ServerConfig())
+    text = "a" * (BUFFER + 5000)
     goes_on, got = asyncio.Event(), []
 
     async def write(logprobs):

@@ -33,7 +33,7 @@ NAN, INF = float("nan"), float("inf")
     [
         ({"prompt": "abc漢"}, "prompt", "'漢' (U+6F22) at position 3"),
         ({"prompt": "a\x00"}, "prompt", "position 1"),
-        ({"prompt": "a" * 1001}, "prompt", "1001 characters; this server takes 1000"),
+        ({"prompt": "a" * 1001}, "prompt", "1001 characters; the limit of this server is 1000"),
         ({"max_chars": 2**63}, "max_chars", "2^62"),
         ({"chars_per_second": -1}, "chars_per_second", ">= 0"),
         ({"chars_per_second": NAN}, "chars_per_second", "finite"),

@@ -18,7 +18,7 @@ from rill.export.parity.emulation import Emulation
 from rill.export.parity.float64 import Float64
 from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling, threshold, uniforms
-from rill.serve.api.requests import spec_of
+from rill.serve.api.requests import GenerateParameters, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens
 from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder
@@ -242,7 +242,7 @@ async def test_a_golden_token_is_still_read(bundles):
     seed, text = TEXTS["fp32", "top-k"]
     # The graphs' bytes may change where the model does not; what a token says of the model does not matter here.
     bundle = replace(bundles["fp32"], model_id="60" * 32)
-    held = ResumeTokens([bytes(32), bytes(range(32))], 60).open(TOKEN, bundle, "golden")
+    held = ResumeTokens([bytes(32), bytes(range(32))], 60).open(TOKEN).resumption(bundle, "golden")
     assert (held.seed, held.snapshot.position, held.same_numerics) == (seed, 40, True)
     assert held.sampling == replace(sampling_of(PARAMETERS["top-k"]), min_p=float(np.float32(0.02)))
     assert (held.stops, held.include_stop, held.snapshot.partial_stop) == (golden_stops(text), True, text[30:40])
@@ -250,7 +250,7 @@ async def test_a_golden_token_is_still_read(bundles):
 
     model = Model(bundle, Decoder(bundle, CPU), 4, 4, 0.010)
     try:
-        spec = spec_of(pb.GenerateRequest(max_chars=110), held, model, ServerConfig())
+        spec = await spec_of(GenerateParameters(max_chars=110), held, model, ServerConfig())
         got, end = "", None
         async with model.stream(spec) as stream:
             while end is None:

@@ -11,8 +11,8 @@ from calls import joined, refusal
 from google.rpc.error_details_pb2 import BadRequest
 from random_models import LETTERS
 
+from rill.serve.api.requests import CHECKED_AT_ONCE
 from rill.serve.api.resume_tokens import ResumeTokens
-from rill.serve.api.score import CHECKED_AT_ONCE
 from rill.serve.api.service import TextGeneration
 from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder

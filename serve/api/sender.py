@@ -1,0 +1,59 @@
+"""Sending a text: the loop that Generate and Interact share."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from rill.serve.api.call import Call
+from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder
+from rill.serve.engine.stream import Stream
+from rill.serve.engine.types import FinishReason, Snapshot, StreamSpec
+from rill.serve.models.model import Model
+from rill.v1 import rill_pb2 as pb
+
+Write = Callable[[pb.GenerateResponse | bytes], Awaitable[None]]
+
+
+class TextSender:
+    """Sends one text with `write`. Several streams may generate it, one after another; `spec` is that of the first.
+
+    Times count from `started`, time.monotonic(). A stream that ends for a reason in `finish` ends the text. `snapshot`
+    is the last one that was sent.
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        model: Model,
+        messages: ResponseBuilder,
+        call: Call,
+        started: float,
+        write: Write,
+        finish: Mapping[FinishReason | None, pb.FinishReason] = FINISH,
+    ) -> None:
+        self._prompt_chars, self._start = spec.prompt_chars, spec.position
+        self._model, self._messages, self._call, self._write, self._finish = model, messages, call, write, finish
+        self._times = CallTimes(started)
+        self.snapshot: Snapshot | None = None
+
+    async def send(self, stream: Stream) -> FinishReason:
+        """Send what `stream` generates; returns why it ended. Raises the stream's error after the text before it."""
+        model, messages, times, start = self._model, self._messages, self._times, self._start
+        reason = None
+        while reason is None:
+            piece, reason = await stream.next_piece()
+            times.note(stream)
+            message = messages.output(model, stream, piece)
+            if stream.position == start:
+                message.seed = stream.spec.seed
+                if self._prompt_chars:
+                    self._call.on_prompt_read(self._prompt_chars)
+            if code := self._finish.get(reason):
+                message.finish_reason = code
+                sent = stream.position + len(piece.text) - start
+                message.usage.CopyFrom(times.usage(self._prompt_chars, sent))
+            if piece.text or code:
+                await self._write(messages.with_logprobs(message, model, stream, piece))
+                model.mark_sent(stream, piece.text)
+                self._call.on_generated(times, len(piece.text))
+            if piece.snapshot:
+                self.snapshot = piece.snapshot
+        return reason
