@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+import torch
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from rill.export.results import Row, run_job
 
 def export_all(jobs: Sequence[Job], processes: int) -> list[Row]:
     """Run all jobs and print what became of them; returns their rows. Raises KeyboardInterrupt."""
+    torch.set_num_threads(1)  # small models gain nothing from threads, and lose much where cores are shared
     with Display("exports", len(jobs), print_row) as display:
         rows = run_all(jobs, run_job, _died, processes, display)
     print_rows(rows)

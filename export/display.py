@@ -38,10 +38,10 @@ class Display(Generic[Result]):
             *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
         )
         self._all = self._bar.add_task("", total=total, failed=0)
-        job = Column(overflow="ellipsis", no_wrap=True)
-        self._lanes = Progress(
-            *(TextColumn("{task.fields[step]:20}"), TimeElapsedColumn()),
-            TextColumn("{task.description}", markup=False, table_column=job),
+        self._lanes = Progress(  # the last column is shortened where the terminal is narrow
+            TextColumn("{task.fields[step]}", table_column=Column(min_width=21, no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True)),
         )
         self._tasks: dict[int, TaskID] = {}  # by lane
         self._live = Live(

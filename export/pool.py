@@ -14,8 +14,6 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from rill.export.display import Display
 
 STOP_SECONDS = 5.0  # for a process to remove what it was writing
@@ -40,7 +38,6 @@ def run_all(
     A single process is the caller's own. `on_death` makes the result of a job whose process died, from the job, its
     seconds and the reason. KeyboardInterrupt ends all processes and is raised again.
     """
-    torch.set_num_threads(1)  # small models gain nothing from threads, and lose much where cores are shared
     processes = min(processes, len(jobs))
     if processes > 1:
         return _Pool(jobs, run_job, on_death, processes, display).run()
@@ -58,7 +55,7 @@ class _Worker:
     def __init__(self, run_job: RunJob[Any, Any]) -> None:
         self.index, self.started = -1, 0.0  # which job it runs, and since when
         self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_work, args=(theirs, run_job), daemon=True)
+        self.process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
         resource_tracker.ensure_running()  # otherwise it starts with the process, and unblocks SIGINT
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits this
         try:
@@ -66,12 +63,16 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()  # so that the process has the only copy, and its end is seen here
+        self._send(run_job)
 
     def begin(self, index: int, job: object) -> None:
         """Send it a job."""
         self.index, self.started = index, time.monotonic()
+        self._send(job)
+
+    def _send(self, value: object) -> None:
         with suppress(OSError):  # it has died: `receive` says so
-            self.connection.send(job)
+            self.connection.send(value)
 
     def receive(self) -> tuple[str, Any] | None:
         """A step that begins, or an empty string and the job's result; None if the process has died."""
@@ -110,7 +111,6 @@ class _Pool(Generic[Job, Result]):
 
     def run(self) -> list[Result]:
         """Run all jobs."""
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy in the processes, as of PyTorch
         try:
             while len(self._results) < len(self._jobs):
                 while self._waiting and self._idle:
@@ -156,12 +156,14 @@ def _reason(status: int | None) -> str:
     return f"its process ended with status {status}"
 
 
-def _work(connection: Connection, run_job: RunJob[Any, Any]) -> None:
+def _work(connection: Connection) -> None:
     """Run jobs from `connection` until there are no more or the parent has ended."""
+    # Before the first message: receiving it loads PyTorch and NumPy, which gain nothing from threads here.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     signal.signal(signal.SIGTERM, _exit)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     with suppress(EOFError, OSError):
+        run_job: RunJob[Any, Any] = connection.recv()
         while True:
             result = run_job(connection.recv(), lambda step: connection.send((step, None)))
             connection.send(("", result))

@@ -1,15 +1,15 @@
 """A bundle: a folder with the graphs of one model and the manifest that describes them. Standard library only.
 
     manifest.json         format_version, name, model_id, model, precision, states, graphs, training, parity,
-                          vocabulary, and of a tagger its labels
+                          vocabulary; a tagger's also has labels
     model.onnx            the portable graph (`rill.export.graphs.portable`)
     decode.onnx           the serving graph (`rill.export.graphs.serving`)
-    decode-top-p.onnx     its variant with top-p, min-p and logit bias
-    decode-top-k.onnx     ... and top-k
-    decode-logprobs.onnx  ... and log-probabilities
+    decode-top-p.onnx     a variant with top-p, min-p and logit bias
+    decode-top-k.onnx     a variant with these and top-k
+    decode-logprobs.onnx  a variant with these and log-probabilities
 
-A tagger's bundle has the portable graph alone. Export writes bundles and the server reads them; a bundle is taken only
-if it is whole.
+A tagger's bundle has the portable graph only. `rill.export.write` writes bundles; the server accepts one only if it is
+complete and undamaged.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from rill.vocabulary import Vocabulary
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-_MANIFEST_BYTES = 64 * 2**20  # far above any real vocabulary: a manifest is read whole
+_MANIFEST_BYTES = 64 * 2**20  # a limit far above any real vocabulary, because the whole file is read
 _GRAPH_BYTES = 2**31 - 1  # no ONNX model is larger
-# Far above any model of this kind: memory is taken for as many states as there may be streams.
-_MOST_LAYERS, _MOST_HIDDEN, _MOST_SYMBOLS = 1_000, 100_000, 2_000_000
-_LONGEST_NAME = 255
+# Limits far above any model of this kind: memory is reserved for the states of all streams.
+_MAX_LAYERS, _MAX_HIDDEN, _MAX_SYMBOLS = 1_000, 100_000, 2_000_000
+_MAX_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that has been read and checked: `graphs` holds the serialised ONNX models by key.
+    """A bundle in memory: `graphs` holds the serialised ONNX models by key.
 
-    `labels` are a tagger's, in the order of its logits; a generator has none.
+    `labels` are those of a tagger, in the order of its logits; a generator has none.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Bundle:
 
     @property
     def layers(self) -> int:
-        """Recurrent layers."""
+        """Number of recurrent layers."""
         return int(self.model["layers"])
 
     @property
@@ -92,12 +92,12 @@ class Bundle:
 
     @property
     def streamable(self) -> bool:
-        """Whether there is a serving graph."""
-        return "decode" in self.graphs
+        """Whether the bundle has a serving graph."""
+        return DECODE.key in self.graphs
 
 
 def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[str, ...] = ()) -> str:
-    """sha256 over the graphs, in the order of their keys, the vocabulary and a tagger's labels: hex."""
+    """sha256, in hex, over the graphs in the order of their keys, the vocabulary and a tagger's labels."""
     digest = hashlib.sha256()
     for key in sorted(graphs):
         digest.update(f"{key}:{hashlib.sha256(graphs[key]).hexdigest()}\n".encode())
@@ -113,7 +113,7 @@ def state_entries(states: States) -> list[dict[str, Any]]:
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Read and check a bundle's folder. Raises BundleError unless every file is there and is what the manifest says."""
+    """Read and check a bundle's folder. Raises BundleError unless all files exist and match the manifest."""
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
@@ -154,7 +154,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is not JSON ({error}); export the run again") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if type(version) is not int:
-        raise BundleError(f"{path} has no format_version: not a manifest of ours")
+        raise BundleError(f"{path} has no format_version, so it is not a manifest of Rill")
     if version > FORMAT_VERSION:
         raise BundleError(
             f"{path} has a newer format ({version}; this program reads {FORMAT_VERSION}); update Rill, or export the "
@@ -167,21 +167,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-# The parts of a manifest, checked: what is wrong is a KeyError, TypeError, AttributeError or ValueError, of which
-# `read_bundle` makes a sentence that names the manifest.
+# The parts of a manifest, checked. `read_bundle` turns the KeyError, TypeError, AttributeError or ValueError that these
+# raise into a sentence that names the manifest.
 
 
 def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
     model = dict(manifest["model"])
     if model["task"] not in _REQUIRED_GRAPHS:
-        raise ValueError(f"task {model['task']!r} is neither generate nor tag")
+        raise ValueError(f"task {model['task']!r} is not generate or tag")
     if model["cell"] not in _STATE_PARTS:
-        raise ValueError(f"cell {model['cell']!r} is none of {', '.join(_STATE_PARTS)}")
-    for size, most in (("layers", _MOST_LAYERS), ("hidden", _MOST_HIDDEN)):
+        raise ValueError(f"cell {model['cell']!r} is not one of {', '.join(_STATE_PARTS)}")
+    for size, limit in (("layers", _MAX_LAYERS), ("hidden", _MAX_HIDDEN)):
         if type(model[size]) is not int or model[size] < 1:
             raise ValueError(f"{size} must be a whole number of at least 1, not {model[size]!r}")
-        if model[size] > most:
-            raise ValueError(f"{size} must be at most {most}, not {model[size]}")
+        if model[size] > limit:
+            raise ValueError(f"{size} must be at most {limit}, not {model[size]}")
     if not isinstance(model["bidirectional"], bool):
         raise ValueError(f"bidirectional must be true or false, not {model['bidirectional']!r}")
     return model
@@ -190,12 +190,12 @@ def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _precision(manifest: Mapping[str, Any]) -> str:
     precision = _string(manifest, "precision")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     return precision
 
 
 def _states(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> States:
-    """The states of the manifest, which must be those that a model of this kind has (`states_of`)."""
+    """The states of the manifest, which must be those of a model of this kind."""
     shape = (model["layers"] * (2 if model["bidirectional"] else 1), "batch", model["hidden"])
     states: States = tuple((f"state_{part}", shape) for part in _STATE_PARTS[model["cell"]])
     if manifest["states"] != state_entries(states):
@@ -211,8 +211,8 @@ def _graphs(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any])
             raise ValueError(f"there is no graph {key!r}")
     for key, entry in graphs.items():
         if key not in FILES:
-            raise ValueError(f"graph {key!r} is none of {', '.join(FILES)}")
-        if entry["file"] != FILES[key]:  # so no name is there twice, and none reaches out of the folder
+            raise ValueError(f"graph {key!r} is not one of {', '.join(FILES)}")
+        if entry["file"] != FILES[key]:  # so no name is repeated or outside the folder
             raise ValueError(f"graph {key!r} is in {entry['file']!r} instead of {FILES[key]!r}")
     return {key: _read_graph(folder / FILES[key], entry["sha256"]) for key, entry in graphs.items()}
 
@@ -220,19 +220,19 @@ def _graphs(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any])
 def _read_graph(path: Path, sha256: str) -> bytes:
     data = _read_file(path, _GRAPH_BYTES)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise BundleError(f"{path} is damaged: its checksum is not the manifest's; export the run again")
+        raise BundleError(f"{path} is damaged: its checksum differs from the manifest; export the run again")
     return data
 
 
-def _read_file(path: Path, most: int) -> bytes:
-    """All of a file of a bundle: a real one, in its folder, of `most` bytes. Raises BundleError."""
+def _read_file(path: Path, limit: int) -> bytes:
+    """Read a whole file of a bundle: a real one, in its folder, of at most `limit` bytes. Raises BundleError."""
     try:
         if not path.resolve(strict=True).is_relative_to(path.parent.resolve()):
-            raise BundleError(f"{path} is a link to a file outside of the bundle; copy the file itself there")
+            raise BundleError(f"{path} is a link to a file outside the bundle; copy the file into the bundle")
         if not path.is_file():
             raise BundleError(f"{path} is not a file")
-        if path.stat().st_size > most:
-            raise BundleError(f"{path} is larger than {most} bytes: not a file of ours")
+        if path.stat().st_size > limit:
+            raise BundleError(f"{path} is larger than {limit} bytes, so it is not a file of Rill")
         return path.read_bytes()
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = error.strerror if isinstance(error, OSError) else error
@@ -241,22 +241,22 @@ def _read_file(path: Path, most: int) -> bytes:
 
 def _name(manifest: Mapping[str, Any]) -> str:
     name = _string(manifest, "name")
-    if len(name) > _LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"'name' must have at most {_LONGEST_NAME} characters, all of them printable")
+    if len(name) > _MAX_NAME or not name.isprintable():
+        raise ValueError(f"'name' must have at most {_MAX_NAME} characters, all printable")
     return name
 
 
 def _string(manifest: Mapping[str, Any], key: str) -> str:
     value = manifest[key]
     if not (isinstance(value, str) and value):
-        raise ValueError(f"{key!r} must be a string that is not empty")
+        raise ValueError(f"{key!r} must be a non-empty string")
     return value
 
 
 def _symbols(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     symbols = _strings(manifest, "vocabulary")
-    if len(symbols) > _MOST_SYMBOLS:
-        raise ValueError(f"the vocabulary must have at most {_MOST_SYMBOLS} symbols, not {len(symbols)}")
+    if len(symbols) > _MAX_SYMBOLS:
+        raise ValueError(f"the vocabulary must have at most {_MAX_SYMBOLS} symbols, not {len(symbols)}")
     return symbols
 
 

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check_all(configurations: list[Configuration], characters: int, seed: int, processes: int) -> list[Result]:
     """Compare all configurations, network by network; returns the results in their order."""
     jobs = [NetworkJob(network, list(group)) for network, group in groupby(configurations, lambda each: each.network)]
+    torch.set_num_threads(1)  # small models gain nothing from threads, and lose much where cores are shared
     with Display("networks", len(jobs), _has_failures) as display:
         found = run_all(jobs, partial(check, characters=characters, seed=seed), _died, processes, display)
     by_configuration = {result.configuration: result for results in found for result in results}

@@ -1,4 +1,4 @@
-"""Many exports in one call: processes that die, Ctrl-C, --check, exporters in each other's way, what is reported."""
+"""Several exports in one call: processes, Ctrl-C, --check, concurrent exporters, the report."""
 
 import json
 import os
@@ -27,6 +27,7 @@ from rill.export.lock import exclusive
 from rill.export.parity.int8_loss import Loss
 from rill.export.pipeline import Exported
 from rill.export.results import Row
+from rill.train.record.run import load_run
 
 
 @pytest.fixture
@@ -66,9 +67,20 @@ def hung(process, folder):
             os.close(writer)
 
 
-def start(*arguments, **options):
+UNVERIFIED = """
+import sys
+from rill.export import pipeline
+from rill.export.command import main
+from rill.export.parity.verify import Parity
+
+pipeline.verify = lambda *_: Parity(0, 0, 0, 0, 0)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*arguments, program=("-m", "rill.export"), **options):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "rill.export", *map(str, arguments)],
+        [sys.executable, "-W", "error", *program, *map(str, arguments)],
         cwd=ROOT,
         text=True,
         start_new_session=True,  # a process group of its own, which is what Ctrl-C in a terminal signals
@@ -76,7 +88,37 @@ def start(*arguments, **options):
     )
 
 
-def test_a_killed_process_fails_its_own_run_only(tmp_path, run_folder, unverified):
+def test_exports_many_runs_and_continues_after_a_bad_one(tmp_path, run_folder, tiny_run, capsys, unverified):
+    other = save_run(make_run(layers=2, embedding=4, seed=1), tmp_path / "runs" / "other")
+    out, report = tmp_path / "bundles", tmp_path / "report.json"
+    arguments = [str(each) for each in (run_folder, tmp_path / "missing", other, "--out", out, "--json", report)]
+    assert main(arguments) == 1
+    assert "missing is not a run folder" in capsys.readouterr().err
+    rows = json.loads(report.read_text())
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert sorted(path.name for path in out.iterdir()) == ["other", "tiny"]
+
+    bundle = read_bundle(out / "tiny")
+    assert bundle.name == "tiny"
+    assert bundle.vocabulary == tiny_run.vocabulary
+    manifest = json.loads((out / "tiny" / MANIFEST).read_text())
+    assert manifest["states"] == [{"name": "state_h", "next": "next_state_h", "shape": [1, "batch", 32]}]
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "tiny").iterdir()}
+    assert main([str(run_folder), "--out", str(out)]) == 0
+    assert "unchanged" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "tiny").iterdir()}
+
+
+def test_processes_write_the_same_bytes(tmp_path, run_folder):
+    last, out = save_run(make_run(cell="rnn", hidden=8), tmp_path / "runs" / "last"), tmp_path / "out"
+    assert main([str(run_folder), str(last), "--out", str(out), "--jobs", "2"]) == 0
+    for folder in (run_folder, last):
+        assert read_bundle(out / folder.name) == build_bundle(load_run(folder), folder.name)
+
+
+@pytest.mark.long  # test_pool.py has the same without PyTorch
+def test_a_killed_process_fails_its_own_run_only(tmp_path, run_folder):
     killed = hanging_run(make_run(), tmp_path / "runs" / "killed")
     last = save_run(make_run(seed=1), tmp_path / "runs" / "last")
     out, report = tmp_path / "out", tmp_path / "report.json"
@@ -85,21 +127,19 @@ def test_a_killed_process_fails_its_own_run_only(tmp_path, run_folder, unverifie
         with hung(psutil.Process(process.pid), killed) as pid:
             assert pid != process.pid
             os.kill(pid, signal.SIGKILL)
-        printed, told = process.communicate(timeout=90)
+        printed, errors = process.communicate(timeout=90)
     assert process.returncode == 1
     rows = json.loads(report.read_text())
     assert [row["run"] for row in rows] == [str(run) for run in runs]
     assert [row["status"] for row in rows] == ["failed", "failed", "ok", "ok"]
     assert rows[0]["error"] == "its process was killed (SIGKILL); if memory ran out, use fewer --jobs"
     assert "missing is not a run folder" in rows[1]["error"]
-    assert sorted(told.splitlines()) == sorted(f"error: {row['run']}: {row['error']}" for row in rows[:2])
+    assert sorted(errors.splitlines()) == sorted(f"error: {row['run']}: {row['error']}" for row in rows[:2])
     assert f"{last}: matches PyTorch: " in printed
     assert sorted(path.name for path in out.iterdir()) == ["last", "tiny"]
 
-    here = exporting.export_run(run_folder, tmp_path / "here")  # the same bytes as in another process
-    assert read_bundle(here.folder) == read_bundle(out / "tiny")
 
-
+@pytest.mark.long  # test_pool.py has the same without PyTorch
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_all_processes_and_leaves_nothing(tmp_path, number):
     runs = [hanging_run(make_run(), tmp_path / name) for name in ("a", "b", "c")]
@@ -113,11 +153,11 @@ def test_a_signal_ends_all_processes_and_leaves_nothing(tmp_path, number):
                 os.killpg(process.pid, number)  # all of them, as a terminal does
             else:
                 os.kill(process.pid, number)
-            printed, told = process.communicate(timeout=60)
+            printed, errors = process.communicate(timeout=60)
             wait_until(lambda: not any(child.is_running() for child in children))
             assert time.monotonic() - sent < 15
     assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert (printed, told) == ("", "interrupted\n" if number == signal.SIGINT else "")
+    assert (printed, errors) == ("", "interrupted\n" if number == signal.SIGINT else "")
     assert not (tmp_path / "out").exists()
 
 
@@ -147,7 +187,7 @@ def test_a_terminal_shows_who_does_what_and_a_pipe_gets_lines_only(tmp_path):
 
 
 def test_a_reader_that_leaves_stops_nothing(tmp_path, run_folder):
-    with start(run_folder, "--out", tmp_path / "out") as process:
+    with start(run_folder, "--out", tmp_path / "out", program=("-c", UNVERIFIED)) as process:
         process.stdout.close()
         assert process.wait(timeout=60) == 0
         assert process.stderr.read() == ""
@@ -158,7 +198,7 @@ def contents(folder):
     return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
 
 
-def test_check_verifies_what_is_there_and_writes_nothing(tmp_path, tiny_run):
+def test_check_judges_what_is_there_and_writes_nothing(tmp_path, tiny_run, unverified):
     names = ["good", "changed", "missing", "damaged", "empty", "crooked"]
     runs = [save_run(tiny_run, tmp_path / "runs" / name) for name in names]
     out, report = tmp_path / "out", tmp_path / "report.json"
@@ -178,11 +218,10 @@ def test_check_verifies_what_is_there_and_writes_nothing(tmp_path, tiny_run):
     report.unlink()
     assert {path: kept for path, kept in contents(tmp_path).items() if path != report} == before
     assert [row["status"] for row in rows] == ["ok"] + ["failed"] * 5
-    assert rows[0]["parity"]["greedy_characters"] > 0
     reasons = [
         "changed differs from its run: export it again with --force",
         "missing is missing: export the run",
-        "decode.onnx is damaged: its checksum is not the manifest's; export the run again",
+        "decode.onnx is damaged: its checksum differs from the manifest; export the run again",
         "it has no manifest.json",
         "crooked differs from its run",
     ]
@@ -241,7 +280,7 @@ from rill.export.graphs.build import build_bundle
 from rill.export.lock import exclusive
 
 bundle, folder = read_bundle(sys.argv[1]), Path(sys.argv[2])
-for _ in range(40):
+for _ in range(15):
     with exclusive(folder):
         if folder.exists():
             read_bundle(folder)
@@ -267,10 +306,10 @@ def test_writers_at_the_same_time_leave_one_whole_bundle(tmp_path, tiny_run):
 def test_two_commands_with_namesakes_at_the_same_time(tmp_path, run_folder, unverified):
     other = save_run(make_run(seed=9), tmp_path / "others" / "tiny")
     out = tmp_path / "out"
-    processes = [start(run, "--out", out) for run in (run_folder, other)]
-    told = [process.communicate(timeout=90)[1] for process in processes]
+    processes = [start(run, "--out", out, program=("-c", UNVERIFIED)) for run in (run_folder, other)]
+    errors = [process.communicate(timeout=90)[1] for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 1]
-    assert "holds a different bundle; replace it with --force" in "".join(told)
+    assert "holds a different bundle; replace it with --force" in "".join(errors)
     winner = (run_folder, other)[[process.returncode for process in processes].index(0)]
     assert exporting.export_run(winner, out).unchanged
     assert [path.name for path in out.iterdir()] == ["tiny"]
@@ -368,7 +407,7 @@ def test_a_foreign_checkpoint(tmp_path, capsys, unverified):
         ("--out out --from-state-dict x.pt --vocabulary v.json --name ../b", "'../b' cannot be the name of a bundle"),
     ],
 )
-def test_wrong_usage_is_told_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_usage_is_reported_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     os.mkfifo("pipe")
@@ -377,9 +416,9 @@ def test_wrong_usage_is_told_before_any_work(tmp_path, monkeypatch, capsys, argu
     except SystemExit as error:
         status = error.code
     assert status == 2
-    *usage, told = capsys.readouterr().err.splitlines()
-    assert "error: " in told
-    assert message in told
+    *usage, errors = capsys.readouterr().err.splitlines()
+    assert "error: " in errors
+    assert message in errors
     assert not usage or usage[0].startswith("usage: rill export")
     assert not Path("out").exists()
 
@@ -389,3 +428,15 @@ def test_what_the_parser_refuses(arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())
     assert ended.value.code == 2
+
+
+def test_one_call_keeps_namesakes_apart_and_survives_any_run(tmp_path, run_folder, tiny_run, unverified, capsys):
+    other = save_run(make_run(seed=9), tmp_path / "elsewhere" / "tiny")
+    odd = save_run(tiny_run, tmp_path / "odd")
+    (odd / "summary.json").write_text("5")
+    last = save_run(tiny_run, tmp_path / "last")
+    assert main([*map(str, [odd, run_folder, other, last]), "--out", str(tmp_path / "out"), "--force"]) == 1
+    errors = capsys.readouterr().err
+    assert "summary.json is not a JSON object" in errors
+    assert "has the same name" in errors
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["last", "tiny"]

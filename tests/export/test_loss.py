@@ -188,10 +188,10 @@ def unverified(monkeypatch):
 
 def test_a_bundle_that_predicts_clearly_worse_is_refused(run_folder, tmp_path, capsys, two_bits, unverified):
     assert main([str(run_folder), "--out", str(tmp_path / "out"), "--precision", "fp32", "int8"]) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "int8 costs 0." in told or "int8 costs 1." in told
-    assert "validation text), more than 0.01; export it with --allow-loss, or as fp32" in told
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "int8 costs 0." in errors or "int8 costs 1." in errors
+    assert "validation text), more than 0.01; export it with --allow-loss, or as fp32" in errors
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
 
 

@@ -250,7 +250,7 @@ def test_a_tagger_is_exported_beside_a_generator(tmp_path, run_folder, capsys):
 def test_int8_is_refused_in_one_sentence(tmp_path, run_folder, capsys):
     """And the same run in fp32, asked for in the same call, is exported."""
     assert export([str(run_folder), "--out", str(tmp_path), "--precision", "int8", "fp32"]) == 1
-    told = capsys.readouterr().err
-    assert "int8 applies to serving graphs, and a tagger has none; export it as fp32" in told
-    assert told.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert "int8 applies to serving graphs, and a tagger has none; export it as fp32" in errors
+    assert errors.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["subtraction"]

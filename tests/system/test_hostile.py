@@ -189,7 +189,7 @@ def test_links_out_of_the_bundle_are_refused(folder, name):
     file = folder / name
     file.rename(folder.parent / name)
     file.symlink_to(folder.parent / name)
-    with pytest.raises(BundleError, match=f"{name} is a link to a file outside of the bundle"):
+    with pytest.raises(BundleError, match=f"{name} is a link to a file outside the bundle"):
         read_bundle(folder)
 
 
@@ -233,9 +233,9 @@ def test_files_beyond_all_measure_are_not_read(folder, name, size):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "a\nrill: listening on 127.0.0.1:1"}, "'name' must have at most 255 characters, all of them print"),
-        ({"name": "\x1b[2J"}, "all of them printable"),
-        ({"name": "\ud800"}, "all of them printable"),
+        ({"name": "a\nrill: listening on 127.0.0.1:1"}, "'name' must have at most 255 characters, all printable"),
+        ({"name": "\x1b[2J"}, "all printable"),
+        ({"name": "\ud800"}, "all printable"),
         ({"name": "a" * 256}, "at most 255 characters"),
         ({"hidden": 10**12}, "hidden must be at most 100000"),
         ({"layers": 10**6}, "layers must be at most 1000"),
