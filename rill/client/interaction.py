@@ -1,23 +1,35 @@
-"""The client's side of one `Interact` call, without a connection: which event answers which action.
+"""A live state over as many calls of `Interact` as it takes: what to send, which event answers what. No connections.
 
-Actions go out in order, through the `send` of an `InteractProtocol`. Events go to `received`, the end of the call to
-`ended`. An action that the server answers returns a `Reply` or a `Generation`; wait for its `is_ready`.
+`InteractProtocol` keeps the last resume token and the steps that followed it. When a call breaks, the next one begins
+with that token and repeats those steps; text that was delivered is compared and skipped. The loop around it is the same
+in both kinds of session:
+
+    connect: call the server number `protocol.address`, and pass what sends an action to `protocol.connected`
+    pass each event to `received`
+    when the call has ended: after as many seconds as `ended` returns, connect again; None means that it is over
+
+An action that the server answers returns a `Reply` or a `Generation`; wait for its `is_ready`.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
 
 from rill.client.errors import ENDED_EARLY, ServerError, SessionStateError
+from rill.client.retry import RETRY_SECONDS, Attempts
 from rill.v1 import rill_pb2 as pb
 
+SNAPSHOT_EVERY = 1024  # characters: at most so many are generated again, and those on their way
+
 _Request = pb.InteractRequest
+_LAST = (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP)
 
 
 class Reply:
-    """The event that answers an action, as soon as it is there."""
+    """The event that answers an action, once it has arrived."""
 
     def __init__(self) -> None:
         self.event: Any = None
@@ -25,165 +37,423 @@ class Reply:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is something to take."""
+        """Tell whether `take` has something to return or raise."""
         return self.event is not None or self.error is not None
 
     def take(self) -> Any:
-        """The event. Raises ServerError if the call ended without it."""
+        """Return the event. Raises ServerError if the session ended without it."""
         if self.event is None and self.error:
             raise self.error
         return self.event
 
 
-class Generation:
-    """The messages of a running generation, in order; `is_over` when the server has sent all of them."""
+class _Step:
+    """An action that has to be repeated until a token includes it."""
 
-    def __init__(self) -> None:
+    is_sent = False  # in the present call
+
+
+class _Feed(_Step, Reply):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+
+class _Snapshot(_Step, Reply):
+    pass
+
+
+class _Update(_Step):
+    def __init__(self, sampling: pb.Sampling) -> None:
+        self.sampling = sampling
+
+
+class Generation(_Step):
+    """A running generation: its messages, in order; `is_over` when there will be no more."""
+
+    def __init__(self, action: pb.InteractRequest.Generate, start: int) -> None:
+        self.action, self.start = action, start
         self.messages: deque[pb.GenerateResponse] = deque()
         self.error: ServerError | None = None
-        self.is_over = self.is_pausing = self._has_ended = False
+        self.is_over = self.is_pausing = False
+        self.ahead = ""  # its text after the last token
+        self.last_update: _Update | None = None  # that was made while it ran
+        self.held: list[pb.GenerateResponse] = []  # received while no token includes that update
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is something to take."""
+        """Tell whether `take` has something to return or raise."""
         return bool(self.messages) or self.is_over
 
     def take(self) -> pb.GenerateResponse | None:
-        """The next message; None after the last. Raises ServerError if the call ended in the midst of it."""
+        """Return the next message; None after the last. Raises ServerError if the session ended before that."""
         if self.messages:
             return self.messages.popleft()
         if self.error:
             raise self.error
         return None
 
-    def add(self, message: pb.GenerateResponse) -> None:
-        """A message came. A Pause that crossed the last one is still to be answered."""
-        self.messages.append(message)
-        self._has_ended = message.finish_reason in (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP)
-        self.is_over = self._has_ended and not self.is_pausing
 
+class InteractProtocol(Attempts):
+    """One session. Methods raise ServerError if it has ended, and SessionStateError if the action is out of order.
 
-class InteractProtocol:
-    """One call of `Interact`.
-
-    Methods raise ServerError if the call has ended, and SessionStateError if the state does not allow the action.
-    `position` counts the generated characters, `resume_token` is the last state that the server gave, after
-    `resume_position` of them.
+    `position` counts the generated characters. `resume_token` is the last state that a server gave, after
+    `resume_position` of them. `on_interrupted` is called with the first failure of each outage.
     """
 
-    def __init__(self, send: Callable[[pb.InteractRequest], None]) -> None:
+    def __init__(
+        self,
+        opening: pb.InteractRequest.Open,
+        addresses: int = 1,
+        retry_seconds: float = RETRY_SECONDS,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_interrupted: Callable[[ServerError], None] | None = None,
+    ) -> None:
+        super().__init__(addresses, retry_seconds, timeout, clock)
         self.seed, self.model_id = 0, ""
         self.position = self.resume_position = 0
         self.resume_token = b""
-        self.error: ServerError | None = None  # why the call ended, if it did
-        self._send = send
-        self._generation: Generation | None = None
-        self._asked: dict[str, deque[Reply]] = {"opened": deque(), "fed": deque(), "snapshot": deque()}
+        self.error: ServerError | None = None  # why the session ended, if it did
+        self._opening, self._on_interrupted = opening, on_interrupted
+        self._steps: list[_Feed | _Snapshot | _Update | Generation] = []  # that no token includes, in order
+        self._generation: Generation | None = None  # the last one
+        self._is_started = False
+        # The present call.
+        self._send: Callable[[pb.InteractRequest | None], None] | None = None
+        self._is_open = False
+        self._awaited: deque[_Feed | _Snapshot] = deque()
+        self._at = 0
+        self._catching_up: Generation | None = None
+        self._caught_up = False
 
     @property
     def generation(self) -> Generation | None:
-        """The one that is running."""
+        """The generation that is running."""
         return self._generation if self._generation and not self._generation.is_over else None
 
-    def open(self, model: str, resume_token: bytes, sampling: pb.Sampling) -> Reply:
-        """Begin."""
-        begin = _Request.Open(model=model, resume_token=resume_token, sampling=sampling)
-        return self._ask(_Request(open=begin), "opened")
+    def open(self) -> Reply:
+        """Begin the session; the reply is a snapshot of its first state."""
+        self._is_started = True
+        return self._snapshot_step()
 
     def feed(self, text: str) -> Reply:
         """Let the model read a text."""
         self._check_idle("feed")
-        return self._ask(_Request(feed=text), "fed")
+        step = _Feed(text)
+        self._add(step)
+        self._snapshot_step()
+        return step
 
     def generate(
         self,
         max_chars: int = 0,
-        stop: Sequence[str] = (),
+        stop: Iterable[str] = (),
         include_stop: bool = False,
         logprobs: int | None = None,
         chars_per_second: float = 0.0,
     ) -> Generation:
-        """Let it write."""
+        """Let the model generate text."""
         self._check_idle("generate")
-        self._tell(
-            _Request(
-                generate=_Request.Generate(
-                    max_chars=max_chars,
-                    stop=stop,
-                    include_stop=include_stop,
-                    logprobs=logprobs,
-                    chars_per_second=chars_per_second,
-                )
-            )
+        action = _Request.Generate(
+            max_chars=max_chars,
+            stop=stop,
+            include_stop=include_stop,
+            logprobs=logprobs,
+            chars_per_second=chars_per_second,
         )
-        self._generation = Generation()
+        self._generation = Generation(action, self.position)
+        self._add(self._generation)
         return self._generation
 
     def pause(self) -> None:
         """End the running generation, if there is one, where it is."""
-        if (generation := self.generation) and not generation.is_pausing:
-            self._tell(_Request(pause=_Request.Pause()))
-            generation.is_pausing = True
+        generation = self.generation
+        if not generation or generation.is_pausing:
+            return
+        generation.is_pausing = True
+        if self._is_open and generation.is_sent and generation is not self._catching_up:
+            self._act(pause=_Request.Pause())
+            self._snapshot_step()
+        else:
+            self._end_here(generation)
 
     def update(self, sampling: pb.Sampling) -> None:
-        """Change what is set there."""
-        self._tell(_Request(update=sampling))
+        """Change sampling parameters.
+
+        Where in a running generation that takes effect is known once a token includes it. Until then what is received
+        is held back: if the call breaks, it is generated again.
+        """
+        step = _Update(sampling)
+        self._add(step)
+        if (generation := self.generation) and not generation.is_pausing:
+            generation.last_update = step
+            self._snapshot_step()
 
     def snapshot(self) -> Reply:
-        """Ask for the state as a token."""
-        return self._ask(_Request(snapshot=_Request.Snapshot()), "snapshot")
+        """Request the state as a token."""
+        return self._snapshot_step()
+
+    def close(self) -> None:
+        """End the session."""
+        self._finish(ServerError(grpc.StatusCode.CANCELLED, "the session is closed"))
+
+    def connected(self, send: Callable[[pb.InteractRequest | None], None]) -> None:
+        """Begin the next call; `send` takes its actions, and None after the last."""
+        self._send, self._is_open = send, False
+        self._awaited.clear()
+        self._at, self._catching_up, self._caught_up = self.resume_position, None, False
+        for step in self._steps:
+            step.is_sent = False
+        opening = _Request.Open()
+        opening.CopyFrom(self._opening)
+        for step in self._steps:  # what is refused is answered here, and nowhere else
+            if not isinstance(step, _Update):
+                break
+            _merge(opening.sampling, step.sampling)
+            step.is_sent = True
+        self._act(open=opening)
 
     def received(self, event: pb.InteractResponse) -> None:
-        """An event came."""
-        kind = event.WhichOneof("event")
-        match kind:
-            case "opened":
-                self.seed, self.model_id = event.opened.seed, event.opened.model_id
-            case "output":
-                self._output(event.output)
-            case "paused" if self._generation:
-                self.position = event.paused.position
-                self._generation.is_over = True
-            case "snapshot":
-                self.position = event.snapshot.position
-                self._state(event.snapshot.resume_token, event.snapshot.position)
-        # A snapshot that nobody asked for comes before an error.
-        if waiting := self._asked.get(kind or ""):
-            waiting.popleft().event = getattr(event, kind)
-
-    def ended(self, error: ServerError | None) -> None:
-        """The call is over: no more will come."""
+        """Handle an event."""
         if self.error:
             return
-        self.error = error or ServerError(grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
-        for asked in self._asked.values():
-            while asked:
-                asked.popleft().error = self.error
+        try:
+            match event.WhichOneof("event"):
+                case "opened":
+                    self._opened(event.opened)
+                case "fed":
+                    self._fed(event.fed)
+                case "output":
+                    self._output(event.output)
+                case "paused":
+                    self._paused()
+                case "snapshot":
+                    self._snapshot(event.snapshot)
+        except ServerError as error:
+            self._finish(error)
+
+    def ended(self, error: ServerError | None) -> float | None:
+        """Return the seconds to wait before the next call, now that one has ended; None if the session is over."""
+        if self.error:
+            return None
+        self._send, self._is_open = None, False
+        if self._caught_up:
+            return 0.0
+        failure = error or ServerError(grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
+        try:
+            delay = self.failed(failure, f"the session broke after {self.position:,} characters")
+        except ServerError as final:
+            self._finish(final)
+            return None
         if generation := self.generation:
-            generation.error = self.error
+            generation.held.clear()
+            if generation.is_pausing:
+                self._end_here(generation)
+        if self.is_first_failure and self.has_begun and self._on_interrupted:
+            self._on_interrupted(failure)
+        return delay
+
+    # Events.
+
+    def _opened(self, opened: pb.InteractResponse.Opened) -> None:
+        if not self.model_id:
+            self.seed, self.model_id = opened.seed, opened.model_id
+            self._opening.sampling.seed = opened.seed
+        self._is_open = True
+        self._send_steps()
+
+    def _fed(self, fed: pb.InteractResponse.Fed) -> None:
+        if self._awaited and isinstance(self._awaited[0], _Feed):
+            step = self._awaited.popleft()
+            if not step.event:
+                step.event = fed
+                self.progressed()
+
+    def _snapshot(self, snapshot: pb.InteractResponse.Snapshot) -> None:
+        done = None
+        if self._awaited and isinstance(self._awaited[0], _Snapshot):  # else it comes before an error
+            done = self._awaited.popleft()
+            done.event = snapshot
+            self.progressed()
+        self._include(snapshot.resume_token, snapshot.position, done)
+
+    def _paused(self) -> None:
+        if generation := self.generation:
             generation.is_over = True
 
     def _output(self, message: pb.GenerateResponse) -> None:
-        self.position = message.position + len(message.text)
-        if message.resume_token:
-            self._state(message.resume_token, self.position)
-        if self.generation:  # else a server that drains says so
-            self.generation.add(message)
+        if message.position != self._at:
+            raise _data_loss(f"a message begins at character {message.position:,} instead of {self._at:,}")
+        self._at += len(message.text)
+        is_last = message.finish_reason in _LAST
+        is_draining = message.finish_reason == pb.FINISH_REASON_DRAINING
+        if self._catching_up:
+            self._catch_up(self._catching_up, message, is_last)
+        elif generation := self.generation:
+            self._extend(generation, message)
+            if is_last and generation is self._steps[-1] and message.resume_token:
+                self._include(message.resume_token, self._at, generation)
+            if is_last and generation.action.stop:  # the message's token has them, the state does not
+                self._snapshot_step()
+        if is_draining and message.resume_token:
+            self._include(message.resume_token, self._at, None)
 
-    def _state(self, token: bytes, position: int) -> None:
+    def _catch_up(self, generation: Generation, message: pb.GenerateResponse, is_last: bool) -> None:
+        """Compare a message with the text that was delivered; behind its end, another call goes on."""
+        if not generation.ahead.startswith(message.text, message.position - self.resume_position):
+            raise _data_loss("one continued with another text: they have different models or different numerics")
+        if is_last:
+            if self._at != self.resume_position + len(generation.ahead) or not message.resume_token:
+                raise _data_loss(f"one ends it after {self._at:,} characters")
+            if message.finish_reason == pb.FINISH_REASON_STOP and not generation.is_over:  # only this message was lost
+                self._release(generation, pb.GenerateResponse(position=self._at, finish_reason=message.finish_reason))
+            self._include(message.resume_token, self._at, generation)
+            self._caught_up = True
+            if self._send:
+                self._send(None)
+
+    def _extend(self, generation: Generation, message: pb.GenerateResponse) -> None:
+        if message.position != generation.start:
+            message.ClearField("seed")  # on the first message only
+        if message.finish_reason == pb.FINISH_REASON_DRAINING and self._retry_seconds:
+            message.ClearField("finish_reason")
+        if not (message.text or message.finish_reason):
+            return
+        if generation.last_update in self._steps:
+            generation.held.append(message)
+            return
+        self._release(generation, message)
+        if len(generation.ahead) >= SNAPSHOT_EVERY and generation is self._steps[-1] and not message.finish_reason:
+            self._snapshot_step()
+
+    def _release(self, generation: Generation, message: pb.GenerateResponse) -> None:
+        generation.messages.append(message)
+        self.position = message.position + len(message.text)
+        generation.ahead += message.text
+        if message.finish_reason in _LAST:
+            generation.is_over = not generation.is_pausing
+        if message.text:
+            self.progressed()
+
+    # Steps.
+
+    def _include(self, token: bytes, position: int, done: _Step | None) -> None:
+        """A token includes all steps up to `done`; without it, all before the first that is to be answered."""
+        if done:
+            count = next(at for at, step in enumerate(self._steps, 1) if step is done)
+        else:
+            undone = (step for step in self._steps if not step.is_sent or step in self._awaited)
+            count = self._steps.index(first) if (first := next(undone, None)) else len(self._steps)
+        included, self._steps = self._steps[:count], self._steps[count:]
+        self._opening = _Request.Open(resume_token=token)
+        for step in included:
+            if isinstance(step, _Update):
+                # Once more with the token, which changes nothing: a server that refuses an update may have answered a
+                # snapshot behind it with the state before.
+                _merge(self._opening.sampling, step.sampling)
+            elif isinstance(step, Generation):
+                for message in step.held:
+                    self._release(step, message)
+                step.held.clear()
+                step.ahead = step.ahead[position - self.resume_position :]
+                if step.ahead or not step.is_over:
+                    self._steps.insert(0, step)
+        if not self.resume_token:
+            self.position = self._at = position
         self.resume_token, self.resume_position = token, position
 
-    def _check_idle(self, what: str) -> None:
-        if self.generation:
-            raise SessionStateError(f"{what}: the model is generating; pause it, or read to its end")
-
-    def _ask(self, request: pb.InteractRequest, kind: str) -> Reply:
-        self._tell(request)
-        answer = Reply()
-        self._asked[kind].append(answer)
-        return answer
-
-    def _tell(self, request: pb.InteractRequest) -> None:
+    def _add(self, step: _Feed | _Snapshot | _Update | Generation) -> None:
         if self.error:
             raise self.error
-        self._send(request)
+        if not self._is_started:
+            raise SessionStateError("the session is not open: use it in a with statement")
+        self._steps.append(step)
+        self._send_steps()
+
+    def _snapshot_step(self) -> _Snapshot:
+        step = _Snapshot()
+        self._add(step)
+        return step
+
+    def _send_steps(self) -> None:
+        """Send the steps that were not sent in this call; text that was delivered comes first, in a call of its own."""
+        if not self._is_open or self._catching_up:
+            return
+        for step in [step for step in self._steps if not step.is_sent]:
+            match step:
+                case _Feed():
+                    self._act(feed=step.text)
+                    self._awaited.append(step)
+                case _Snapshot():
+                    self._act(snapshot=_Request.Snapshot())
+                    self._awaited.append(step)
+                case _Update():
+                    self._act(update=step.sampling)
+                case Generation() if step.ahead:
+                    self._catching_up = step
+                    self._generate(step, max_chars=len(step.ahead), chars_per_second=0.0, logprobs=None)
+                    step.is_sent = True
+                    return
+                case Generation() if not step.is_over:
+                    self._continue(step)
+            step.is_sent = True
+
+    def _continue(self, generation: Generation) -> None:
+        """Generate what is left of a generation."""
+        count = generation.action.max_chars
+        left = count and count - (self.position - generation.start)
+        if count and not left:  # only its last message was lost
+            message = pb.GenerateResponse(
+                position=self.position, resume_token=self.resume_token, finish_reason=pb.FINISH_REASON_LENGTH
+            )
+            self._release(generation, message)
+            self._end_here(generation)
+            return
+        self._generate(generation, max_chars=left)
+
+    def _generate(self, generation: Generation, **changes: Any) -> None:
+        action = _Request.Generate()
+        action.CopyFrom(generation.action)
+        for name, value in changes.items():
+            action.ClearField(name) if value is None else setattr(action, name, value)
+        self._act(generate=action)
+
+    def _act(self, **action: Any) -> None:
+        if self._send:
+            self._send(_Request(**action))
+
+    def _end_here(self, generation: Generation) -> None:
+        """End a generation after what was delivered."""
+        generation.is_over = True
+        if not generation.ahead and generation in self._steps:
+            self._steps.remove(generation)
+
+    def _check_idle(self, action: str) -> None:
+        if self.generation:
+            raise SessionStateError(f"{action}: the model is generating; pause it, or read to its end")
+
+    def _finish(self, error: ServerError) -> None:
+        """End the session: whatever waits gets the error."""
+        if self.error:
+            return
+        error.resume_token = self.resume_token
+        self.error = error
+        for step in self._steps:
+            if isinstance(step, _Feed | _Snapshot):
+                step.error = error
+        if generation := self.generation:
+            for message in generation.held:
+                self._release(generation, message)
+            generation.error, generation.is_over = error, True
+
+
+def _merge(sampling: pb.Sampling, update: pb.Sampling) -> None:
+    """Apply an update as servers do: a `logit_bias` replaces the one before."""
+    if update.logit_bias:
+        sampling.ClearField("logit_bias")
+    sampling.MergeFrom(update)
+
+
+def _data_loss(difference: str) -> ServerError:
+    return ServerError(grpc.StatusCode.DATA_LOSS, f"the servers do not produce the same text: {difference}")

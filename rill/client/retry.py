@@ -61,6 +61,11 @@ class Attempts:
         self._failing_since: float | None = None
         self._backoff = Backoff()
 
+    @property
+    def is_first_failure(self) -> bool:
+        """Tell whether exactly one call has failed since the last progress."""
+        return self._failures == 1
+
     def time_left(self) -> float | None:
         """Return the time that the next call may take, in seconds; None if there is no limit."""
         return None if self._deadline is None else max(self._deadline - self._clock(), 0.0)

@@ -12,7 +12,7 @@ A stream that breaks is continued (`rill.client.failover`): the application sees
 import queue
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from typing import Any, Self, TypeVar
 
@@ -27,7 +27,7 @@ from rill.client.requests import generate_request, sampling_message
 from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
-from rill.client.session import Beginning, SessionBase, closed_error
+from rill.client.session import SessionBase
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -35,40 +35,51 @@ Awaited = TypeVar("Awaited", Reply, Generation)
 
 
 class Session(SessionBase):
-    """One live state, in a slot of the server's for as long as the with statement lasts.
+    """One live state, in a slot of a server for as long as the with statement lasts.
 
-    Methods raise ServerError when the call has ended. `feed` and `generate` raise SessionStateError, which changes
-    nothing, while the model generates. Other threads may use a session too, to `pause` it for example.
+        with Client("127.0.0.1:50051") as client, client.interact(temperature=0.7, seed=7) as session:
+            session.feed("ROMEO:")
+            for piece in session.generate(max_chars=400):
+                print(piece, end="", flush=True)
+            token = session.resume_token
+
+    When its server drains or dies, the session is reopened from the last token, at the next address or at the same one
+    when that is back, for up to `retry_seconds` of the client; what followed the token is repeated, and the application
+    sees every character once. Methods raise ServerError if that is not possible; its `resume_token` is the last state.
+    `feed` and `generate` raise SessionStateError, which changes nothing, while the model generates. Other threads may
+    use a session too, to `pause` it for example. Events are read when a method waits for one: a slow reader keeps the
+    server from running far ahead.
     """
 
-    def __init__(self, stubs: Sequence[TextGenerationStub], beginning: Beginning, timeout: float | None) -> None:
-        super().__init__(stubs, beginning, timeout)
-        self._actions: queue.SimpleQueue[pb.InteractRequest | None] = queue.SimpleQueue()
+    def __init__(self, stubs: Sequence[TextGenerationStub], protocol: InteractProtocol) -> None:
+        self._stubs, self._protocol = stubs, protocol
+        self._call: Any = None  # None between two calls
+        self._retry_at = 0.0
         self._changed = threading.Condition()
-        self._is_read = False  # by one thread, for all
+        self._is_reading = False  # in one thread, for all
 
     def feed(self, text: str) -> pb.InteractResponse.Fed:
-        """Let the model read `text`; returns the `logprob` that it gave it, in nats."""
+        """Let the model read `text`; return the `logprob` that it gave it, in nats."""
         with self._changed:
-            answer = self._dialogue.feed(text)
-        fed: pb.InteractResponse.Fed = self._wait(answer).take()
+            reply = self._protocol.feed(text)
+        fed: pb.InteractResponse.Fed = self._wait(reply).take()
         return fed
 
     def generate(self, **parameters: Any) -> Generator[str, None, None]:
-        """The pieces of a text as they arrive, up to its limit, a stop or `pause`. Parameters as for `stream`."""
+        """Yield the pieces of a text as they arrive, up to its limit, a stop or `pause`. Parameters as for `stream`."""
         with closing(self.stream(**parameters)) as messages:
             for message in messages:
                 if message.text:
                     yield message.text
 
     def stream(self, **parameters: Any) -> Generator[pb.GenerateResponse, None, None]:
-        """The messages of a text; it begins when the first is asked for.
+        """Yield the messages of a text, which begins when the first is asked for.
 
         `parameters`: max_chars, stop, include_stop, logprobs and chars_per_second, as in rill.proto. An iterator that
-        is left early pauses the text; what was made and not taken belongs to it all the same.
+        is left early pauses the text; what was generated and not taken belongs to it all the same.
         """
         with self._changed:
-            generation = self._dialogue.generate(**parameters)
+            generation = self._protocol.generate(**parameters)
         try:
             while (message := self._wait(generation).take()) is not None:
                 yield message
@@ -79,57 +90,73 @@ class Session(SessionBase):
                 self._wait(generation)
 
     def pause(self) -> None:
-        """End the text that is being generated, if one is, where it is: its iterator ends after what was made."""
-        with self._changed, suppress(ServerError):  # its reader hears of that
-            self._dialogue.pause()
+        """End the text that is being generated, if one is, where it is: its iterator ends after what has arrived."""
+        with self._changed, suppress(ServerError):  # which the iterator raises
+            self._protocol.pause()
+            self._changed.notify_all()
 
     def update(self, **sampling: Any) -> None:
         """Change temperature, top_k, top_p, min_p, seed or logit_bias, for the characters to come.
 
-        Nothing answers. Values without meaning end the session, which the next `feed` or text raises; a snapshot asked
-        for right behind them may be of the state before.
+        The server does not answer. Values without meaning end the session with a ServerError, which the next `feed` or
+        text raises; a snapshot that is requested right behind them may be of the state before.
         """
         with self._changed:
-            self._dialogue.update(sampling_message(sampling))
+            self._protocol.update(sampling_message(sampling))
 
     def snapshot(self) -> pb.InteractResponse.Snapshot:
-        """The state as it is: a `resume_token` and its `position`."""
+        """Return the state as it is: a `resume_token` and its `position`."""
         with self._changed:
-            answer = self._dialogue.snapshot()
-        snapshot: pb.InteractResponse.Snapshot = self._wait(answer).take()
+            reply = self._protocol.snapshot()
+        snapshot: pb.InteractResponse.Snapshot = self._wait(reply).take()
         return snapshot
 
     def close(self) -> None:
         """End the call, which frees the slot."""
         with self._changed:
-            self._dialogue.ended(closed_error())
-            self._actions.put(None)
-        if self._call:
-            self._call.cancel()
+            self._protocol.close()
+            self._changed.notify_all()
+            if self._call:
+                self._actions.put(None)
+                self._call.cancel()
 
     def _wait(self, awaited: Awaited) -> Awaited:
-        """Read events, or let another thread read them, until this is ready."""
+        """Handle events, or let another thread handle them, until this is ready."""
         with self._changed:
             while not awaited.is_ready:
-                if self._is_read:
+                if self._is_reading:
                     self._changed.wait()
                     continue
-                self._is_read = True
-                self._changed.release()
+                self._is_reading = True
                 try:
-                    event, error = self._next()
+                    self._advance(awaited)
                 finally:
-                    self._changed.acquire()
-                    self._is_read = False
+                    self._is_reading = False
                     self._changed.notify_all()
-                if event is None:
-                    self._dialogue.ended(error)
-                else:
-                    self._dialogue.received(event)
         return awaited
 
+    def _advance(self, awaited: Awaited) -> None:
+        """Handle the next event; between two calls, make the next one when its time has come. With the lock."""
+        if self._call is None:
+            delay = max(self._retry_at - time.monotonic(), 0.0)
+            if not self._changed.wait_for(lambda: awaited.is_ready, delay):
+                self._connect()
+            return
+        self._changed.release()
+        try:
+            event, error = self._next()
+        finally:
+            self._changed.acquire()
+        if event is not None:
+            self._protocol.received(event)
+            return
+        self._actions.put(None)
+        self._call = None
+        if (delay_or_none := self._protocol.ended(error)) is not None:
+            self._retry_at = time.monotonic() + delay_or_none
+
     def _next(self) -> tuple[pb.InteractResponse | None, ServerError | None]:
-        """The next event, or None and why there are no more."""
+        """Return the next event, or None and why there are no more."""
         try:
             return next(self._call, None), None
         except grpc.RpcError as error:
@@ -138,20 +165,21 @@ class Session(SessionBase):
             self.close()
             raise
 
+    def _connect(self) -> None:
+        self._actions = actions = queue.SimpleQueue[pb.InteractRequest | None]()
+        stub, timeout = self._stubs[self._protocol.address], self._protocol.time_left()
+        self._call = stub.Interact(iter(actions.get, None), timeout=timeout)
+        self._protocol.connected(actions.put)
+
     def __enter__(self) -> Self:
-        for stub in self._stubs:
-            self._actions = queue.SimpleQueue()
-            self._dialogue = InteractProtocol(self._actions.put)
-            self._call = stub.Interact(iter(self._actions.get, None), timeout=self._timeout)
-            try:
-                self._wait(self._dialogue.open(*self._beginning)).take()
-                self.snapshot()
-                return self
-            except BaseException as error:
-                self.close()
-                if not self._may_try_another(stub, error):
-                    raise
-        raise AssertionError("there is at least one address")
+        try:
+            with self._changed:
+                opened = self._protocol.open()
+            self._wait(opened).take()
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -205,14 +233,28 @@ class Client:
         return self._messages("Score", Scoring(request, len(self._stubs), self._retry_seconds, timeout))
 
     def interact(
-        self, model: str = "", resume_token: bytes = b"", *, timeout: float | None = None, **sampling: Any
+        self,
+        model: str = "",
+        resume_token: bytes = b"",
+        *,
+        timeout: float | None = None,
+        on_interrupted: Callable[[ServerError], None] | None = None,
+        **sampling: Any,
     ) -> Session:
         """Return a live state on a server, which a with statement opens; see `Session`.
 
         `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. `timeout` is for the whole session, in seconds.
-        Raises ValueError for parameters that no message can hold.
+        `on_interrupted` is called with the error of a server that is lost, before the session is reopened elsewhere;
+        it must not use the session. Raises ValueError for parameters that no message can hold.
         """
-        return Session(self._stubs, Beginning(model, resume_token, sampling_message(sampling)), timeout)
+        protocol = InteractProtocol(
+            pb.InteractRequest.Open(model=model, resume_token=resume_token, sampling=sampling_message(sampling)),
+            len(self._stubs),
+            self._retry_seconds,
+            timeout,
+            on_interrupted=on_interrupted,
+        )
+        return Session(self._stubs, protocol)
 
     def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
         """Return what is served, and how busy the server is. Raises ServerError."""

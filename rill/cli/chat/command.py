@@ -31,11 +31,12 @@ from math import log
 from pathlib import Path
 from typing import Any, Protocol
 
-from rill.cli.chat.conversation import AWAY, Chat
+from rill.cli.chat.conversation import Chat
 from rill.cli.files import read_token, write_token
 from rill.cli.flags import Connection, add_connection, add_sampling, connected
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
+from rill.client.retry import is_away
 
 READING_SPEED = 60  # characters a second
 NUMBERS: dict[str, tuple[str, type]] = {
@@ -145,7 +146,7 @@ class ChatLoop:
             try:
                 await self._interruptible(self._answer(chat, line), chat, reader)
             except ServerError as error:
-                if error.code in AWAY and not self.is_terminal:
+                if is_away(error) and not self.is_terminal:
                     raise
                 self.report(f"{error} ({error.code.name})")
                 status = 1

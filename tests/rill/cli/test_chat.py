@@ -12,11 +12,10 @@ import grpc
 import pytest
 from servers import ROOT, run_server
 
-from rill.cli.chat import conversation as chat_module
 from rill.cli.chat.command import text_of
 from rill.cli.chat.conversation import Chat
 from rill.cli.main import main
-from rill.client.aio import AsyncClient, AsyncSession
+from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.requests import generate_request
 from rill.client.sync import Client
@@ -283,28 +282,8 @@ async def test_a_server_that_is_lost_while_it_pauses(tiny_folder, server, tmp_pa
         assert made == "".join(client.generate(seed=7, max_chars=len(made)))
 
 
-async def test_a_turn_whose_last_word_is_lost(server, monkeypatch):
-    generate, losses = AsyncSession.generate, [ServerError(grpc.StatusCode.UNAVAILABLE, "gone")]
-
-    async def lose(self, **parameters):
-        async for piece in generate(self, **parameters):
-            yield piece
-        if losses:
-            raise losses.pop()
-
-    monkeypatch.setattr(AsyncSession, "generate", lose)
-    async with AsyncClient(server.target) as client:
-        with chat_with(client) as (chat, said):
-            await chat.begin(b"", {"seed": 7})
-            made = await asyncio.wait_for(written(chat), 30) + await written(chat)
-            await chat.close()
-    assert len(said) == 1
-    with server.client() as client:
-        assert made == "".join(client.generate(seed=7, max_chars=80))
-
-
 async def test_tokens_follow_a_long_turn(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_module, "TOKEN_EVERY", 100)
+    monkeypatch.setattr("rill.client.interaction.SNAPSHOT_EVERY", 100)
     turn = {**TURN, "max_chars": 0, "chars_per_second": 2000.0}
     with servers(tiny_folder, tmp_path, (1, 1)) as (one, other):
         async with AsyncClient(f"{one.target},{other.target}") as client:
@@ -328,7 +307,7 @@ async def test_tokens_follow_a_long_turn(tiny_folder, tmp_path, monkeypatch):
 
 async def test_what_fails_leaves_the_text_where_it_was(server, tmp_path):
     async with AsyncClient(server.target) as client:
-        with chat_with(client) as (chat, _):
+        with chat_with(client, {**TURN, "chars_per_second": 400.0}) as (chat, _):
             await chat.begin(b"", {"seed": 7})
             made = await written(chat)
             before = chat.at
@@ -355,7 +334,7 @@ async def test_what_fails_leaves_the_text_where_it_was(server, tmp_path):
 
 async def test_no_server_for_too_long(tiny_folder):
     with run_server(tiny_folder) as server:
-        async with AsyncClient(server.target) as client:
+        async with AsyncClient(server.target, retry_seconds=0.5) as client:
             chat = Chat(client, "", TURN, 0.5, lambda sentence: None)
             await chat.begin(b"", {"seed": 7})
             await written(chat)

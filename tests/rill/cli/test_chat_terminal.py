@@ -194,7 +194,7 @@ def test_a_server_that_is_killed_and_started_again(tiny_folder, server, tmp_path
             length = len(opened.shown)
             wait_until(lambda: len(opened.shown) > length + 50)
             turn = opened.press("\x1b")
-            shown = re.sub(r"\(interrupted \([^\n]*\); trying to go on for up to 30 s\)\n", "", turn)
+            shown = re.sub(r"\(interrupted \([^\n]*\); trying to continue for up to 30 s\)\n", "", turn)
             assert len(turn) > len(shown) + 50
             more = opened.line("/seed 8")
             assert more == ""

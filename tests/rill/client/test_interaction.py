@@ -1,5 +1,6 @@
-"""Which event of an Interact call answers which action, however the two cross."""
+"""Sessions over calls that break: which event answers which action, and that every character is seen once."""
 
+import json
 from collections import deque
 
 import grpc
@@ -11,125 +12,203 @@ from rill.client.errors import ServerError, SessionStateError
 from rill.client.interaction import InteractProtocol
 from rill.v1 import rill_pb2 as pb
 
-Event, Output = pb.InteractResponse, pb.GenerateResponse
-LENGTH, DRAINING = pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_DRAINING
+Event, Output, Open = pb.InteractResponse, pb.GenerateResponse, pb.InteractRequest.Open
+LENGTH, STOP, DRAINING = pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP, pb.FINISH_REASON_DRAINING
+Code = grpc.StatusCode
+GONE = ServerError(Code.UNAVAILABLE, "gone")
+
+
+def char(position, read, version):
+    """The character that a made-up model generates: it shows which version of the parameters chose it."""
+    return f"{'abcdefghij'[version % 10]}{position * position % 7 + read % 3}"[position % 2]
 
 
 class MadeUpServer:
-    """What rill.proto says of Interact, one step at a time; the n-th generation is a text of the n-th letter."""
+    """One call of Interact, one step at a time, as in rill.proto. `temperature` is the version of the parameters."""
 
     def __init__(self):
         self.actions, self.events = deque(), deque()
-        self.position = self.snapshots = self.generations = self.left = 0
-        self.is_generating = self.may_pause = False
-        self.made = []
+        self.position = self.read = self.version = self.left = 0
+        self.is_generating = self.may_pause = self.is_drained = False
+
+    @property
+    def is_over(self):
+        return self.is_drained or (self.actions and self.actions[0] is None and not self.is_generating)
+
+    def token(self):
+        return json.dumps([self.position, self.read, self.version]).encode()
 
     def act(self):
         """Do the next action, if it is its turn."""
+        if self.is_drained or not self.actions or self.actions[0] is None:
+            return
         action = self.actions.popleft()
         match action.WhichOneof("action"):
             case "open":
+                if action.open.resume_token:
+                    self.position, self.read, self.version = json.loads(action.open.resume_token)
+                self.update(action.open.sampling)
                 self.events.append(Event(opened=Event.Opened(seed=7, model_id="tiny")))
             case "feed":
                 assert not self.is_generating
+                self.read += len(action.feed)
                 self.events.append(Event(fed=Event.Fed(chars=len(action.feed))))
             case "generate":
                 assert not self.is_generating
+                assert action.generate.max_chars
                 self.left, self.is_generating, self.may_pause = action.generate.max_chars, True, True
-                self.generations += 1
-                self.made.append(0)
             case "pause":
                 assert self.may_pause, "there is one Pause for each Generate"
                 self.is_generating = self.may_pause = False
                 self.events.append(Event(paused=Event.Paused(position=self.position)))
+            case "update":
+                self.update(action.update)
             case "snapshot":
-                self.snapshots += 1
-                token = f"{self.snapshots} at {self.position}".encode()
-                self.events.append(Event(snapshot=Event.Snapshot(resume_token=token, position=self.position)))
+                snapshot = Event.Snapshot(resume_token=self.token(), position=self.position)
+                self.events.append(Event(snapshot=snapshot))
+
+    def update(self, sampling):
+        if sampling.HasField("temperature"):
+            self.version = int(sampling.temperature)
 
     def make(self, count):
-        """So many characters more."""
-        if not self.is_generating:
+        """Generate so many characters."""
+        if not self.is_generating or self.is_drained:
             return
         count = min(count, self.left)
         self.left -= count
-        message = Output(text=letter(self.generations - 1) * count, position=self.position)
+        text = "".join(char(at, self.read, self.version) for at in range(self.position, self.position + count))
+        message = Output(text=text, position=self.position)
         self.position += count
-        self.made[-1] += count
         if not self.left:
-            message.finish_reason, message.resume_token = LENGTH, f"end at {self.position}".encode()
+            message.finish_reason, message.resume_token = LENGTH, self.token()
             self.is_generating = False
-        self.events.append(Event(output=message))
+        if text or message.finish_reason:
+            self.events.append(Event(output=message))
+
+    def drain(self):
+        if self.events or self.position or self.read:  # it was opened
+            output = Output(position=self.position, finish_reason=DRAINING, resume_token=self.token())
+            self.events.append(Event(output=output))
+        self.is_drained = True
 
 
-def letter(number):
-    return chr(ord("a") + number % 26)
+class World:
+    """A session, its calls, and what the application has seen of it."""
 
+    def __init__(self, addresses):
+        self.now = 0.0
+        self.protocol = InteractProtocol(Open(model="tiny"), addresses, 1e9, clock=lambda: self.now)
+        self.version = self.read = 0
+        self.answered_version = 0
+        self.feeds, self.snapshots, self.texts = [], [self.protocol.open()], []
+        self.connect()
+        while not self.snapshots[0].is_ready:
+            self.step("act", 0)
+            self.step("deliver", 0)
 
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.sampled_from(["feed", "generate"]), st.integers(1, 40)),
-            st.tuples(st.sampled_from(["pause", "update", "snapshot", "act", "deliver", "take"]), st.just(0)),
-            st.tuples(st.just("make"), st.integers(1, 10)),
-        ),
-        max_size=80,
-    )
-)
-@settings(max_examples=200, deadline=None)
-def test_every_answer_finds_its_action(steps):  # noqa: PLR0912  # a case for each thing that may happen
-    server = MadeUpServer()
-    dialogue = InteractProtocol(server.actions.append)
-    opened = dialogue.open("", b"", pb.Sampling())
-    feeds, snapshots, generations, texts = [], [dialogue.snapshot()], [], []
+    def connect(self):
+        self.server = MadeUpServer()
+        self.protocol.connected(self.server.actions.append)
 
-    def take():
-        for generation, pieces in zip(generations, texts, strict=True):
-            while generation.messages:
-                pieces.append(generation.take().text)
+    def end(self, error):
+        delay = self.protocol.ended(error)
+        assert delay is not None, self.protocol.error
+        self.now += delay
+        self.connect()
 
-    for step, number in steps:
-        match step:
-            case "feed" | "generate" if dialogue.generation:
-                sent = len(server.actions)
+    def step(self, kind, number):  # noqa: PLR0912  # a case for each thing that may happen
+        protocol, server = self.protocol, self.server
+        match kind:
+            case "feed" | "generate" if protocol.generation:
                 with pytest.raises(SessionStateError):
-                    getattr(dialogue, step)("x" if step == "feed" else 1)
-                assert len(server.actions) == sent
+                    getattr(protocol, kind)("x" if kind == "feed" else 1)
             case "feed":
-                feeds.append((number, dialogue.feed("x" * number)))
+                self.read += number
+                self.feeds.append((number, protocol.feed("x" * number)))
             case "generate":
-                generations.append(dialogue.generate(max_chars=number))
-                texts.append([])
+                self.texts.append((protocol.generate(max_chars=number), [], number, self.read, self.version))
             case "pause":
-                dialogue.pause()
+                protocol.pause()
             case "update":
-                dialogue.update(pb.Sampling(temperature=0.5))
+                self.version += 1
+                protocol.update(pb.Sampling(temperature=self.version))
             case "snapshot":
-                snapshots.append(dialogue.snapshot())
-            case "act" if server.actions:
+                self.snapshots.append(protocol.snapshot())
+            case "act":
                 server.act()
             case "make":
                 server.make(number)
             case "deliver" if server.events:
-                dialogue.received(server.events.popleft())
+                protocol.received(server.events.popleft())
+            case "deliver" if server.is_over:
+                self.end(GONE if server.is_drained else None)
+            case "run":
+                for _ in range(number):
+                    for each in ("act", "make", "deliver"):
+                        self.step(each, 2)
+            case "crash":
+                self.end(GONE)
+            case "drain" if not server.is_drained:
+                server.drain()
             case "take":
-                take()
-    while server.actions or server.events or server.is_generating:
-        if server.actions:
-            server.act()
-        server.make(100)
-        while server.events:
-            dialogue.received(server.events.popleft())
-    take()
+                for generation, pieces, *_ in self.texts:
+                    while generation.messages:
+                        pieces.append(generation.take())
 
-    assert opened.take().seed == 7
-    assert (dialogue.seed, dialogue.model_id, dialogue.position) == (7, "tiny", server.position)
-    assert [answer.take().chars for _, answer in feeds] == [number for number, _ in feeds]
-    serials = [int(answer.take().resume_token.split()[0]) for answer in snapshots]
-    assert serials == list(range(1, len(snapshots) + 1))
-    assert ["".join(pieces) for pieces in texts] == [letter(n) * count for n, count in enumerate(server.made)]
-    assert all(generation.is_over and generation.take() is None for generation in generations)
-    assert dialogue.resume_position == int(dialogue.resume_token.split()[-1])
+    def settle(self):
+        """Let everything come to its end."""
+        for _ in range(10_000):
+            self.step("act", 0)
+            self.step("make", 5)
+            self.step("deliver", 0)
+            if not (self.server.actions or self.server.events or self.server.is_generating or self.server.is_drained):
+                break
+        else:
+            raise AssertionError("it does not come to an end")
+        self.step("take", 0)
+
+
+APPLICATION = [("feed", 2), ("generate", 30), ("pause", 0), ("update", 0), ("snapshot", 0), ("take", 0)]
+NETWORK = [("act", 0), ("make", 3), ("deliver", 0), ("run", 2), ("run", 8), ("crash", 0), ("drain", 0)]
+STEPS = st.lists(st.one_of(st.sampled_from(APPLICATION), st.sampled_from(NETWORK)), min_size=10, max_size=60)
+
+
+@given(STEPS, st.integers(1, 3), st.sampled_from([4, 1024]))
+@settings(max_examples=400, deadline=None)
+def test_every_character_once(steps, addresses, every):
+    """However calls break: the application sees one text, chosen by parameters that only ever move forward."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rill.client.interaction.SNAPSHOT_EVERY", every)
+        world = World(addresses)
+        for kind, number in steps:
+            world.step(kind, number)
+        world.settle()
+    protocol, server = world.protocol, world.server
+    assert (protocol.seed, protocol.model_id) == (7, "tiny")
+    assert [reply.take().chars for _, reply in world.feeds] == [number for number, _ in world.feeds]
+    positions = [reply.take().position for reply in world.snapshots]
+    assert positions == sorted(positions)
+    position = version = 0
+    for generation, messages, count, read, least in world.texts:
+        assert generation.is_over
+        assert generation.take() is None
+        text = "".join(message.text for message in messages)
+        assert [message.finish_reason for message in messages[:-1]] == [0] * len(messages[:-1])
+        if not generation.is_pausing:
+            assert len(text) == count
+            assert messages[-1].finish_reason == LENGTH
+        version = max(version, least)
+        for message in messages:
+            assert message.position == position
+            for character in message.text:
+                while char(position, read, version) != character:
+                    version += 1
+                    assert version <= world.version
+                position += 1
+    assert protocol.position == position == server.position
+    assert (server.read, server.version) == (world.read, world.version)
+    assert json.loads(protocol.resume_token)[0] == protocol.resume_position <= position
 
 
 @pytest.fixture
@@ -138,74 +217,170 @@ def sent():
 
 
 @pytest.fixture
-def dialogue(sent):
-    dialogue = InteractProtocol(sent.append)
-    dialogue.open("", b"", pb.Sampling())
-    dialogue.snapshot()
-    dialogue.received(Event(opened=Event.Opened(seed=1)))
-    dialogue.received(Event(snapshot=Event.Snapshot(resume_token=b"new")))
-    return dialogue
+def protocol(sent):
+    return opened(sent)
 
 
-def test_a_refused_action_leaves_the_state_before_it(dialogue):
-    fed, snapshot = dialogue.feed("x"), dialogue.update(pb.Sampling(temperature=-1))
-    refused = ServerError(grpc.StatusCode.INVALID_ARGUMENT, "temperature")
-    dialogue.received(Event(fed=Event.Fed(chars=1)))
+def opened(sent, **options):
+    protocol = InteractProtocol(Open(), **options)
+    protocol.open()
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened(seed=1, model_id="tiny")))
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"new")))
+    return protocol
+
+
+def test_a_refused_action_leaves_the_state_before_it(protocol):
+    fed = protocol.feed("x")
+    protocol.received(Event(fed=Event.Fed(chars=1)))
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"after x")))
     assert fed.take().chars == 1
-    fed = dialogue.feed("y")
-    dialogue.received(Event(snapshot=Event.Snapshot(resume_token=b"before", position=9)))
+    protocol.update(pb.Sampling(temperature=-1))
+    fed = protocol.feed("y")
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"before", position=9)))
     assert not fed.is_ready
-    assert snapshot is None
-    dialogue.ended(refused)
-    assert (dialogue.resume_token, dialogue.resume_position) == (b"before", 9)
-    for act in (fed.take, lambda: dialogue.feed("z"), dialogue.snapshot, lambda: dialogue.update(pb.Sampling())):
+    refused = ServerError(Code.INVALID_ARGUMENT, "temperature")
+    assert protocol.ended(refused) is None
+    assert (protocol.resume_token, protocol.resume_position, refused.resume_token) == (b"before", 9, b"before")
+    for act in (fed.take, lambda: protocol.feed("z"), protocol.snapshot, lambda: protocol.update(pb.Sampling())):
         with pytest.raises(ServerError) as caught:
             act()
         assert caught.value is refused
 
 
-def test_what_was_made_comes_before_the_error(dialogue):
-    generation = dialogue.generate()
-    dialogue.pause()
-    dialogue.received(Event(output=Output(text="abc", position=5)))
-    dialogue.received(Event(output=Output(position=8, finish_reason=DRAINING, resume_token=b"drained")))
-    dialogue.ended(ServerError(grpc.StatusCode.UNAVAILABLE, "draining"))
+def test_a_refused_update_whose_status_was_lost_is_refused_again(protocol, sent):
+    """A snapshot behind it is answered with the state before; the next call begins with the update once more."""
+    protocol.update(pb.Sampling(temperature=-1, logit_bias={"a": 1}))
+    protocol.update(pb.Sampling(logit_bias={"b": 1}))
+    protocol.snapshot()
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"before")))
+    assert protocol.ended(GONE) is not None
+    protocol.connected(sent.append)
+    assert sent[-1].open.resume_token == b"before"
+    assert sent[-1].open.sampling == pb.Sampling(temperature=-1, logit_bias={"b": 1})
+
+
+def test_received_text_comes_before_the_error(sent):
+    protocol = opened(sent, retry_seconds=0)
+    generation = protocol.generate()
+    protocol.pause()
+    protocol.received(Event(output=Output(text="abc", position=0)))
+    protocol.received(Event(output=Output(position=3, finish_reason=DRAINING, resume_token=b"drained")))
+    assert protocol.ended(ServerError(Code.UNAVAILABLE, "draining")) is None
     assert [generation.take().text, generation.take().finish_reason] == ["abc", DRAINING]
-    with pytest.raises(ServerError, match="draining"):
+    with pytest.raises(ServerError, match="draining") as caught:
         generation.take()
-    assert (dialogue.resume_token, dialogue.resume_position, dialogue.position) == (b"drained", 8, 8)
+    assert caught.value.resume_token == protocol.resume_token == b"drained"
+    assert (protocol.resume_position, protocol.position) == (3, 3)
 
 
-def test_a_server_that_drains_an_idle_call(dialogue):
-    dialogue.received(Event(output=Output(position=0, finish_reason=DRAINING, resume_token=b"drained")))
-    dialogue.ended(ServerError(grpc.StatusCode.UNAVAILABLE, "draining"))
-    assert dialogue.resume_token == b"drained"
-    with pytest.raises(ServerError, match="draining"):
-        dialogue.generate()
+def test_text_behind_an_update_is_held_until_a_token_includes_it(protocol):
+    generation = protocol.generate()
+    protocol.received(Event(output=Output(text="abc")))
+    protocol.update(pb.Sampling(temperature=0.5))
+    protocol.received(Event(output=Output(text="de", position=3)))
+    assert generation.take().text == "abc"
+    assert not generation.is_ready
+    assert protocol.position == 3
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"updated", position=5)))
+    assert generation.take().text == "de"
+    assert protocol.position == 5
 
 
-def test_a_call_that_ends_without_a_status_is_an_error_too(dialogue):
-    generation = dialogue.generate()
-    dialogue.ended(None)
-    with pytest.raises(ServerError, match="without a last message"):
+@pytest.mark.parametrize("output", [Output(text="x", position=2), Output(text="x", position=4), Output(text="abd")])
+def test_another_text_is_data_loss(protocol, sent, output):
+    generation = protocol.generate()
+    protocol.received(Event(output=Output(text="abc")))
+    assert protocol.ended(GONE) is not None
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    assert sent[-1].generate.max_chars == 3
+    protocol.received(Event(output=output))
+    assert generation.take().text == "abc"
+    with pytest.raises(ServerError, match="do not produce the same text") as caught:
         generation.take()
+    assert (caught.value.code, caught.value.resume_token) == (Code.DATA_LOSS, b"new")
+    assert protocol.ended(GONE) is None
 
 
-def test_pause_is_sent_once_and_only_while_it_generates(dialogue, sent):
+def test_a_stop_whose_message_was_lost(protocol, sent):
+    generation = protocol.generate(stop=["c"], include_stop=True)
+    protocol.received(Event(output=Output(text="abc")))
+    protocol.ended(GONE)
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    protocol.received(Event(output=Output(text="abc", finish_reason=STOP, resume_token=b"end")))
+    assert sent[-1] is None
+    assert protocol.ended(None) == 0
+    assert [generation.take().text, generation.take().finish_reason, generation.take()] == ["abc", STOP, None]
+    assert protocol.resume_token == b"end"
+
+
+def test_a_pause_during_an_outage_ends_the_text_at_once(protocol, sent):
+    generation = protocol.generate()
+    protocol.received(Event(output=Output(text="abc")))
+    protocol.ended(GONE)
+    protocol.pause()
+    assert generation.is_over
+    fed = protocol.feed("x")
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    assert sent[-1].generate.max_chars == 3
+    protocol.received(Event(output=Output(text="abc", finish_reason=LENGTH, resume_token=b"here")))
+    assert protocol.ended(None) == 0
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    assert [request.WhichOneof("action") for request in sent[-3:]] == ["open", "feed", "snapshot"]
+    protocol.received(Event(fed=Event.Fed(chars=1)))
+    assert fed.take().chars == 1
+
+
+def test_outages_are_reported_once():
+    reported, sent, now = [], [], [0.0]
+    protocol = opened(sent, on_interrupted=reported.append, clock=lambda: now[0])
+    protocol.feed("x")
+    while (delay := protocol.ended(GONE)) is not None:
+        now[0] += max(delay, 0.001)
+        protocol.connected(sent.append)
+    assert reported == [GONE]
+    assert now[0] == pytest.approx(30)
+    assert "the session broke after 0 characters and could not be continued within 30 s" in str(protocol.error)
+    assert protocol.error.resume_token == b"new"
+
+
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.NOT_FOUND, Code.UNAUTHENTICATED])
+def test_errors_that_no_other_call_can_mend(protocol, code):
+    fed, error = protocol.feed("x"), ServerError(code, "no")
+    assert protocol.ended(error) is None
+    with pytest.raises(ServerError, match="no"):
+        fed.take()
+
+
+def test_before_the_first_state_every_address_is_tried_once():
+    protocol = InteractProtocol(Open(), addresses=2)
+    first = protocol.open()
+    for delay in (0, None):
+        protocol.connected([].append)
+        assert protocol.ended(GONE) == delay
+    with pytest.raises(ServerError, match="gone"):
+        first.take()
+
+
+def test_pause_is_sent_once_and_only_while_it_generates(protocol, sent):
     def pauses():
         return sum(request.HasField("pause") for request in sent)
 
-    dialogue.pause()
+    protocol.pause()
     assert pauses() == 0
-    dialogue.generate(max_chars=2)
-    dialogue.pause()
-    dialogue.pause()
-    dialogue.received(Event(output=Output(text="ab", finish_reason=LENGTH)))
-    dialogue.pause()
+    protocol.generate(max_chars=2)
+    protocol.pause()
+    protocol.pause()
+    protocol.received(Event(output=Output(text="ab", finish_reason=LENGTH)))
+    protocol.pause()
     assert pauses() == 1
     with pytest.raises(SessionStateError, match="the model is generating"):  # its Paused is still to come
-        dialogue.generate()
-    dialogue.received(Event(paused=Event.Paused(position=2)))
-    dialogue.pause()
+        protocol.generate()
+    protocol.received(Event(paused=Event.Paused(position=2)))
+    protocol.pause()
     assert pauses() == 1
-    dialogue.generate()
+    protocol.generate()

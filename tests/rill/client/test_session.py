@@ -3,11 +3,11 @@
 import asyncio
 import signal
 import threading
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 import grpc
 import pytest
-from servers import run_server, wait_until
+from servers import run_server, started, wait_until
 
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError, SessionStateError
@@ -223,26 +223,153 @@ async def test_a_refused_update_is_told_in_asyncio_too(server):
             assert (await again.feed("d")).chars == 1
 
 
+# Servers that go away.
+
+
+@pytest.fixture
+def pair(tiny_folder, tmp_path):
+    """Two servers with one key, which drain at once."""
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    arguments = ("--resume-key-file", key, "--drain-seconds", 0)
+    with run_server(tiny_folder, *arguments) as one, run_server(tiny_folder, *arguments) as other:
+        yield one, other
+
+
+def end(server, number):
+    server.process.send_signal(number)
+    server.process.wait(20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["drained", "killed"])
+def test_a_session_continues_at_the_next_address(pair, client, number):
+    """While it is idle, and in the middle of a text."""
+    interrupted, (one, other) = [], pair
+    with (
+        Client(f"{one.target},{other.target}") as both,
+        both.interact(seed=7, temperature=0.9, on_interrupted=interrupted.append) as session,
+    ):
+        session.feed("To be")
+        first = text(session.generate(max_chars=10))
+        session.update(temperature=0.5)
+        pieces = session.generate(max_chars=3000, chars_per_second=4000)
+        second = next(pieces)
+        while len(second) < 1500:
+            second += next(pieces)
+        end(one, number)
+        second += text(pieces)
+        assert session.position == 3010
+        assert session.feed("or not").chars == 6
+        third = text(session.generate(max_chars=50))
+    assert [error.code for error in interrupted] == [Code.UNAVAILABLE]
+    assert first + second + third == undisturbed(client)
+
+
+def undisturbed(client):
+    with client.interact(seed=7, temperature=0.9) as session:
+        session.feed("To be")
+        made = text(session.generate(max_chars=10))
+        session.update(temperature=0.5)
+        made += text(session.generate(max_chars=3000))
+        session.feed("or not")
+        return made + text(session.generate(max_chars=50))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["drained", "killed"])
+async def test_an_asyncio_session_continues_at_the_next_address(pair, client, number):
+    one, other = pair
+    async with (
+        AsyncClient(f"{one.target},{other.target}") as both,
+        both.interact(seed=7, temperature=0.9) as session,
+    ):
+        await asyncio.to_thread(end, one, number)
+        await session.feed("To be")
+        made = await joined(session.generate(max_chars=10))
+        session.update(temperature=0.5)
+        made += await joined(session.generate(max_chars=3000))
+        await session.feed("or not")
+        made += await joined(session.generate(max_chars=50))
+    assert made == undisturbed(client)
+
+
+def test_a_session_waits_for_its_server_to_be_back(tiny_folder, client, tmp_path):
+    """Killed in the middle of a text, and while it is paused; other threads ask for snapshots all the while."""
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    with ExitStack() as stack:
+        first = started(tiny_folder, key)
+        server = first.__enter__()
+        session = stack.enter_context(stack.enter_context(server.client()).interact(seed=7))
+        places = []
+        made = ""
+        for piece in session.generate(chars_per_second=2000):
+            made += piece
+            if len(made) > 300 and first:
+                asker = threading.Thread(target=lambda: places.extend(session.snapshot() for _ in range(5)))
+                asker.start()
+                first.__exit__(None, None, None)
+                first = None
+                stack.enter_context(started(tiny_folder, key, server.port))
+            if len(made) > 3000:
+                session.pause()
+        asker.join()
+        assert session.snapshot().position == len(made)
+    whole = text(client.generate(seed=7, max_chars=len(made)))
+    assert made == whole
+    assert len(places) == 5
+
+
+def test_a_token_that_no_server_takes_ends_the_session_with_it(tiny_folder):
+    with run_server(tiny_folder) as one, run_server(tiny_folder) as other:
+        with Client(f"{one.target},{other.target}") as client, client.interact(seed=7) as session:
+            session.feed("To be")
+            end(one, signal.SIGKILL)
+            with pytest.raises(ServerError) as caught:
+                session.feed("or not")
+        assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "RESUME_TOKEN_INVALID")
+        assert caught.value.resume_token == session.resume_token
+
+
 @pytest.mark.parametrize("is_idle", [True, False])
-async def test_a_server_that_drains(tiny_folder, is_idle):
+async def test_without_retries_a_session_ends_with_its_server(tiny_folder, is_idle):
     with run_server(tiny_folder, "--drain-seconds", 0) as drained:
-        async with AsyncClient(drained.target) as client, client.interact(seed=7) as session:
+        async with AsyncClient(drained.target, retry_seconds=0) as client, client.interact(seed=7) as session:
             await session.feed("To be")
             made = await joined(session.generate(max_chars=10))
-            assert session.position == len(made)
             pieces = session.generate(chars_per_second=200)
             if is_idle:
-                drained.process.send_signal(signal.SIGTERM)
-                await asyncio.to_thread(drained.process.wait, 20)
+                await asyncio.to_thread(end, drained, signal.SIGTERM)
             else:
                 made += await anext(pieces)
                 drained.process.send_signal(signal.SIGTERM)
-            code = None
+            error = None
             try:
                 async for piece in pieces:
                     made += piece
-            except ServerError as error:
-                code = error.code
-            assert code is Code.UNAVAILABLE
+            except ServerError as raised:
+                error = raised
+            assert error.code is Code.UNAVAILABLE
             assert session.resume_position == len(made)
-            assert session.resume_token
+            assert error.resume_token == session.resume_token
+
+
+def test_close_and_pause_end_the_wait_for_a_server(tiny_folder):
+    with run_server(tiny_folder) as server, server.client() as client, client.interact(seed=7) as session:
+        pieces = session.generate(chars_per_second=1000)
+        made = next(pieces)
+        server.stop(signal.SIGKILL)
+        threading.Timer(0.5, session.pause).start()
+        made += text(pieces)
+        assert session.position == len(made)
+        threading.Timer(0.5, session.close).start()
+        with pytest.raises(ServerError, match="closed"):
+            session.feed("a")
+
+
+def test_ctrl_c_ends_a_session_that_waits(client):
+    with client.interact(seed=7) as session:
+        threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            text(session.generate(chars_per_second=5))
+        with pytest.raises(ServerError, match="closed"):
+            session.feed("a")
