@@ -15,6 +15,7 @@ metrics.jsonl, samples.txt and, at the end, summary.json and curves.png. Losses 
 
 import argparse
 import io
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import Field, fields
@@ -22,7 +23,7 @@ from typing import Any
 
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import TrainError, did_you_mean
-from rill.train.loop.team import Team, make_team
+from rill.train.loop.team import Team
 from rill.train.options import GENERAL, GROUPS, LENGTH, Option, flag_of, option_of
 from rill.train.plan import make_plan
 from rill.train.record.recipe import recipe_names
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         return report(arguments[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # do not stop for a sample that the terminal cannot show
-    team = make_team()
+    team = _make_team()
     try:
         team.join()
         plan = make_plan(_parse(arguments, team))
@@ -65,6 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         team.leave()
+
+
+def _make_team() -> Team:
+    """The team of this process, by the environment variables that torchrun sets."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Team()
+    from rill.train.loop.processes import Processes  # noqa: PLC0415  PyTorch: not for a single process's --help
+
+    return Processes()
 
 
 def _parse(arguments: list[str], team: Team) -> dict[str, Any]:

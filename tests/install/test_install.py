@@ -77,13 +77,25 @@ def test_commands_of_the_base(base: Environment, elsewhere, server: Server):
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("train", "train"), ("export", "train"), ("serve", "serve"), ("bench", "bench")]
+    ("arguments", "extra"),
+    [
+        ("train --corpus pydoc --out runs/new", "train"),
+        ("export runs/new --out bundles", "train"),
+        ("serve bundles/new", "serve"),
+        ("bench --bundle bundles/new", "bench"),
+    ],
 )
-@pytest.mark.parametrize("entry", ["rill", "python -m"])
-def test_a_command_whose_extra_is_missing_names_it(base: Environment, elsewhere, name, extra, entry):
-    command = ["rill", name] if entry == "rill" else ["python", "-m", f"rill.{name}"]
-    done = base.run(*command, "something", cwd=elsewhere, status=2)
+@pytest.mark.parametrize("entry", [["rill"], ["python", "-m", "rill"], ["python", "-m"]], ids=" ".join)
+def test_a_command_whose_extra_is_missing_names_it(base: Environment, elsewhere, arguments, extra, entry):
+    name, *rest = arguments.split()
+    command = [*entry, name] if entry[-1] == "rill" else [*entry, f"rill.{name}"]
+    done = base.run(*command, *rest, cwd=elsewhere, status=2)
     assert re.fullmatch(rf"error: rill {name} needs the package '\w+'; .*\[{extra}\]'\n", done.stderr), done.stderr
+
+
+def test_a_private_server_needs_the_extra_of_the_server(base: Environment, elsewhere, tiny_folder):
+    done = base.run("rill", "generate", "a", "--bundle", tiny_folder, cwd=elsewhere, status=2)
+    assert re.fullmatch(r"error: rill serve needs the package '\w+'; .*\[serve\]'\n", done.stderr), done.stderr
 
 
 def _best_seconds(environment: Environment, cwd: Path, *command: str) -> float:
@@ -113,6 +125,8 @@ def test_a_server_from_the_wheel(base: Environment, serve_cpu: Environment, else
     assert "torch" not in serve_cpu.packages()
     with serving(serve_cpu, tiny_folder, elsewhere) as target:
         _generates(base, target, elsewhere)
+    private = ["generate", "a", "--bundle", tiny_folder, "--max-chars", 50]
+    assert len(serve_cpu.run("rill", *private, cwd=elsewhere).stdout) == 50
 
 
 def test_the_server_runs_with_the_lowest_versions_it_allows(builds: Builds, tmp_path, tiny_folder, measured):

@@ -1,6 +1,5 @@
 """The processes of a run: this one alone, or those that `torchrun … -m rill.train` started. Needs no PyTorch."""
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -62,12 +61,3 @@ class Team:
         As a rule all end for the same reason, or because one of them has ended. Call this before `leave`.
         """
         print(message, file=sys.stderr)
-
-
-def make_team() -> Team:
-    """The team of this process, by the environment variables that torchrun sets."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Team()
-    from rill.train.loop.processes import Processes  # noqa: PLC0415  PyTorch: not for a single process's --help
-
-    return Processes()
