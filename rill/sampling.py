@@ -1,7 +1,7 @@
 """How a character is chosen from logits: the parameters, the uniforms and the NumPy reference.
 
 The same choice is made in three places that must agree: here, in the serving graph (`rill.export.graphs.serving`) and
-in PyTorch (`rill.train.nets.sample`). NumPy and standard library only: the server reads this module too.
+in PyTorch (`rill.train.nets.sample`). Standard library and NumPy only: the server imports this module too.
 """
 
 import math
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-# Greedy is the limit of small temperatures: dividing by this makes every logit below the maximum underflow to no mass.
+# Greedy is the limit of small temperatures: divided by this one, every logit below the maximum underflows to no mass.
 GREEDY_TEMPERATURE = float(np.finfo(np.float32).tiny)
 
 
@@ -29,9 +29,9 @@ class SamplingError(ValueError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose characters. Raises SamplingError, naming the parameter, for a value that has no meaning.
+    """How to choose characters. Raises SamplingError, which names the parameter, for a value out of range.
 
-    `logit_bias` maps symbol ids to what is added to their logits; -inf bans a symbol.
+    `logit_bias` maps symbol ids to numbers that are added to their logits; -inf bans a symbol.
     """
 
     temperature: float = 1.0
@@ -56,12 +56,12 @@ class Sampling:
 
     @property
     def filtered(self) -> bool:
-        """Whether anything but the temperature shapes the choice."""
+        """Whether anything but the temperature influences the choice."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or bool(self.logit_bias)
 
 
 def window_of(top_k: Ints, symbols: int) -> Ints:
-    """The serving graph's `window`, int64 [1]: how many masses it sorts for rows with these `top_k`, int64 [batch]."""
+    """The serving graph's `window`, int64 [1]: how many masses it sorts for rows with `top_k`, int64 [batch]."""
     return np.array([min(max(int(top_k.max()), 1), symbols)])
 
 
@@ -78,7 +78,7 @@ def uniforms(seed: int, start: int, count: int) -> Floats:
 
 
 class UniformSource:
-    """`uniforms`, without making a generator each time: that asks the system for entropy which nobody uses."""
+    """`uniforms` without a new generator each time, which would ask the system for entropy that is not used."""
 
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
@@ -97,8 +97,8 @@ class UniformSource:
 def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id: int | None = None) -> int:
     """The id that `sampling` chooses from one row of logits, float32 [vocab], with the uniform `u` in [0, 1).
 
-    The reference for the serving graph (`rill.export.graphs.choice`), written plainly: float32 in vocabulary order,
-    like there, but top-p by sorting.
+    The plain reference for the serving graph (`rill.export.graphs.choice`): float32 in the order of the vocabulary, as
+    there, but with top-p by sorting.
     """
     logits = logits.astype(np.float32, copy=True)
     for symbol, bias in sampling.logit_bias.items():
@@ -111,20 +111,20 @@ def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id
         mass = np.exp((logits - logits.max()) / temperature)  # not normalised: the largest is 1
     mass[mass < threshold(mass, sampling)] = 0
     cumulative = np.cumsum(mass, dtype=np.float32)
-    # The last sum exceeds u times itself for every float32 u < 1, so there always is a first one that does.
+    # The last sum exceeds u times itself for every float32 u < 1, so there is always a first sum that does.
     return int(np.argmax(cumulative > np.float32(0 if greedy else u) * cumulative[-1]))
 
 
 def threshold(mass: NDArray[Any], sampling: Sampling) -> Any:
     """The smallest mass that top-k, top-p and min-p keep, of masses [vocab] whose largest is 1.
 
-    Equal masses share their fate, so a threshold says it all.
+    Equal masses are kept or dropped together, so a threshold is enough.
     """
     ordered = -np.sort(-mass)
-    # Fewer than k are strictly larger than the k-th largest.
+    # Fewer than k masses are strictly larger than the k-th largest.
     top_k = ordered[min(sampling.top_k or len(mass), len(mass)) - 1]
     cumulative = np.cumsum(np.where(ordered >= top_k, ordered, 0), dtype=mass.dtype)
-    # The first whose sum reaches the goal: what is ahead of it does not.
+    # The first mass whose sum reaches the goal.
     goal = mass.dtype.type(sampling.top_p) * cumulative[-1]
     top_p = ordered[int((cumulative[:-1] < goal).sum())] if sampling.top_p < 1 else 0
     return max(top_k, top_p, mass.dtype.type(sampling.min_p))

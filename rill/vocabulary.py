@@ -1,4 +1,4 @@
-"""The symbols of a model, in id order. Standard library only: the server reads this module too."""
+"""The symbols of a model, in the order of their ids. Standard library only: the server imports this module too."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ UNKNOWN = "<unk>"
 
 
 class UnknownCharacterError(ValueError):
-    """A text holds a character (a tagger's input: a symbol) that the vocabulary lacks; `position` is its index."""
+    """A text has a character that is not in the vocabulary (for a tagger: a symbol); `position` is its index."""
 
     def __init__(self, character: str, position: int) -> None:
         single = len(character) == 1
@@ -23,9 +23,9 @@ class UnknownCharacterError(ValueError):
 class Vocabulary:
     """A bijection between symbols and ids 0..V-1.
 
-    `<unk>` stands for all symbols without an id of their own; it is read, never produced. With `characters` every other
-    symbol is one Unicode character; without, as in taggers, it may be longer. Raises ValueError for a repeated symbol,
-    an empty one, and with `characters` a longer one.
+    `<unk>` stands for all symbols without an id of their own; a model reads it and never generates it. With
+    `characters` every other symbol is one Unicode character; without, as in taggers, it may be longer. Raises
+    ValueError for an empty vocabulary, a repeated or empty symbol, and with `characters` for a longer symbol.
     """
 
     symbols: tuple[str, ...]
@@ -44,7 +44,7 @@ class Vocabulary:
 
     @classmethod
     def of_text(cls, text: str, min_count: int = 1) -> "Vocabulary":
-        """The sorted characters of `text`; those seen fewer than `min_count` times become `<unk>`, the first symbol."""
+        """The sorted characters of `text`; rarer ones than `min_count` become `<unk>`, the first symbol."""
         counts = Counter(text)
         kept = sorted(character for character, count in counts.items() if count >= min_count)
         return cls((UNKNOWN, *kept) if min_count > 1 else tuple(kept))
@@ -67,13 +67,13 @@ class Vocabulary:
 
     @property
     def start_id(self) -> int:
-        """What a model reads when there is no prompt: "\\n", or id 0 if the vocabulary has none."""
+        """The id that a model reads when there is no prompt: that of "\\n", or 0 if the vocabulary has no "\\n"."""
         return self._ids.get("\n", 0)
 
     def encode(self, text: Iterable[str]) -> list[int]:
         """The ids of `text`, one per symbol; a str is read character by character.
 
-        Raises UnknownCharacterError, unless there is `<unk>` to stand in.
+        Raises UnknownCharacterError for a symbol without an id, unless there is `<unk>` to stand for it.
         """
         ids, unknown = self._ids, self.unknown_id
         encoded = []

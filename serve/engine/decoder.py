@@ -1,4 +1,4 @@
-"""ONNX Runtime: which device, which session, and what a text's bits depend on."""
+"""The serving graphs of a bundle, as sessions of ONNX Runtime."""
 
 import json
 from collections.abc import Mapping
@@ -7,24 +7,24 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rill.bundle import Bundle
+from rill.bundle import DECODE_LOGPROBS, VARIANTS, Bundle
 from rill.serve.engine.devices import CUDA, providers_of
 from rill.serve.engine.graph_safety import require_self_contained
-from rill.serve.engine.rows import VARIANTS
 from rill.serve.errors import StartError
 
-MAX_ROWS = 64  # rows of a round on a CPU: with more, a character costs as much
+MAX_ROWS = 64  # of a round on a CPU: with more rows a character costs as much
 CUDA_BATCHES = (1, 8, 64, 256)
 LONGEST_ERROR = 500  # characters
-MADE = ("tokens", "logprobs", "top_tokens", "top_logprobs")  # outputs of a serving graph, all but the first of one only
+# Outputs of a serving graph beside the states; only that of DECODE_LOGPROBS has more than the first.
+OUTPUTS = ("tokens", "logprobs", "top_tokens", "top_logprobs")
 
 
 class Decoder:
-    """The serving graphs of one bundle, loaded on one device, whose memory ONNX Runtime may use up to `memory` bytes.
+    """The serving graphs of one bundle, loaded on one device, of which ONNX Runtime may use `memory` bytes (0: all).
 
-    `batch_sizes` are those that the graphs are run with; without any, all are. A round beyond `max_rows` rows gains
-    nothing; `warm_up` are the numbers of rows that are run at start. Raises StartError if the bundle cannot be served
-    there.
+    The graphs are run with `batch_sizes` only, or with any if there are none. A round gains nothing from more than
+    `max_rows` rows; `warm_up` are the numbers of rows to run at the start. Raises StartError if the device cannot serve
+    the bundle.
     """
 
     def __init__(
@@ -46,13 +46,14 @@ class Decoder:
             )
         self.provider, self.device_id = provider, device_id
         self.device = "cuda" if provider == CUDA else "cpu"
-        # Kernels are chosen by shape on a GPU: a stream's bits must not depend on how many others there are.
+        # A GPU's kernels are chosen by shape, and a stream's bits must not depend on how many others there are.
         self._batch_sizes = batch_sizes or (CUDA_BATCHES if provider == CUDA else ())
         self.max_rows = self._batch_sizes[-1] if self._batch_sizes else MAX_ROWS
         self.warm_up = self._batch_sizes or (1, 8, MAX_ROWS)
         self._states = [name for name, _ in bundle.states]
         self._sessions = {}
-        for key in VARIANTS:
+        for variant in VARIANTS:
+            key = variant.key
             if key not in bundle.graphs:
                 raise StartError(f"bundle {bundle.name!r} has no graph {key!r}: export it again")
             session = _session(bundle.graphs[key], provider, device_id, threads, memory, bundle.name)
@@ -60,7 +61,7 @@ class Decoder:
             self._sessions[key] = session
 
     def padding(self, rows: int) -> int:
-        """How many rows are missing to a batch size that the graphs are run with."""
+        """How many rows to add for a batch size that the graphs are run with."""
         for size in self._batch_sizes:
             if rows <= size:
                 return size - rows
@@ -69,9 +70,10 @@ class Decoder:
     def run(
         self, variant: str, feeds: Mapping[str, NDArray[Any]], states: Mapping[str, ort.OrtValue]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, ort.OrtValue]]:
-        """One call of a serving graph (`export/graphs/serving.py` lists its inputs): what it made, and the states.
+        """Run a serving graph; return its outputs and the states after it.
 
-        What it made is [time, batch, ...], by name. States are on the device before and after, [layers, batch, hidden].
+        `rill.export.graphs.serving` lists the inputs. Outputs are on the host, [time, batch, ...], by name; states are
+        on the device, [layers, batch, hidden], before and after.
         """
         session = self._sessions[variant]
         binding = session.io_binding()
@@ -79,15 +81,15 @@ class Decoder:
             binding.bind_cpu_input(name, values)
         for name in self._states:
             binding.bind_ortvalue_input(name, states[name])
-        made = MADE[: None if variant == "decode_logprobs" else 1]
-        for name in made:
+        names = OUTPUTS[: None if variant == DECODE_LOGPROBS.key else 1]
+        for name in names:
             binding.bind_output(name, "cpu")
         for name in self._states:
             binding.bind_output(f"next_{name}", self.device, self.device_id)
         session.run_with_iobinding(binding)
         outputs = binding.get_outputs()
-        after = dict(zip(self._states, outputs[len(made) :], strict=True))
-        return {name: value.numpy() for name, value in zip(made, outputs, strict=False)}, after
+        after = dict(zip(self._states, outputs[len(names) :], strict=True))
+        return {name: value.numpy() for name, value in zip(names, outputs, strict=False)}, after
 
 
 def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: int, name: str) -> ort.InferenceSession:
@@ -95,18 +97,18 @@ def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Patterns are kept for every combination of shapes ever seen, and rounds have thousands of them.
+    # ONNX Runtime keeps a pattern for every combination of shapes, and rounds have thousands of them.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     if provider == CUDA:
-        # A node that fell back to the CPU would cost two copies a step, and nobody would see it: refuse it.
+        # A node that silently falls back to the CPU would cost two copies a step: refuse the graph.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # Found by its first bytes otherwise, and what is looked for in ONNX models would not be in that one.
+    # Otherwise the first bytes decide, and another format would evade `require_self_contained`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     require_self_contained(graph, name)
     try:
         session = ort.InferenceSession(graph, options, providers=providers_of(provider, device_id, memory))
-    except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
+    except Exception as error:  # ONNX Runtime's exceptions share no narrower base
         raise StartError(
             f"bundle {name!r} cannot be loaded by ONNX Runtime {ort.__version__}: {one_line(error)}"
         ) from None
@@ -116,16 +118,16 @@ def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: 
 
 
 def one_line(error: Exception) -> str:
-    """What ONNX Runtime says, which may quote a graph: without line ends and control characters, and not too long."""
-    said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
-    return said if len(said) <= LONGEST_ERROR else said[:LONGEST_ERROR] + "…"
+    """A message of ONNX Runtime, which may quote a graph: on one line, without control characters, and shortened."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + "…"
 
 
 def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> None:
-    """Raise StartError unless a serving graph is one of this bundle's model: its states and its vocabulary."""
+    """Raise StartError unless a serving graph has the states and the vocabulary of the bundle."""
 
-    def refuse(what: str) -> StartError:
-        return StartError(f"bundle {bundle.name!r}: graph {key!r} {what}; export it again")
+    def misfit(problem: str) -> StartError:
+        return StartError(f"bundle {bundle.name!r}: graph {key!r} {problem}; export it again")
 
     inputs, outputs = (
         {value.name: value for value in values} for values in (session.get_inputs(), session.get_outputs())
@@ -133,15 +135,15 @@ def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> Non
     for name, shape in bundle.states:
         for where, values in ((name, inputs), (f"next_{name}", outputs)):
             if where not in values or list(values[where].shape) != list(shape) or values[where].type != "tensor(float)":
-                raise refuse(f"has no {where} of shape {list(shape)}")
-    if pairs := {name for name in inputs if name.startswith("state_")} - {name for name, _ in bundle.states}:
-        raise refuse(f"has states that the manifest lacks: {', '.join(sorted(pairs))}")
+                raise misfit(f"has no {where} of shape {list(shape)}")
+    if extra := {name for name in inputs if name.startswith("state_")} - {name for name, _ in bundle.states}:
+        raise misfit(f"has states that the manifest lacks: {', '.join(sorted(extra))}")
     if missing := {"token", "forced", "steps", "uniforms", "temperature"} - inputs.keys() | {"tokens"} - outputs.keys():
-        raise refuse(f"is no serving graph of this version: it has no {', '.join(sorted(missing))}")
+        raise misfit(f"is not a serving graph of this version: it has no {', '.join(sorted(missing))}")
     vocabulary = session.get_modelmeta().custom_metadata_map.get("rill.vocabulary", "null")
     try:
-        is_the_same = json.loads(vocabulary) == list(bundle.vocabulary.symbols)
+        is_same = json.loads(vocabulary) == list(bundle.vocabulary.symbols)
     except (ValueError, RecursionError):
-        is_the_same = False
-    if not is_the_same:
-        raise refuse("has another vocabulary than the manifest")
+        is_same = False
+    if not is_same:
+        raise misfit("has a different vocabulary from the manifest")

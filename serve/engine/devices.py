@@ -1,4 +1,4 @@
-"""The devices that ONNX Runtime can run on: which one to use, and how its numerics differ from others'."""
+"""The devices that ONNX Runtime can use: which one to choose, how to ask for it, and what its numerics are."""
 
 import ctypes
 import logging
@@ -19,13 +19,13 @@ log = logging.getLogger("rill")
 
 
 def choose_device(device: str) -> tuple[str, int]:
-    """The execution provider and device id for `auto`, `cpu`, `cuda` or `cuda:N`. Raises StartError if it is not here.
+    """The execution provider and device id for `auto`, `cpu`, `cuda` or `cuda:N`. Raises StartError if there is none.
 
-    Looks for a GPU itself, because asking ONNX Runtime for one that is not there prints errors.
+    It asks the driver for GPUs, because ONNX Runtime prints errors when asked for a GPU that does not exist.
     """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise StartError(f"--device {device!r} is none of auto, cpu, cuda and cuda:N")
+        raise StartError(f"--device {device!r} is not auto, cpu, cuda or cuda:N")
     if kind == "cpu":
         return CPU, 0
     count = gpu_count()
@@ -43,7 +43,7 @@ def choose_device(device: str) -> tuple[str, int]:
 
 
 def gpu_count() -> int:
-    """NVIDIA GPUs that the driver shows; 0 without a driver."""
+    """The number of NVIDIA GPUs that the driver reports; 0 without a driver."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -54,8 +54,8 @@ def gpu_count() -> int:
     return count.value
 
 
-def warn_of_two_runtimes() -> None:
-    """Say so if both distributions of ONNX Runtime are installed: they overwrite each other's files."""
+def warn_about_two_runtimes() -> None:
+    """Log a warning if both distributions of ONNX Runtime are installed: they overwrite each other's files."""
     installed = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -68,13 +68,13 @@ def warn_of_two_runtimes() -> None:
 
 
 def numerics(provider: str) -> str:
-    """What the bits of a text depend on beside the bundle and the request: equal strings, equal texts."""
+    """What the bits of a text depend on besides the bundle and the request: where this is equal, texts are equal."""
     kind = "cuda" if provider == CUDA else f"cpu-{platform.machine().lower()}-{_instruction_set()}"
     return f"onnxruntime-{ort.__version__}-{kind}"
 
 
 def _instruction_set() -> str:
-    """The widest vector instructions, by which ONNX Runtime chooses its kernels; else the processor's name."""
+    """The widest vector instructions, by which ONNX Runtime chooses its kernels; else the name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         words = set(info.read_text(errors="replace").split())
@@ -85,7 +85,7 @@ def _instruction_set() -> str:
 
 
 def providers_of(provider: str, device_id: int, memory: int) -> list[Any]:
-    """What a session is made with; `memory` in bytes, 0 for all. float32 is float32 on a GPU too, not TF32."""
+    """The `providers` of a session; `memory` is in bytes, 0 for all. A GPU does not compute float32 as TF32."""
     if provider == CPU:
         return [CPU]
     limits = {"gpu_mem_limit": memory} if memory else {}

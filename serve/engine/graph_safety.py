@@ -1,10 +1,10 @@
-"""What a graph must not have: data outside of itself.
+"""A check that a graph has no data outside itself.
 
-An ONNX model may name files to take its weights from. ONNX Runtime would read them from the current folder, and its
-earlier versions from anywhere; the model could put what it finds there into its texts. Our graphs name none.
+An ONNX model may name files that hold its weights. ONNX Runtime reads them from the current folder, and earlier
+versions from anywhere, so a model could reveal the content of files in its texts. Rill's graphs name no files.
 
-The server does without the onnx package: of its messages, this declares the fields through which one can get to a
-tensor (onnx.proto, by number), and protobuf skips the rest.
+The server does not need the onnx package for this: it declares only those fields of onnx.proto, by number, that lead to
+a tensor, and protobuf skips the rest.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClassesForFiles
 from rill.serve.errors import StartError
 
 _NUMBER = FieldDescriptorProto.TYPE_INT32
-_FIELDS: dict[str, list[tuple[str, int, str | None]]] = {  # by message: name, number, and the message it holds
+_FIELDS: dict[str, list[tuple[str, int, str | None]]] = {  # by message: name, number, and type
     "Model": [("graph", 7, "Graph"), ("training", 20, "Training"), ("functions", 25, "Function")],
     "Training": [("initialization", 1, "Graph"), ("algorithm", 2, "Graph")],
     "Function": [("nodes", 7, "Node"), ("attributes", 11, "Attribute")],
@@ -35,19 +35,17 @@ _FIELDS: dict[str, list[tuple[str, int, str | None]]] = {  # by message: name, n
 
 
 def require_self_contained(graph: bytes, name: str) -> None:
-    """Raise StartError unless a serialised model of bundle `name` is one, and has all its data in itself."""
+    """Raise StartError unless `graph`, of bundle `name`, is a serialised ONNX model that contains all its data."""
     try:
         tensors = list(_tensors(_CLASSES["rill.graphs.Model"].FromString(graph)))
     except DecodeError:
-        raise StartError(f"bundle {name!r}: a graph is no ONNX model; export it again") from None
+        raise StartError(f"bundle {name!r}: a graph is not an ONNX model; export it again") from None
     if any(tensor.external_data or any(tensor.data_location) for tensor in tensors):
-        raise StartError(
-            f"bundle {name!r}: a graph takes data from other files, which is refused: a bundle's graphs are whole"
-        )
+        raise StartError(f"bundle {name!r}: a graph takes data from other files, which is refused; export it again")
 
 
 def _tensors(message: Message) -> Iterator[Any]:
-    """All that are in a message, however deep."""
+    """All tensors in a message, however deep."""
     if message.DESCRIPTOR.name == "Tensor":
         yield message
         return
@@ -57,7 +55,7 @@ def _tensors(message: Message) -> Iterator[Any]:
 
 
 def _message_classes() -> dict[str, Any]:
-    """By full name. Each field is declared as repeated: protobuf then keeps all that is there, not only the last."""
+    """The declared classes by full name. All fields are repeated, so that protobuf keeps every value of each."""
     file = FileDescriptorProto(name="rill_graphs.proto", package="rill.graphs", syntax="proto2")
     for message, fields in _FIELDS.items():
         declared = file.message_type.add(name=message)
@@ -71,6 +69,6 @@ def _message_classes() -> dict[str, Any]:
     return GetMessageClassesForFiles([file.name], pool)
 
 
-# All of them, though one would find the others: protobuf keeps a class only while somebody has it. If the garbage
-# collector takes one in the moment in which another thread finds it, its next use ends the process (SIGSEGV).
+# Keep all of them, though one leads to the others: protobuf keeps a class only while it is referenced. If the garbage
+# collector takes one at the moment when another thread finds it, its next use ends the process (SIGSEGV).
 _CLASSES = _message_classes()

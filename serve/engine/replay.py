@@ -1,6 +1,6 @@
-"""The recurrent state at an earlier place of a text: read the same characters again, from a state before it.
+"""The recurrent state at an earlier position of a text: the model reads the characters again, from a state before it.
 
-The serving graph gives the same bits however its steps are cut into calls, so this is exactly the state that was.
+The serving graph gives the same bits however its steps are cut into calls, so this is exactly the state that was there.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rill.bundle import DECODE
 from rill.serve.engine.decoder import Decoder
-from rill.serve.engine.rows import PLAIN, VARIANTS
 from rill.serve.engine.states import to_device
 from rill.serve.engine.text_codec import Ids
 from rill.serve.engine.types import Snapshot, State
@@ -17,7 +17,7 @@ from rill.serve.engine.types import Snapshot, State
 
 @dataclass(frozen=True)
 class ReplayPoint:
-    """The place after `ids`, which were read or made from `base` on; the rest as in `Snapshot`."""
+    """The position after `ids` [steps], which were read or generated from `base` on; the rest as in `Snapshot`."""
 
     base: Snapshot
     ids: Ids
@@ -26,7 +26,7 @@ class ReplayPoint:
 
 
 def replay(decoder: Decoder, points: Sequence[ReplayPoint]) -> list[Snapshot]:
-    """The snapshots at `points`, all in one call of the serving graph."""
+    """The snapshots at `points`, by one call of the serving graph."""
     if not points:
         return []
     padding = decoder.padding(len(points))
@@ -42,6 +42,7 @@ def replay(decoder: Decoder, points: Sequence[ReplayPoint]) -> list[Snapshot]:
 
 
 def _states_after(bases: Sequence[Snapshot], ids: Sequence[Ids], steps: Ids, decoder: Decoder) -> list[State]:
+    """The states after so many `steps` [bases]; bases without `ids` are padding."""
     forced = np.zeros((steps.max(), len(bases)), np.int64)
     for column, row in enumerate(ids):
         forced[: len(row), column] = row
@@ -53,7 +54,7 @@ def _states_after(bases: Sequence[Snapshot], ids: Sequence[Ids], steps: Ids, dec
         "temperature": np.ones(len(bases), np.float32),
     }
     before = {name: np.stack([base.state[name] for base in bases], axis=1) for name in bases[0].state}
-    _, after = decoder.run(VARIANTS[PLAIN], feeds, to_device(before, decoder.device, decoder.device_id))
+    _, after = decoder.run(DECODE.key, feeds, to_device(before, decoder.device, decoder.device_id))
     host = {name: value.numpy() for name, value in after.items()}
     return [row_of(host, column) for column in range(len(bases))]
 

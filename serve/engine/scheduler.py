@@ -10,30 +10,30 @@ from rill.serve.engine.rows import PLAIN, UNIFORMS, Round, Rows
 from rill.serve.engine.text_codec import Ids
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
-SHORT_PROMPT_SECONDS = 0.020  # to read a prompt alone: those who have a longer one take turns like the others
-NEWCOMER_SECONDS = 0.030  # at most, of the time that newcomers may take at once, because they have not before
-TURN_SECONDS = 0.028  # of rounds, until the last of a turn begins
-TURN_STEPS = 16  # at least, where a step takes long
+SHORT_PROMPT_SECONDS = 0.020  # to read a prompt alone; streams with longer prompts take turns like the others
+NEWCOMER_SECONDS = 0.030  # the most that newcomers may use at once, of time that they have not used before
+TURN_SECONDS = 0.028  # of rounds, until the last one of a turn begins
+TURN_STEPS = 16  # of a turn, at least, where a step takes long
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The streams that can go on, [streams] each."""
+    """The streams that can advance, [streams] each."""
 
     slots: Ids
     room: Ids  # characters that may be generated
     prompt: Ids  # characters to be read before
-    served: Ids  # the number of the last round it was in
+    last_round: Ids  # the number of the last round that the stream was in
     kind: Ids  # `rill.serve.engine.rows.kind_of`
     is_new: NDArray[np.bool_]  # has no character yet
 
 
 class Scheduler:
-    """Plans rounds of about `round_seconds` at most, or one step. Used by the engine thread only.
+    """Plans rounds of about `round_seconds` at most, or one step. Used by the engine's thread only.
 
-    Where there are too many for one round, streams take turns of several, so that messages are worth sending. Those who
-    wait for their first character need not wait that long: between any two rounds, they can have one of their own, and
-    then join the turn if there is place.
+    Where there are too many streams for one round, they take turns of several rounds, so that messages are worth
+    sending. Streams that wait for their first character need not wait that long: between any two rounds they can have
+    one of their own, and then join the turn if it has capacity.
     """
 
     def __init__(self, rows: Rows, decoder: Decoder, round_seconds: float) -> None:
@@ -42,36 +42,36 @@ class Scheduler:
         self.times = StepTimes()
         self.turn_seconds = TURN_SECONDS  # of the last turn
         self._turn_left = 0.0  # seconds of rounds
-        self._members = np.zeros(rows.slots, bool)  # whose turn it is, by slot
-        self._newcomer_seconds = NEWCOMER_SECONDS  # what newcomers may take
+        self._members = np.zeros(rows.slots, bool)  # of the turn, by slot
+        self._newcomer_budget = NEWCOMER_SECONDS
 
     def plan(self, now: float, is_crowded: bool = False) -> Round | None:
-        """The next round, or None if no stream can go on.
+        """The next round, or None if no stream can advance.
 
-        Where it `is_crowded`, because calls wait for a slot, newcomers have no rounds of their own, which read prompts
-        for a few rows at a time, at three times the price of a character: half of the engine's time went there, and
-        everybody waited longer for a slot than they saved after it.
+        With `is_crowded`, because calls wait for a slot, newcomers have no rounds of their own. Such rounds read
+        prompts for a few rows at a time, at three times the cost of a character: half of the engine's time was spent on
+        them, and calls waited longer for a slot than they saved after it.
         """
         ready = self._ready(now)
         newcomers = self._newcomers(ready)
-        if newcomers.size and self._newcomer_seconds > 0 and not is_crowded:
-            return self._round_of_newcomers(ready, newcomers)
+        if newcomers.size and self._newcomer_budget > 0 and not is_crowded:
+            return self._newcomer_round(ready, newcomers)
         if self._turn_left > 0:
             chosen = np.flatnonzero(self._members[ready.slots])
             if 2 * len(chosen) > self._members.sum():  # else too many have ended, or wait for their reader
-                return self._round_of_a_turn(ready, chosen)
-        r = self._round_of_a_turn(ready, np.arange(len(ready.slots)))
+                return self._turn_round(ready, chosen)
+        r = self._turn_round(ready, np.arange(len(ready.slots)))
         if r:
             self._turn_left = self.turn_seconds = max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
         return r
 
     def record(self, r: Round, seconds: float) -> None:
-        """A round took so long: newcomers get as much time as the others, if they want it."""
+        """Account for the time of a round: newcomers get as much as the others, if they want it."""
         self.times.learn(r, seconds)
         if r.newcomers:
-            self._newcomer_seconds -= seconds
+            self._newcomer_budget -= seconds
         else:
-            self._newcomer_seconds = min(self._newcomer_seconds + seconds, NEWCOMER_SECONDS)
+            self._newcomer_budget = min(self._newcomer_budget + seconds, NEWCOMER_SECONDS)
             self._turn_left -= seconds
 
     def _ready(self, now: float) -> Ready:
@@ -84,20 +84,20 @@ class Scheduler:
         return Ready(slots, room, table["prompt_left"], table["last_round"], table["kind"], is_new)
 
     def _newcomers(self, ready: Ready) -> Ids:
-        """Which have no character yet and can have one within a short round."""
+        """The streams that have no character yet and can have one within a short round."""
         if not self._rows.starting:
             return np.zeros(0, np.int64)
         return np.flatnonzero(ready.is_new & (ready.prompt < self.times.steps(1, SHORT_PROMPT_SECONDS)))
 
-    def _round_of_newcomers(self, ready: Ready, chosen: Ids) -> Round:
-        """As many as have their first character about as soon as the one that has waited longest."""
-        chosen, leader = _of_a_kind(ready, chosen)
+    def _newcomer_round(self, ready: Ready, chosen: Ids) -> Round:
+        """A round of those rows that have their first character about as soon as the one that has waited longest."""
+        chosen, leader = _of_leaders_kind(ready, chosen)
         kind = int(ready.kind[leader])
         most = self.times.steps(len(chosen), self._round_seconds, kind)
         steps = np.minimum(ready.prompt + 1, most)
         chosen = _companions(chosen, steps, leader)
-        # Many may have it at once, but not with filters, which take more memory for each row. Where it takes more than
-        # this round, let some be done rather than all begin.
+        # A plain round may have many rows; filters take more memory for each. Where a prompt takes more than this
+        # round, let some rows finish theirs rather than all begin.
         if kind != PLAIN or (ready.prompt[chosen] >= most).any():
             chosen = self._with_least(ready.prompt, chosen)
         r = self._round(ready, chosen, int(steps[chosen].max()), newcomers=True)
@@ -105,23 +105,23 @@ class Scheduler:
             self._members[r.slots] = True
         return r
 
-    def _round_of_a_turn(self, ready: Ready, chosen: Ids) -> Round | None:
-        """As many as can go about as far as the one that has waited longest; None if there is none."""
+    def _turn_round(self, ready: Ready, chosen: Ids) -> Round | None:
+        """A round of those rows that can go about as far as the one that has waited longest; None if there are none."""
         if not chosen.size:
             return None
-        chosen, leader = _of_a_kind(ready, chosen)
-        # Few rows do not pay for the machine anyway; a single one pays for each round's preparation alone.
+        chosen, leader = _of_leaders_kind(ready, chosen)
+        # A few rows do not use the machine fully anyway; a single one pays for the preparation of each round alone.
         few = 1 < len(chosen) <= self._max_rows // 2
         seconds = self._round_seconds / 2 if few else self._round_seconds
         most = self.times.steps(min(len(chosen), self._max_rows), seconds, int(ready.kind[leader]))
         chosen = _companions(chosen, np.minimum(ready.prompt + ready.room, most), leader)
-        r = self._round(ready, self._with_least(ready.served, chosen), most)
+        r = self._round(ready, self._with_least(ready.last_round, chosen), most)
         self._members[:] = False
         self._members[r.slots] = True
         return r
 
     def _with_least(self, values: Ids, chosen: Ids) -> Ids:
-        """As many of the rows `chosen` as there is place for in a round, those with the least of `values`."""
+        """As many of the rows `chosen` as fit in a round: those with the least of `values`."""
         if len(chosen) <= self._max_rows:
             return chosen
         return np.sort(chosen[np.argsort(values[chosen], kind="stable")[: self._max_rows]])
@@ -133,14 +133,14 @@ class Scheduler:
         return Round(slots, steps, np.minimum(prompt, steps), kind, padding, newcomers)
 
 
-def _of_a_kind(ready: Ready, chosen: Ids) -> tuple[Ids, int]:
-    """Which of the rows `chosen` are of the kind of the one that has waited longest, and which that is."""
-    leader = int(chosen[ready.served[chosen].argmin()])
+def _of_leaders_kind(ready: Ready, chosen: Ids) -> tuple[Ids, int]:
+    """The leader of the rows `chosen`, which has waited longest, and those of them that are of its kind."""
+    leader = int(chosen[ready.last_round[chosen].argmin()])
     return chosen[ready.kind[chosen] == ready.kind[leader]], leader
 
 
 def _companions(chosen: Ids, steps: Ids, leader: int) -> Ids:
-    """Which of the rows `chosen` go along with one of them: as many as can without half of the round being in vain.
+    """The rows `chosen` that share a round with the leader: as many as can without half of the round being wasted.
 
     Rows that take few steps, because of their pace or their reader, cost the others as much as rows that take many.
     """
@@ -155,22 +155,22 @@ def _companions(chosen: Ids, steps: Ids, leader: int) -> Ids:
 class StepTimes:
     """How long a step takes at each batch size (in powers of two), learned from the rounds.
 
-    A round's time includes waiting for the GIL and for a core, which a shorter round would not shorten: what is wanted
-    is the step itself. So a faster round is believed more than a slower one.
+    The time of a round includes waiting for the GIL and for a core, which a shorter round would not shorten; the time
+    of the step itself is wanted. So a faster round has more weight than a slower one.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], float] = {}
 
     def learn(self, r: Round, seconds: float) -> None:
-        """A round took so long."""
+        """Take the time of a round into account."""
         key, seen = (r.kind, len(r.slots).bit_length()), seconds / r.time
         known = self._seconds.get(key, seen)
         self._seconds[key] = known + (0.5 if seen < known else 0.02) * (seen - known)
 
     def step(self, batch: int, kind: int = PLAIN) -> float:
         """Seconds that a step of `batch` rows takes."""
-        return self._seconds.get((kind, batch.bit_length()), 1e-3)  # as good a guess as any
+        return self._seconds.get((kind, batch.bit_length()), 1e-3)  # a guess like any other
 
     def steps(self, batch: int, seconds: float, kind: int = PLAIN) -> int:
         """How many steps of `batch` rows take so many seconds: at least 1, at most MAX_STEPS."""

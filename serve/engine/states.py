@@ -1,7 +1,7 @@
 """The recurrent states of all streams: a table by slot on the host, and the batch of the last round on the device.
 
-As long as the rounds have the same rows, their states stay where the graph runs: what it gave is what it takes, without
-a copy. When the rows change, the table is brought up to date and the next batch is gathered from it.
+As long as rounds have the same rows, their states stay on the device: the outputs of one call are the inputs of the
+next, without a copy. When the rows change, the table is brought up to date and the next batch is gathered from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from rill.serve.engine.text_codec import Ids
 from rill.serve.engine.types import State
 
-Batch = dict[str, ort.OrtValue]  # states by name where the graph runs, [layers, rows, hidden] each
+Batch = dict[str, ort.OrtValue]  # states by name on the device, [layers, rows, hidden] each
 
 
 class States:
-    """State parts by name ("state_h", ...), float32 [layers, slots, hidden]. Used by the engine thread only.
+    """State parts by name ("state_h", ...), float32 [layers, slots, hidden]. Used by the engine's thread only.
 
     Batches live on `device` ("cpu" or "cuda"), number `device_id`.
     """
@@ -26,7 +26,7 @@ class States:
         # np.zeros takes memory only when a slot is first used.
         self._table = {name: np.zeros(shape, np.float32) for name in names}
         self._device, self._device_id = device, device_id
-        self._slots: Ids = np.zeros(0, np.int64)  # whose states are on the device, newer than the table
+        self._slots: Ids = np.zeros(0, np.int64)  # whose states on the device are newer than the table
         self._batch: Batch = {}
 
     def batch(self, slots: Ids) -> Batch:
@@ -38,17 +38,17 @@ class States:
         return self._batch
 
     def keep(self, slots: Ids, batch: Batch) -> None:
-        """Take over what a round made of `batch(slots)`."""
+        """Take over the states after a round of `batch(slots)`."""
         self._slots, self._batch = slots, batch
 
     def begin(self, slot: int, state: State | None) -> None:
-        """Set a slot to the state of a stream about to begin; None: zeros."""
+        """Set a slot to the first state of a stream; None: zeros."""
         self._write_back()
         for name, table in self._table.items():
             table[:, slot] = 0 if state is None else state[name]
 
     def row(self, slot: int) -> State:
-        """The state of a slot."""
+        """The state of a slot, [layers, hidden] each."""
         self._write_back()
         return {name: table[:, slot].copy() for name, table in self._table.items()}
 
@@ -60,5 +60,5 @@ class States:
 
 
 def to_device(states: Mapping[str, NDArray[np.float32]], device: str, device_id: int) -> Batch:
-    """The states of a batch where the graph runs."""
+    """Copy the states of a batch to the device."""
     return {name: ort.OrtValue.ortvalue_from_numpy(values, device, device_id) for name, values in states.items()}

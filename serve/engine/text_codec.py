@@ -11,19 +11,22 @@ Ids = NDArray[np.int64]
 
 
 class TextCodec:
-    """Text to ids and back for one vocabulary, without a step of Python per character."""
+    """Converts text to ids and back for one vocabulary, without a step of Python per character."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         symbols = vocabulary.symbols
         self._unknown_id = vocabulary.unknown_id
-        # U+FFFD stands where `<unk>` has its id; no graph ever produces it.
+        # U+FFFD stands for `<unk>`, which no graph ever generates.
         self._code_points = np.array([0xFFFD if symbol == UNKNOWN else ord(symbol) for symbol in symbols], "<u4")
-        self._ids = np.full(int(self._code_points.max()) + 2, -1, np.int64)  # the last entry: beyond all of them
+        self._ids = np.full(int(self._code_points.max()) + 2, -1, np.int64)  # the last entry is for all beyond
         known = [index for index, symbol in enumerate(symbols) if symbol != UNKNOWN]
         self._ids[self._code_points[known]] = known
 
     def encode(self, text: str) -> Ids:
-        """The ids of `text`, int64 [characters]. Raises UnknownCharacterError where no `<unk>` can stand in."""
+        """The ids of `text`, int64 [characters].
+
+        Raises UnknownCharacterError for a character without an id, unless there is `<unk>` to stand for it.
+        """
         code_points = np.frombuffer(text.encode("utf-32-le"), "<u4")
         ids: Ids = self._ids.take(code_points, mode="clip")
         if text and ids.min() < 0:
@@ -44,7 +47,7 @@ class TextCodec:
 
 @dataclass(frozen=True)
 class GivenText:
-    """A text as ids, some at a time: all of them at once would take eight bytes a character."""
+    """A text whose ids are made part by part: all of them at once would take eight bytes a character."""
 
     text: str
     codec: TextCodec
@@ -53,7 +56,7 @@ class GivenText:
         return len(self.text)
 
     def ids(self, start: int, end: int) -> Ids:
-        """Those of the characters `start` to `end`. Raises UnknownCharacterError, with their position in the text."""
+        """The ids of the characters `start` to `end`. Raises UnknownCharacterError, with the position in the text."""
         try:
             return self.codec.encode(self.text[start:end])
         except UnknownCharacterError as error:
@@ -62,7 +65,7 @@ class GivenText:
 
 @dataclass(frozen=True)
 class LongPrompt:
-    """`head` and a text as one array of ids, of which slices are made when they are asked for."""
+    """`head` and `text` as one array of ids; its slices are made on demand."""
 
     head: Ids
     text: GivenText

@@ -1,4 +1,4 @@
-"""The models that are served: which bundles, how they are found, and how they change while streams run."""
+"""The models that are served: how their bundles are found, and how they change while streams run."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ log = logging.getLogger("rill")
 
 
 class Catalog:
-    """The models of the bundles that `paths` stand for, in that order; used on the event loop.
+    """The models of the bundles at `paths`, in that order; used on the event loop.
 
-    `make` makes a model of a bundle, in any thread, and raises StartError if it cannot be served.
+    `make` makes a model from a bundle, in any thread, and raises StartError if it cannot be served.
     """
 
     def __init__(self, paths: Sequence[str], make: Callable[[Bundle], Model]) -> None:
@@ -27,7 +27,7 @@ class Catalog:
         self._is_final = False
 
     async def start(self) -> None:
-        """Load them all. Raises StartError for the first that cannot be served."""
+        """Load all bundles. Raises StartError for the first that cannot be served."""
         async with self._reloading:
             folders = await asyncio.to_thread(_bundle_folders, self._paths)
             bundles = [await asyncio.to_thread(_read, folder) for folder in folders]
@@ -36,10 +36,10 @@ class Catalog:
                 self._served[folder] = await asyncio.to_thread(self._make, bundle)
 
     async def reload(self) -> None:
-        """Read the folders again: new models are added, changed ones replaced, vanished ones removed, all at once.
+        """Read the folders again: new models are added, changed ones replaced, missing ones removed, all at once.
 
-        A folder that cannot be served is logged, and its model so far stays. If the whole makes no sense, nothing
-        changes.
+        A folder that cannot be served is logged, and its old model stays. If the result as a whole cannot be served,
+        nothing changes.
         """
         async with self._reloading:
             newcomers: list[Model] = []
@@ -47,7 +47,7 @@ class Catalog:
             try:
                 served = await self._plan_reload(newcomers, refused)
             except StartError as error:
-                log.error("%s; what is served stays as it is", error)
+                log.error("%s; the models stay as they are", error)
                 RELOADS.labels("failed").inc()
                 leaving = newcomers
             else:
@@ -59,11 +59,11 @@ class Catalog:
                 self._retiring[model] = asyncio.create_task(self._retire(model))
 
     def freeze(self) -> None:
-        """Change nothing any more: the server is going away."""
+        """Change nothing from now on: the server is going away."""
         self._is_final = True
 
     async def close(self) -> None:
-        """End all engines, whatever they are doing."""
+        """Stop all engines, whatever they are doing."""
         self.freeze()
         async with self._reloading:
             for task in self._retiring.values():
@@ -73,22 +73,22 @@ class Catalog:
 
     @property
     def all(self) -> list[Model]:
-        """Those that take no new calls included."""
+        """All models, those that take no new calls included."""
         return [*self._served.values(), *self._retiring]
 
     @property
     def served(self) -> list[Model]:
-        """Those that take calls, the default first."""
+        """The models that take calls, the default first."""
         return list(self._served.values())
 
     @property
     def names(self) -> list[str]:
-        """What requests may say in `model`."""
+        """The names that a request may give in `model`."""
         return [model.bundle.name for model in self._served.values()]
 
     @property
     def default(self) -> Model:
-        """For requests that say nothing."""
+        """The model of a request that gives no name."""
         return next(iter(self._served.values()))
 
     def by_name(self, name: str) -> Model:
@@ -96,7 +96,7 @@ class Catalog:
         for model in self._served.values():
             if model.bundle.name == name:
                 return model
-        raise ModelNotFoundError(f"no model {name!r} is served here; there is {', '.join(map(repr, self.names))}")
+        raise ModelNotFoundError(f"no model {name!r} is served here; the models are {', '.join(map(repr, self.names))}")
 
     def by_id_prefix(self, beginning: str) -> Model:
         """The first model whose id begins with these hex digits. Raises OtherModelError."""
@@ -104,12 +104,12 @@ class Catalog:
             if model.bundle.model_id.startswith(beginning):
                 return model
         names = ", ".join(map(repr, self.names))
-        raise OtherModelError(f"the resume token is of another model than those that are served here: {names}")
+        raise OtherModelError(f"the resume token belongs to a model that is not served here; the models are {names}")
 
     async def _plan_reload(self, newcomers: list[Model], refused: list[Path]) -> dict[Path, Model]:
-        """What is to be served now. Raises StartError.
+        """The models to serve from now on. Raises StartError.
 
-        Whatever is loaded for it is added to `newcomers`, and the folders that cannot be served to `refused`.
+        Models that are loaded for it are added to `newcomers`, folders that cannot be served to `refused`.
         """
         served: list[tuple[Path, Model]] = []
         for folder in await asyncio.to_thread(_bundle_folders, self._paths):
@@ -126,9 +126,9 @@ class Catalog:
                     model = await asyncio.to_thread(self._make, bundle)
                     newcomers.append(model)
                     log.info("%s is loaded from %s", _label(model), folder)
-            except Exception as error:  # whatever it is: the others can be served
-                stays = f"{_label(model)} goes on" if model else "it is not served"
-                log.error("%s; %s", error, stays, exc_info=not isinstance(error, StartError))
+            except Exception as error:  # any: the others can be served
+                outcome = f"{_label(model)} stays" if model else "it is not served"
+                log.error("%s; %s", error, outcome, exc_info=not isinstance(error, StartError))
                 refused.append(folder)
             if model:
                 served.append((folder, model))
@@ -140,29 +140,29 @@ class Catalog:
         return dict(served)
 
     def _unchanged(self, bundle: Bundle) -> Model | None:
-        """A model that is served already, and is this one."""
+        """The served model with the name and id of `bundle`, if there is one."""
         for model in self._served.values():
             if (model.bundle.name, model.bundle.model_id) == (bundle.name, bundle.model_id):
                 return model
         return None
 
     async def _retire(self, model: Model) -> None:
-        """Let its calls end, however long they take; then its engine and its memory are gone."""
+        """Let its calls end, however long they take; then stop its engine and free its memory."""
         log.info("%s takes no new calls, and has %d", _label(model), model.calls)
         await model.wait_until_idle()
         await asyncio.to_thread(model.engine.stop)
-        del model.engine  # they know each other: the graphs' memory would wait for the garbage collector
+        del model.engine  # the two refer to each other: the graphs' memory would wait for the garbage collector
         del self._retiring[model]
-        log.info("%s is gone", _label(model))
+        log.info("%s is unloaded", _label(model))
 
 
 def _bundle_folders(paths: Sequence[str]) -> list[Path]:
-    """Each path itself or, if it is no bundle, the bundles in it, by name. Raises StartError."""
+    """Each path itself or, if it is not a bundle, the bundles in it, by name. Raises StartError."""
     folders = []
     for path in map(Path, paths):
         inside = []
         if path.is_dir() and not _is_bundle(path):
-            try:  # hidden folders are exports that are not finished
+            try:  # hidden folders are unfinished exports
                 inside = sorted(sub for sub in path.iterdir() if _is_bundle(sub) and not sub.name.startswith("."))
             except OSError as error:
                 raise StartError(f"{path} cannot be read ({error.strerror})") from None
@@ -171,7 +171,7 @@ def _bundle_folders(paths: Sequence[str]) -> list[Path]:
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether it has a file of a bundle: it may be damaged, or half copied."""
+    """Whether a folder has a file of a bundle, which may be damaged or half copied."""
     return any((folder / name).is_file() for name in (MANIFEST, *FILES.values()))
 
 

@@ -1,4 +1,4 @@
-"""Who gets a slot: a fixed number of them, and a waiting line of bounded length, first come first served."""
+"""The slots of a model: a fixed number, and a waiting line of bounded length, first come, first served."""
 
 import asyncio
 from collections import deque
@@ -10,8 +10,8 @@ class Slots:
     """Slots 0..slots-1 and a waiting line for `waiting` callers; used on the event loop only."""
 
     def __init__(self, slots: int, waiting: int) -> None:
-        self._free = list(range(slots - 1, -1, -1))  # low slots first: memory is touched as it is needed
-        self._slots, self._most_waiting = slots, waiting
+        self._free = list(range(slots - 1, -1, -1))  # low slots first, so that memory is touched only as needed
+        self._slots, self._max_waiting = slots, waiting
         self._line: deque[asyncio.Future[int]] = deque()
 
     @property
@@ -26,22 +26,22 @@ class Slots:
 
     @property
     def is_full(self) -> bool:
-        """Nobody can come in now, not even to wait."""
-        return not self._free and len(self._line) >= self._most_waiting
+        """Whether there is no free slot, and no room in the line."""
+        return not self._free and len(self._line) >= self._max_waiting
 
     def full_error(self) -> WaitingLineFullError:
-        """What those are told for whom there is no room."""
+        """The error for a caller while the model is full."""
         return WaitingLineFullError(
             f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later"
         )
 
     def require_capacity(self) -> None:
-        """Raise WaitingLineFullError if nobody can come in now: before any work is done for who cannot."""
+        """Raise WaitingLineFullError if the model is full, before any work is done for the caller."""
         if self.is_full:
             raise self.full_error()
 
     async def acquire(self) -> int:
-        """A slot, as soon as there is one. Raises WaitingLineFullError at once if the line is full."""
+        """Wait for a slot. Raises WaitingLineFullError at once if the line is full."""
         self.require_capacity()
         if self._free:
             return self._free.pop()
@@ -50,16 +50,14 @@ class Slots:
         try:
             return await waiter
         except asyncio.CancelledError:
-            if (
-                waiter.done() and not waiter.cancelled() and not waiter.exception()
-            ):  # a slot was given in the moment of cancellation
-                self.release(waiter.result())
+            if waiter.done() and not waiter.cancelled() and not waiter.exception():
+                self.release(waiter.result())  # the slot was given at the moment of the cancellation
             elif waiter in self._line:
                 self._line.remove(waiter)
             raise
 
     def release(self, slot: int) -> None:
-        """The slot is free: it goes to the first in the line."""
+        """Give a slot back: it goes to the first caller in the line."""
         while self._line:
             waiter = self._line.popleft()
             if not waiter.done():
@@ -68,7 +66,7 @@ class Slots:
         self._free.append(slot)
 
     def refuse_waiting(self, error: ServeError) -> None:
-        """Let all who wait fail with `error`."""
+        """Let all callers in the line fail with `error`."""
         while self._line:
             waiter = self._line.popleft()
             if not waiter.done():

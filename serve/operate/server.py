@@ -27,7 +27,7 @@ from rill.serve.api.wire import ServiceHandlers
 from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder, one_line
 from rill.serve.engine.device_turns import DeviceTurns
-from rill.serve.engine.devices import CPU, choose_device, warn_of_two_runtimes
+from rill.serve.engine.devices import CPU, choose_device, warn_about_two_runtimes
 from rill.serve.errors import BrokenEngineError, DrainingError, StartError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
@@ -170,7 +170,7 @@ def model_maker(
     config: ServerConfig, on_broken: Callable[[BrokenEngineError], None], profile: Profile | None = None
 ) -> Callable[[Bundle], Model]:
     """Return a function that makes a model of a bundle and warms it up, in any thread. Both raise StartError."""
-    warn_of_two_runtimes()
+    warn_about_two_runtimes()
     provider, device_id = choose_device(config.device)
     if config.engines > 1 and provider != CPU:
         raise StartError(

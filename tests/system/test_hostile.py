@@ -139,7 +139,7 @@ def test_vocabularies_in_graphs_that_are_no_lists_are_refused(tiny):
     for text in ("[" * 100_000, "{", "null"):
         model = onnx.load_from_string(tiny.graphs["decode"])
         next(entry for entry in model.metadata_props if entry.key == "rill.vocabulary").value = text
-        with pytest.raises(StartError, match="another vocabulary"):
+        with pytest.raises(StartError, match="a different vocabulary"):
             Decoder(replace(tiny, graphs={**tiny.graphs, "decode": model.SerializeToString()}), CPU)
 
 

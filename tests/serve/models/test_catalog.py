@@ -112,13 +112,13 @@ def test_bundles_come_change_and_go_while_a_stream_runs(served, store):
         assert old.startswith(stream.text)
         stream.messages.close()
         log = [running.process.stderr.readline()]
-        while sum(line.endswith("is gone\n") for line in log) < 2:
+        while sum(line.endswith("is unloaded\n") for line in log) < 2:
             log.append(running.process.stderr.readline())
         assert client.models().streams_running == 0
         status, _ = running.stop()
     assert status == 0
     for name in ("old/a", "b"):
-        assert f"({id_of(store / name)[:12]}) is gone" in "".join(log)
+        assert f"({id_of(store / name)[:12]}) is unloaded" in "".join(log)
 
 
 def test_a_newcomer_that_is_damaged_is_refused_and_the_others_are_served(served, store):
@@ -136,7 +136,7 @@ def test_a_newcomer_that_is_damaged_is_refused_and_the_others_are_served(served,
         status, log = running.stop()
     assert status == 0
     assert "decode.onnx is damaged" in log
-    assert "a (" + id_of(store / "old/a")[:12] + ") goes on" in log
+    assert "a (" + id_of(store / "old/a")[:12] + ") stays" in log
     assert f"{served / 'd'} is not a bundle: it has no manifest.json" in log
     assert "Traceback" not in log
 
@@ -154,7 +154,7 @@ def test_a_hangup_during_a_drain_changes_nothing(served, store):
         stream.messages.close()
         status, log = running.process.wait(timeout=20), running.process.stderr.read()
     assert status == 0
-    assert "the server is going away; what is served stays as it is" in log
+    assert "the server is going away; the models stay as they are" in log
     assert "is loaded" not in log
 
 
@@ -177,7 +177,7 @@ def test_a_token_finds_its_model(served, store):
         shutil.rmtree(served / "b")
         running.process.send_signal(signal.SIGHUP)
         wait_until(lambda: list(models_of(client)) == ["a"])
-        with pytest.raises(ServerError, match="another model than those that are served here: 'a'") as caught:
+        with pytest.raises(ServerError, match="a model that is not served here; the models are 'a'") as caught:
             list(client.generate(resume_token=token, max_chars=5))
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
         running_stream.close()
@@ -366,7 +366,7 @@ async def test_who_is_asked_for(served, store):
     async with loaded(served) as models:
         assert models.by_name("b").bundle.name == "b"
         assert models.by_id_prefix(id_of(store / "b")[:32]) is models.by_name("b")
-        with pytest.raises(ModelNotFoundError, match="no model 'c' is served here; there is 'a', 'b'"):
+        with pytest.raises(ModelNotFoundError, match="no model 'c' is served here; the models are 'a', 'b'"):
             models.by_name("c")
         with pytest.raises(OtherModelError):
             models.by_id_prefix(id_of(store / "c")[:32])
