@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that takes its place at the end, unless there was an error. Raises OSError."""
+    """Open a file beside `path` that replaces it at the end, unless there was an error. Raises OSError."""
     aside = path.with_name(f"{path.name}.tmp")
     try:
         with aside.open("wb") as file:

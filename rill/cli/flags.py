@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rill.cli.local_server import local_server
+from rill.client.errors import ServerError
 from rill.client.retry import RETRY_SECONDS
 from rill.client.security import Security
 
@@ -63,13 +64,19 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def connected(options: argparse.Namespace) -> Iterator[Connection]:
-    """Reach the servers at --target, or start one of --bundle for the meantime. Raises ValueError."""
+    """Choose the servers at --target, or start one of --bundle for the time inside the context. Raises ValueError."""
     check_source(options, options.bundle)
     if options.bundle:
         with local_server(options.bundle, "--device", options.device or "auto") as target:
             yield Connection(target, Security(), min(options.retry_seconds, LOCAL_RETRY_SECONDS))
-    else:
+        return
+    try:
         yield Connection(options.target or DEFAULT_TARGET, security_of(options), options.retry_seconds)
+    except ServerError as error:
+        if options.target or "failed to connect" not in str(error):
+            raise
+        hint = f"no server at {DEFAULT_TARGET}: start one (rill serve BUNDLE), or use --bundle FOLDER or --target"
+        raise ServerError(error.code, hint) from None
 
 
 def check_source(options: argparse.Namespace, bundle: object) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark itself: that it runs, and that what it reports hangs together. No timing is asserted."""
+"""The benchmark: it runs, and its results are consistent. No timing is asserted."""
 
 import io
 import json
@@ -31,7 +31,7 @@ LATENCIES = ("first_character_ms", "inter_character_us", "queued_ms")
 
 
 def require_order(*values: dict[str, float | None]) -> None:
-    """Percentiles are there together, and in order."""
+    """Check that percentiles are all present or all absent, and in order."""
     for value in values:
         assert list(value) == ["p50", "p90", "p99", "max"]
         numbers = [number for number in value.values() if number is not None]
@@ -42,7 +42,7 @@ def require_order(*values: dict[str, float | None]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
-    """Everything in one run, peers included, of fewer windows and streams: what it printed, its JSON, its plot."""
+    """Run everything once, peers included, with few windows and streams: its output, its JSON, its plot."""
     folder, out = tmp_path_factory.mktemp("bench"), io.StringIO()
     arguments = [
         "--bundle", str(tiny_folder), "--json", str(folder / "bench.json"), "--plot", str(folder / "bench.png"),
@@ -88,7 +88,7 @@ def test_a_run_reports_all_its_parts(whole: tuple[str, dict[str, Any], Path]) ->
 
 
 def require_load(load: dict[str, Any], cores: int) -> None:
-    """What holds for every closed loop."""
+    """Check what holds for every closed loop."""
     speed = load["characters_per_second"]
     assert load["seconds"] >= 0.2
     assert speed == pytest.approx(load["messages_per_second"] * load["characters_per_message"])
@@ -107,7 +107,7 @@ def require_load(load: dict[str, Any], cores: int) -> None:
     assert min(load["windows"]) * 0.99 < speed < max(load["windows"]) * 1.01
 
 
-def test_closed_loops_hang_together_with_the_floors(whole: tuple[str, dict[str, Any], Path]) -> None:
+def test_closed_loops_are_consistent_with_the_floors(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     floors = {(floor["name"], floor["batch"]): floor for floor in found["floors"]}
     assert set(floors) == {(name, batch) for name in RATIOS.values() for batch in (1, 3)}
@@ -126,7 +126,7 @@ def test_closed_loops_hang_together_with_the_floors(whole: tuple[str, dict[str, 
         assert load["cpu_ratio_to_decode"] > 0
 
 
-def test_waits_hang_together(whole: tuple[str, dict[str, Any], Path]) -> None:
+def test_waits_are_consistent(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     for wait, streams in ((found["idle"], 0), (found["newcomer"], 4)):
         assert wait["streams"] == streams
@@ -135,7 +135,7 @@ def test_waits_hang_together(whole: tuple[str, dict[str, Any], Path]) -> None:
         assert wait["ratio"] == pytest.approx(wait["first_character_ms"]["p50"] / wait["ping_ms"]["p50"])
 
 
-def test_open_loops_hang_together(whole: tuple[str, dict[str, Any], Path]) -> None:
+def test_open_loops_are_consistent(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     expected = [(mix, percent) for mix in ("mixed", "prompt-heavy") for percent in (25, 200)]
     assert [(rate["mix"], rate["percent"]) for rate in found["open"]] == expected
@@ -294,7 +294,7 @@ finally:
     assert done.stdout.splitlines()[-1] == "loaded"
 
 
-def test_a_bar_without_a_terminal_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_without_a_terminal_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar(2) as bar:
         bar.describe("something")
         bar.advance()

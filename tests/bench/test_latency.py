@@ -1,4 +1,4 @@
-"""What the benchmark makes of messages and of time: tallies, percentiles, mixes, arrivals and stalls."""
+"""How the benchmark counts messages and time: tallies, percentiles, mixes, arrivals and stalls."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ def test_a_text_counts_its_messages_and_their_times() -> None:
     tally = Tally()
     text = TextTimes(10.0, Objective(first_ms=500, character_ms=100))
     assert text.received(pb.GenerateResponse(text="a"), 10.25, tally) == 1
-    assert text.received(pb.GenerateResponse(text="bcde"), 10.45, tally) == 4  # b was to be there at 10.6
+    assert text.received(pb.GenerateResponse(text="bcde"), 10.45, tally) == 4  # b was due at 10.6
     usage = pb.Usage(queued_seconds=0.125)
     assert text.received(pb.GenerateResponse(text="f", finish_reason=LAST, usage=usage), 11.0, tally) == 1  # by 11.0
     assert (tally.characters, tally.messages, tally.texts) == (6, 3, 1)
@@ -38,7 +38,7 @@ def test_a_text_counts_its_messages_and_their_times() -> None:
 
 
 @pytest.mark.parametrize(("first", "second", "on_time"), [(0.6, 0.61, 0), (0.5, 0.7, 1)])
-def test_a_late_character_makes_a_text_late_for_good(first: float, second: float, on_time: int) -> None:
+def test_a_text_with_a_late_character_stays_late(first: float, second: float, on_time: int) -> None:
     tally = Tally()
     text = TextTimes(0.0, Objective(first_ms=500, character_ms=100))
     text.received(pb.GenerateResponse(text="a"), first, tally)
@@ -47,7 +47,7 @@ def test_a_late_character_makes_a_text_late_for_good(first: float, second: float
     assert (tally.texts, tally.on_time_texts, tally.on_time_characters) == (1, 0, on_time)
 
 
-def test_messages_without_text_are_no_characters() -> None:
+def test_messages_without_text_have_no_characters() -> None:
     tally = Tally()
     text = TextTimes(0.0, Objective())
     text.received(pb.GenerateResponse(), 1.0, tally)
@@ -88,7 +88,7 @@ def test_arrivals_are_poisson_like_and_repeat() -> None:
     assert counts.var() == pytest.approx(counts.mean(), rel=0.25)  # as of Poisson's
 
 
-async def test_a_client_that_is_held_up_says_so() -> None:
+async def test_a_delayed_client_reports_its_lag() -> None:
     async with watched() as client:
         await asyncio.sleep(0.02)
         end = time.process_time() + 0.1
@@ -101,7 +101,7 @@ async def test_a_client_that_is_held_up_says_so() -> None:
 
 
 class Fake(TextGenerationServicer):
-    """A server of one-character texts in this very event loop; `on_call` may hold up a call, or everything."""
+    """A server of one-character texts in this event loop; `on_call` may delay a call, or everything."""
 
     def __init__(self, on_call) -> None:
         self.calls, self._on_call = 0, on_call
@@ -129,12 +129,12 @@ async def offer(server: Server, rate: float, seconds: float):
     return await open_loop(server, texts, 2 * rate, 50, seconds, Objective(first_ms=200))
 
 
-async def test_a_stall_shows_in_every_text_that_was_due_meanwhile() -> None:
-    """The stall holds up this process too, so that texts are asked for late: their times count from when due."""
+async def test_a_stall_shows_in_every_text_that_was_due_during_it() -> None:
+    """The stall delays this process as well, so texts are requested late: their times count from when they were due."""
 
     async def on_call(number, context) -> None:
         if number == 40:
-            time.sleep(0.5)  # noqa: ASYNC251  # it is meant to
+            time.sleep(0.5)  # noqa: ASYNC251  # the stall
 
     async with fake_server(on_call) as server:
         found = await offer(server, 100, 1.0)
@@ -147,7 +147,7 @@ async def test_a_stall_shows_in_every_text_that_was_due_meanwhile() -> None:
     assert found.client_lag_ms.max > 300
 
 
-async def test_what_never_comes_is_counted() -> None:
+async def test_texts_that_never_arrive_are_counted() -> None:
     async def on_call(number, context) -> None:
         if number % 4 == 0:
             await asyncio.sleep(60)
@@ -164,7 +164,7 @@ async def test_what_never_comes_is_counted() -> None:
     assert found.first_character_ms.max > 500  # the wait of a text that was given up after twice 0.3 s
 
 
-async def test_a_complete_text_whose_call_has_not_ended_is_no_unfinished_one() -> None:
+async def test_a_complete_text_whose_call_has_not_ended_is_not_unfinished() -> None:
     async def on_call(number, context) -> None:
         await context.write(pb.GenerateResponse(text="a", finish_reason=LAST))
         await asyncio.sleep(60)
@@ -185,7 +185,7 @@ async def test_more_than_the_most_outstanding_texts_are_dropped_and_counted(monk
         found = await offer(server, 200, 0.2)
     assert MOST_OUTSTANDING > 5
     assert found.completed == 0
-    assert 0 < found.dropped <= found.offered  # the warm-up may have filled all five places
+    assert 0 < found.dropped <= found.offered  # the warm-up may have filled all five slots
     assert found.dropped + found.unfinished == found.offered
 
 

@@ -1,4 +1,4 @@
-"""The peers answer Generate properly: a baseline that is wrong would be no baseline."""
+"""The peers answer Generate correctly: a wrong baseline would be worthless."""
 
 import asyncio
 import signal
@@ -46,7 +46,7 @@ def text_of(stub: TextGenerationStub, **fields: object) -> str:
     return "".join(message.text for message in stub.Generate(pb.GenerateRequest(**fields), timeout=30))
 
 
-def test_a_text_comes_character_by_character(stub: TextGenerationStub) -> None:
+def test_a_text_arrives_character_by_character(stub: TextGenerationStub) -> None:
     request = pb.GenerateRequest(prompt="The time", max_chars=40, sampling=pb.Sampling(seed=1, temperature=0.9))
     messages = list(stub.Generate(request, timeout=30))
     assert [message.position for message in messages] == list(range(40))
@@ -63,7 +63,7 @@ def test_a_text_depends_on_seed_and_prompt(stub: TextGenerationStub) -> None:
     assert text_of(stub, **one | {"prompt": ""}) == text_of(stub, **one | {"prompt": "\n"})
 
 
-def test_a_text_without_limit_goes_on_until_it_is_cancelled(stub: TextGenerationStub) -> None:
+def test_a_text_without_limit_continues_until_cancelled(stub: TextGenerationStub) -> None:
     call = stub.Generate(pb.GenerateRequest(), timeout=30)
     assert len([next(call).text for _ in range(300)]) == 300
     call.cancel()
@@ -80,7 +80,7 @@ def test_what_a_peer_cannot_do_is_an_error(stub: TextGenerationStub) -> None:
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_the_step_peer_makes_the_characters_of_the_model(cell: str, tmp_path: Path) -> None:
+def test_the_step_peer_generates_the_model_s_characters(cell: str, tmp_path: Path) -> None:
     run = make_run(cell=cell, layers=2)
     bundle = save_bundle(run, tmp_path / cell)
     text, model = step_texts(bundle)(0.8), run.build()
@@ -94,7 +94,7 @@ def test_the_step_peer_makes_the_characters_of_the_model(cell: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("texts", [eager_texts, step_texts])
-def test_no_peer_makes_the_unknown_symbol(texts, tmp_path: Path) -> None:
+def test_no_peer_generates_the_unknown_symbol(texts, tmp_path: Path) -> None:
     bundle: Bundle = save_bundle(_lavish(make_run((UNKNOWN, "a", "b"))), tmp_path / "unknown")
     text, token = texts(bundle)(5.0), 1
     for u in np.random.default_rng(0).random(200):
@@ -108,7 +108,7 @@ def _lavish(run: Run) -> Run:
 
 
 def test_mlserver_is_a_peer_where_it_is_installed(tiny_folder: Path) -> None:
-    """Measured as a peer is, through the client that speaks its protocol."""
+    """It is measured like any peer, through a client of its protocol."""
     pytest.importorskip("mlserver", reason="MLServer is not installed")
 
     async def read() -> list[list[pb.GenerateResponse]]:
@@ -150,6 +150,6 @@ def test_a_peer_is_ended_with_its_context(tiny_folder: Path) -> None:
     assert not processes[0].is_running()
 
 
-def test_the_step_peer_carries_no_torch() -> None:
+def test_the_step_peer_does_not_load_torch() -> None:
     program = "import sys, rill.bench.peers.step; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

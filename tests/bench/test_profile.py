@@ -1,4 +1,4 @@
-"""Where a round's time goes: from a server that writes a profile, and from one that does not."""
+"""Profiles: from a server that writes one, and from one that does not."""
 
 import json
 import sys

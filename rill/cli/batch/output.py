@@ -23,7 +23,7 @@ _WAYS_OUT = "remove it, or choose another --out"
 
 
 class OutputError(ValueError):
-    """An existing file does not fit, and is left as it is; the message names it and says what to do."""
+    """An existing file is not of this run, and is left as it is; the message names it and says what to do."""
 
 
 class Fingerprint(NamedTuple):

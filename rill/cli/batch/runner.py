@@ -27,7 +27,7 @@ OnCharacters = Callable[[int], None]
 
 
 class RefusedError(Exception):
-    """A prompt that no server generates a text for: it has a character that the model does not know, say."""
+    """A prompt was refused: for example, it has a character that the model does not know."""
 
 
 class GeneratedText(NamedTuple):

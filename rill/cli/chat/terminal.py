@@ -1,4 +1,4 @@
-"""The terminal of `rill chat`: an editor for the lines, and the keys that are pressed while the model writes."""
+"""The terminal of `rill chat`: a line editor, and the keys that interrupt the model."""
 
 import asyncio
 import signal
@@ -12,11 +12,11 @@ from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.styles import Style
 
-ESCAPE_SECONDS = 0.05  # after which an Esc was the key, and not the beginning of what another key sends
+ESCAPE_SECONDS = 0.05  # until an Esc is known to be the key, and not the beginning of another key's sequence
 
 
 class Terminal:
-    """Lines, one after the other; `status` says what stands below the one that is typed."""
+    """Lines, one after the other; `status` returns what is shown below the one that is typed."""
 
     def __init__(self, status: Callable[[], str]) -> None:
         self._input = create_input()
@@ -29,7 +29,7 @@ class Terminal:
         )
 
     async def line(self) -> str | None:
-        """The next line; None after Ctrl-D. Ctrl-C begins the line again."""
+        """Return the next line; None after Ctrl-D. Ctrl-C clears the line."""
         while True:
             try:
                 return await self._editor.prompt_async()
@@ -40,7 +40,7 @@ class Terminal:
 
     @contextmanager
     def watched(self, interrupt: Callable[[], None]) -> Iterator[None]:
-        """While inside, Esc and Ctrl-C call `interrupt`; other keys are kept for the next line."""
+        """Inside the context, Esc and Ctrl-C call `interrupt`; other keys are kept for the next line."""
         loop = asyncio.get_running_loop()
         flush = loop.call_soon(lambda: None)
 
@@ -48,7 +48,7 @@ class Terminal:
             for key in keys:
                 if key.key in (Keys.Escape, Keys.ControlC):
                     interrupt()
-                elif key.key is not Keys.CPRResponse:  # the terminal's answer to the editor, too late
+                elif key.key is not Keys.CPRResponse:  # the terminal's answer to the editor, which came too late
                     store_typeahead(self._input, [key])
 
         def read() -> None:

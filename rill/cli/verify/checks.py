@@ -76,7 +76,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: `differences` has a sentence for each text that differs, with the place."""
+    """The result of one check: `differences` has a sentence for each text that differs."""
 
     check: str
     texts: int

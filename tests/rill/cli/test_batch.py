@@ -31,7 +31,7 @@ DEFAULTS = {"max_chars": 9, "seed": 0}
 
 
 def write_prompts(path, count, **every):
-    """Prompts of all kinds; every tenth has a character that no tiny model knows."""
+    """Write prompts of all kinds; every tenth has a character that the tiny model does not know."""
     draw = random.Random(count)
     kinds = [{}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8, "min_p": 0.01}, {"seed": 3}, {"stop": ["e", "t"]},
              {"stop": ["a"], "include_stop": True}, {"logit_bias": {"e": "-inf", "x": 2}}, {"id": "é"}]  # fmt: skip
@@ -125,7 +125,7 @@ def test_an_empty_input_has_an_empty_output(tmp_path, server):
     assert (tmp_path / "out").read_bytes() == b""
 
 
-def test_what_is_wrong_is_said_before_any_text(tmp_path, server, tiny_folder, capsys):
+def test_errors_are_reported_before_any_text(tmp_path, server, tiny_folder, capsys):
     prompts, out = tmp_path / "prompts", tmp_path / "out"
     prompts.write_text('{"prompt": "a"}\n{"prompt": "b", "top_k": 1.5}\n')
     good = tmp_path / "good"
@@ -170,7 +170,7 @@ MANY, LONG = 120, 600
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, tiny_folder):
-    """Prompts of texts that take seconds, and the output of an undisturbed run."""
+    """Prompts of texts that take seconds, and the output of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("many")
     prompts = write_prompts(folder / "prompts", MANY)
     rill = ["batch", str(prompts), "--out", str(folder / "out"), "--max-chars", str(LONG)]
@@ -203,7 +203,7 @@ sys.exit(main(sys.argv[3:]))
 
 @contextmanager
 def running(prompts, out, *arguments, program=("-m", "rill")):
-    """The command in a process of its own."""
+    """Run the command in a process of its own."""
     rill = ["batch", prompts, "--out", out, "--max-chars", LONG, "--streams", 8, *arguments]
     with subprocess.Popen(
         [sys.executable, "-W", "error", *map(str, [*program, *rill])],
@@ -220,7 +220,7 @@ def running(prompts, out, *arguments, program=("-m", "rill")):
 
 
 def killed(prompts, out, lines, torn, *arguments):
-    """What the command said that was killed after so many lines, and so many bytes of one."""
+    """Run the command until it kills itself, after `lines` lines and `torn` bytes of the next; return its messages."""
     with running(prompts, out, *arguments, program=("-c", DOOMED, lines, torn)) as process:
         said = process.communicate(timeout=60)[1]
         assert process.returncode == -signal.SIGKILL
@@ -252,13 +252,13 @@ def test_kills_lose_and_double_nothing(many, tmp_path, server, tiny_folder, wher
 
 @pytest.fixture
 def slow(tmp_path):
-    """Prompts of 20 texts that are there soon, and then of 8 that take long."""
+    """Prompts of 20 short texts, and then of 8 that take long."""
     lines = [{"prompt": "a", "max_chars": count} for count in [20] * 20 + [1_000_000] * 8]
     (tmp_path / "slow").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path / "slow"
 
 
-def test_an_interrupt_says_how_to_go_on(slow, tmp_path, server):
+def test_an_interrupt_says_how_to_continue(slow, tmp_path, server):
     out = tmp_path / "out"
     here = f"{out}.part has 20 of 28 lines; the same command continues from it\n"
     with running(slow, out, "--target", server.target) as process:
@@ -320,7 +320,7 @@ def test_a_lost_server_keeps_what_is_complete(slow, tmp_path, tiny_folder):
     assert said[1].endswith("(UNAVAILABLE)")
 
 
-def test_another_model_does_not_go_on(many, tmp_path, server, capsys):
+def test_another_model_does_not_continue(many, tmp_path, server, capsys):
     save_bundle(make_run(seed=5), tmp_path / "tiny")
     prompts, _ = many
     out = tmp_path / "out"
@@ -332,7 +332,7 @@ def test_another_model_does_not_go_on(many, tmp_path, server, capsys):
     )
 
 
-def test_a_model_that_is_replaced_meanwhile_is_noticed(prompts, tmp_path, server, capsys, monkeypatch):
+def test_a_model_that_is_replaced_during_a_run_is_noticed(prompts, tmp_path, server, capsys, monkeypatch):
     async def model_id(self):
         return ids.pop()
 
@@ -350,7 +350,7 @@ def test_a_model_that_is_replaced_meanwhile_is_noticed(prompts, tmp_path, server
 
 
 class Made:
-    """A source that makes each prompt's text in a moment, and refuses or fails where the prompt says so."""
+    """Servers that answer each prompt in a moment, and refuse or fail where the prompt says so."""
 
     def __init__(self):
         self.running = self.most = 0
@@ -369,7 +369,7 @@ class Made:
 
 
 async def made(tmp_path, prompts, streams):
-    """What a run over these prompts leaves, and how far ahead of the output the input was read at most."""
+    """Run over these prompts; return the results, and how far ahead of the output the input was read at most."""
     path = tmp_path / "prompts"
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     checked, ahead, source, error = check(path, DEFAULTS), [], Made(), None
@@ -418,7 +418,7 @@ def full(seconds=0.01):
 
 
 class Fake(TextGenerationServicer):
-    """Each call ends with the next of `errors`, and gives a text when there are no more."""
+    """A server whose calls end with the next of `errors`, and with a text when there are no more."""
 
     def __init__(self, *errors, model_id="m"):
         self.errors, self.model_id, self.calls = list(errors), model_id, 0
@@ -444,7 +444,7 @@ class Fake(TextGenerationServicer):
 
 @asynccontextmanager
 async def serving(*fakes, retry_seconds=5.0, model=""):
-    """A source of texts from these servers."""
+    """Start these servers; yields the clients of them."""
     started, targets = [], []
     for fake in fakes:
         server = grpc.aio.server()
@@ -475,7 +475,7 @@ async def test_a_full_waiting_line_is_waited_for(monkeypatch):
 
 @pytest.mark.parametrize("code", [Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED])
 async def test_a_request_at_fault_is_refused(code):
-    """Without a word of when to try again, a request that exhausts resources is larger than what a server receives."""
+    """RESOURCE_EXHAUSTED without a retry delay means that the request is too large."""
     async with serving(Fake(code)) as source:
         with pytest.raises(RefusedError, match="no"):
             await source.text(pb.GenerateRequest(**REQUEST), len)

@@ -1,4 +1,4 @@
-"""The input of `rill batch`: what a line may say, and which fault is named where."""
+"""The input of `rill batch`: what a line may contain, and how faults are reported."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_a_line_replaces_the_defaults_key_by_key(path):
     assert sampling.logit_bias == {"e": -math.inf, "é": 1.5}
 
 
-def test_seeds_come_of_the_base_and_the_line(path):
+def test_seeds_depend_on_the_base_and_the_line(path):
     def seeds(base):
         prompts = prompts_of(path, *[{"prompt": "same"}] * 50, defaults={**DEFAULTS, "seed": base})
         return [prompt.request.sampling.seed for prompt in prompts]
@@ -107,8 +107,8 @@ def test_a_fault_is_named_with_file_line_and_key(path, line, message):
     assert len(str(caught.value)) < 400
 
 
-def test_no_depth_of_nesting_is_a_fault_of_ours(path):
-    """Between what can be read and what can be quoted lie a few brackets."""
+def test_deep_nesting_never_raises_another_error(path):
+    """A few depths can be parsed, but not quoted in the message."""
     for depth in range(900, 1000):
         with pytest.raises(PromptError, match="line 1: "):
             prompts_of(path, b'{"prompt": ' + b'{"a":' * depth + b"1" + b"}" * depth + b"}")

@@ -1,4 +1,4 @@
-"""The output of `rill batch` on disk: whatever a killed run left there, the next one continues with what is whole."""
+"""The output of `rill batch` on disk: whatever a killed run left, the next one continues with the whole lines."""
 
 import json
 
@@ -14,7 +14,7 @@ def fields(line):
 
 
 def fill(out, lines, order, run=RUN):
-    """A part with these lines."""
+    """Write a part with these lines."""
     with BatchOutput(out, lines, run) as output:
         for line in order:
             output.add(line, fields(line))

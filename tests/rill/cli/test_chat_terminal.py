@@ -1,4 +1,4 @@
-"""`rill chat` in a terminal: what a person types, and what the keys do while the model writes."""
+"""`rill chat` in a terminal: what a person types, and what keys do while the model writes."""
 
 import os
 import re
@@ -22,7 +22,7 @@ PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # what the editor sends when
 
 
 class Screen(threading.Thread):
-    """A terminal with `rill chat` in it. `shown` is all that it was sent; it answers where its cursor is."""
+    """A terminal with `rill chat` in it. `shown` is all that it received; it reports its cursor position."""
 
     def __init__(self, target, *arguments):
         super().__init__()
@@ -55,31 +55,31 @@ class Screen(threading.Thread):
         os.write(self._mine, keys.encode())
 
     def turns(self):
-        """What is between two lines that are typed; the last one may still be going on."""
+        """Return what is between two lines that are typed; the last one may still grow."""
         return [turn.split(PASTE_ON)[0] for turn in self.shown.split(PASTE_OFF)[1:]]
 
     def prompts(self):
-        """How often a line could be typed."""
+        """Count how often a line could be typed."""
         return self.shown.count(PASTE_ON)
 
     def wait_for_prompt(self, count):
         wait_until(lambda: self.prompts() >= count)
 
     def line(self, text):
-        """Type a line, and wait for the next one: what was shown between them."""
+        """Type a line, and wait for the next prompt; return what was shown between them."""
         count = self.prompts()
         self.type(f"{text}\r")
         self.wait_for_prompt(count + 1)
         return self.turns()[-1]
 
     def begin(self, text=""):
-        """Type a line that lets the model write without end, and wait for some of that."""
+        """Type a line that lets the model write endlessly, and wait for some text."""
         count = len(self.turns())
         self.type(f"{text}\r")
         wait_until(lambda: len(self.turns()) > count and len(self.turns()[-1]) > 30)
 
     def press(self, key):
-        """A key that ends the turn: all of the turn, without the newline that ends its last line."""
+        """Press a key that ends the turn; return the whole turn, without the newline that ends its last line."""
         count = self.prompts()
         self.type(key)
         self.wait_for_prompt(count + 1)
@@ -112,18 +112,18 @@ def screen(target, *arguments):
 
 
 def plain(text):
-    """Without newlines: a turn that ends in the midst of a line is shown with one more."""
+    """Remove newlines: a turn that ends within a line is shown with one more."""
     return text.replace("\n", "")
 
 
 def follows(turn, text, position):
-    """Where the plain text is after this turn."""
+    """Check that the turn continues the plain text; return the position after it."""
     assert plain(turn) == text[position : position + len(plain(turn))]
     return position + len(plain(turn))
 
 
-def test_esc_and_ctrl_c_pause_and_enter_goes_on(server):
-    """The model writes without end; what both keys leave, and what follows, is one text."""
+def test_esc_and_ctrl_c_pause_and_enter_continues(server):
+    """The model writes endlessly; the turns that both keys end, and what follows, are one text."""
     flags = ["--seed", 7, "--temperature", 0.9, "--max-chars", 0, "--chars-per-second", 300]
     with screen(server.target, *flags) as chat, server.client() as client:
         assert chat.shown.startswith(
@@ -135,7 +135,7 @@ def test_esc_and_ctrl_c_pause_and_enter_goes_on(server):
         chat.begin()
         position = follows(chat.press("\x03"), text, position)
         chat.begin()
-        chat.type("\x1b[A")  # an arrow is no Esc
+        chat.type("\x1b[A")  # an arrow is not an Esc
         chat.type("/top-k 1\r")  # for the next line
         length = len(chat.turns()[-1])
         wait_until(lambda: len(chat.turns()[-1]) > length + 20)

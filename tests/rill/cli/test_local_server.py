@@ -1,4 +1,4 @@
-"""`--bundle FOLDER`: a private server that is there for one command, and never longer."""
+"""`--bundle FOLDER`: a private server exists for one command, and never longer."""
 
 import json
 import os
@@ -21,14 +21,14 @@ ENDLESS = ["generate", "a", "--max-chars", "0", "--seed", "7"]
 
 
 def servers_of(process):
-    """The private servers that a process has started."""
+    """Find the private servers that a process has started."""
     children = psutil.Process(process.pid).children()
     return [child for child in children if "rill.cli.local_server" in child.cmdline()]
 
 
 @contextmanager
 def running(*arguments, **options):
-    """`rill ARGUMENTS`, and its private server as soon as there is one."""
+    """Run `rill ARGUMENTS`; yields its process and its private server, as soon as there is one."""
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "rill", *map(str, arguments)],
         cwd=ROOT,
@@ -79,7 +79,7 @@ def test_chat(server, tiny_folder):
     assert chat("--bundle", tiny_folder) == chat("--target", server.target)
 
 
-def test_tokens_are_good_for_the_next_command(tiny_folder, tmp_path, state_folder, capsys):
+def test_the_next_command_can_continue_from_a_token(tiny_folder, tmp_path, state_folder, capsys):
     token = tmp_path / "here.token"
     rill = ["generate", *TEXT, "--bundle", str(tiny_folder)]
     assert main([*rill, "To be", "--save-token", str(token)]) == 0
@@ -92,15 +92,15 @@ def test_tokens_are_good_for_the_next_command(tiny_folder, tmp_path, state_folde
     assert [path.name for path in key.parent.iterdir()] == ["resume.key"]
 
 
-def test_a_key_that_cannot_be_kept_is_done_without(tiny_folder, tmp_path, monkeypatch):
+def test_a_key_that_cannot_be_stored_is_not_needed(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with local_server(str(tiny_folder)) as target, Client(target) as client:
         assert len("".join(client.generate("a", max_chars=5))) == 5
 
 
-def test_settings_of_the_users_servers_do_not_count(tiny_folder, tmp_path, monkeypatch, capsys):
-    """Neither those of `rill serve` nor a token for other servers."""
+def test_settings_of_other_servers_do_not_count(tiny_folder, tmp_path, monkeypatch, capsys):
+    """Neither the environment of `rill serve` nor a bearer token applies to private servers."""
     monkeypatch.setenv("RILL_SERVE_AUTH_TOKEN_FILE", str(tmp_path / "nothing"))
     monkeypatch.setenv("RILL_TOKEN", "of another server")
     assert main(["generate", *TEXT, "--bundle", str(tiny_folder)]) == 0
@@ -136,7 +136,7 @@ def test_a_missing_extra_is_named(tiny_folder, tmp_path, monkeypatch, capsys):
     assert "pip install 'rill-text[serve]'" in errors
 
 
-def test_a_server_that_says_nothing_is_not_waited_for(tiny_folder, monkeypatch):
+def test_a_server_that_prints_nothing_is_given_up(tiny_folder, monkeypatch):
     monkeypatch.setattr(module, "START_SECONDS", 0.0)
     with pytest.raises(StartError, match="did not listen within 0 s"), local_server(str(tiny_folder)):
         pass
@@ -167,7 +167,7 @@ def test_a_signal_ends_the_server_too(tiny_folder, number, status, moment):
     wait_until(lambda: not server.is_running())
 
 
-def test_a_reader_that_has_enough_ends_the_server_too(tiny_folder):
+def test_a_closed_pipe_ends_the_server_too(tiny_folder):
     with running(*ENDLESS, "--bundle", tiny_folder) as (process, server):
         process.stdout.read(1000)
         process.stdout.close()
@@ -186,3 +186,12 @@ def test_ctrl_c_in_a_terminal_is_for_the_command(tiny_folder, tmp_path):
         assert process.returncode == 130
     assert token.stat().st_size > 0
     wait_until(lambda: not server.is_running())
+
+
+def test_without_a_server_the_flags_are_named(monkeypatch, capsys):
+    monkeypatch.setattr("rill.cli.flags.DEFAULT_TARGET", "127.0.0.1:1")
+    assert main(["generate", "--retry-seconds", "0"]) == 1
+    assert capsys.readouterr().err == (
+        "error: no server at 127.0.0.1:1: start one (rill serve BUNDLE), or use --bundle FOLDER or --target "
+        "(UNAVAILABLE)\n"
+    )

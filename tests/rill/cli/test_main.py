@@ -1,4 +1,4 @@
-"""The `rill` command: which program runs, what is loaded for it, and what a stranger is told."""
+"""The `rill` command: which program runs, what is loaded for it, and its help."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ HEAVY = ["grpc", "google.protobuf", "rich", "prompt_toolkit", "torch", "onnxrunt
 
 
 def loaded(*arguments):
-    """Which of the heavy packages `rill ARGUMENTS` loads, and its exit status."""
+    """Run `rill ARGUMENTS`; return its exit status, and which of the heavy packages it has loaded."""
     program = f"""
 import sys
 from rill.cli.main import main

@@ -1,4 +1,4 @@
-"""`rill verify`: it passes honest bundles, and catches every kind of dishonest server by the check that is about it."""
+"""`rill verify` passes honest bundles, and catches each kind of dishonest server by the check for it."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def tiny_int8_folder(tiny_run, tmp_path_factory):
 
 
 def serving(parent):
-    """The server processes that `parent` has started."""
+    """Find the server processes that `parent` has started."""
     return [
         child for child in psutil.Process(parent).children(recursive=True) if "rill.cli.local_server" in child.cmdline()
     ]
@@ -42,7 +42,7 @@ def serving(parent):
 
 @pytest.fixture
 def verify_here(monkeypatch, capfd):
-    """`rill verify ARGUMENTS` in this process, with a slow reader of fewer pauses: status, output and errors."""
+    """Run `rill verify ARGUMENTS` here, with fewer pauses of the slow reader; return status, output and errors."""
     monkeypatch.setattr("rill.cli.verify.checks.PAUSES", 3)
 
     def run(*arguments):
@@ -63,8 +63,8 @@ def test_honest_bundles_pass(verify_here, tiny_folder, tiny_int8_folder):
     assert lines[0][5].startswith("7 texts, 1,050 characters")
 
 
-def test_one_json_object_says_it_all(run_command, tmp_path, tiny_folder):
-    """Of the bundles that can be verified, even if others cannot."""
+def test_one_json_object_has_everything(run_command, tmp_path, tiny_folder):
+    """It has the bundles that can be verified, even if others cannot."""
     done = run_command("rill", "verify", tmp_path / "nothing", tiny_folder, *SMALL, "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (2, False)
@@ -83,7 +83,7 @@ def test_one_json_object_says_it_all(run_command, tmp_path, tiny_folder):
 
 
 def test_running_servers(verify_here, tmp_path, tiny_folder, tiny_int8_folder):
-    """Two servers of one model, the second serving another too; then another model by name."""
+    """Two servers have one model, and the second another as well."""
     key = tmp_path / "key"
     key.write_bytes(bytes(32))
     with (
@@ -124,7 +124,7 @@ def test_what_cannot_be_verified_is_one_line(verify_here, tmp_path, tiny_folder)
 def test_an_interrupt_leaves_no_server(tiny_folder, number, status):
     command = [sys.executable, "-W", "error", "-m", "rill", "verify", tiny_folder]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline()  # the first check is done, the crowd comes
+        assert process.stdout.readline()  # the first check is done, the crowd is next
         servers = serving(process.pid)
         os.kill(process.pid, number)
         _, errors = process.communicate(timeout=20)
@@ -205,7 +205,7 @@ class Fake(TextGenerationServicer):
 
 @asynccontextmanager
 async def listening(*fakes):
-    """HOST:PORT of each, with commas between them."""
+    """Start these servers; yields their HOST:PORT, separated by commas."""
     servers, targets = [], []
     for fake in fakes:
         server = grpc.aio.server()
@@ -239,7 +239,7 @@ async def verify(run_command, *fakes):
 )
 async def test_a_dishonest_server_is_caught(run_command, fault, caught, named):
     fakes = [Fake(fault)]
-    if fault in ("company", "logprobs"):  # what is broken off on one server may run for a moment yet, and be company
+    if fault in ("company", "logprobs"):  # a cancelled text may run for a moment longer on one server, and be company
         fakes.append(Fake(fault))
     done = await verify(run_command, *fakes)
     assert (done.returncode, done.stderr) == (1 if caught else 0, "")
@@ -262,7 +262,7 @@ async def test_servers_with_other_numerics_are_verified_each_by_itself(run_comma
     assert [model["numerics"] for model in json.loads(done.stdout)["models"]] == ["one", "two"]
 
 
-async def test_a_line_shows_where_texts_part(run_command):
+async def test_a_line_shows_where_texts_differ(run_command):
     async with listening(Fake("resumes")) as target:
         done = await to_thread(run_command, "rill", "verify", "--target", target, *SMALLEST)
     assert done.returncode == 1
@@ -275,7 +275,7 @@ async def test_a_line_shows_where_texts_part(run_command):
     assert got.strip("'")[at] != expected.strip("'")[at]
 
 
-async def test_a_server_that_breaks_is_an_error_and_no_difference(run_command):
+async def test_a_server_that_breaks_is_an_error_and_not_a_difference(run_command):
     done = await verify(run_command, Fake("no tokens"))
     assert done.returncode == 2
     assert done.stderr == "error: plain: the server issued no resume token\n"
