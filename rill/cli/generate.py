@@ -58,11 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Raises ServerError, ValueError and OSError."""
     request = _request(options)
-    received = ReceivedText()
     with (
         connected(options) as (target, security, retry_seconds),
         Client(target, retry_seconds=retry_seconds, security=security) as client,
     ):
+        received = ReceivedText()
         try:
             for message in client.stream(request, timeout=options.timeout):
                 output = json_line(message, received.count == 0) + "\n" if options.json else message.text
