@@ -23,25 +23,25 @@ ALTERNATIVES = 20  # as many as the serving graph returns
 CHECKED_AT_ONCE = 65_536  # characters: half a millisecond, in which the event loop can do nothing else
 DEFAULT = Sampling()
 
-_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would take three times as long to make, for every call
 class GenerateParameters:
     """What a request asks for, whichever message it arrived in. Defaults stand for fields that are not set."""
 
     model: str = ""
     resume_token: bytes = b""
     prompt: str = ""
-    max_chars: int = 0
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # those of `_SAMPLING_FIELDS` that are set
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # those of SAMPLING_FIELDS that are set
     logit_bias: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
+    max_chars: int = 0
     stops: Iterable[str] = ()
     include_stop: bool = False
     logprobs: int | None = None
-    resume_every: int = 0
     chars_per_second: float = 0.0
+    resume_every: int = 0
 
 
 def parameters_of(
@@ -50,40 +50,42 @@ def parameters_of(
     """Read the parameters from a message; no other code reads them."""
     match message:
         case pb.GenerateRequest():
+            sampling = message.sampling
             return GenerateParameters(
                 model=message.model,
                 resume_token=message.resume_token,
                 prompt=message.prompt,
+                sampling=_given(sampling),
+                logit_bias=sampling.logit_bias,
+                seed=sampling.seed if sampling.HasField("seed") else None,
+                max_chars=message.max_chars,
+                stops=message.stop,
+                include_stop=message.include_stop,
+                logprobs=message.logprobs if message.HasField("logprobs") else None,
+                chars_per_second=message.chars_per_second,
                 resume_every=message.resume_every,
-                **_text_fields(message),
-                **_sampling_fields(message.sampling),
             )
         case pb.InteractRequest.Generate():
-            return GenerateParameters(**_text_fields(message))
+            return GenerateParameters(
+                max_chars=message.max_chars,
+                stops=message.stop,
+                include_stop=message.include_stop,
+                logprobs=message.logprobs if message.HasField("logprobs") else None,
+                chars_per_second=message.chars_per_second,
+            )
         case pb.InteractRequest.Open():
-            return GenerateParameters(message.model, message.resume_token, **_sampling_fields(message.sampling))
+            parameters = parameters_of(message.sampling)
+            parameters.model, parameters.resume_token = message.model, message.resume_token
+            return parameters
         case pb.ScoreRequest():
             return GenerateParameters(message.model, message.resume_token)
         case _:
-            return GenerateParameters(**_sampling_fields(message))
+            seed = message.seed if message.HasField("seed") else None
+            return GenerateParameters(sampling=_given(message), logit_bias=message.logit_bias, seed=seed)
 
 
-def _text_fields(message: pb.GenerateRequest | pb.InteractRequest.Generate) -> dict[str, Any]:
-    return {
-        "max_chars": message.max_chars,
-        "stops": message.stop,
-        "include_stop": message.include_stop,
-        "logprobs": message.logprobs if message.HasField("logprobs") else None,
-        "chars_per_second": message.chars_per_second,
-    }
-
-
-def _sampling_fields(message: pb.Sampling) -> dict[str, Any]:
-    return {
-        "sampling": {name: getattr(message, name) for name in _SAMPLING_FIELDS if message.HasField(name)},
-        "logit_bias": message.logit_bias,
-        "seed": message.seed if message.HasField("seed") else None,
-    }
+def _given(message: pb.Sampling) -> dict[str, Any]:
+    return {name: getattr(message, name) for name in SAMPLING_FIELDS if message.HasField(name)}
 
 
 async def spec_of(
@@ -101,9 +103,11 @@ async def spec_of(
         )
     if alternatives and alternatives > ALTERNATIVES:
         raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {alternatives}")
+    text = parameters.prompt
+    ids = await check_text(text, model, config.max_prompt, "prompt") if text else None
     spec = StreamSpec(
-        prompt=await _prompt(parameters.prompt, resumption, model, config.max_prompt),
-        prompt_chars=len(parameters.prompt),
+        prompt=_prompt(text, ids, resumption, model),
+        prompt_chars=len(text),
         sampling=_sampling(parameters, resumption.sampling if resumption else DEFAULT, model),
         seed=_seed(parameters, resumption),
         max_chars=parameters.max_chars or config.max_chars,
@@ -147,15 +151,14 @@ async def check_text(text: str, model: Model, most: int, field: str) -> Ids | No
     return None
 
 
-async def _prompt(text: str, resumption: Resumption | None, model: Model, most: int) -> Any:
+def _prompt(text: str, ids: Ids | None, resumption: Resumption | None, model: Model) -> Ids | LongPrompt:
     """Return the ids that the model reads first: after a token, its last character is still to be read."""
     if not text:
         return np.array([resumption.snapshot.token if resumption else model.bundle.vocabulary.start_id])
-    ids = await check_text(text, model, most, "prompt")
-    head = np.array([resumption.snapshot.token] if resumption else [], np.int64)
+    last = [resumption.snapshot.token] if resumption else []
     if ids is None:
-        return LongPrompt(head, GivenText(text, model.codec))
-    return np.concatenate([head, ids]) if resumption else ids
+        return LongPrompt(np.array(last, np.int64), GivenText(text, model.codec))
+    return np.concatenate([last, ids]) if last else ids
 
 
 def _seed(parameters: GenerateParameters, resumption: Resumption | None) -> int:
@@ -166,8 +169,7 @@ def _seed(parameters: GenerateParameters, resumption: Resumption | None) -> int:
 
 def _sampling(parameters: GenerateParameters, base: Sampling, model: Model) -> Sampling:
     """Return the parameters that are set, and those of `base` for the others."""
-    changes, vocabulary = dict(parameters.sampling), model.bundle.vocabulary
-    bias = {}
+    changes, vocabulary, bias = parameters.sampling, model.bundle.vocabulary, {}
     for character, value in parameters.logit_bias.items():
         if len(character) != 1:
             raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not one character")
@@ -179,9 +181,9 @@ def _sampling(parameters: GenerateParameters, base: Sampling, model: Model) -> S
         banned = sum(value == float("-inf") for value in bias.values())
         if banned >= len(vocabulary) - (vocabulary.unknown_id is not None):
             raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
-        changes["logit_bias"] = bias
+        changes = {**changes, "logit_bias": bias}
     if changes.get("top_k", 0) >= len(vocabulary):
-        changes["top_k"] = 0  # it would keep all characters, and sort them
+        changes = {**changes, "top_k": 0}  # it would keep all characters, and sort them
     try:
         return replace(base, **changes) if changes else base
     except SamplingError as error:

@@ -1,6 +1,10 @@
-"""What a server is told by flags, environment and file: which of them counts, and what is refused."""
+"""The options of a server from flags, environment and file: precedence, and what is refused."""
 
 import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
 
 import pytest
 from servers import run_server
@@ -9,8 +13,8 @@ from rill.serve.config import ServerConfig, options_of
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch, capsys):
-    """Options from flags, the environment and a file; or what is said instead."""
+def read(tmp_path, monkeypatch, capsys):
+    """Read options from flags, the environment and a file; returns the error message instead if there is one."""
     for name in os.environ:
         if name.startswith("RILL_SERVE_"):
             monkeypatch.delenv(name)
@@ -24,26 +28,26 @@ def told(tmp_path, monkeypatch, capsys):
         try:
             return options_of(list(map(str, flags)), None)
         except SystemExit:
-            usage, said = capsys.readouterr().err.splitlines()
-            assert usage.startswith("usage: ")
-            return said
+            usage, message = capsys.readouterr().err.splitlines()
+            assert usage.startswith("usage: rill serve ")
+            return message
 
     return options
 
 
-def test_without_a_word_it_is_the_default(told):
-    options = told("b")
+def test_the_defaults(read):
+    options = read("b")
     assert options.config == ServerConfig(bundles=["b"], resume_key_file=[])
     assert not options.check
 
 
-def test_flags_come_before_the_environment_and_that_before_the_file(told):
+def test_flags_come_before_the_environment_and_that_before_the_file(read):
     file = 'max-streams = 3\nmax-waiting = 3\nmax-chars = 3\nhost = "::1"\n'
-    config = told("b", "--max-streams", 1, file=file, max_streams="2", max_waiting="2").config
+    config = read("b", "--max-streams", 1, file=file, max_streams="2", max_waiting="2").config
     assert (config.max_streams, config.max_waiting, config.max_chars, config.host) == (1, 2, 3, "::1")
 
 
-def test_every_kind_of_value_can_stand_in_a_file(told):
+def test_every_kind_of_value_can_stand_in_a_file(read):
     file = """
         bundle = ["b", "c"]  # after those on the command line
         no-reflection = true
@@ -53,28 +57,28 @@ def test_every_kind_of_value_can_stand_in_a_file(told):
         round-milliseconds = 2.5
         tls-cert = "a file.pem"
     """
-    config = told("a", file=file).config
+    config = read("a", file=file).config
     assert list(config.bundles) == ["a", "b", "c"]
     assert (config.reflection, config.access_log) == (False, True)
     assert list(config.resume_key_file) == ["new", "old"]
     assert (config.resume_ttl, config.round_seconds, config.tls_cert) == (60, 0.0025, "a file.pem")
 
 
-def test_every_kind_of_value_can_stand_in_the_environment(told):
-    config = told(bundle="[a, b]", no_reflection="true", resume_key_file="[new, old]", drain_seconds="1.5").config
+def test_every_kind_of_value_can_stand_in_the_environment(read):
+    config = read(bundle="[a, b]", no_reflection="true", resume_key_file="[new, old]", drain_seconds="1.5").config
     assert list(config.bundles) == ["a", "b"]
     assert not config.reflection
     assert list(config.resume_key_file) == ["new", "old"]
     assert config.drain_seconds == 1.5
 
 
-def test_the_file_may_be_named_in_the_environment(told, tmp_path):
+def test_the_file_may_be_named_in_the_environment(read, tmp_path):
     (tmp_path / "other.toml").write_text("port = 7\n")
-    assert told("b", config=str(tmp_path / "other.toml")).config.port == 7
+    assert read("b", config=str(tmp_path / "other.toml")).config.port == 7
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ({"file": "max-strems = 3"}, "--max-strems"),
         ({"file": 'max-streams = "many"'}, "argument --max-streams: invalid int value: 'many'"),
@@ -88,19 +92,38 @@ def test_the_file_may_be_named_in_the_environment(told, tmp_path):
         ({"config": "/nowhere.toml"}, "/nowhere.toml"),
     ],
 )
-def test_what_has_no_meaning_is_named(told, how, said):
-    assert said in told("b", **how)
+def test_invalid_options_are_named(read, how, message):
+    assert message in read("b", **how)
 
 
-def test_nothing_to_serve_is_an_error(told):
-    assert "give at least one BUNDLE" in told("--port", 1)
+def test_nothing_to_serve_is_an_error(read):
+    assert "give at least one BUNDLE" in read("--port", 1)
+
+
+def test_help_is_quick_and_complete():
+    """It loads neither gRPC nor a model runtime. Seconds are of the processor: the machine may be busy."""
+    program = """
+import resource, sys
+from rill.serve.command import main
+try:
+    main(["--help"])
+finally:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(used.ru_utime + used.ru_stime, *{"grpc", "numpy", "onnxruntime", "prometheus_client"} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", program]
+    outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+    assert min(float(output.splitlines()[-1]) for output in outputs) <= 0.5  # no module follows the number
+    flags = re.findall(r"^  --(\S+)", outputs[0], re.MULTILINE)
+    options = {option.name.replace("_", "-") for option in fields(ServerConfig)} - {"bundles"}
+    assert {flag.removeprefix("no-") for flag in flags} == options | {"bundle", "config", "check-config"}
 
 
 # --check-config
 
 
-def test_what_can_be_served_is_said_without_listening(tiny_folder, tmp_path, run_command):
-    """Also while a server has the port: that is when one asks."""
+def test_a_valid_configuration_is_reported_without_listening(tiny_folder, tmp_path, run_command):
+    """The port may be in use: usually a server is running when one checks a new configuration."""
     (tmp_path / "rill.toml").write_text(f'bundle = ["{tiny_folder}"]\nmax-streams = 8\n')
     with run_server(tiny_folder) as server:
         port = server.port
@@ -112,7 +135,7 @@ def test_what_can_be_served_is_said_without_listening(tiny_folder, tmp_path, run
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere"),
         (["--tls-cert", "c.pem"], "--tls-cert and --tls-key go together"),
@@ -122,9 +145,9 @@ def test_what_can_be_served_is_said_without_listening(tiny_folder, tmp_path, run
     ],
     ids=["bundle", "certificate", "tokens", "key", "device"],
 )
-def test_what_cannot_be_served_is_one_sentence(arguments, said, tiny_folder, run_command):
+def test_a_fault_is_one_sentence(arguments, message, tiny_folder, run_command):
     done = run_command("rill.serve", tiny_folder, *arguments, "--check-config")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert said in line
+    assert message in line
