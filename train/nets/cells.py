@@ -1,7 +1,7 @@
-"""The recurrent cells written out, one step at a time: what the fused kernels compute, to be read beside the formulas.
+"""The recurrent cells written out, one step at a time, to be read beside the formulas of the fused kernels.
 
-Vectors in the formulas are columns, ⊙ multiplies element by element, σ is the logistic sigmoid, and a prime marks the
-next state. In code a batch has one vector a row, and the input's share of every gate, W_ih x + b_ih, comes ready made:
+In the formulas, vectors are columns, ⊙ multiplies element by element, σ is the logistic sigmoid, and a prime marks the
+next state. In the code, a batch has one vector per row, and the input's share of every gate, W_ih x + b_ih, is given:
 it does not depend on the state, so `input_shares` computes it for all steps at once. Parameters are in PyTorch's
 layout: the rows of a matrix, and the entries of a bias, are stacked by gate, in the order r, z, n (GRU) or i, f, g, o
 (LSTM).
@@ -34,25 +34,25 @@ Step = Callable[[Tensor, State, Weights], State]
 
 
 def rnn_step(x: Tensor, state: State, weights: Weights) -> State:
-    """The simple recurrent network of Elman (1990), as `nn.RNN` has it.
+    """Step the simple recurrent network of Elman (1990), as in `nn.RNN`.
 
     h' = tanh(W_ih x + b_ih + W_hh h + b_hh)
 
-    x (B, H), the input's share; state (h,), h (B, H). Raises ValueError if the state has not one part.
+    x (B, H), the input's share; state (h,), h (B, H). Raises ValueError unless the state has one part.
     """
     (h,) = _parts(state, "h")
     return (torch.tanh(x + F.linear(h, weights.w_hh, weights.b_hh)),)
 
 
 def gru_step(x: Tensor, state: State, weights: Weights) -> State:
-    """The gated recurrent unit that resets after the recurrent product, as `nn.GRU` and cuDNN have it.
+    """Step the gated recurrent unit that resets after the recurrent product, as in `nn.GRU` and cuDNN.
 
     r  = σ(W_ir x + b_ir + W_hr h + b_hr)
     z  = σ(W_iz x + b_iz + W_hz h + b_hz)
     n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
     h' = (1 - z) ⊙ n + z ⊙ h
 
-    x (B, 3H), the input's shares; state (h,), h (B, H). Raises ValueError if the state has not one part.
+    x (B, 3H), the input's shares; state (h,), h (B, H). Raises ValueError unless the state has one part.
     """
     (h,) = _parts(state, "h")
     x_r, x_z, x_n = x.chunk(3, dim=1)
@@ -64,13 +64,13 @@ def gru_step(x: Tensor, state: State, weights: Weights) -> State:
 
 
 def gru_reset_before_step(x: Tensor, state: State, weights: Weights) -> State:
-    """The gated recurrent unit that resets before the recurrent product: Cho et al. 2014, arXiv:1406.1078v3.
+    """Step the gated recurrent unit that resets before the recurrent product: Cho et al. 2014, arXiv:1406.1078v3.
 
-    r, z and h' are those of `gru_step`;
+    r, z and h' are as in `gru_step`;
     n  = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)
 
-    ONNX calls this linear_before_reset = 0. x (B, 3H), the input's shares; state (h,), h (B, H). Raises ValueError if
-    the state has not one part.
+    ONNX calls this linear_before_reset = 0. x (B, 3H), the input's shares; state (h,), h (B, H). Raises ValueError
+    unless the state has one part.
     """
     (h,) = _parts(state, "h")
     w_hr, w_hz, w_hn = weights.w_hh.chunk(3)
@@ -83,7 +83,7 @@ def gru_reset_before_step(x: Tensor, state: State, weights: Weights) -> State:
 
 
 def lstm_step(x: Tensor, state: State, weights: Weights) -> State:
-    """Long short-term memory with a forget gate and no peepholes, as `nn.LSTM` has it.
+    """Step the long short-term memory with a forget gate and no peepholes, as in `nn.LSTM`.
 
     i  = σ(W_ii x + b_ii + W_hi h + b_hi)
     f  = σ(W_if x + b_if + W_hf h + b_hf)
@@ -92,7 +92,7 @@ def lstm_step(x: Tensor, state: State, weights: Weights) -> State:
     c' = f ⊙ c + i ⊙ g
     h' = o ⊙ tanh(c')
 
-    x (B, 4H), the input's shares; state (h, c), each (B, H). Raises ValueError if the state has not two parts.
+    x (B, 4H), the input's shares; state (h, c), each (B, H). Raises ValueError unless the state has two parts.
     """
     h, c = _parts(state, "h, c")
     i, f, g, o = (x + F.linear(h, weights.w_hh, weights.b_hh)).chunk(4, dim=1)
@@ -100,7 +100,7 @@ def lstm_step(x: Tensor, state: State, weights: Weights) -> State:
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-# By cell and by where its reset gate acts, named as in rill.train.config.
+# By `cell` and `reset` of rill.train.config.ModelConfig.
 STEPS: dict[tuple[str, str], Step] = {
     ("rnn", "after"): rnn_step,
     ("gru", "after"): gru_step,
@@ -110,10 +110,10 @@ STEPS: dict[tuple[str, str], Step] = {
 
 
 def unroll(step: Step, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """Run a cell over time: x (T, B, I) or tokens (T, B), T at least 1, and a state of (B, H) parts.
+    """Run a cell over time, for x (T, B, I) or tokens (T, B), T at least 1, and a state of (B, H) parts.
 
     Returns every step's output (T, B, H), which is the first part of the state after it, and the state after the last.
-    Raises ValueError if the state has not the cell's number of parts.
+    Raises ValueError if the state has a wrong number of parts.
     """
     outputs = []
     for share in input_shares(x, weights):
@@ -123,7 +123,7 @@ def unroll(step: Step, x: Tensor, state: State, weights: Weights) -> tuple[Tenso
 
 
 def input_shares(x: Tensor, weights: Weights) -> Tensor:
-    """W_ih x + b_ih of every step and gate, (T, B, G * H), for x (T, B, I).
+    """Compute W_ih x + b_ih of every step and gate, (T, B, G * H), for x (T, B, I).
 
     For tokens (T, B) int64, which stand for one-hot vectors, the product is a row of W_ihᵀ.
     """
@@ -134,11 +134,11 @@ def input_shares(x: Tensor, weights: Weights) -> Tensor:
 
 
 def other_update_convention(weights: Weights) -> Weights:
-    """A GRU's weights for the other meaning of its update gate. Its own inverse; for either place of the reset gate.
+    """Convert a GRU's weights to the other meaning of its update gate. Its own inverse; for both kinds of reset gate.
 
     Here, as in PyTorch, Keras and ONNX, h' = (1 - z) ⊙ n + z ⊙ h. Elsewhere (Chung et al. 2014, arXiv:1412.3555, and
-    Microsoft's ai-edu course) h' = (1 - z) ⊙ h + z ⊙ n. As 1 - σ(a) = σ(-a), negating all of z's weights turns
-    weights trained under one into weights that compute the same under the other.
+    Microsoft's ai-edu course) h' = (1 - z) ⊙ h + z ⊙ n. Because 1 - σ(a) = σ(-a), negating the weights of z turns
+    weights trained with one convention into weights that compute the same with the other.
     """
 
     def negate_z(rows: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def other_update_convention(weights: Weights) -> Weights:
 
 
 def _parts(state: State, names: str) -> State:
-    """The state, if it is a tuple with as many parts as `names` has names."""
+    """Return `state` if it has as many parts as `names` has names; raises ValueError otherwise."""
     expected = len(names.split(", "))
     if len(state) != expected:
         raise ValueError(f"this cell's state has {expected} part{'s' * (expected > 1)} ({names}), not {len(state)}")

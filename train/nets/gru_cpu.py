@@ -1,8 +1,8 @@
-"""A GRU layer for training on a CPU, with its backward pass written out: `nn.GRU`'s results in less time.
+"""A GRU layer for training on a CPU, with its backward pass written out: the results of `nn.GRU` in less time.
 
-PyTorch differentiates its CPU GRU one operation at a time, and adds up the gradient of the recurrent weights with a
-small matrix product a step. Here that gradient is one large product after the loop, each step's backward is four
-operations, and a one-hot input costs a row look-up.
+PyTorch differentiates its CPU GRU one operation at a time, and sums the gradient of the recurrent weights from one
+small matrix product per step. Here that gradient is one large product after the loop, the backward pass of a step is
+four operations, and a one-hot input costs a row look-up.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ class _GRULayer(torch.autograd.Function):
         r, z = rz.chunk(2, dim=2)
         before = states[:-1]  # (T, B, H)
         steps, batch, hidden = before.shape
-        # All four are δ times what does not depend on it, in an order that has both n̄ r̄ z̄ and r̄ z̄ q̄ in one piece.
+        # All four are δ times a factor without δ, in an order that keeps both n̄ r̄ z̄ and r̄ z̄ q̄ contiguous.
         factors = n.new_empty(steps, batch, 4, hidden)
         f_n, f_r, f_z, f_q = factors.unbind(2)
         torch.mul(1 - z, 1 - n * n, out=f_n)
@@ -71,12 +71,12 @@ class _GRULayer(torch.autograd.Function):
 
 
 def by_step(*parts: Tensor) -> list[tuple[Tensor, ...]]:
-    """Tensors (T, …) cut into the T steps: all views at once cost less than one after another."""
+    """Split tensors (T, …) into their T steps; all views at once cost less than one after another."""
     return list(zip(*(part.unbind() for part in parts), strict=True))
 
 
 def gru_training(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """The outputs (T, B, H) and the last state of one layer, by a pass that will be differentiated on a CPU.
+    """Compute the outputs (T, B, H) and the last state of one layer, to be differentiated on a CPU.
 
     x is (T, B, I), or tokens (T, B) int64 that stand for one-hot vectors: their product with the input weights is a row
     of a table. state is (h,), h (B, H).
@@ -94,6 +94,6 @@ def gru_training(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, Sta
 
 
 def _n_first(rows: Tensor) -> Tensor:
-    """Rows for the gates r, z, n in the order n, r, z."""
+    """Reorder rows of the gates r, z, n to n, r, z."""
     r, z, n = rows.chunk(3)
     return torch.cat([n, r, z])

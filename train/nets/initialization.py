@@ -1,4 +1,4 @@
-"""How weights begin."""
+"""The initial weights of a model."""
 
 import torch
 from torch import nn
@@ -11,11 +11,11 @@ NORMAL_STD = 0.01
 
 @torch.no_grad()
 def initialize(model: CharacterModel, how: str) -> None:
-    """Draw `model`'s weights anew, unless `how` is `default`: PyTorch's own, U(-1/√H, 1/√H) for the cells.
+    """Draw the weights of `model` anew, unless `how` is `default`: PyTorch's own, U(-1/√H, 1/√H) for the cells.
 
-    `normal`: N(0, 0.01²), biases 0, as from-scratch chapters do. `orthogonal`: each gate's recurrent matrix orthogonal
+    `normal`: N(0, 0.01²), biases 0, as textbooks do. `orthogonal`: each gate's recurrent matrix orthogonal
     (Saxe et al. 2013, arXiv:1312.6120), input matrices Xavier-uniform, biases 0 but 1 for an LSTM's forget gate
-    (Jozefowicz et al. 2015), the embedding and the output layer as PyTorch draws them.
+    (Jozefowicz et al. 2015); PyTorch's own for the embedding and the output layer.
     """
     if how == "normal":
         for parameter in model.parameters():

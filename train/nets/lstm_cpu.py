@@ -1,7 +1,7 @@
-"""An LSTM layer for training on a CPU, with its backward pass written out: `nn.LSTM`'s results in less time.
+"""An LSTM layer for training on a CPU, with its backward pass written out: the results of `nn.LSTM` in less time.
 
-As rill.train.nets.gru_cpu: the gradient of the recurrent weights is one large product after the loop, and a one-hot
-input costs a row look-up, which for a thousand symbols is most of what there is to gain.
+As in rill.train.nets.gru_cpu, the gradient of the recurrent weights is one large product after the loop, and a one-hot
+input costs a row look-up, which is most of the gain for a thousand symbols.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ class _LSTMLayer(torch.autograd.Function):
         states, cells, gates, squashed, w = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, dim=2)
         steps, batch, hidden = squashed.shape
-        # What does not depend on δ and ε, for all steps at once.
+        # The factors without δ and ε, for all steps at once.
         c_factor = o * (1 - squashed * squashed)
         o_factor = squashed * o * (1 - o)
         factors = torch.stack([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g * g)], dim=2)  # (T, B, 3, H)
@@ -74,7 +74,7 @@ class _LSTMLayer(torch.autograd.Function):
 
 
 def lstm_training(x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """The outputs (T, B, H) and the last state of one layer, by a pass that will be differentiated on a CPU.
+    """Compute the outputs (T, B, H) and the last state of one layer, to be differentiated on a CPU.
 
     x is (T, B, I), or tokens (T, B) int64 that stand for one-hot vectors. state is (h, c), each (B, H).
     """

@@ -1,7 +1,7 @@
-"""A GRU in NumPy alone, float64, with its gradients in closed form: a reference that owes nothing to PyTorch.
+"""A GRU in NumPy alone, float64, with its gradients in closed form: a reference independent of PyTorch.
 
 Vectors are rows, so that a batch is a matrix; ⊙ multiplies element by element, and σ is the logistic sigmoid. A step
-reads x (B, I) and the state h (B, H) before it, and makes the state h' after it, which is also its output:
+reads x (B, I) and the state h (B, H), and computes the next state h', which is also its output:
 
     r  = σ(x W_r + b_r + h U_r + c_r)
     z  = σ(x W_z + b_z + h U_z + c_z)
@@ -9,11 +9,11 @@ reads x (B, I) and the state h (B, H) before it, and makes the state h' after it
     n  = tanh(x W_n + b_n + p)     p = r ⊙ q (reset after)        p = q        (reset before)
     h' = (1 - z) ⊙ n + z ⊙ h
 
-"After" is what PyTorch and cuDNN do; "before" is Cho et al. 2014 (arXiv:1406.1078v3).
+"After" is the GRU of PyTorch and cuDNN; "before" is that of Cho et al. 2014 (arXiv:1406.1078v3).
 
 Backwards through time, from the last step to the first. L is a scalar that depends on the outputs. δ_r, δ_z and δ_n are
-the gradients of L with respect to the arguments of the gate's σ or tanh; δ with any other name is that of the quantity
-named. δ_h' is what L itself says of the step's output, plus the δ_h of the step that follows:
+the gradients of L with respect to the arguments of the gate's σ or tanh; δ with any other name is the gradient with
+respect to that quantity. δ_h' is the direct gradient of L with respect to the step's output, plus δ_h of the next step:
 
     δ_z = δ_h' ⊙ (h - n) ⊙ z ⊙ (1 - z)
     δ_n = δ_h' ⊙ (1 - z) ⊙ (1 - n ⊙ n)
@@ -24,7 +24,7 @@ named. δ_h' is what L itself says of the step's output, plus the δ_h of the st
     δ_h = δ_h' ⊙ z + δ_r U_rᵀ + δ_z U_zᵀ +      δ_s                        δ_s ⊙ r
     δ_x = δ_r W_rᵀ + δ_z W_zᵀ + δ_n W_nᵀ
 
-The weights serve at every step and for every row of the batch, so their gradients are sums over both:
+The weights are used at every step and for every row of the batch, so their gradients are sums over both:
 
     W_r: Σ xᵀ δ_r    b_r: Σ δ_r    U_r: Σ hᵀ δ_r    c_r: Σ δ_r
     W_z: Σ xᵀ δ_z    b_z: Σ δ_z    U_z: Σ hᵀ δ_z    c_z: Σ δ_z
@@ -63,14 +63,14 @@ class GRUWeights:
     def from_pytorch(
         cls, w_ih: ArrayLike, w_hh: ArrayLike, b_ih: ArrayLike | None = None, b_hh: ArrayLike | None = None
     ) -> Self:
-        """From PyTorch's layout: w_ih (3H, I), w_hh (3H, H), b_ih (3H), b_hh (3H), stacked as r, z, n. None is zero."""
+        """Convert from PyTorch's layout: w_ih (3H, I), w_hh (3H, H), b_ih, b_hh (3H), stacked r, z, n. None is zero."""
         W, U = np.asarray(w_ih, np.float64), np.asarray(w_hh, np.float64)
         b, c = (np.zeros(len(U)) if bias is None else np.asarray(bias, np.float64) for bias in (b_ih, b_hh))
         parts = (np.split(array, 3) for array in (W, b, U, c))
         return cls(*(Gate(W.T, b, U.T, c) for W, b, U, c in zip(*parts, strict=True)))
 
     def to_pytorch(self) -> tuple[Array, Array, Array, Array]:
-        """w_ih, w_hh, b_ih and b_hh in PyTorch's layout."""
+        """Convert to w_ih, w_hh, b_ih and b_hh in PyTorch's layout."""
         gates = (self.r, self.z, self.n)
         return (
             np.concatenate([gate.W.T for gate in gates]),
@@ -82,7 +82,7 @@ class GRUWeights:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a forward pass read and computed: x (T, B, I), all else (T, B, H). `h` is the state before each step."""
+    """The values of a forward pass: x (T, B, I), all else (T, B, H). `h` is the state before each step."""
 
     reset: Reset
     x: Array
@@ -97,7 +97,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients with respect to the inputs x (T, B, I), the initial state h (B, H) and the weights."""
+    """Gradients with respect to the inputs x (T, B, I), the initial state h (B, H) and the weights."""
 
     x: Array
     h: Array
@@ -126,7 +126,7 @@ def forward(x: Array, h: Array, weights: GRUWeights, reset: Reset = "after") -> 
 
 
 def backward(trace: Trace, grad_outputs: Array, weights: GRUWeights) -> Gradients:
-    """The gradients of a scalar L, given those with respect to the outputs: grad_outputs (T, B, H).
+    """Compute the gradients of a scalar L from those with respect to the outputs, grad_outputs (T, B, H).
 
     `weights` are those of the forward pass. If L depends on the final state too, add that gradient to grad_outputs[-1].
     """
@@ -154,7 +154,7 @@ def backward(trace: Trace, grad_outputs: Array, weights: GRUWeights) -> Gradient
 
 
 def _gate_gradients(x: Array, delta_wb: Array, read: Array, delta_uc: Array) -> Gate:
-    """From what W (with b) and U (with c) were multiplied with, and the δ of the two products; each (T, B, ·)."""
+    """The gradients of a gate, from the inputs of W (and b) and U (and c) and both δ; each (T, B, ·)."""
     over = ([0, 1], [0, 1])  # sum over steps and batch
     return Gate(
         W=np.tensordot(x, delta_wb, over),
@@ -165,5 +165,5 @@ def _gate_gradients(x: Array, delta_wb: Array, read: Array, delta_uc: Array) -> 
 
 
 def _sigmoid(a: Array) -> Array:
-    """σ(a) = 1 / (1 + exp(-a)), by tanh: exp would overflow for large negative a."""
+    """Compute σ(a) = 1 / (1 + exp(-a)) by tanh, because exp would overflow for large negative a."""
     return 0.5 + 0.5 * np.tanh(0.5 * a)

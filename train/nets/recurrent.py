@@ -1,6 +1,6 @@
-"""The recurrent layers of a model, one by one: what `nn.GRU` as a whole cannot do, or does slowly.
+"""The recurrent layers of a model, one by one: for what `nn.GRU` as a whole cannot compute, or computes slowly.
 
-That is residual sums, the GRU that resets before the product, the from-scratch equations, and training on a CPU.
+That is residual sums, the GRU that resets before the product, the written-out equations, and training on a CPU.
 """
 
 from typing import NamedTuple
@@ -18,10 +18,10 @@ from rill.train.nets.lstm_cpu import lstm_training
 def run_layers(
     rnn: nn.RNNBase, config: ModelConfig, inputs: Tensor, state: State, training: bool, scratch: bool
 ) -> tuple[Tensor, State]:
-    """Every layer of `rnn` over time, with the residual sums that `config` asks for.
+    """Run every layer of `rnn` over time, with the residual sums that `config` asks for.
 
     inputs (T, B, I), or tokens (T, B) int64 that stand for one-hot vectors; state: tuple of (L * D, B, H), D
-    directions, whose dtype is the one to compute in. Outputs (T, B, D * H), the last layer's or the last sum, and the
+    directions, in the dtype to compute in. Returns outputs (T, B, D * H), of the last layer or the last sum, and the
     state after the last step. `scratch` computes every cell by the equations of rill.train.nets.cells.
     """
     layer = _Layer(config, training, scratch)
@@ -48,18 +48,18 @@ def run_layers(
 
 
 def weights_of(rnn: nn.RNNBase, layer: int, direction: int, dtype: torch.dtype) -> Weights:
-    """The four parameters of one layer and direction as `dtype`; biases are None without bias."""
+    """The four parameters of one layer and direction, in `dtype`; the biases are None in a layer without them."""
     suffix = f"l{layer}{'_reverse' * direction}"
     names = (f"weight_ih_{suffix}", f"weight_hh_{suffix}", f"bias_ih_{suffix}", f"bias_hh_{suffix}")
     parameters = (getattr(rnn, name, None) for name in names)
     return Weights(*(None if weight is None else weight.to(dtype) for weight in parameters))  # type: ignore[arg-type]
 
 
-def trains_by_hand(cell: str, weight: Tensor, hidden: int, symbols: int) -> bool:
-    """Whether a backward pass of ours is faster than PyTorch's. `symbols` is the width of a one-hot input, else 0.
+def has_faster_kernel(cell: str, weight: Tensor, hidden: int, symbols: int) -> bool:
+    """Whether one of our kernels trains faster than PyTorch's. `symbols` is the width of a one-hot input, else 0.
 
-    That is so on a CPU: for a GRU always; for an LSTM, for which PyTorch has a good kernel, where a one-hot input that
-    is wider than the state makes up most of the work.
+    On a CPU, ours is always faster for a GRU. PyTorch has a good LSTM kernel, so ours is faster only if a one-hot input
+    wider than the state is most of the work.
     """
     if not torch.is_grad_enabled() or weight.device.type != "cpu":
         return False
@@ -67,7 +67,7 @@ def trains_by_hand(cell: str, weight: Tensor, hidden: int, symbols: int) -> bool
 
 
 class _Layer(NamedTuple):
-    """One layer in one direction, by the fastest way that there is for it."""
+    """One layer in one direction, computed by the fastest kernel for it."""
 
     config: ModelConfig
     training: bool
@@ -79,7 +79,7 @@ class _Layer(NamedTuple):
         written_out = self.scratch or reset == "before"
         tokens = x.dtype == torch.int64
         symbols = weights.w_ih.shape[1] if tokens else 0
-        if not written_out and trains_by_hand(cell, weights.w_hh, self.config.hidden, symbols):
+        if not written_out and has_faster_kernel(cell, weights.w_hh, self.config.hidden, symbols):
             kernel = gru_training if cell == "gru" else lstm_training
             return kernel(x, state, weights)
         if written_out:
@@ -105,10 +105,10 @@ def fused(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, State]:
-    """PyTorch's own kernel over all `layers`, as `nn.GRU` and its like call it, with `weights` in their order.
+    """Run PyTorch's own kernel over all `layers`, as `nn.GRU` and the like do, with `weights` in their order.
 
-    x (T, B, I), or (B, T, I) if `batch_first`, state parts (L * D, B, H): outputs (T, B, D * H) or (B, T, D * H), and
-    the state after the last step. All of one dtype.
+    x (T, B, I), or (B, T, I) if `batch_first`, state parts (L * D, B, H). Returns outputs (T, B, D * H) or
+    (B, T, D * H), and the state after the last step. All have one dtype.
     """
     options = (weights, bias, layers, dropout, training, bidirectional, batch_first)
     if cell == "lstm":

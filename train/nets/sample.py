@@ -1,7 +1,7 @@
-"""Sampling, written plainly: the reference that the serving graph and the NumPy sampler are held against.
+"""Sampling, written plainly: the reference for the serving graph and the NumPy sampler.
 
-The semantics are the contract's: temperature, then top-k, top-p and min-p, each on what the one before kept, ties kept
-together; then the inverse of the cumulative distribution, in vocabulary order, at a uniform number given from outside.
+Temperature, then top-k, top-p and min-p, each applied to the characters that the previous one kept, with ties kept
+together; then the inverse of the cumulative distribution, in vocabulary order, at a given uniform number.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def choose(
 
     uniforms (B,) f32 in [0, 1); temperature (B,), 0 = greedy: the first maximal index; top_k (B,) int64, 0 = off;
     top_p (B,) above 0, 1 or more = off; min_p (B,), 0 = off. `unknown_id` is never chosen. Probabilities are f32; their
-    running sums are f64, so that the order of summation does not show.
+    running sums are f64, so that the order of summation does not matter.
     """
     if unknown_id is not None:
         logits = logits.index_fill(1, torch.tensor([unknown_id], device=logits.device), -torch.inf)
@@ -51,7 +51,7 @@ def choose(
 
 
 def _strictly_more_probable(probability: Tensor) -> tuple[Tensor, Tensor]:
-    """For each character, how many are strictly more probable (B, V) int64, and their mass (B, V) f64."""
+    """For each character, the number of strictly more probable ones, (B, V) int64, and their mass, (B, V) f64."""
     ascending = probability.sort(dim=1).values
     count = probability.shape[1] - torch.searchsorted(ascending, probability, right=True)
     mass_of_first = torch.nn.functional.pad(ascending.flip(1).cumsum(dim=1), (1, 0))  # (B, V + 1)
@@ -59,13 +59,13 @@ def _strictly_more_probable(probability: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _keep(probability: Tensor, kept: Tensor) -> Tensor:
-    """`probability` (B, V) with what is not `kept` at zero, renormalised."""
+    """Set the probabilities (B, V) that are not `kept` to zero, and renormalize."""
     probability = torch.where(kept, probability, 0.0)
     return probability / probability.sum(dim=1, keepdim=True)
 
 
 def uniforms_of_seed(seed: int, count: int) -> Tensor:
-    """The first `count` uniforms of `seed`, (count,) f32: the i-th belongs to the i-th generated character."""
+    """The first `count` uniform numbers of `seed`, (count,) f32: number i is for generated character i."""
     return torch.from_numpy(np.random.Generator(np.random.Philox(key=seed)).random(count, dtype=np.float32))
 
 
@@ -81,10 +81,10 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> str:
-    """`length` characters that continue `prompt`, without it. An empty prompt reads the vocabulary's start symbol.
+    """Generate `length` characters that continue `prompt`. For an empty one, the model reads the start symbol.
 
-    The text depends on the arguments only; the model should be in eval mode. Raises UnknownCharacterError for a prompt
-    with characters that the vocabulary lacks.
+    The text depends only on the arguments; the model should be in eval mode. Raises UnknownCharacterError for a prompt
+    with a character that the vocabulary lacks.
     """
     device = model.linear.weight.device
     tokens = torch.tensor([vocabulary.encode(prompt) or [vocabulary.start_id]], device=device)  # (1, T)

@@ -1,1 +1,1 @@
-"""What a run leaves on disk and shows on screen."""
+"""The run folder, recipes, and the output on the screen."""

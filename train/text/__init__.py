@@ -1,1 +1,1 @@
-"""From files to windows of symbol ids."""
+"""The data of a run: from files to batches of symbol ids."""
