@@ -1,4 +1,4 @@
-"""Runs and how they are compared and interrupted."""
+"""Comparing and interrupting runs."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ import torch
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what a clock says."""
+    """The lines of metrics.jsonl without the fields that depend on time."""
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: e[key] for key in e if key not in ("seconds", "chars_per_second")} for e in entries]
 
@@ -22,18 +22,18 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert torch.equal(weight, states[1]["model"][name])
 
 
-class After:
-    """An interrupt that comes when it has been looked at `looks` times."""
+class InterruptAfter:
+    """Replaces Interrupt: a signal is requested after `checks` checks."""
 
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
+    def __init__(self, checks: int) -> None:
+        self.checks = checks
 
     @property
     def requested(self) -> int:
-        self.looks -= 1
-        return signal.SIGINT if self.looks < 0 else 0
+        self.checks -= 1
+        return signal.SIGINT if self.checks < 0 else 0
 
-    def __enter__(self) -> "After":
+    def __enter__(self) -> "InterruptAfter":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""The cells written out are the fused ones, ONNX's and the NumPy reference's, in outputs, states and gradients."""
+"""The written-out cells agree with fused kernels, ONNX and the NumPy reference in outputs, states and gradients."""
 
 from functools import partial
 from itertools import accumulate
@@ -29,7 +29,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def fused_module(cell: str, inputs: int, hidden: int, bias: bool = True) -> nn.RNNBase:
-    """PyTorch's layer, with weights large enough to reach the curved parts of σ and tanh."""
+    """A PyTorch layer with weights large enough to reach the nonlinear parts of σ and tanh."""
     module = FUSED[cell](inputs, hidden, bias=bias).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter)
@@ -47,7 +47,7 @@ def run_fused(module: nn.RNNBase, x: Tensor, state: State) -> tuple[Tensor, Stat
 
 
 def coefficients(*shape: int) -> Tensor:
-    """∂L/∂ of something of that shape: the tests differentiate L, a random mixture of outputs and final state."""
+    """A random gradient of that shape: the tests differentiate L, a random mixture of outputs and final state."""
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
@@ -151,7 +151,7 @@ def test_the_resets_are_those_of_onnx(reset: str, linear_before_reset: int) -> N
 
 
 def other_convention_step(reset: str, state: State, x: Tensor, weights: Weights) -> State:
-    """The GRU of texts whose update gate lets the new in, where PyTorch's keeps the old."""
+    """A GRU whose update gate admits the new state, where PyTorch's keeps the old one."""
     (h,) = state
     (w_xr, w_xz, w_xn), (w_hr, w_hz, w_hn) = weights.w_ih.chunk(3), weights.w_hh.chunk(3)
     no_bias = torch.zeros(len(weights.w_ih), dtype=x.dtype)
@@ -230,7 +230,7 @@ def test_a_wrong_number_of_state_parts_is_refused(cell: str, reset: str, count: 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("cell", "reset"), STEPS)
-def test_other_dtypes_stay_what_they_are(cell: str, reset: str, dtype: torch.dtype) -> None:
+def test_other_dtypes_are_kept(cell: str, reset: str, dtype: torch.dtype) -> None:
     torch.manual_seed(7)
     exact = Weights(*FUSED[cell](IN, H).double().parameters())
     x, state = randn(T, B, IN), tuple(randn(B, H) for _ in range(PARTS[cell]))

@@ -1,4 +1,4 @@
-"""Runs that stop and go on, wherever they are cut, and runs that go on from another run's weights."""
+"""Runs that are cut anywhere and resumed, and runs that start from the weights of another run."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ import pytest
 import torch
 from random_models import SENTENCES, make_run, save_run
 from servers import ROOT
-from training import After, assert_same_run, lines
+from training import InterruptAfter, assert_same_run, lines
 
 from rill.train.command import main
 from rill.train.loop.start import copy_weights, vocabulary_from
@@ -26,7 +26,7 @@ from rill.train.record.run import load_run
 from rill.vocabulary import UNKNOWN
 
 TINY = ["--hidden", "8", "--batch", "4", "--window", "8", "--threads", "1", "--device", "cpu"]
-# Six evaluations, a sample every second one, dropout, and an epoch of 30 steps that ends where nothing else does.
+# Six evaluations, a sample after every second one, dropout, and epochs of 30 steps, which end between evaluations.
 RUN = [*TINY, "--layers", "2", "--dropout", "0.1", "--steps", "42", "--evaluate-every", "7", "--sample-every", "2"]
 pytestmark = pytest.mark.usefixtures("quick_training")
 
@@ -39,10 +39,10 @@ def whole(sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def resume_cut(monkeypatch: pytest.MonkeyPatch, looks: int, *arguments: object) -> int:
-    """`rill train ARGUMENTS --resume`, interrupted when it has looked so many times."""
+def resume_cut(monkeypatch: pytest.MonkeyPatch, checks: int, *arguments: object) -> int:
+    """`rill train ARGUMENTS --resume`, interrupted after so many checks for an interrupt."""
     with monkeypatch.context() as patch:
-        patch.setattr("rill.train.loop.train.Interrupt", lambda: After(looks))
+        patch.setattr("rill.train.loop.train.Interrupt", lambda: InterruptAfter(checks))
         return main([*map(str, arguments), "--resume"])
 
 
@@ -51,7 +51,7 @@ def checkpoint(folder: Path, name: str = "trainer.pt") -> dict[str, Any]:
 
 
 class Killed(BaseException):
-    """What nothing in the program catches: as if the process had ended there."""
+    """An exception that the program does not catch, as if the process had ended."""
 
 
 def killed_at_once(*arguments: object) -> None:
@@ -82,6 +82,9 @@ def killed_at_once(*arguments: object) -> None:
         "--keep last --learning-rate 2",
         "--precision bf16 --layers 2",
         "--initialization orthogonal --clip 0",
+        "--sampling random --layers 2 --dropout 0.1",
+        "--validation 0 --layers 2 --dropout 0.1",
+        "--epochs 1 --layers 2 --dropout 0.1",
     ],
 )
 def test_a_run_cut_anywhere_ends_the_same(
@@ -91,8 +94,8 @@ def test_a_run_cut_anywhere_ends_the_same(
     if "--epochs" not in arguments:
         arguments += ["--steps", "11", "--evaluate-every", "3"]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    for looks in (1, 5):
-        assert resume_cut(monkeypatch, looks, *arguments, "--out", tmp_path / "cut") == 130
+    for checks in (1, 5):
+        assert resume_cut(monkeypatch, checks, *arguments, "--out", tmp_path / "cut") == 130
     assert main(["--out", str(tmp_path / "cut"), "--resume"]) == 0
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     states = [checkpoint(tmp_path / name)["optimizer"]["state"] for name in ("cut", "whole")]
@@ -155,6 +158,7 @@ sys.exit(main(arguments))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to load PyTorch once")
 def test_a_run_killed_many_times_ends_the_same(sentences: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -166,7 +170,7 @@ def test_a_run_killed_many_times_ends_the_same(sentences: Path, whole: Path, tmp
 
 
 def dying(operation: Callable[..., Any], times: int, last_words: Callable[..., Any] | None = None) -> Any:
-    """`operation`, but instead of doing it once more than `times` times, the process ends, after `last_words`."""
+    """`operation`, which works `times` times; the next call runs `last_words` and then kills the program."""
     calls = iter(range(times))
 
     def operate(*arguments: Any, **options: Any) -> Any:
@@ -248,7 +252,7 @@ def truncate(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """The last bit of one weight."""
+    """Flip the last bit of one weight."""
     weight = torch.load(path, weights_only=True)["model"]["linear.bias"].numpy().tobytes()
     data = bytearray(path.read_bytes())
     data[data.index(weight)] ^= 1
@@ -319,7 +323,7 @@ def test_where_no_checkpoint_is_good_both_are_named(
 def test_a_damaged_checkpoint_never_takes_the_good_ones_place(
     stopped: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
-    """Killed while the first checkpoint after the damage is put into place: the first rename is of the weights."""
+    """Kill the run while it puts the first checkpoint after the damage into place; the weights are renamed first."""
     truncate(stopped / "trainer.pt")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", dying(Path.replace, renames))
@@ -338,7 +342,7 @@ FILES = ["trainer.pt", "model.safetensors", "metrics.jsonl", "samples.txt", "sum
 
 @pytest.mark.skipif(not FULL.exists(), reason=f"no {FULL} here")
 @pytest.mark.parametrize("name", FILES)
-def test_a_full_disk_is_one_line_and_the_run_goes_on_where_there_is_room(
+def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(
     sentences: Path,
     whole: Path,
     tmp_path: Path,
@@ -374,7 +378,7 @@ def test_a_run_that_finds_the_disk_full_at_once_can_be_started_again(
 
 
 @pytest.mark.skipif(not FULL.exists(), reason=f"no {FULL} here")
-def test_training_goes_on_when_its_output_goes_to_a_full_disk(
+def test_training_continues_when_its_output_goes_to_a_full_disk(
     sentences: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with FULL.open("w", encoding="utf-8") as output, monkeypatch.context() as patch:
@@ -384,12 +388,12 @@ def test_training_goes_on_when_its_output_goes_to_a_full_disk(
     assert capsys.readouterr().err == ""
 
 
-# Runs that begin with another run's weights
+# Runs that start from the weights of another run
 
 
 @pytest.fixture(scope="module")
 def base(sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that knows the sentences quite well."""
+    """A run that has learned the sentences well."""
     folder = tmp_path_factory.mktemp("runs") / "base"
     options = ["--steps", "250", "--learning-rate", "0.03", "--hidden", "16"]
     assert main(["--corpus", str(sentences), "--out", str(folder), *TINY, *options]) == 0
@@ -404,7 +408,7 @@ def similar(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_begins_where_the_other_run_ended(base: Path, sentences: Path, tmp_path: Path) -> None:
+def test_it_starts_where_the_other_run_ended(base: Path, sentences: Path, tmp_path: Path) -> None:
     halves = tmp_path / "halves.txt"
     halves.write_text((SENTENCES[50:] + SENTENCES[:50]) * 10)
     once = ["--corpus", str(halves), "--steps", "1", *TINY, "--hidden", "16", "--initialization", "normal"]
@@ -531,10 +535,10 @@ def test_unseen_characters_are_unknown_where_there_is_that(similar: Path, senten
     assert load_run(tmp_path / "b").vocabulary.symbols == (UNKNOWN, *sorted(set(SENTENCES) | set("T,")))
 
 
-def test_it_can_be_cut_and_goes_on(
+def test_it_can_be_cut_and_resumed(
     base: Path, similar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before its first checkpoint from the other run again, and from the checkpoint afterwards."""
+    """It starts from the other run again before its first checkpoint, and from the checkpoint afterwards."""
     start = Path(shutil.copytree(base, tmp_path / "start"))
     arguments = ["--corpus", str(similar), *TINY, "--hidden", "16", "--steps", "8", "--evaluate-every", "2"]
     arguments += ["--from", str(start), "--extend-vocabulary"]
@@ -545,7 +549,7 @@ def test_it_can_be_cut_and_goes_on(
         with pytest.raises(Killed):
             main([*arguments, "--out", str(cut)])
     assert [path.name for path in cut.iterdir()] == ["config.json"]
-    # Where it started from has to be there, or its copy, and nothing else will do.
+    # The run that it starts from must be there, or a copy of it; no other run is accepted.
     moved = start.rename(tmp_path / "moved")
     assert main(["--out", str(cut), "--resume"]) == 2
     assert f"error: {start} is not a run folder: no such folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Text comes in exactly, or not at all with a reason."""
+"""Text is read exactly, or refused with a reason."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""One thread or all: whichever is faster at the moment."""
+"""The choice between one thread and all."""
 
 import time
 

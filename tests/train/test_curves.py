@@ -1,4 +1,4 @@
-"""What can be looked at: curves.png, and the scalars for TensorBoard."""
+"""curves.png, and the scalars for TensorBoard."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def metrics_line(index=1, **values):
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """Draw lines of metrics.jsonl; the rows of the figure by their titles, each a pair of axes."""
+    """Draw lines of metrics.jsonl; returns the rows of the figure, each a pair of axes, by title."""
     figures = []
 
     class Kept(rill.train.record.curves.Figure):

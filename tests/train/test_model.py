@@ -1,4 +1,4 @@
-"""Every model is its equations, whichever way computes it: fused, by a backward pass of ours, or written out."""
+"""Every model computes its equations, by fused kernels, by our own backward passes, or written out."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_without_residuals_the_layers_are_pytorchs(cell: str, config: dict[str, 
 
 
 def test_residual_sums_are_the_contracts() -> None:
-    """Layer 2 reads h_1, layer 3 x_2 + h_2, the output layer x_3 + h_3: each layer as a module of its own."""
+    """Layer 2 reads h_1, layer 3 x_2 + h_2, the output layer x_3 + h_3; here each layer is a separate module."""
     model = double_model({"layers": 3, "residual": True})
     layers = []
     for index in range(3):

@@ -1,4 +1,4 @@
-"""What the options of `rill train` do to the text, a step, the length of a run and the weights it ends with."""
+"""The effect of the options of `rill train` on the text, a step, the length of a run and its final weights."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_models import SENTENCES
 from torch import Tensor
-from training import After, lines
+from training import InterruptAfter, lines
 
 from rill.train.command import main
 from rill.train.config import ModelConfig, TrainingConfig
@@ -41,7 +41,7 @@ def train(text: Path, folder: Path, *options: str) -> Path:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What `rill train` complains of, in one line."""
+    """The one-line error of `rill train`."""
     assert main(list(arguments)) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
@@ -174,7 +174,7 @@ def first_weights(model: ModelConfig, symbols: int) -> CharacterModel:
 
 
 def tracks(ids: list[int], batch: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, both (B, length): the text cut into tracks, as SequentialWindows is said to do."""
+    """Inputs and targets, both (B, length): the text cut into tracks, as by SequentialWindows."""
     length = (len(ids) - 1) // batch
     inputs = [ids[row * length : (row + 1) * length] for row in range(batch)]
     targets = [ids[row * length + 1 : (row + 1) * length + 1] for row in range(batch)]
@@ -184,7 +184,7 @@ def tracks(ids: list[int], batch: int) -> tuple[Tensor, Tensor]:
 def descend(
     model: CharacterModel, ids: list[int], steps: int, accumulate: int, rate: float, clip: float
 ) -> list[float]:
-    """Plain gradient descent over windows of 8; the norm of each step's gradient."""
+    """Plain gradient descent over windows of 8; returns the norm of each gradient."""
     inputs, targets = tracks(ids, 4)
     windows = list(zip(inputs.split(8, 1), targets.split(8, 1), strict=True))
     epoch = [windows[first : first + accumulate] for first in range(0, len(windows), accumulate)]
@@ -263,7 +263,7 @@ def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left(sentences: Pa
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["sgd", "rmsprop"])
-def test_optimisers_by_hand(name: str, momentum: float) -> None:
+def test_optimizers_by_hand(name: str, momentum: float) -> None:
     config = TrainingConfig(steps=1, optimizer=name, momentum=momentum, learning_rate=0.5, weight_decay=0.1)
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = make_optimizer([weight], config)
@@ -280,7 +280,7 @@ def test_optimisers_by_hand(name: str, momentum: float) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop"])
-def test_what_an_optimiser_remembers(name: str, momentum: float) -> None:
+def test_the_state_of_an_optimizer(name: str, momentum: float) -> None:
     config = TrainingConfig(steps=1, optimizer=name, momentum=0.0 if name == "adamw" else momentum)
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = make_optimizer([weight], config)
@@ -301,7 +301,7 @@ def test_the_schedule_is_that_of_the_run(sentences: Path, tmp_path: Path) -> Non
     assert [entry["learning_rate"] for entry in cosine] == pytest.approx(expected)
 
 
-# The weights' beginning
+# Initial weights
 
 
 def test_default_weights_are_pytorchs() -> None:
@@ -345,10 +345,10 @@ def test_orthogonal_gates(cell: str, both_ways: bool) -> None:
 
 
 @pytest.mark.parametrize("how", ["default", "normal", "orthogonal"])
-def test_a_run_begins_with_the_weights_asked_for(
+def test_a_run_starts_with_the_requested_weights(
     sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: After(0))
+    monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: InterruptAfter(0))
     folder = tmp_path / "run"
     assert main(["--corpus", str(sentences), "--out", str(folder), *TINY, "--initialization", how]) == 130
     model = first_weights(ModelConfig(hidden=8), len(set(SENTENCES)))
@@ -361,7 +361,7 @@ def test_a_run_begins_with_the_weights_asked_for(
 
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, int]]:
-    """Filled by training: for each batch the step it belongs to, its summed loss and its characters."""
+    """Records each training batch: its step, its summed loss and its number of characters."""
     seen: list[tuple[int, float, int]] = []
     loss = Trainer._loss
 
@@ -402,7 +402,7 @@ def test_the_training_loss_is_a_mean_over_the_epoch_or_since_the_last_line(
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Call it with the validation losses of the evaluations to come; after them, they are measured."""
+    """Sets the validation losses of the next evaluations; later ones are measured."""
     measure = HeldOutText.measure
 
     def script(*values: float) -> None:
@@ -418,7 +418,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def validation_loss(folder: Path, text: str) -> float:
-    """That of model.safetensors, by one pass over all of `text`."""
+    """The validation loss of model.safetensors, by one pass over all of `text`."""
     run = load_run(folder)
     ids = torch.tensor(run.vocabulary.encode(text))
     with torch.inference_mode():
@@ -493,7 +493,7 @@ def test_bfloat16_trains_nearly_as_well(sentences: Path, tmp_path: Path, options
 def test_under_autocast_kernels_get_bfloat16_and_no_autocast(
     monkeypatch: pytest.MonkeyPatch, cell: str, shape: dict[str, Any]
 ) -> None:
-    """PyTorch's autocast would hand cuDNN's recurrent kernels float16, whichever dtype it was told."""
+    """PyTorch's autocast would pass float16 to cuDNN's recurrent kernels, whatever dtype was requested."""
     name = "rnn_tanh" if cell == "rnn" else cell
     kernel = getattr(torch, name)
     calls = []
@@ -553,7 +553,7 @@ def stored(folder: str) -> dict[str, Any]:
     return config["model"] | config["training"]
 
 
-def test_a_recipe_fills_in_what_is_not_given(recipe: Path, sentences: Path) -> None:
+def test_a_recipe_supplies_omitted_values(recipe: Path, sentences: Path) -> None:
     assert main(["--recipe", "mine.toml", "--corpus", str(sentences), "--window", "9"]) == 0
     values = stored("runs/mine")
     expected = {
@@ -599,17 +599,17 @@ def test_a_recipe_without_a_text_asks_for_it(recipe: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("key", ["recipe = 'other'", "corpus_sha256 = ''", "start = 'runs/mine'"])
-def test_a_recipe_cannot_say_what_only_a_run_can(recipe: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+def test_a_recipe_cannot_set_what_only_a_run_sets(recipe: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     recipe.write_text(f"[training]\n{key}\n")
     assert f"[training] has unknown keys: {key.split(maxsplit=1)[0]!r}" in refusal(capsys, "--recipe", "mine.toml")
 
 
-def test_a_run_by_recipe_goes_on_with_and_without_its_name(
+def test_a_run_by_recipe_is_resumed_with_and_without_its_name(
     recipe: Path, sentences: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begin = ["--recipe", "mine.toml", "--corpus", str(sentences), "--hidden", "5"]
     assert main([*begin, "--out", "whole"]) == 0
-    cuts = iter([After(3), After(3), After(3), After(10**6)])
+    cuts = iter([InterruptAfter(3), InterruptAfter(3), InterruptAfter(3), InterruptAfter(10**6)])
     monkeypatch.setattr("rill.train.loop.train.Interrupt", lambda: next(cuts))
     assert main([*begin, "--resume"]) == 130
     assert main(["--recipe", "mine.toml", "--resume"]) == 130  # the run's own --hidden counts, not the recipe's
@@ -669,7 +669,7 @@ def tensors(value: object) -> Iterator[Tensor]:
         ("--optimizer adamw --learning-rate 1e38 --precision bf16", False),
     ],
 )
-def test_an_absurd_rate_stops_the_run_and_nothing_of_it_is_saved(
+def test_an_absurd_rate_stops_the_run_and_saves_nothing_of_it(
     sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, good_steps: bool
 ) -> None:
     folder = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""`rill train report`, and the recipes it compares runs with."""
+"""`rill train report`, and recipes."""
 
 import json
 import math
@@ -104,13 +104,13 @@ def report(capsys, *arguments):
 
 
 def table(out):
-    """The cells of the table that was printed: the headings, then the lines."""
+    """The cells of the printed table: headings, then rows."""
     lines = [line for line in out.splitlines() if line.startswith(("┃", "│"))]
     return [[cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]] for line in lines]
 
 
 def columns(out, *headings):
-    """The lines of the table, of these columns only."""
+    """The rows of the table, reduced to these columns."""
     first, *lines = table(out)
     return [tuple(line[first.index(heading)] for heading in headings) for line in lines]
 
@@ -252,7 +252,7 @@ def test_a_json_file_that_cannot_be_written_is_status_2(tmp_path, capsys):
 
 
 def configured(command):
-    """The configurations that the command makes, and its output folder."""
+    """The configurations that a command results in, and its output folder."""
     options = parse_options(shlex.split(command)[2:])
     recipe = load_recipe(options.pop("recipe")) if "recipe" in options else None
     folder = options.pop("out")

@@ -1,4 +1,4 @@
-"""A run folder gives back the model, or says exactly what is wrong with it."""
+"""A run folder restores the model, or the error says exactly what is wrong."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_saved_run_comes_back_whole(folder: Path) -> None:
+def test_a_saved_run_is_restored(folder: Path) -> None:
     torch.manual_seed(0)
     original = CharacterModel(ModelConfig(hidden=8, embedding=3), 2)
     run = load_run(str(folder))

@@ -1,4 +1,4 @@
-"""The sampler does what the contract says, held against a reading of it one character at a time."""
+"""The sampler agrees with a second implementation of its rules, one character at a time."""
 
 import math
 
@@ -25,7 +25,7 @@ def contract(
     min_p: float,
     unknown_id: int | None,
 ) -> int:
-    """Contract section 6, for one row, in float64 and plain Python. Near a boundary the example is given up."""
+    """The sampling rules for one row, in float64 and plain Python; rejects examples close to a boundary."""
     allowed = [i for i in range(len(logits)) if i != unknown_id]
     best = max(logits[i] for i in allowed)
     if temperature == 0:

@@ -1,4 +1,4 @@
-"""Labelled sequences come in exactly, are each read once an epoch, and are counted right only as wholes."""
+"""Tagged sequences are read exactly, trained on once per epoch, and counted as correct only as a whole."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ PAIRS = Vocabulary(("00", "01", "10", "11"), characters=False)
 
 
 def numbers(sequence: tuple[tuple[str, ...], tuple[str, ...]], most_significant_first: bool) -> tuple[int, int, int]:
-    """x, y and the difference, read back from the digits."""
+    """x, y and the difference, decoded from the digits."""
     symbols, labels = sequence
     if not most_significant_first:
         symbols, labels = symbols[::-1], labels[::-1]
@@ -221,7 +221,7 @@ def test_a_split_with_an_empty_side_says_what_to_do() -> None:
 
 
 def numbered(lengths: list[int]) -> tuple[list[TaggedSequence], Vocabulary, tuple[str, ...]]:
-    """Sequences of these lengths: the symbols of each are its number, the labels its number plus the step."""
+    """Sequences of these lengths; the symbols of each are its number, its labels the number plus the step."""
     sequences = [
         TaggedSequence((f"s{number}",) * length, tuple(f"t{number + step}" for step in range(length)))
         for number, length in enumerate(lengths)
@@ -290,7 +290,7 @@ def test_batches_are_looked_up_without_drawing_the_epoch_again(monkeypatch: pyte
 
 
 class Says(nn.Module):
-    """At every step one logit for label "1", the one in `table` for the symbol read; 0 for label "0"."""
+    """A model whose logit for label "1" is the entry of `table` for the symbol, and 0 for label "0"."""
 
     def __init__(self, table: list[float]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Several processes that train one model, started by the real torchrun.
 
-As launches are slow, there are few of them. Most tests look at what one launch did, in which both processes do JOBS one
-after the other: as a script, this file is what they run.
+Launches are slow, so there are few of them. Most tests examine the results of one launch, in which both processes run
+JOBS one after the other: they run this file as a script.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+from training import lines
 
 from rill.train.command import main
 from rill.train.errors import ConfigError, CorpusError
@@ -59,17 +60,17 @@ def measured_differently(patch: pytest.MonkeyPatch, rank: int) -> None:
     patch.setattr("rill.train.text.held_out.HeldOutText.measure", lambda *arguments: Measurement(next(losses), 1))
 
 
-def draws_told(patch: pytest.MonkeyPatch, rank: int) -> None:
-    """Print the number that dropout would draw first in each step."""
+def draws_printed(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """Print the first number that dropout would draw in each step."""
     loss = Trainer._loss
 
-    def telling(trainer: Trainer, *arguments: Any) -> Any:
+    def printing(trainer: Trainer, *arguments: Any) -> Any:
         copy = torch.Generator()
         copy.set_state(torch.get_rng_state())
         print(torch.rand(1, generator=copy).item(), file=sys.stderr)
         return loss(trainer, *arguments)
 
-    patch.setattr(Trainer, "_loss", telling)
+    patch.setattr(Trainer, "_loss", printing)
 
 
 def disk_full(patch: pytest.MonkeyPatch, rank: int) -> None:
@@ -88,7 +89,7 @@ def text_missing(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 
 class Job(NamedTuple):
-    """A run of the command, whose folder is named as the job unless `arguments` say otherwise."""
+    """A run of the command; its folder has the name of the job unless `arguments` give another."""
 
     arguments: str
     fault: Fault | None = None
@@ -101,7 +102,7 @@ JOBS = {
     "begun alone": Job("--resume"),
     "long": Job(LONG),
     "interrupted": Job("--resume"),
-    "dropout": Job(f"{SMALL} --dropout 0.5 --steps 3", draws_told),
+    "dropout": Job(f"{SMALL} --dropout 0.5 --steps 3", draws_printed),
     "no time": Job(f"{SMALL} --max-minutes 1e-9"),
     "a second": Job(f"{SMALL} --max-minutes 0.017"),
     "measured differently": Job(f"{SMALL} --steps 40 --evaluate-every 5 --patience 1", measured_differently),
@@ -113,13 +114,13 @@ JOBS = {
     "mistyped": Job("--steps four"),
     "help": Job("--help"),
     "text missing": Job(f"{SMALL} --steps 4", text_missing),
-    # The last one: the connections of a run that breaks off are closed when its process ends.
+    # Last, because the connections of a run that fails are closed only when its process ends.
     "disk full": Job(f"{SMALL} --steps 40 --evaluate-every 5", disk_full),
 }
 
 
-def work() -> None:
-    """Do all jobs in this process and write down what came of them."""
+def run_jobs() -> None:
+    """Run all jobs in this process and write their results to a file."""
     rank = int(os.environ["RANK"])
     store = next(rendezvous("env://"))[0]
     results = {}
@@ -133,7 +134,7 @@ def work() -> None:
             contextlib.redirect_stderr(errors),
             pytest.MonkeyPatch.context() as patch,
         ):
-            own = dist.PrefixStore(name, store)  # as if no job had been before
+            own = dist.PrefixStore(name, store)  # as if this were the first job
             patch.setattr("rill.train.loop.processes.rendezvous", lambda url, own=own: iter([(own, 0, 0)]))
             if name != "sequential":
                 patch.setattr("rill.train.loop.trainer.draw_curves", lambda *paths: None)
@@ -150,8 +151,8 @@ def work() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The working directory of all processes of this file, with a text in it."""
+def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory of all processes of this file; it contains a text."""
     folder = tmp_path_factory.mktemp("team")
     (folder / "text.txt").write_text("".join(f"{n} bottles hang on wall number {n * 7 % 13}\n" for n in range(200)))
     with contextlib.chdir(folder):
@@ -167,32 +168,32 @@ class Launch:
     output: str = ""
 
     def workers(self) -> list[psutil.Process]:
-        """Both processes, in their order."""
+        """Both processes, by rank."""
         return sorted(psutil.Process(self.process.pid).children(), key=lambda worker: worker.environ()["RANK"])
 
     def end(self) -> int:
-        """Wait for torchrun: its exit status. `output` is then what it printed itself."""
+        """Wait for torchrun and return its exit status; its own output is then in `output`."""
         self.output, _ = self.process.communicate(timeout=240)
         return self.process.returncode
 
-    def said(self, rank: int) -> tuple[str, str]:
-        """What a process printed: standard output and standard error."""
+    def printed_by(self, rank: int) -> tuple[str, str]:
+        """The standard output and standard error of a process."""
         (folder,) = self.logs.glob(f"*/attempt_0/{rank}")
         return (folder / "stdout.log").read_text(), (folder / "stderr.log").read_text()
 
 
 @contextlib.contextmanager
-def launch(place: Path, name: str, command: str) -> Iterator[Launch]:
-    """`torchrun python COMMAND` in `place`, where warnings are errors; ended at the end."""
-    logs = place / "logs" / name
+def launch(folder: Path, name: str, command: str) -> Iterator[Launch]:
+    """Run `torchrun python COMMAND` in `folder`, with warnings as errors; terminate it on exit."""
+    logs = folder / "logs" / name
     options = "--standalone --local-addr 127.0.0.1 --nproc-per-node 2 --redirects 3 --no-python --log-dir"
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", *options.split(), logs),
             *(sys.executable, "-W", "error", *command.split()),
         ],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -200,11 +201,11 @@ def launch(place: Path, name: str, command: str) -> Iterator[Launch]:
         try:
             yield Launch(process, logs)
         finally:
-            process.terminate()  # which ends the two as well
+            process.terminate()  # and with it both workers
 
 
 class Interruption(NamedTuple):
-    """A launch that was ended: its processes, torchrun's exit status, and the checkpoint it left."""
+    """An interrupted launch: its processes, torchrun's exit status, and the last checkpoint."""
 
     launch: Launch
     workers: list[psutil.Process]
@@ -212,75 +213,72 @@ class Interruption(NamedTuple):
     checkpoint: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def interruptions(place: Path) -> dict[str, Interruption]:
-    """One run of LONG: interrupted, resumed, and one of its processes killed."""
-    metrics = place / "interrupted" / "metrics.jsonl"
-
-    def interrupt(name: str, command: str, evaluations: int, stop: Callable[[Launch], None]) -> Interruption:
-        with launch(place, name, f"-m rill.train --out interrupted {command}") as running:
-            deadline = time.monotonic() + 240
-            while not metrics.exists() or metrics.read_text().count("\n") < evaluations:
-                assert running.process.poll() is None, running.said(0)
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-            workers = running.workers()
-            stop(running)
-            code = running.end()
-        return Interruption(running, workers, code, torch.load("interrupted/trainer.pt", weights_only=True))
-
-    return {
-        "ctrl-c": interrupt("ctrl-c", LONG, 1, lambda running: running.process.send_signal(signal.SIGINT)),
-        "killed": interrupt("killed", "--resume", 4, lambda running: running.workers()[1].kill()),
-    }
+def interrupt(folder: Path, run: str, arguments: str, evaluations: int, stop: Callable[[Launch], None]) -> Interruption:
+    """Launch a run, and stop it after so many evaluations."""
+    metrics = folder / run / "metrics.jsonl"
+    with launch(folder, run, f"-m rill.train --out {run} {arguments}") as running:
+        deadline = time.monotonic() + 240
+        while not metrics.exists() or metrics.read_text().count("\n") < evaluations:
+            assert running.process.poll() is None, running.printed_by(0)
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        workers = running.workers()
+        stop(running)
+        code = running.end()
+    checkpoint = torch.load(folder / run / "trainer.pt", weights_only=True)
+    return Interruption(running, workers, code, checkpoint)
 
 
 @pytest.fixture(scope="module")
-def results(place: Path, interruptions: dict[str, Interruption]) -> Results:
-    """Exit status, standard output and standard error of both processes for every job."""
+def interrupted(working_folder: Path) -> Interruption:
+    """The run of LONG named `interrupted`, after Ctrl-C."""
+    return interrupt(working_folder, "interrupted", LONG, 1, lambda run: run.process.send_signal(signal.SIGINT))
+
+
+@pytest.fixture(scope="module")
+def results(working_folder: Path, interrupted: Interruption) -> Results:
+    """The exit status, standard output and standard error of both processes for every job."""
     with pytest.MonkeyPatch.context() as patch:
         terminated(patch, 1)
         assert main(["--out", "begun alone", *SEQUENTIAL.split()]) == 128 + signal.SIGTERM
-    with launch(place, "jobs", __file__) as running:
-        assert running.end() == 0, running.said(0)[1] + running.said(1)[1]
+    with launch(working_folder, "jobs", __file__) as running:
+        assert running.end() == 0, running.printed_by(0)[1] + running.printed_by(1)[1]
     assert running.output == ""
-    assert running.said(0) == running.said(1) == ("", "")
+    assert running.printed_by(0) == running.printed_by(1) == ("", "")
     first, second = (json.loads(Path(f"results-{rank}.json").read_text()) for rank in (0, 1))
     return {name: [first[name], second[name]] for name in JOBS}
 
 
-def lines(folder: str) -> list[dict[str, float]]:
-    """metrics.jsonl without what a clock says."""
-    entries = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-    return [{key: e[key] for key in e if key not in ("seconds", "chars_per_second")} for e in entries]
-
-
 def assert_close_runs(one: str, other: str) -> None:
     """All losses and all weights within 1e-5."""
-    assert lines(one) == [pytest.approx(entry, rel=0, abs=1e-5) for entry in lines(other)]
+    assert lines(Path(one)) == [pytest.approx(entry, rel=0, abs=1e-5) for entry in lines(Path(other))]
     ours, theirs = (safetensors.torch.load_file(Path(folder, "model.safetensors")) for folder in (one, other))
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-5)
 
 
-def test_ctrl_c_saves_and_leaves_no_process(interruptions: dict[str, Interruption]) -> None:
-    ended, workers, code, checkpoint = interruptions["ctrl-c"]
+def test_ctrl_c_saves_and_leaves_no_process(interrupted: Interruption) -> None:
+    ended, workers, code, checkpoint = interrupted
     assert code != 0
-    output, errors = ended.said(0)
+    output, errors = ended.printed_by(0)
     assert output.splitlines()[-1] == f"stopped at step {checkpoint['position']['step']}; continue with --resume"
     assert errors == ""
-    assert ended.said(1) == ("", "")
+    assert ended.printed_by(1) == ("", "")
     assert len(workers) == 2
     assert not any(worker.is_running() for worker in workers)
 
 
-def test_a_killed_process_ends_the_others(interruptions: dict[str, Interruption]) -> None:
-    ended, workers, code, _ = interruptions["killed"]
+@pytest.mark.long
+def test_a_killed_process_ends_the_others_and_the_run_can_be_resumed(working_folder: Path, results: Results) -> None:
+    ended, workers, code, _ = interrupt(working_folder, "killed", LONG, 4, lambda run: run.workers()[1].kill())
     assert code != 0
-    # torchrun may be faster than the one that is left
-    assert ended.said(0)[1] in ("", "error: another process of this run has ended; continue with --resume\n")
+    # torchrun may end the remaining process before it reports
+    assert ended.printed_by(0)[1] in ("", "error: another process of this run has ended; continue with --resume\n")
     assert len(workers) == 2
     assert not any(worker.is_running() for worker in workers)
+    with launch(working_folder, "resumed", "-m rill.train --out killed --resume") as running:
+        assert running.end() == 0
+    assert lines(Path("killed")) == lines(Path("long"))
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("sequential", SEQUENTIAL), ("random", RANDOM)])
@@ -288,7 +286,7 @@ def test_two_processes_train_the_model_of_one(results: Results, tmp_path: Path, 
     assert [code for code, _, _ in results[name]] == [0, 0]
     assert main(["--out", str(tmp_path / "alone"), *arguments.split()]) == 0
     assert_close_runs(name, str(tmp_path / "alone"))
-    entries = lines(name)
+    entries = lines(Path(name))
     assert len(entries) == 4
     assert entries[-1]["train_loss"] < entries[0]["train_loss"] - 0.1
 
@@ -319,7 +317,7 @@ def test_a_signal_to_one_process_stops_both_with_all_rows_saved(
     assert position["chars"] == 13 * 4 * 16
 
 
-def test_one_process_goes_on_from_two_and_two_from_one(results: Results, tmp_path: Path) -> None:
+def test_one_process_continues_a_run_of_two_and_two_a_run_of_one(results: Results, tmp_path: Path) -> None:
     assert [code for code, _, _ in results["begun alone"]] == [0, 0]
     assert_close_runs("begun alone", "sequential")
     folder = shutil.copytree("cut", tmp_path / "cut")
@@ -329,7 +327,7 @@ def test_one_process_goes_on_from_two_and_two_from_one(results: Results, tmp_pat
 
 def test_a_resumed_run_equals_an_uninterrupted_one(results: Results) -> None:
     assert [code for code, _, _ in results["long"] + results["interrupted"]] == [0] * 4
-    assert lines("interrupted") == lines("long")
+    assert lines(Path("interrupted")) == lines(Path("long"))
     for name in ("model.safetensors", "samples.txt"):
         assert Path("interrupted", name).read_bytes() == Path("long", name).read_bytes()
     one, other = (torch.load(f"{folder}/trainer.pt", weights_only=True) for folder in ("interrupted", "long"))
@@ -343,14 +341,14 @@ def test_each_process_and_step_has_its_own_dropout(results: Results) -> None:
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("no time", 1, 1), ("a second", 2, 10**6)])
-def test_all_agree_when_the_time_is_over(results: Results, name: str, least: int, most: int) -> None:
+def test_all_agree_when_the_time_is_up(results: Results, name: str, least: int, most: int) -> None:
     assert [(code, errors) for code, _, errors in results[name]] == [(0, ""), (0, "")]
     assert least <= json.loads(Path(name, "summary.json").read_text())["steps"] <= most
 
 
 def test_all_stop_at_the_same_evaluation(results: Results) -> None:
     assert [(code, errors) for code, _, errors in results["measured differently"]] == [(0, ""), (0, "")]
-    assert [entry["val_loss"] for entry in lines("measured differently")] == [3.0, 2.0, 3.0]
+    assert [entry["val_loss"] for entry in lines(Path("measured differently"))] == [3.0, 2.0, 3.0]
 
 
 MISTAKES = {
@@ -371,14 +369,15 @@ def test_mistakes_are_one_line_and_leave_nothing(results: Results, name: str) ->
     assert not Path(name).exists()
 
 
-def test_a_mistake_ends_torchrun(place: Path) -> None:
-    with launch(place, "mistake", f"-m rill.train --out mistake {SMALL} --batch 5") as running:
+@pytest.mark.long
+def test_a_mistake_ends_torchrun(working_folder: Path) -> None:
+    with launch(working_folder, "mistake", f"-m rill.train --out mistake {SMALL} --batch 5") as running:
         assert running.end() != 0
-    assert sorted([running.said(0), running.said(1)]) == [("", ""), ("", MISTAKES["uneven"])]
+    assert sorted([running.printed_by(0), running.printed_by(1)]) == [("", ""), ("", MISTAKES["uneven"])]
     assert not Path("mistake").exists()
 
 
-def test_help_and_complaints_about_usage_are_printed_once(
+def test_help_and_usage_errors_are_printed_once(
     results: Results,
 ) -> None:
     (code, _, errors), second = results["mistyped"]
@@ -391,7 +390,7 @@ def test_help_and_complaints_about_usage_are_printed_once(
     assert second == [code, "", ""]
 
 
-def test_what_goes_wrong_in_one_process_is_told_and_ends_the_other(
+def test_an_error_in_one_process_is_reported_and_ends_the_other(
     results: Results,
 ) -> None:
     assert [(code, errors) for code, _, errors in results["disk full"]] == [
@@ -447,4 +446,4 @@ def test_a_team_that_torchrun_did_not_start_is_one_line(
 
 
 if __name__ == "__main__":
-    work()
+    run_jobs()

@@ -1,4 +1,4 @@
-"""Windows use the text as they say, and the held-out loss is the plain mean."""
+"""Windows cover the text as documented, and the held-out loss is the plain mean."""
 
 import math
 from collections import Counter
