@@ -36,7 +36,7 @@ def run_folder(tmp_path, tiny_run):
 
 
 def hanging_run(run, folder):
-    """A run folder on which an export hangs for as long as the test likes: its weights are a pipe."""
+    """A run folder on which an export hangs until the test releases it: its weights are a pipe."""
     save_run(run, folder)
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
@@ -45,13 +45,13 @@ def hanging_run(run, folder):
 
 @contextmanager
 def hung(process, folder):
-    """The pid of the process that hangs on `folder`, of those that `process` started or is."""
+    """The pid of the process that hangs on `folder`: `process` or one of its children."""
     pipe = folder / "model.safetensors"
     pids, writers = [], []
 
     def reading():
         if not writers:
-            with suppress(OSError):  # nobody has come to read yet
+            with suppress(OSError):  # no process reads it yet
                 writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
         for each in [process, *process.children(recursive=True)]:
             with suppress(OSError):
@@ -161,8 +161,8 @@ def test_a_signal_ends_all_processes_and_leaves_nothing(tmp_path, number):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_terminal_shows_who_does_what_and_a_pipe_gets_lines_only(tmp_path):
-    """Ctrl-C without --jobs too."""
+def test_a_terminal_shows_the_step_of_each_job_and_a_pipe_gets_lines_only(tmp_path):
+    """Ctrl-C also works without --jobs."""
     run = hanging_run(make_run(), tmp_path / "a")
     ours, theirs = os.openpty()
     with start(tmp_path / "missing", run, "--out", tmp_path / "out", stderr=theirs) as process:
@@ -198,7 +198,7 @@ def contents(folder):
     return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
 
 
-def test_check_judges_what_is_there_and_writes_nothing(tmp_path, tiny_run, unverified):
+def test_check_reports_each_bundle_and_writes_nothing(tmp_path, tiny_run, unverified):
     names = ["good", "changed", "missing", "damaged", "empty", "crooked"]
     runs = [save_run(tiny_run, tmp_path / "runs" / name) for name in names]
     out, report = tmp_path / "out", tmp_path / "report.json"
@@ -258,14 +258,14 @@ def test_exporters_of_one_bundle_wait_for_each_other(tmp_path, run_folder, unver
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
 
 
-def test_what_another_exporter_wrote_meanwhile_is_not_overwritten(tmp_path, run_folder, unverified, monkeypatch):
+def test_a_bundle_that_appears_during_verification_is_not_overwritten(tmp_path, run_folder, unverified, monkeypatch):
     verify = exporting.verify
 
-    def meanwhile(*arguments):
+    def export_and_verify(*arguments):
         save_bundle(make_run(seed=9), tmp_path / "out" / "tiny")
         return verify(*arguments)
 
-    monkeypatch.setattr(exporting, "verify", meanwhile)
+    monkeypatch.setattr(exporting, "verify", export_and_verify)
     with pytest.raises(exporting.BundleError, match="holds a different bundle"):
         exporting.export_run(run_folder, tmp_path / "out")
     assert read_bundle(tmp_path / "out" / "tiny").model_id == build_bundle(make_run(seed=9), "tiny").model_id
@@ -288,7 +288,7 @@ for _ in range(15):
 """
 
 
-def test_writers_at_the_same_time_leave_one_whole_bundle(tmp_path, tiny_run):
+def test_concurrent_writers_leave_one_whole_bundle(tmp_path, tiny_run):
     sources = [tmp_path / name / "tiny" for name in "abc"]
     for seed, source in enumerate(sources):
         save_bundle(make_run(seed=seed), source)
@@ -303,7 +303,7 @@ def test_writers_at_the_same_time_leave_one_whole_bundle(tmp_path, tiny_run):
     assert [path.name for path in target.parent.iterdir()] == ["tiny"]
 
 
-def test_two_commands_with_namesakes_at_the_same_time(tmp_path, run_folder, unverified):
+def test_concurrent_commands_with_namesakes(tmp_path, run_folder, unverified):
     other = save_run(make_run(seed=9), tmp_path / "others" / "tiny")
     out = tmp_path / "out"
     processes = [start(run, "--out", out, program=("-c", UNVERIFIED)) for run in (run_folder, other)]
@@ -357,7 +357,7 @@ def test_the_report(tmp_path, run_folder, capsys):
     assert "bits per character" not in table
 
 
-def test_the_table_shows_what_int8_lost_and_takes_names_as_they_are(capsys):
+def test_the_table_shows_the_loss_of_int8_and_leaves_names_unchanged(capsys):
     parity = SimpleNamespace(worst_difference=2e-6, report=dict)
     loss = Loss(2.3456, 2.3441, 100, "validation text")
     exported = Exported(Path("out/[red]x-int8"), 1_234_567, parity, unchanged=False, loss=loss)
@@ -430,7 +430,7 @@ def test_what_the_parser_refuses(arguments):
     assert ended.value.code == 2
 
 
-def test_one_call_keeps_namesakes_apart_and_survives_any_run(tmp_path, run_folder, tiny_run, unverified, capsys):
+def test_one_call_refuses_namesakes_and_survives_any_run(tmp_path, run_folder, tiny_run, unverified, capsys):
     other = save_run(make_run(seed=9), tmp_path / "elsewhere" / "tiny")
     odd = save_run(tiny_run, tmp_path / "odd")
     (odd / "summary.json").write_text("5")

@@ -1,7 +1,7 @@
-"""Choosing alone: the operators of the graph, PyTorch's and NumPy's agree.
+"""Sampling alone: the graph's operators, PyTorch and NumPy agree.
 
-A choice depends on sums of float32, so where a boundary is within rounding the three may differ: there, and nowhere
-else (`allowed`), and seldom.
+A choice depends on float32 sums, so the three may differ where a boundary is within rounding: only there (`allowed`),
+and seldom.
 """
 
 from functools import cache
@@ -26,7 +26,7 @@ BY_KEY = {variant.key: variant for variant in VARIANTS}
 
 @cache
 def graph_of(key, symbols):
-    """A graph that is nothing but the choice: from logits [batch, symbols] and its other inputs to ids [batch]."""
+    """A graph of the choice only: from logits [batch, symbols] and its other inputs to ids [batch]."""
     g = Graph("choice")
     choice = Choice(g, BY_KEY[key], symbols)
     g.op("Identity", choice.choose(g, "logits", choice.chance), out="ids")
@@ -80,7 +80,7 @@ IMPLEMENTATIONS = {
 
 
 def fit(sampling, variant, symbols):
-    """The parameters that a variant takes; decode_top_k is for rows with a top-k, which may be all symbols."""
+    """The parameters as a variant takes them; decode_top_k needs a top-k, which may be all symbols."""
     return Sampling(
         sampling.temperature,
         top_k=(sampling.top_k or symbols * (not variant.logprobs)) if variant.top_k else 0,
@@ -91,13 +91,13 @@ def fit(sampling, variant, symbols):
 
 
 def implementations(sampling, symbols):
-    """Those that can take these parameters."""
+    """The implementations that can take these parameters."""
     fitting = [key for key, variant in BY_KEY.items() if fit(sampling, variant, symbols) == sampling]
     return ["numpy", "pytorch", *fitting]
 
 
 def choice_of(name, logits, u, sampling):
-    """One row's choice."""
+    """The choice of one row."""
     return int(IMPLEMENTATIONS[name](logits[None].astype(np.float32), np.array([u], np.float32), [sampling])[0])
 
 
@@ -107,7 +107,7 @@ def assert_all_choose(expected, logits, u, sampling):
 
 
 def assert_all_keep(kept, logits, sampling, names=None):
-    """Exactly these symbols are kept: of some of them, the middle of each one's share of u chooses it."""
+    """Assert that exactly these symbols are kept: the middle of a symbol's share of u chooses it, for some of them."""
     kept = np.sort(list(kept))
     with np.errstate(under="ignore"):
         mass = np.exp((logits[kept] - logits[kept].max()) / max(sampling.temperature, 1e-9))
@@ -120,7 +120,7 @@ def assert_all_keep(kept, logits, sampling, names=None):
         assert got.tolist() == kept[some].tolist(), (name, sampling)
 
 
-# What the definition says, in float64, with room for rounding.
+# The definition in float64, with room for rounding.
 
 
 def allowed(logits, u, sampling):
@@ -155,7 +155,7 @@ def allowed(logits, u, sampling):
 
 
 def _threshold(mass, sampling, slack, relative):
-    """Between this and the next larger mass is the definition's threshold: by groups of equal masses."""
+    """The definition's threshold lies between this and the next larger mass: by groups of equal masses."""
     levels, counts = (values[::-1] for values in np.unique(mass, return_counts=True))
     if sampling.top_k:
         nearer = levels * (1 - relative)
@@ -171,7 +171,7 @@ def _threshold(mass, sampling, slack, relative):
 
 
 def disagreements(logits, u, rows, variants=VARIANTS):
-    """How many of all choices are not NumPy's, and of how many; each must be allowed."""
+    """How many choices differ from NumPy's, and the number of choices; each must be allowed."""
     different = total = 0
     for variant in variants:
         fitted = [fit(sampling, variant, logits.shape[1]) for sampling in rows]
@@ -233,7 +233,7 @@ def batches(draw):
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(batch=batches())
-def test_the_three_choose_alike_but_for_rounding(batch):
+def test_the_three_agree_up_to_rounding(batch):
     disagreements(*batch)
 
 
@@ -273,7 +273,7 @@ def test_they_seldom_differ(symbols):
     [(65, 1e-6, 1.0), (129, 1e-6, 1.0), (600, 1e-6, 1.0), (129, 1e-4, 0.05), (300, 1e-4, 0.05), (2000, 1e-3, 0.02)],
 )
 def test_nearly_equal_masses_differ_only_where_rounding_decides(symbols, spread, most):
-    """The nearer they are, the more of them have to be sorted; within roundings of one another any may come first."""
+    """The nearer they are, the more of them are sorted; within rounding, any of them may be first."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, spread, (30, symbols))
     logits[:, 0] -= rng.uniform(0, 12, 30)
@@ -284,8 +284,8 @@ def test_nearly_equal_masses_differ_only_where_rounding_decides(symbols, spread,
 
 @pytest.mark.parametrize("variant", VARIANTS[1:], ids=lambda variant: variant.key)
 @pytest.mark.parametrize("symbols", [57, 65, 129, 201, 301])
-def test_a_row_chooses_alike_wherever_it_is_in_a_batch(symbols, variant):
-    """On a knife's edge too: p is what the first few masses sum to, but for rounding, and the last of them may go."""
+def test_a_choice_does_not_depend_on_the_position_in_the_batch(symbols, variant):
+    """Even on a knife's edge: p is the sum of the first few masses up to rounding, so the last one may be dropped."""
     rng = np.random.default_rng(symbols)
     for _ in range(100):
         logits = rng.normal(0, 1.5, symbols).astype(np.float32)
@@ -385,7 +385,7 @@ def test_filters_that_are_off_keep_everything(symbols):
 
 @pytest.mark.parametrize("symbols", [65, 200, 300, 2000])
 def test_just_below_one_drops_only_what_is_beyond_rounding(symbols):
-    """Each is half of the one before: what p = 1 - 2^-24 leaves out is not seen."""
+    """Each mass is half of the previous one: what p = 1 - 2^-24 drops is invisible."""
     logits = np.full(symbols, -200.0)
     logits[:40] = -np.log(2) * np.arange(40)
     assert_all_keep(range(symbols), logits, Sampling(top_p=BELOW_ONE))
@@ -395,7 +395,7 @@ def test_just_below_one_drops_only_what_is_beyond_rounding(symbols):
 
 @pytest.mark.parametrize("symbols", SIZES[2:])
 def test_filters_never_drop_the_largest(symbols):
-    """However its threshold is rounded."""
+    """Whatever the rounding of the threshold."""
     rng = np.random.default_rng(symbols)
     logits = rng.normal(0, rng.uniform(0.1, 5, (300, 1)), (300, symbols)).astype(np.float32)
     for sampling in (Sampling(min_p=1.0), Sampling(top_p=1e-45), Sampling(top_k=1), Sampling(1, symbols, 1e-6, 1.0)):
@@ -425,7 +425,7 @@ def test_greedy_is_the_first_of_the_largest():
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-30, 1e-20])
 def test_a_temperature_near_zero_leaves_the_largest(temperature):
-    """It draws among them, and is finite arithmetic throughout."""
+    """It draws among the largest, in finite arithmetic throughout."""
     for symbols in SIZES[2:]:
         logits = -np.arange(symbols, dtype=float)
         logits[[1, symbols - 1]] = 30.0
@@ -437,7 +437,7 @@ def test_a_temperature_near_zero_leaves_the_largest(temperature):
 @pytest.mark.parametrize("symbols", SIZES[1:])
 @pytest.mark.parametrize("by_bias", [True, False])
 def test_banned_characters_are_never_chosen(symbols, by_bias):
-    """Not even at the very ends of u, where no mass at all is enough."""
+    """Not even at the ends of u, where no mass suffices."""
     banned = [*range(symbols // 2), *range(symbols // 2 + 1, symbols)]
     logits = np.linspace(5, 9, symbols)
     bias = dict.fromkeys(banned, -np.inf) if by_bias else {}

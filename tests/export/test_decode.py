@@ -1,4 +1,4 @@
-"""What the engine relies on in the serving graphs: a row's bits depend on the row alone, in every variant and cell."""
+"""The engine relies on this: a row's bits depend on the row only, in every variant and cell of the serving graphs."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +14,8 @@ from random_models import LETTERS, make_run
 from rill.bundle import VARIANTS
 from rill.export.graphs.build import build_bundle
 from rill.export.graphs.choice import ALTERNATIVES
-from rill.export.parity.compare import decode_feeds, session
+from rill.export.parity.compare import decode_feeds, random_states, run_graph, session, zero_states
+from rill.export.parity.reference import next_states
 from rill.sampling import Sampling, uniforms, window_of
 from rill.vocabulary import UNKNOWN
 
@@ -45,23 +46,11 @@ def graph_of(name, precision, key):
     return session(bundle_of(name, precision).graphs[key])
 
 
-def zeros(bundle, batch):
-    return {
-        state: np.zeros([batch if axis == "batch" else axis for axis in shape], np.float32)
-        for state, shape in bundle.states
-    }
-
-
-def random_states(bundle, batch, rng):
-    return {state: rng.uniform(-1, 1, part.shape).astype(np.float32) for state, part in zeros(bundle, batch).items()}
-
-
 def call(graph, feeds):
-    """Outputs by name, and the next call's states."""
-    names = [value.name for value in graph.get_outputs()]
-    outputs = dict(zip(names, graph.run(names, feeds), strict=True))
-    states = {name.removeprefix("next_"): outputs.pop(name) for name in names if name.startswith("next_")}
-    return outputs, states
+    """Run a graph; returns the outputs by name, and the states of the next call."""
+    outputs = run_graph(graph, feeds)
+    states = next_states(outputs)
+    return {name: values for name, values in outputs.items() if not name.startswith("next_")}, states
 
 
 PLAIN = Sampling()
@@ -69,7 +58,7 @@ PLAIN = Sampling()
 
 @dataclass(frozen=True)
 class Row:
-    """A stream: what it reads first, what it draws and what it wishes."""
+    """A stream: its prompt, seed and sampling parameters."""
 
     prompt: list[int]
     seed: int = 0
@@ -77,7 +66,7 @@ class Row:
 
 
 def feed_rows(graph, bundle, rows, token, states, at, steps):
-    """The inputs of a call of so many steps, for rows that have taken `at` steps."""
+    """The inputs of a call of `steps` steps for rows that have taken `at` steps."""
     time = max(steps)
     feeds = decode_feeds(graph, token, states, np.zeros((time, len(rows)), np.float32), Sampling())
     feeds["steps"] = np.array(steps)
@@ -99,8 +88,8 @@ def feed_rows(graph, bundle, rows, token, states, at, steps):
 
 
 def generate(graph, bundle, rows, cuts):
-    """Outputs over calls of `cuts` steps each, all rows in one batch; and the states."""
-    token, states = np.array([row.prompt[0] for row in rows]), zeros(bundle, len(rows))
+    """Run calls of `cuts` steps each with all rows in one batch; returns the outputs and the states."""
+    token, states = np.array([row.prompt[0] for row in rows]), zero_states(bundle, len(rows))
     pieces, at = [], 0
     for cut in cuts:
         feeds = feed_rows(graph, bundle, rows, token, states, at, [cut] * len(rows))
@@ -111,7 +100,7 @@ def generate(graph, bundle, rows, cuts):
 
 
 def assert_same_bits(got, expected, columns, expected_columns):
-    """Outputs [time, batch, ...] and states [layers, batch, hidden], of columns of either."""
+    """Compare columns of outputs [time, batch, …] and states [layers, batch, hidden], bit by bit."""
     for outputs, others in zip(got, expected, strict=True):
         assert outputs.keys() == others.keys()
         for name, values in outputs.items():
@@ -139,7 +128,7 @@ ROWS = st.lists(st.builds(Row, PROMPTS, SEEDS, SAMPLINGS), min_size=1, max_size=
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(rows=ROWS, cuts=CUTS, key=st.sampled_from(KEYS), data=st.data())
 def test_a_row_is_the_same_alone_and_in_any_batch_and_cut(name, precision, rows, cuts, key, data):
-    """Whatever the others wish."""
+    """Whatever the parameters of the other rows."""
     graph, bundle = graph_of(name, precision, key), bundle_of(name, precision)
     together = generate(graph, bundle, rows, cuts)
     row = data.draw(st.integers(0, len(rows) - 1))
@@ -151,11 +140,11 @@ def test_a_row_is_the_same_alone_and_in_any_batch_and_cut(name, precision, rows,
 @EVERY_PRECISION
 @EVERY_MODEL
 def test_many_rows_alone_and_together(name, precision, key):
-    """All sizes of batches for which products are computed in another way."""
+    """For all batch sizes at which products are computed differently."""
     graph, bundle = graph_of(name, precision, key), bundle_of(name, precision)
     off = 1000 if key == "decode_top_k" else 0  # which is for rows with a top-k: of all symbols
-    wishes = [Sampling(top_k=off), Sampling(0.8, 3), Sampling(1e4, off, 0.6), Sampling(1, off, 1, 1), Sampling(0, 1)]
-    rows = [Row([index % 57, 3], index, wishes[index % len(wishes)]) for index in range(67)]
+    samplings = [Sampling(top_k=off), Sampling(0.8, 3), Sampling(1e4, off, 0.6), Sampling(1, off, 1, 1), Sampling(0, 1)]
+    rows = [Row([index % 57, 3], index, samplings[index % len(samplings)]) for index in range(67)]
     whole = generate(graph, bundle, rows, [6])
     assert len(set(whole[0]["tokens"].ravel().tolist())) > 5
     for sizes in ([1] * 20, [2, 3, 5, 7, 11, 16, 23]):
@@ -189,11 +178,11 @@ def test_rows_stop_at_limits_of_their_own(name, precision, key):
 
 @EVERY_PRECISION
 @EVERY_MODEL
-def test_a_state_stays_as_it_is_whatever_its_bits(name, precision):
+def test_an_idle_row_keeps_its_state_whatever_the_bits(name, precision):
     """Rows that take no step keep zeros of either sign, denormals and values that no cell would reach."""
     graph, bundle = graph_of(name, precision, "decode"), bundle_of(name, precision)
     odd = np.array([0.0, 1e-42, -1e-42, 1.0, -1.0, 3.5, -1e30, 1e-30], np.float32)
-    states = {state: np.resize(odd, part.shape) for state, part in zeros(bundle, 3).items()}
+    states = {state: np.resize(odd, part.shape) for state, part in zero_states(bundle, 3).items()}
     feeds = decode_feeds(graph, np.array([1, 2, 3]), states, np.zeros((4, 3), np.float32), Sampling())
     feeds["steps"] = np.array([0, 4, 0])
     _, after = call(graph, feeds)
@@ -210,7 +199,7 @@ def test_a_cut_inside_a_call_is_exact_by_replay(name, precision, key):
     tokens = generate(graph, bundle, start, [20])[0]["tokens"][:, 0].tolist()
     for k in (1, 7, 19):
         expected = generate(graph, bundle, start, [k])
-        # Another seed and other wishes: nothing of them matters to what is forced.
+        # Another seed and other parameters: they have no effect on forced characters.
         replayed = generate(graph, bundle, [Row([0, *tokens[:k]], 8, Sampling(0, top_k=1, top_p=0.1))], [k])
         assert_same_bits(replayed, expected, [0], [0])
 
@@ -218,11 +207,11 @@ def test_a_cut_inside_a_call_is_exact_by_replay(name, precision, key):
 @EVERY_PRECISION
 @EVERY_MODEL
 def test_variants_agree_where_filters_are_off(name, precision):
-    """To the bit: a stream's text does not depend on which variant its batch-mates need."""
+    """To the bit: a stream's text does not depend on the variant that other rows need."""
     bundle = bundle_of(name, precision)
     symbols = len(bundle.vocabulary)
     plain = [Row([row, 1], row, Sampling(temperature=[0.0, 0.5, 1.0, 2.0][row % 4])) for row in range(20)]
-    wishing = [Row([row], row, Sampling(0.9, 5, 0.8, 0.1, {2: -np.inf, 3: 4.0})) for row in range(7)]
+    filtered = [Row([row], row, Sampling(0.9, 5, 0.8, 0.1, {2: -np.inf, 3: 4.0})) for row in range(7)]
     expected = generate(graph_of(name, precision, "decode"), bundle, plain, [15])
     for key, top_ks in [
         ("decode_top_p", [0]),
@@ -231,7 +220,7 @@ def test_variants_agree_where_filters_are_off(name, precision):
     ]:
         for top_k in top_ks:
             rows = [Row(row.prompt, row.seed, Sampling(row.sampling.temperature, top_k=top_k)) for row in plain]
-            outputs, states = generate(graph_of(name, precision, key), bundle, [*rows, *wishing], [15])
+            outputs, states = generate(graph_of(name, precision, key), bundle, [*rows, *filtered], [15])
             got = {"tokens": outputs["tokens"]}, states
             assert_same_bits(got, expected, list(range(20)), list(range(20)))
 
@@ -239,7 +228,7 @@ def test_variants_agree_where_filters_are_off(name, precision):
 @EVERY_PRECISION
 @pytest.mark.parametrize("name", ["gru", "wide", "many"])
 def test_filtering_variants_agree_with_one_another(name, precision):
-    """Top-p and min-p without top-k, in the graph for that and in the one for everything."""
+    """Top-p and min-p without top-k, in their own graph and in the one with all filters."""
     bundle = bundle_of(name, precision)
     rows = [
         Row([row], row, Sampling(1.1, 0, [0.9, 0.5, 1.0][row % 3], [0.0, 0.1][row % 2], {5: 2})) for row in range(30)
@@ -278,7 +267,7 @@ def test_unknown_is_read_but_never_produced(cell, symbols, precision):
         for graph in graphs.values():
             u = np.random.default_rng(0).random((40, 8), np.float32)
             u[0] = np.linspace(0, 1 - 2**-24, 8)
-            outputs, _ = call(graph, decode_feeds(graph, np.full(8, unknown), zeros(bundle, 8), u, sampling))
+            outputs, _ = call(graph, decode_feeds(graph, np.full(8, unknown), zero_states(bundle, 8), u, sampling))
             assert not (outputs["tokens"] == unknown).any()
             if "top_tokens" in outputs and len(run.vocabulary) > ALTERNATIVES:
                 assert not (outputs["top_tokens"] == unknown).any()
@@ -300,12 +289,12 @@ def logits_of(run, prompt, tokens):
 
 @EVERY_MODEL
 def test_log_probabilities_are_the_models(name):
-    """Of chosen and of forced characters, and of the most probable ones."""
+    """For chosen and forced characters, and for the most probable ones."""
     graph, bundle, run = graph_of(name, "fp32", "decode_logprobs"), bundle_of(name), make_run(**MODELS[name])
     rng = np.random.default_rng(4)
     batch, time = 6, 11
     token, u = rng.integers(50, size=batch), rng.random((time, batch), np.float32)
-    feeds = decode_feeds(graph, token, zeros(bundle, batch), u, Sampling(0.7, top_k=1000))
+    feeds = decode_feeds(graph, token, zero_states(bundle, batch), u, Sampling(0.7, top_k=1000))
     feeds["forced"][::2, :3] = rng.integers(50, size=feeds["forced"][::2, :3].shape)
     outputs, _ = call(graph, feeds)
     expected = torch.log_softmax(logits_of(run, token, outputs["tokens"]), dim=-1).numpy()
@@ -323,11 +312,11 @@ def test_log_probabilities_are_the_models(name):
 
 @EVERY_PRECISION
 @pytest.mark.parametrize("name", ["gru", "wide", "many"])
-def test_wishes_do_not_change_log_probabilities(name, precision):
+def test_sampling_parameters_do_not_change_log_probabilities(name, precision):
     graph, bundle = graph_of(name, precision, "decode_logprobs"), bundle_of(name, precision)
     prompt = np.random.default_rng(1).integers(50, size=15).tolist()
     plain = generate(graph, bundle, [Row(prompt)], [14])
-    wishes = [
+    samplings = [
         Sampling(0),
         Sampling(9.0),
         Sampling(top_k=1),
@@ -335,15 +324,15 @@ def test_wishes_do_not_change_log_probabilities(name, precision):
         Sampling(min_p=1.0),
         Sampling(0.5, 3, 0.7, 0.1, {prompt[3]: -np.inf, 7: 8.0}),
     ]
-    got = generate(graph, bundle, [Row(prompt, 5, wish) for wish in wishes], [5, 9])
-    for column in range(len(wishes)):
+    got = generate(graph, bundle, [Row(prompt, 5, sampling) for sampling in samplings], [5, 9])
+    for column in range(len(samplings)):
         assert_same_bits(got, plain, [column], [0])
 
 
 def test_a_forced_unknown_has_the_log_probability_that_the_model_gives_it():
     run, bundle, graphs = graphs_with_unknown("gru", LETTERS)
     unknown, graph = run.vocabulary.unknown_id, graphs["decode_logprobs"]
-    feeds = decode_feeds(graph, np.array([5, 9]), zeros(bundle, 2), np.full((4, 2), 0.5, np.float32), Sampling())
+    feeds = decode_feeds(graph, np.array([5, 9]), zero_states(bundle, 2), np.full((4, 2), 0.5, np.float32), Sampling())
     feeds["forced"][:, 0] = unknown
     outputs, _ = call(graph, feeds)
     assert (outputs["tokens"][:, 0] == unknown).all()
@@ -354,15 +343,14 @@ def test_a_forced_unknown_has_the_log_probability_that_the_model_gives_it():
     assert (outputs["top_logprobs"] < -20).all()  # which leaves little to the others
 
 
-def test_equally_probable_alternatives_come_by_id():
+def test_equally_probable_alternatives_are_in_the_order_of_their_ids():
     run = make_run(symbols=MANY[:40])
     run.weights["linear.weight"].zero_()
     run.weights["linear.bias"].copy_(torch.tensor([1.0, 3.0, 2.0, 3.0] * 10))
     bundle = build_bundle(run, "ties")
     graph = session(bundle.graphs["decode_logprobs"])
-    outputs, _ = call(
-        graph, decode_feeds(graph, np.zeros(3, np.int64), zeros(bundle, 3), np.zeros((2, 3), np.float32), Sampling())
-    )
+    u = np.zeros((2, 3), np.float32)
+    outputs, _ = call(graph, decode_feeds(graph, np.zeros(3, np.int64), zero_states(bundle, 3), u, Sampling()))
     assert (outputs["top_tokens"] == np.arange(1, 40, 2)).all()
     assert (outputs["tokens"] == 0).all()
 
@@ -373,7 +361,7 @@ def test_small_vocabularies_have_fewer_alternatives(count, alternatives):
     for key in KEYS:
         graph = session(bundle.graphs[key])
         feeds = decode_feeds(
-            graph, np.zeros(2, np.int64), zeros(bundle, 2), np.full((3, 2), 0.4, np.float32), Sampling(top_k=1)
+            graph, np.zeros(2, np.int64), zero_states(bundle, 2), np.full((3, 2), 0.4, np.float32), Sampling(top_k=1)
         )
         outputs, _ = call(graph, feeds)
         if key == "decode_logprobs":
@@ -391,7 +379,7 @@ def shapes(values):
 @pytest.mark.parametrize("symbols", [LETTERS, MANY], ids=len)
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @EVERY_VARIANT
-def test_the_graphs_have_the_inputs_and_outputs_that_are_written_down(cell, symbols, key):
+def test_the_graphs_have_the_documented_inputs_and_outputs(cell, symbols, key):
     bundle = build_bundle(make_run(symbols=symbols, cell=cell, layers=2), "x")
     graph, size = session(bundle.graphs[key]), len(symbols)
     ids, floats = "tensor(int64)", "tensor(float)"
@@ -413,8 +401,8 @@ def test_the_graphs_have_the_inputs_and_outputs_that_are_written_down(cell, symb
 
 
 @pytest.mark.parametrize("symbols", [57, 150])
-def test_no_node_is_there_for_nothing(symbols):
-    """Whatever a graph computes is used, in it or in a body within."""
+def test_every_node_is_used(symbols):
+    """Every value that a graph computes is used, in the graph or in one of its bodies."""
     run = make_run(tuple(chr(0x4E00 + index) for index in range(symbols)))
 
     def names(graph):

@@ -1,4 +1,4 @@
-"""Models that Rill did not train: from their state dicts they compute what they computed, or are refused clearly."""
+"""Models that Rill did not train: made from their state dicts they give the same results, or are refused clearly."""
 
 import json
 import pickle
@@ -29,7 +29,7 @@ few = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 class Foreign(nn.Module):
-    """A model as people write them, with names of its own. `width` 0 is one-hot input."""
+    """A typical model with names of its own. `width` 0 means one-hot input."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ def test_the_weights_are_copies() -> None:
 
 
 class Payload:
-    """Pickles to a call that leaves a file behind."""
+    """An object whose pickle, when loaded, creates a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -364,14 +364,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({**Foreign().state_dict(), "epoch": 3}, r"it holds 'epoch' instead of tensors by name"),
     ],
 )
-def test_what_is_no_state_dict(content: object, message: str, tmp_path: Path) -> None:
+def test_contents_that_are_not_a_state_dict(content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ForeignError, match=message):
         load_state_dict_file(tmp_path / "x.pt")
 
 
 def with_tensors(**tensors: Tensor) -> dict[str, Tensor]:
-    """A good state dict with further tensors, or other ones; `__` in a name is a dot."""
+    """A good state dict with tensors added or replaced; `__` in a name is a dot."""
     return Foreign().state_dict() | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
 
 
@@ -474,7 +474,7 @@ def test_two_layers_must_fit_each_other() -> None:
         taken(model)
 
 
-def test_what_is_dropped_is_not_looked_at() -> None:
+def test_dropped_tensors_are_ignored() -> None:
     model = Foreign()
     extra = {"norm.weight": torch.full((H,), torch.nan), "brain.weight_hh_l0_reverse": torch.ones(2, 2)}
     run = taken(model.state_dict() | extra, rename=dict.fromkeys(extra, ""))

@@ -1,4 +1,4 @@
-"""int8: what is rounded to what, that the graphs compute just that, and that verification would see if they did not."""
+"""int8: how values are rounded, that the graphs compute exactly that, and that verification notices if they do not."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from rill.export.graphs.arithmetic import STATE_STEPS, TABLE_STEPS, WEIGHT_STEPS
 from rill.export.graphs.build import build_bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.compare import session
-from rill.export.parity.reference import Int8
+from rill.export.parity.reference import Int8, round_weights
 from rill.export.parity.teacher_forced import serving_call, step_by_step
 from rill.export.parity.verify import verify
 
@@ -96,7 +96,7 @@ def test_parameters_are_rounded_as_the_portable_graph_has_them():
 
 @EVERY_CELL
 def test_no_pair_of_products_in_a_serving_graph_saturates(name):
-    """Matrices that are multiplied have 7 bits; only tables, which are read, have 8."""
+    """Multiplied matrices have 7 bits; only tables, which are not multiplied, have 8."""
     bundle = build_bundle(make_run(**CELLS[name]), "x", "int8")
     for variant in VARIANTS:
         graph = onnx.load_from_string(bundle.graphs[variant.key]).graph
@@ -113,7 +113,7 @@ def test_no_pair_of_products_in_a_serving_graph_saturates(name):
 
 
 @EVERY_CELL
-def test_serving_graphs_do_what_the_emulation_does(name):
+def test_serving_graphs_match_the_emulation(name):
     run = make_run(**CELLS[name])
     bundle, rng = build_bundle(run, "x", "int8"), np.random.default_rng(3)
     reference = Int8(run.model, weights_of(run))
@@ -175,12 +175,11 @@ def test_the_portable_graph_holds_int8_behind_dequantizers(name):
 
 @EVERY_CELL
 def test_the_portable_graph_is_pytorch_with_rounded_weights(name):
-    """With ONNX Runtime's own optimizations, which must not round what is multiplied too."""
+    """With ONNX Runtime's own optimizations, which must not round the states too."""
     run, rng = make_run(**CELLS[name]), np.random.default_rng(1)
     graph, model = session(build_bundle(run, "x", "int8").graphs["model"]), run.build()
     with torch.inference_mode():
-        for parameter, weight in model.named_parameters():
-            weight.copy_(torch.from_numpy(rounded(parameter, weight.double().numpy())))
+        round_weights(model)
         for batch, time in [(1, 1), (1, 9), (5, 3), (3, 17)]:
             tokens = rng.integers(len(LETTERS), size=(batch, time))
             states = [rng.uniform(-1, 1, part.shape).astype(np.float32) for part in model.initial_state(batch)]
@@ -191,7 +190,7 @@ def test_the_portable_graph_is_pytorch_with_rounded_weights(name):
                 np.testing.assert_allclose(values, right, rtol=1e-5, atol=1e-5)
 
 
-# What verification catches
+# Faults that verification must find
 
 
 def scaled_initializer(graph, pick, factor):

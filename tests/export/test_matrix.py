@@ -63,7 +63,7 @@ def test_quick_configurations_cover_every_pair_of_any_two_axes():
     assert len(quick) <= 24
 
 
-def test_the_whole_matrix_is_whole():
+def test_the_whole_matrix_is_complete():
     whole = all_configurations()
     assert len(set(whole)) == len(whole)
     axes = (CELLS, DEPTHS, (HIDDEN,), EMBEDDINGS, BIASES, ("fp32", "int8"))
@@ -73,7 +73,7 @@ def test_the_whole_matrix_is_whole():
 
 
 @pytest.mark.parametrize("configuration", quick_configurations(), ids=str)
-def test_graphs_do_what_the_model_does(configuration):
+def test_graphs_match_the_model(configuration):
     result = checked(configuration)
     assert result.failures == []
     assert result.characters >= QUICK_CHARACTERS
@@ -89,7 +89,7 @@ def test_graphs_do_what_the_model_does(configuration):
 
 
 @pytest.mark.parametrize("network", sorted({each.network for each in quick_configurations()}), ids=str)
-def test_the_float64_reference_computes_what_pytorch_does_in_float64(network):
+def test_the_float64_reference_matches_pytorch_in_float64(network):
     run = random_run(network.config, seed=1)
     model, rng = run.build().double(), np.random.default_rng(2)
     tokens = rng.integers(len(SYMBOLS), size=(3, 9))
@@ -112,7 +112,7 @@ def test_texts_of_random_models_are_varied(cell, depth):
 
 
 def _with_one_weight_changed(monkeypatch, key, by, parameter="rnn.weight_hh_l0"):
-    """From now on the graph `key` of each bundle is that of a model with another weight."""
+    """Replace the graph `key` of each bundle by that of a model with one weight changed."""
 
     def build(run, name, precision):
         bundle, weights = build_bundle(run, name, precision), {k: v.clone() for k, v in run.weights.items()}
@@ -156,13 +156,13 @@ def test_a_wrong_text_is_found_and_the_rest_of_it_compared(monkeypatch):
     assert excused.characters < QUICK_CHARACTERS  # what a row wrote after such a choice, in the same call, is not
 
 
-def test_what_is_no_number_differs_infinitely():
+def test_nan_differs_infinitely():
     zeros, bad = np.zeros(2), np.array([0, np.nan])
     assert Difference.of(bad, zeros) == Difference.of(zeros, bad) == Difference(np.inf, np.inf)
     assert Difference.of(np.array([1.00001, 0]), np.array([1.0, 0])).share == pytest.approx(0.5)
 
 
-def test_the_command_lists_all_failures_and_goes_on(monkeypatch, capsys, tmp_path):
+def test_the_command_lists_all_failures_and_continues(monkeypatch, capsys, tmp_path):
     def build(run, name, precision):
         if precision == "int8":
             raise ValueError("no such thing")

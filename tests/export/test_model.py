@@ -1,4 +1,4 @@
-"""The portable graph of every model that training can make: PyTorch's results, in standard operators."""
+"""The portable graph of every model that training can make: PyTorch's results in standard operators."""
 
 from dataclasses import replace
 from itertools import product
@@ -41,8 +41,8 @@ def graph_of(run, precision="fp32"):
     return model_graph(run.model, weights_of(run), precision, {})
 
 
-def assert_does_what_pytorch_does(runtime, run):
-    """Chained calls from random states, in batches and times of several sizes; PyTorch computes in float64."""
+def assert_matches_pytorch(runtime, run):
+    """Compare chained calls from random states, in several batches and times; PyTorch computes in float64."""
     rng = np.random.default_rng(1)
     model = run.build().double()
     names = [name for name, _ in states_of(run.model)]
@@ -60,22 +60,22 @@ def assert_does_what_pytorch_does(runtime, run):
 
 
 @pytest.mark.parametrize("config", MODELS, ids=str)
-def test_the_graph_does_what_pytorch_does(config):
+def test_the_graph_matches_pytorch(config):
     run = run_of(config)
-    assert_does_what_pytorch_does(session(graph_of(run)), run)
+    assert_matches_pytorch(session(graph_of(run)), run)
 
 
 def rounded_model(run):
-    """The run as its int8 graph has it."""
+    """The run with the weights of its int8 graph."""
     weights = {name: torch.from_numpy(rounded(name, value.double().numpy())) for name, value in run.weights.items()}
     return replace(run, weights=weights)
 
 
 @pytest.mark.parametrize("config", [a | b for a in CELLS for b in INPUTS], ids=str)
 def test_the_int8_graph_is_pytorch_with_rounded_weights(config):
-    """However ONNX Runtime optimizes it."""
+    """Whatever ONNX Runtime's optimizations."""
     run = run_of({"layers": 3, "residual": True, **config})
-    assert_does_what_pytorch_does(session(graph_of(run, "int8")), rounded_model(run))
+    assert_matches_pytorch(session(graph_of(run, "int8")), rounded_model(run))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -86,14 +86,14 @@ def test_another_runtime_agrees(cell, depth, inputs, precision):
     """onnx's own evaluator, in NumPy."""
     run = run_of({**depth, **cell, **inputs})
     evaluator = ReferenceEvaluator(onnx.load_from_string(graph_of(run, precision)))
-    assert_does_what_pytorch_does(evaluator, run if precision == "fp32" else rounded_model(run))
+    assert_matches_pytorch(evaluator, run if precision == "fp32" else rounded_model(run))
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_another_runtime_agrees_on_two_directions(cell):
     config = {"task": "tag", "layers": 3, "residual": True, "embedding": 6, "bidirectional": True}
     run = run_of({**config, **cell})
-    assert_does_what_pytorch_does(ReferenceEvaluator(onnx.load_from_string(graph_of(run))), run)
+    assert_matches_pytorch(ReferenceEvaluator(onnx.load_from_string(graph_of(run))), run)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
@@ -113,7 +113,7 @@ def test_the_graph_describes_itself(cell, task):
     assert shapes(model.graph.input) == {"tokens": ["batch", "time"]} | {f"state_{part}": state for part in parts}
     assert shapes(model.graph.output) == outputs
 
-    # What is said of the outputs also follows from the nodes.
+    # The declared outputs also follow from the nodes.
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     assert shapes(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph.output) == outputs

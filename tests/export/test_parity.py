@@ -1,4 +1,4 @@
-"""The exported graphs against PyTorch, and that the check of every export would see if they differed."""
+"""The exported graphs match PyTorch, and the verification of every export notices if they do not."""
 
 from dataclasses import replace
 from functools import cache
@@ -19,7 +19,8 @@ from rill.export.graphs.portable import GATES, model_graph
 from rill.export.graphs.serving import decode_graph
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.choices import free_running
-from rill.export.parity.compare import session
+from rill.export.parity.compare import random_states, session
+from rill.export.parity.reference import next_states
 from rill.export.parity.teacher_forced import portable_call, serving_call
 from rill.export.parity.verify import RUNS, verify
 
@@ -41,7 +42,7 @@ MANY = tuple(map(chr, range(0x4E00, 0x4E00 + 300)))  # a vocabulary that is sear
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_graphs_do_what_pytorch_does(shape):
+def test_graphs_match_pytorch(shape):
     run = make_run(**shape)
     model, bundle = run.build(), build_bundle(run, "tiny")
     calls = {
@@ -50,10 +51,7 @@ def test_graphs_do_what_pytorch_does(shape):
     }
     rng = np.random.default_rng(5)
     for batch, time in [(1, 1), (1, 64), (3, 7), (64, 2), (5, 129)]:
-        start = {
-            name: rng.uniform(-1, 1, [batch if axis == "batch" else axis for axis in part]).astype(np.float32)
-            for name, part in bundle.states
-        }
+        start = random_states(bundle, batch, rng)
         expected_states = tuple(map(torch.from_numpy, start.values()))
         states = dict.fromkeys(calls, start)
         for _ in range(2):
@@ -64,7 +62,7 @@ def test_graphs_do_what_pytorch_does(shape):
                 got = call(tokens, states[key])
                 if key == "model":
                     np.testing.assert_allclose(got["logits"], expected, rtol=1e-5, atol=1e-5)
-                states[key] = {name: got[f"next_{name}"] for name in start}
+                states[key] = next_states(got)
                 for values, right in zip(states[key].values(), expected_states, strict=True):
                     np.testing.assert_allclose(values, right, rtol=1e-5, atol=1e-5)
 
@@ -95,7 +93,7 @@ def with_graph(bundle, key, graph):
 
 @pytest.fixture
 def catches(monkeypatch):
-    """Assert that verification finds fault with one graph of a bundle; only that one is looked at, and briefly."""
+    """Assert that verification rejects one graph of a bundle; only that graph is compared, and briefly."""
 
     def check(run, bundle, key, match=""):
         monkeypatch.setattr(free_running, "__defaults__", (300,))
@@ -116,7 +114,7 @@ def right(precision="fp32", **shape):
 
 
 def build(run, key, precision="fp32", change=lambda *parts: parts):
-    """One graph, of a configuration and weights that were changed."""
+    """One graph of a changed configuration or changed weights."""
     config, weights = change(run.model, weights_of(run))
     if key == "model":
         return model_graph(config, weights, precision, {})
@@ -128,7 +126,7 @@ def build(run, key, precision="fp32", change=lambda *parts: parts):
 
 
 def with_weights(change):
-    """All layers' parameters changed as arrays of gates (gates, hidden, ...)."""
+    """Change all layers' parameters, as arrays of gates (gates, hidden, …)."""
 
     def apply(config, weights):
         gates = {"gru": 3, "lstm": 4, "rnn": 1}[config.cell]
@@ -244,7 +242,7 @@ def test_verification_catches_a_wrong_step(monkeypatch, catches, shape, name, ch
 
 
 def sum_of_outputs_alone(network):
-    """Layers read the output of the one below, and only the output layer the sum."""
+    """Layers read the output of the layer below; only the output layer reads the sum."""
 
     def build(a, config, weights, entry):
         _, exit_ = network(a, replace(config, residual=False), weights, entry)
@@ -360,7 +358,7 @@ def test_verification_catches_a_wrong_weight(tiny, tiny_run, catches, key):
 
 @pytest.mark.parametrize("key", [variant.key for variant in VARIANTS])
 def test_verification_catches_wrong_output_weights_of_a_serving_graph(tiny, tiny_run, catches, key):
-    """Most serving graphs show no logits: their output layer is judged by their characters."""
+    """Most serving graphs output no logits: their characters show the output layer."""
     shape = [32, len(LETTERS)]
     changed = _with_changed_constant(
         tiny.graphs[key], lambda t: list(t.dims) == shape and t.name.startswith("step."), lambda a: a * 1.01
@@ -379,7 +377,7 @@ def _other_reset(model):
 
 
 def _next_rows_state(model):
-    """Every row ends in its neighbour's state."""
+    """Return each row's state in its neighbour's row."""
     for node in model.graph.node:
         node.output[:] = ["right" if name == "next_state_h" else name for name in node.output]
     for name, value in {"zero": 0, "one": 1, "end": 2**31}.items():
@@ -419,7 +417,7 @@ def _last_of(model, kind):
 
 
 def _token_from_last_step(model):
-    """Tokens are what was read, not what was chosen."""
+    """Return the characters that were read instead of those that were chosen."""
     node = next(node for node in _body(model).node if "step.tokens" in node.output)
     node.input[:] = ["step.token"]
 
@@ -438,7 +436,7 @@ def test_verification_catches_a_damaged_graph(tiny, tiny_run, catches, key, chan
 
 
 def _changed_output(name, kind, value):
-    """An output of the graph, changed by one more operator."""
+    """Change an output of the graph by one more operator."""
 
     def change(model):
         for node in model.graph.node:

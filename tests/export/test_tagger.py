@@ -1,4 +1,4 @@
-"""Taggers as bundles: exported by the command, verified, used without Rill, refused where only text is served."""
+"""Taggers as bundles: exported by the command, verified, used without Rill, refused by the server."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ SYMBOLS, LABELS = ("0", "1", "two", "three", "</s>"), ("noun", "verb", "other")
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A bidirectional tagger, trained a little by the real command."""
+    """A bidirectional tagger trained briefly by the real command."""
     folder = tmp_path_factory.mktemp("runs") / "subtraction"
     options = "--task tag --corpus subtraction:3 --hidden 4 --no-bias --steps 20 --bidirectional --device cpu"
     assert train([*options.split(), "--out", str(folder)]) == 0
@@ -45,7 +45,7 @@ def bundle_folder(run_folder, tmp_path_factory):
 
 
 def tagger(scale=1.0, **config):
-    """A tagger in memory with random weights, the recurrent ones scaled: beyond 1 a network tends to be unstable."""
+    """A tagger in memory with random weights; scaled beyond 1, a recurrent network tends to be unstable."""
     torch.manual_seed(5)
     model_config = ModelConfig(task="tag", **{"hidden": 6, **config})
     model = CharacterModel(model_config, len(SYMBOLS), len(LABELS))
@@ -80,7 +80,7 @@ def test_the_command_exports_the_portable_graph_alone(run_folder, bundle_folder,
 
 
 def test_onnx_runtime_alone_labels_as_pytorch_does(run_folder, bundle_folder):
-    """What a program without Rill needs is in the graph's file."""
+    """A program without Rill finds everything it needs in the graph's file."""
     graph = ort.InferenceSession(bundle_folder / "model.onnx", providers=["CPUExecutionProvider"])
     about = {key: json.loads(text) for key, text in graph.get_modelmeta().custom_metadata_map.items()}
     assert set(about) == {"rill.model", "rill.states", "rill.vocabulary", "rill.labels"}
@@ -248,7 +248,7 @@ def test_a_tagger_is_exported_beside_a_generator(tmp_path, run_folder, capsys):
 
 
 def test_int8_is_refused_in_one_sentence(tmp_path, run_folder, capsys):
-    """And the same run in fp32, asked for in the same call, is exported."""
+    """The same run in fp32, requested in the same call, is exported."""
     assert export([str(run_folder), "--out", str(tmp_path), "--precision", "int8", "fp32"]) == 1
     errors = capsys.readouterr().err
     assert "int8 applies to serving graphs, and a tagger has none; export it as fp32" in errors

@@ -35,7 +35,7 @@ def test_a_different_bundle_is_replaced_only_by_force(tmp_path, run_folder, unve
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
 
 
-def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path, run_folder):
+def test_a_folder_that_is_not_a_bundle_is_never_replaced(tmp_path, run_folder):
     precious = tmp_path / "out" / "tiny" / "thesis.txt"
     precious.parent.mkdir(parents=True)
     precious.write_text("years of work")
@@ -135,7 +135,7 @@ def test_a_name_that_no_bundle_can_have_is_refused(tmp_path, tiny_run, name, mes
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next_even_if_nothing_changed(tmp_path, run_folder, unverified):
+def test_leftovers_of_a_killed_export_are_removed_even_if_nothing_changed(tmp_path, run_folder, unverified):
     exporting.export_run(run_folder, tmp_path / "out")
     for leftover in (".tiny.new", ".tiny.old"):
         (tmp_path / "out" / leftover).mkdir()
@@ -191,7 +191,7 @@ def exporter(folder):
     return child
 
 
-def say_what_is_there(child, folder):
+def print_found(child, folder):
     _, status = os.waitpid(child, 0)
     print(status == signal.SIGKILL, (folder / "tiny").exists() and read_bundle(folder / "tiny").name)
 
@@ -200,7 +200,7 @@ for seconds in (0.1, 0.3, 0.6):  # an export takes about a second
     child = exporter(out / "by time")
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    say_what_is_there(child, out / "by time")
+    print_found(child, out / "by time")
 
 fsync, done = os.fsync, 0
 
@@ -216,13 +216,13 @@ def killing(descriptor):
 os.fsync = killing
 exporting.verify = lambda *_: Parity(0, 0, 0, 0, 0)
 for last in range(8):
-    say_what_is_there(exporter(out / "by file"), out / "by file")
+    print_found(exporter(out / "by file"), out / "by file")
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here, to load PyTorch once")
 def test_killed_at_any_moment_leaves_no_half_bundle(tmp_path, run_folder, unverified):
-    """SIGKILL during the export, and before each file is on disk: the bundle is there and whole, or not there."""
+    """SIGKILL during the export and before each file is on disk: the bundle is whole or missing."""
     command = [sys.executable, "-c", KILLER, str(run_folder), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

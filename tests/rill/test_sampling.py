@@ -1,4 +1,4 @@
-"""Sampling in NumPy: the parameters, the uniforms, and the choice held against its definition."""
+"""Sampling in NumPy: the parameters, the uniforms, and the choice compared with its definition."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ SAMPLING = st.builds(
 @given(logits=LOGITS, u=st.floats(0, 1, exclude_max=True, width=32), sampling=SAMPLING)
 @example(logits=np.full(V, 3, np.float32), u=0.999, sampling=Sampling(top_k=1))
 def test_the_choice_passes_every_filter(logits, u, sampling):
-    """Checked against the definition, in float64, one character at a time."""
+    """Compared with the definition, in float64, one character at a time."""
     chosen = choose(logits, u, sampling)
     if sampling.temperature == 0:
         assert chosen == int(np.argmax(logits))
@@ -52,7 +52,7 @@ def test_unknown_is_never_chosen():
         chosen = {choose(logits, np.float32(u), sampling, unknown_id=3) for u in np.linspace(0, 1 - 2**-24, 40)}
         assert 3 not in chosen
         assert len(chosen) == (1 if sampling.temperature == 0 else V - 1)
-    assert logits[3] == 50.0  # the caller's array is as it was
+    assert logits[3] == 50.0  # the caller's array is unchanged
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_window_holds_the_largest_top_k(top_k, window):
         ({"logit_bias": {3: 0.0}}, True),
     ],
 )
-def test_only_temperature_is_no_filter(parameters, filtered):
+def test_every_parameter_but_temperature_is_a_filter(parameters, filtered):
     assert Sampling(**parameters).filtered == filtered
 
 
@@ -84,7 +84,7 @@ def test_uniforms_are_philox_with_random_access():
 
 
 @given(seed=st.integers(0, 2**64 - 1), start=st.integers(0, 10_000), count=st.integers(1, 50))
-def test_any_uniform_can_be_had_without_those_before(seed, start, count):
+def test_uniforms_have_random_access(seed, start, count):
     whole = np.random.Generator(np.random.Philox(key=seed)).random(start + count, dtype=np.float32)
     np.testing.assert_array_equal(uniforms(seed, start, count), whole[start:])
 
