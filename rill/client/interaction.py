@@ -23,6 +23,7 @@ from rill.client.retry import RETRY_SECONDS, Attempts
 from rill.v1 import rill_pb2 as pb
 
 SNAPSHOT_EVERY = 1024  # characters: at most so many are generated again, and those on their way
+NO_STOP = "\0"  # replaces stop strings where an empty list means those of the token; it occurs in no text
 
 _Request = pb.InteractRequest
 _LAST = (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP)
@@ -76,6 +77,9 @@ class Generation(_Step):
         self.messages: deque[pb.GenerateResponse] = deque()
         self.error: ServerError | None = None
         self.is_over = self.is_pausing = False
+        self.call = 0  # the number of the last one that it was sent in
+        self.stale_stops_after: int | None = None  # after this call, a token brings back stop strings of the last one
+        self.has_ended = False  # by itself: its stop strings do not apply to the next generation
         self.ahead = ""  # its text after the last token
         self.last_update: _Update | None = None  # that was made while it ran
         self.held: list[pb.GenerateResponse] = []  # received while no token includes that update
@@ -126,6 +130,7 @@ class InteractProtocol(Attempts):
         self._at = 0
         self._catching_up: Generation | None = None
         self._caught_up = False
+        self._calls = 0
 
     @property
     def generation(self) -> Generation | None:
@@ -162,9 +167,12 @@ class InteractProtocol(Attempts):
             logprobs=logprobs,
             chars_per_second=chars_per_second,
         )
-        self._generation = Generation(action, self.position)
-        self._add(self._generation)
-        return self._generation
+        generation, before = Generation(action, self.position), self._generation
+        if before and before.has_ended and before.action.stop and not action.stop:
+            generation.stale_stops_after = before.call
+        self._add(generation)
+        self._generation = generation
+        return generation
 
     def pause(self) -> None:
         """End the running generation, if there is one, where it is."""
@@ -202,6 +210,7 @@ class InteractProtocol(Attempts):
         """Begin the next call; `send` takes its actions, and None after the last."""
         self._send, self._is_open = send, False
         self._awaited.clear()
+        self._calls += 1
         self._at, self._catching_up, self._caught_up = self.resume_position, None, False
         for step in self._steps:
             step.is_sent = False
@@ -294,8 +303,6 @@ class InteractProtocol(Attempts):
             self._extend(generation, message)
             if is_last and generation is self._steps[-1] and message.resume_token:
                 self._include(message.resume_token, self._at, generation)
-            if is_last and generation.action.stop:  # the message's token has them, the state does not
-                self._snapshot_step()
         if is_draining and message.resume_token:
             self._include(message.resume_token, self._at, None)
 
@@ -332,6 +339,7 @@ class InteractProtocol(Attempts):
         self.position = message.position + len(message.text)
         generation.ahead += message.text
         if message.finish_reason in _LAST:
+            generation.has_ended = True
             generation.is_over = not generation.is_pausing
         if message.text:
             self.progressed()
@@ -417,6 +425,9 @@ class InteractProtocol(Attempts):
         action.CopyFrom(generation.action)
         for name, value in changes.items():
             action.ClearField(name) if value is None else setattr(action, name, value)
+        if generation.stale_stops_after not in (None, self._calls):
+            action.stop.append(NO_STOP)
+        generation.call = self._calls
         self._act(generate=action)
 
     def _act(self, **action: Any) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rill.client.errors import ServerError, SessionStateError
-from rill.client.interaction import InteractProtocol
+from rill.client.interaction import NO_STOP, InteractProtocol
 from rill.v1 import rill_pb2 as pb
 
 Event, Output, Open = pb.InteractResponse, pb.GenerateResponse, pb.InteractRequest.Open
@@ -314,6 +314,25 @@ def test_a_stop_whose_message_was_lost(protocol, sent):
     assert protocol.ended(None) == 0
     assert [generation.take().text, generation.take().finish_reason, generation.take()] == ["abc", STOP, None]
     assert protocol.resume_token == b"end"
+
+
+def test_stops_of_a_generation_that_ended_do_not_come_back(protocol, sent):
+    """A token has them; the state of the call that is lost had not."""
+    protocol.generate(stop=["x"])
+    protocol.received(Event(output=Output(text="abc", finish_reason=STOP, resume_token=b"end")))
+    protocol.generate(max_chars=9)
+    assert list(sent[-1].generate.stop) == []
+    protocol.received(Event(output=Output(text="d", position=3)))
+    for _ in range(2):
+        protocol.ended(GONE)
+        protocol.connected(sent.append)
+        protocol.received(Event(opened=Event.Opened()))
+        assert list(sent[-1].generate.stop) == [NO_STOP]
+    protocol.received(Event(output=Output(text="d", position=3, finish_reason=LENGTH, resume_token=b"here")))
+    protocol.ended(None)
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    assert (sent[-1].generate.max_chars, list(sent[-1].generate.stop)) == (8, [NO_STOP])
 
 
 def test_a_pause_during_an_outage_ends_the_text_at_once(protocol, sent):

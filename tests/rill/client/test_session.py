@@ -292,6 +292,18 @@ async def test_an_asyncio_session_continues_at_the_next_address(pair, client, nu
     assert made == undisturbed(client)
 
 
+def test_stops_end_with_their_generation(pair, client):
+    one, other = pair
+    with Client(f"{one.target},{other.target}") as both, both.interact(seed=7) as session:
+        whole = text(client.generate(seed=7, max_chars=200))
+        stop = whole[50:53]
+        made = text(session.generate(stop=[stop]))
+        assert made == whole[: whole.index(stop)]
+        end(one, signal.SIGKILL)
+        made += text(session.generate(max_chars=200 - len(made)))
+        assert made == whole
+
+
 def test_a_session_waits_for_its_server_to_be_back(tiny_folder, client, tmp_path):
     """Killed in the middle of a text, and while it is paused; other threads ask for snapshots all the while."""
     key = tmp_path / "key"
