@@ -135,3 +135,57 @@ def test_two_servers_restarted_in_turn_change_nothing(tiny_folder, key, breaks):
         assert is_undisturbed(client, reader)
     assert breaks == ["UNAVAILABLE"] * 4
     assert all(len(message.logprobs) == len(message.text) for message in reader.messages)
+
+
+class Script:
+    """What an application does with a session: reads, texts and new parameters, drawn from a seed."""
+
+    def __init__(self, session, seed):
+        self.session, self.chance, self.text, self.steps = session, random.Random(seed), "", 0
+
+    def step(self, pace):
+        self.steps += 1
+        match self.chance.randrange(4):
+            case 0:
+                read = "".join(self.chance.choices("abc ", k=5))
+                assert self.session.feed(read).chars == 5
+            case 1:
+                self.session.update(temperature=self.chance.choice([0.5, 0.8, 1.1]))
+            case _:
+                count = self.chance.randrange(1, 1500)
+                made = "".join(self.session.generate(max_chars=count, chars_per_second=pace))
+                assert len(made) == count
+                self.text += made
+
+
+@pytest.mark.timeout(60 + 6 * KILLS)
+def test_kills_do_not_change_a_session(tiny_folder, key):
+    chance, interrupted = random.Random(6), []
+    with ExitStack() as stack:
+        run = stack.enter_context(ExitStack())
+        server = run.enter_context(started(tiny_folder, key))
+        client = stack.enter_context(Client(server.target))
+        script = Script(stack.enter_context(client.interact(seed=3, on_interrupted=interrupted.append)), seed=1)
+
+        def kill():
+            for _ in range(KILLS):
+                position = script.session.position
+                wait_until(lambda position=position: script.session.position > position, seconds=30)
+                time.sleep(chance.uniform(0, 0.4))
+                run.close()
+                run.enter_context(
+                    started(tiny_folder, key, server.port, chance.choice([signal.SIGKILL, signal.SIGTERM]))
+                )
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        while killer.is_alive():
+            script.step(pace=2000)
+        script.step(pace=2000)
+        with client.interact(seed=3) as session:
+            again = Script(session, seed=1)
+            while again.steps < script.steps:
+                again.step(pace=0)
+    assert script.text == again.text
+    assert len(interrupted) >= KILLS * 2 / 3
+    assert {error.code.name for error in interrupted} == {"UNAVAILABLE"}
