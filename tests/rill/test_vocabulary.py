@@ -1,4 +1,4 @@
-"""The vocabulary is a bijection, and says what it cannot read."""
+"""The vocabulary is a bijection, and names characters that it lacks."""
 
 import pytest
 from hypothesis import given
@@ -53,12 +53,12 @@ def test_equal_vocabularies_agree_on_what_a_symbol_is() -> None:
 
 
 @pytest.mark.parametrize("symbols", [(), ("a", "a"), ("a", "")])
-def test_what_is_no_taggers_vocabulary_is_refused(symbols: tuple[str, ...]) -> None:
+def test_an_invalid_vocabulary_of_a_tagger_is_refused(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         Vocabulary(symbols, characters=False)
 
 
 @pytest.mark.parametrize("symbols", [(), ("a", "a"), ("ab",), ("",)])
-def test_what_is_no_vocabulary_is_refused(symbols: tuple[str, ...]) -> None:
+def test_an_invalid_vocabulary_is_refused(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         Vocabulary(symbols)

@@ -1,4 +1,4 @@
-"""Turns of several models on one device: by time, first characters at once, and nobody waits for who does not come."""
+"""Turns of several models on one device: by time, urgent rounds first, and no waiting for an engine that is away."""
 
 import threading
 import time
@@ -30,11 +30,11 @@ class Engine:
 
 
 def simulate(engines, seconds, capacity=1):
-    """Engines on one device, by a clock of its own; what they got is in them."""
+    """Run engines on one device by a simulated clock; `got` and `waits` have the results."""
     now = [0.0]
     turns = DeviceTurns(capacity, lambda: now[0])
     participants = [turns.join() for _ in engines]
-    next_at = [engine.begins for engine in engines]  # when it does what follows
+    next_at = [engine.begins for engine in engines]  # when each begins its next round
     asked = [0.0] * len(engines)
     for tick in range(int(seconds / TICK)):
         now[0] = tick * TICK
@@ -52,7 +52,7 @@ def simulate(engines, seconds, capacity=1):
                     asked[at] = now[0]
                     participant.request(engine.urgent)
             if tick % int(AWAY_SECONDS / TICK) == 0:
-                turns.grant_turns()  # as those who wait do
+                turns.grant_turns()  # as waiting engines do
             running = [at for at, participant in enumerate(participants) if participant.state is TurnState.RUNNING]
             assert len(running) <= capacity
             for at in running:
@@ -65,14 +65,14 @@ def total(engine):
 
 
 @pytest.mark.parametrize(("one", "other"), [(0.010, 0.001), (0.001, 0.010), (0.010, 0.010), (0.040, 0.0005)])
-def test_half_of_the_time_each_however_long_their_rounds(one, other):
+def test_two_models_get_equal_time_however_long_their_rounds(one, other):
     engines = [Engine(one), Engine(other)]
     simulate(engines, 3)
     first, second = map(total, engines)
     assert abs(first - second) <= AHEAD_SECONDS + one + other
 
 
-def test_three_models():
+def test_three_models_get_equal_time():
     engines = [Engine(0.010), Engine(0.003), Engine(0.001)]
     simulate(engines, 3)
     assert max(map(total, engines)) - min(map(total, engines)) <= AHEAD_SECONDS + 0.020
@@ -86,7 +86,7 @@ def test_an_idle_model_costs_nothing():
     assert max(beside.waits) == 0
 
 
-def test_who_wants_little_gets_it_and_the_other_has_the_rest():
+def test_a_model_with_little_work_waits_for_one_round_at_most():
     busy, rare = Engine(0.010), Engine(0.001, pause=0.020)
     simulate([busy, rare], 3)
     assert max(rare.waits) <= 0.010 + TICK  # the round in progress
@@ -94,7 +94,7 @@ def test_who_wants_little_gets_it_and_the_other_has_the_rest():
 
 
 @pytest.mark.parametrize(("early", "late"), [(0.010, 0.001), (0.001, 0.010)])
-def test_time_that_was_not_wanted_is_not_saved(early, late):
+def test_idle_time_earns_no_credit(early, late):
     engines = [Engine(early), Engine(late, begins=1.0)]
     simulate(engines, 2)
     since = [sum(seconds for tenth, seconds in engine.got.items() if tenth >= 10) for engine in engines]
@@ -102,7 +102,7 @@ def test_time_that_was_not_wanted_is_not_saved(early, late):
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_who_had_all_the_time_alone_has_no_debt(is_new):
+def test_time_used_alone_is_no_debt(is_new):
     now = [0.0]
     turns = DeviceTurns(1, lambda: now[0])
     old = turns.join()
@@ -132,8 +132,8 @@ def test_an_urgent_round_waits_for_one_round_at_most():
     assert max(urgent.waits) <= 0.010 + TICK
 
 
-def test_urgent_rounds_count():
-    """The model that had many has the less of the others."""
+def test_urgent_rounds_count_like_others():
+    """A model with many urgent rounds gets fewer others."""
     now = [0.0]
     turns = DeviceTurns(1, lambda: now[0])
     hasty, patient = turns.join(), turns.join()
@@ -146,7 +146,7 @@ def test_urgent_rounds_count():
         hasty.request()
         now[0] = 0.035
         patient.release()
-        assert hasty.state is TurnState.WAITING  # the place is kept
+        assert hasty.state is TurnState.WAITING  # capacity is kept for the other
         patient.request()
         assert patient.state is TurnState.RUNNING
         now[0] = 0.055
@@ -154,21 +154,20 @@ def test_urgent_rounds_count():
         assert hasty.state is TurnState.RUNNING
 
 
-def test_nobody_waits_long_for_who_does_not_come():
-    """An engine that is between two rounds for long, whatever it does, keeps its place for a moment only."""
+def test_an_engine_that_stays_away_keeps_its_turn_for_a_moment_only():
     busy, stuck = Engine(0.010), Engine(0.001, gap=0.5)
     simulate([busy, stuck], 3)
     assert max(busy.waits) <= 2 * AWAY_SECONDS + 0.001 + TICK
     assert total(busy) > 0.9 * 3
 
 
-def test_with_places_for_all_nobody_waits():
+def test_with_capacity_for_all_no_engine_waits():
     engines = [Engine(0.010), Engine(0.001), Engine(0.004)]
     simulate(engines, 1, capacity=3)
     assert max(max(engine.waits) for engine in engines) == 0
 
 
-def test_a_lane_that_is_closed_keeps_nobody():
+def test_no_engine_waits_for_one_that_has_closed():
     now = [0.0]
     turns = DeviceTurns(1, lambda: now[0])
     behind, ahead = turns.join(), turns.join()
@@ -196,14 +195,14 @@ ENGINES = st.builds(
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(ENGINES, min_size=1, max_size=4), st.integers(1, 3))
-def test_the_places_are_never_too_many_and_nobody_starves(engines, capacity):
-    """Whatever they are, who is not hurried by others gets on."""
+def test_capacity_is_never_exceeded_and_no_engine_starves(engines, capacity):
+    """Without urgent rounds, every engine gets its turns."""
     simulate(engines, 1, capacity)
     if not any(engine.urgent for engine in engines):
         assert all(len(engine.waits) >= 2 for engine in engines)
 
 
-def test_threads_exclude_one_another():
+def test_as_many_threads_run_as_there_is_capacity_for():
     turns, inside, most, rounds = DeviceTurns(2), [0], [0], Counter()
     lock, stop = threading.Lock(), threading.Event()
 
@@ -232,7 +231,7 @@ def test_threads_exclude_one_another():
     assert turns.participants == []
 
 
-def test_a_round_that_fails_gives_its_place_back():
+def test_a_round_that_fails_releases_its_turn():
     turns = DeviceTurns()
     failing, other = turns.join(), turns.join()
     with pytest.raises(RuntimeError), failing.turn():

@@ -1,4 +1,4 @@
-"""Texts and a token of earlier versions: neither may ever change. Their choices are far enough from all boundaries."""
+"""Texts and a resume token of earlier versions, which must never change."""
 
 import math
 from dataclasses import replace
@@ -41,7 +41,7 @@ CONFIGS = {
 
 
 def golden_run(config):
-    """A model whose weights are the first words of a Philox generator, which no version of anything will change."""
+    """A model whose weights are the first words of a Philox generator, which are the same in all versions."""
     bits = np.random.Philox(key=2024)
 
     def uniform(shape, most):
@@ -128,7 +128,7 @@ TEXTS = {
 
 
 def logits_of(run, precision, text):
-    """The reference's logits in the place of each character of `text`, [characters, symbols].
+    """The logits of the reference for each character of `text`, [characters, symbols].
 
     Raises AssertionError if a state of int8 is near to where it would be rounded otherwise.
     """
@@ -185,7 +185,7 @@ def sampling_of(parameters):
 
 
 def fragile(run, precision, seed, text, parameters):
-    """The places of `text` that another machine may see otherwise."""
+    """The positions in `text` where another machine may choose another character."""
     logits, sampling = logits_of(run, precision, text), sampling_of(parameters)
     u = uniforms(seed, 0, len(text))
     ids = run.vocabulary.encode(text)
@@ -196,8 +196,8 @@ GOLDEN = pytest.mark.parametrize(("precision", "kind"), TEXTS, ids="-".join)
 
 
 @GOLDEN
-def test_golden_texts_are_no_close_calls(runs, precision, kind):
-    """A text that another machine might not reproduce is no guard: choose another seed."""
+def test_golden_texts_can_be_reproduced_on_other_machines(runs, precision, kind):
+    """All their choices are far from the boundaries; if one is not, choose another seed."""
     seed, text = TEXTS[precision, kind]
     assert len(text) == 150
     assert fragile(runs[precision], precision, seed, text, PARAMETERS[kind]) == []
@@ -237,8 +237,8 @@ def golden_stops(text):
     return (text[30:40] + "Q", "é.\0😀")
 
 
-async def test_a_golden_token_is_still_read(bundles):
-    """Released tokens stay good: if this fails, there must be a new version, and this one must still be read."""
+async def test_a_golden_token_can_still_be_read(bundles):
+    """Released tokens stay valid: if this fails, add a new version, and keep reading this one."""
     seed, text = TEXTS["fp32", "top-k"]
     # The graphs' bytes may change where the model does not; what a token says of the model does not matter here.
     bundle = replace(bundles["fp32"], model_id="60" * 32)

@@ -1,4 +1,4 @@
-"""The engine by itself, on a real graph: what a failing round does, and what rounds are made of."""
+"""The engine alone, on a real graph: failing rounds, and the composition of rounds."""
 
 import asyncio
 import threading
@@ -8,7 +8,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from rill.sampling import Sampling
@@ -16,18 +15,15 @@ from rill.serve.engine import loop as engine_module
 from rill.serve.engine import scheduler as schedule
 from rill.serve.engine.decoder import MAX_ROWS, Decoder
 from rill.serve.engine.devices import CPU
-from rill.serve.engine.rows import BUFFER, PLAIN, TOP_K, TOP_P, Rows, kind_of
-from rill.serve.engine.states import States
+from rill.serve.engine.rows import BUFFER
 from rill.serve.engine.stream import Delivery
 from rill.serve.engine.types import FinishReason, StreamSpec
-from rill.serve.errors import DrainingError, EngineError, StartError, WaitingLineFullError
+from rill.serve.errors import EngineError
 from rill.serve.models.model import READERS_AT_ONCE, Model
-from rill.serve.models.slots import Slots
-from rill.vocabulary import Vocabulary
 
 
 class RecordingDecoder(Decoder):
-    """A decoder that remembers its rounds, and fails when told to."""
+    """A decoder that records its rounds, and fails once when `fail` is set."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -77,8 +73,8 @@ async def until_free(model):
         await asyncio.sleep(0.01)
 
 
-async def failing(model, notified):
-    """What comes of a stream that fails after `notified` was called with its text: text, snapshot, error."""
+async def failing(model, on_text):
+    """The text, snapshot and error of a stream that fails after `on_text` was called with its text."""
     got, snapshot = "", None
     async with model.stream(spec(0)) as stream:
         try:
@@ -87,13 +83,13 @@ async def failing(model, notified):
                 model.mark_sent(stream, piece.text)
                 got, snapshot = got + piece.text, piece.snapshot
                 if not snapshot:
-                    notified(got)
+                    on_text(got)
         except EngineError as error:
             return got, snapshot, error
 
 
 async def test_a_failing_round_fails_its_streams_and_no_others(model):
-    """What was made before it is sent, with a snapshot from which the same text goes on."""
+    """The text before it is sent, with a snapshot from which the same text continues."""
     expected = await text_of(model, spec(10_000))
 
     def fail(got):
@@ -109,8 +105,8 @@ async def test_a_failing_round_fails_its_streams_and_no_others(model):
 
 
 @pytest.mark.parametrize("stage", ["keep", "collect"])
-async def test_half_a_round_is_no_place_to_go_on_from(model, monkeypatch, stage):
-    """What failed after the round may have taken over a part of it."""
+async def test_a_failure_after_a_round_leaves_no_snapshot(model, monkeypatch, stage):
+    """The results of the round may have been taken over in part."""
     owner = model.engine._states if stage == "keep" else model.engine._output
     right, failures = getattr(owner, stage), []
 
@@ -129,8 +125,8 @@ async def test_half_a_round_is_no_place_to_go_on_from(model, monkeypatch, stage)
     await until_free(model)
 
 
-async def test_an_engine_that_fails_for_good_says_so(tiny):
-    """Each stream gets an answer, those that come later too."""
+async def test_an_engine_that_keeps_failing_reports_it(tiny):
+    """Each stream gets an error, later ones included."""
     broken = []
     model = Model(tiny, RecordingDecoder(tiny, CPU), 4, 4, 0.010, on_broken=broken.append)
     model.engine._decoder.run = lambda *arguments: 1 / 0
@@ -143,8 +139,8 @@ async def test_an_engine_that_fails_for_good_says_so(tiny):
 
 
 @pytest.mark.parametrize("broken", ["_plan", "_admit"])
-async def test_a_failure_outside_a_round_hangs_nobody(model, monkeypatch, broken):
-    """Whatever breaks, a waiting call gets an answer, and the engine goes on."""
+async def test_a_failure_outside_a_round_fails_its_streams(model, monkeypatch, broken):
+    """Whatever breaks, a waiting call gets an error, and the engine continues."""
     right = getattr(engine_module.Engine, broken)
     failures = [RuntimeError("broken")]
 
@@ -162,19 +158,19 @@ async def test_a_failure_outside_a_round_hangs_nobody(model, monkeypatch, broken
     await until_free(model)
 
 
-async def test_who_has_no_character_yet_goes_first_in_a_short_round(model):
+async def test_newcomers_go_first_in_a_short_round(model):
     async with model.stream(spec(0)) as busy:
         await busy.next_piece()
         await asyncio.gather(*(text_of(model, spec(1, prompt=5, seed=seed)) for seed in range(20)))
     await until_free(model)
-    # Those who come while such a round is running may find their characters in the long round after it.
+    # Streams that join while such a round runs may get their characters in the long round after it.
     short = [rows for _, rows, time, prompted in model.decoder.rounds if prompted and time <= 5]
     assert max(short) > 1
 
 
 @pytest.mark.parametrize("kind", [{}, {"top_k": 5}], ids=["plain", "filtered"])
 async def test_newcomers_starve_neither_kind_of_stream(model, kind):
-    """One stream of each kind, and newcomers of one kind without end."""
+    """One stream of each kind, and an endless sequence of newcomers of one kind."""
 
     async def newcomers():
         while True:
@@ -205,7 +201,7 @@ async def test_a_stop_while_the_engine_wakes_is_not_lost(tiny, monkeypatch):
     stopped = threading.Event()
 
     def clear_late():
-        """As if `stop` came just before the engine cleared its wake-up."""
+        """Clear the wake-up just after a `stop`."""
         if not stopped.is_set():
             model.engine._stopping = True
             model.engine._wake.set()
@@ -241,7 +237,7 @@ async def test_a_parked_stream_is_in_no_round(model):
 
 
 async def test_paced_streams_do_not_ride_in_long_rounds(model):
-    """60 rows that take a step now and then would cost the one that is read as fast as it comes most of its speed."""
+    """60 rows that take a step now and then would take most of the speed of the one unpaced stream."""
 
     async def read(wanted):
         async with model.stream(wanted) as stream:
@@ -260,12 +256,12 @@ async def test_paced_streams_do_not_ride_in_long_rounds(model):
     long = [rows for _, rows, time, _ in model.decoder.rounds if time > 20]
     short = [rows for _, rows, time, _ in model.decoder.rounds if time < 5]
     assert np.mean(long) < 5
-    assert max(short) > 5  # those who are due share a round
+    assert max(short) > 5  # streams that are due share a round
     await until_free(model)
 
 
-async def test_what_is_replayed_is_bounded_however_long_a_stop_is(model):
-    """All of the text may be the beginning of a stop, for ever: 3,000 characters are held back, and none of it ends."""
+async def test_replays_are_short_however_long_a_stop_is(model):
+    """All of the text may begin a stop, which never comes: 3,000 characters are always held back."""
     a = model.bundle.vocabulary.id_of("a")
     wanted = replace(spec(8000, temperature=0, logit_bias={a: 1e9}), stops=("a" * 3000 + "b",), resume_every=100)
     assert await text_of(model, wanted) == "a" * 8000
@@ -275,7 +271,7 @@ async def test_what_is_replayed_is_bounded_however_long_a_stop_is(model):
     await until_free(model)
 
 
-async def test_readers_are_told_less_often_where_calls_wait(tiny):
+async def test_readers_are_notified_less_often_while_calls_wait(tiny):
     class Slow(Decoder):
         def run(self, *arguments):
             time.sleep(0.004)
@@ -293,15 +289,15 @@ async def test_readers_are_told_less_often_where_calls_wait(tiny):
                 model.mark_sent(stream, piece.text)
                 messages += 1
             seconds = time.monotonic() - begun
-        # However slow this machine is, none comes sooner; the first character and the first turn had begun before.
+        # However slow the machine is, no message comes sooner; the first character and the first turn began before.
         assert messages <= seconds / (engine_module.CROWDED_TURNS * schedule.TURN_SECONDS) + 3
         assert len(await waiting) == 1
     finally:
         model.engine.stop()
 
 
-async def test_many_readers_are_told_in_several_iterations_of_the_event_loop(model):
-    """In between, others get on: a call that comes, or one that is refused."""
+async def test_many_readers_are_notified_in_several_iterations_of_the_event_loop(model):
+    """Other calls make progress in between."""
     notified = []
     readers = [SimpleNamespace(notify_reader=partial(notified.append, number)) for number in range(3 * READERS_AT_ONCE)]
     model._deliver(Delivery((), list, {}, readers=readers[:-2]))
@@ -324,7 +320,7 @@ async def test_an_idle_engine_sleeps(model):
 
 
 async def test_leaving_in_any_state_frees_the_slot(model):
-    """Before the first round, in the middle, when complete and unread: 300 slots, 1,500 streams."""
+    """Before the first round, in the middle, complete and unread: 300 slots, 1,500 streams."""
     for _ in range(5):
         for wait in (False, True):
             async with asyncio.TaskGroup() as group:
@@ -339,56 +335,8 @@ async def _leave(model, seed, wait):
             await stream.next_piece()
 
 
-async def test_a_slot_given_in_the_moment_of_cancellation_is_not_lost():
-    slots = Slots(1, 2)
-    slot = await slots.acquire()
-    waiting = asyncio.create_task(slots.acquire())
-    await asyncio.sleep(0)
-    slots.release(slot)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert slots.running == 0
-    assert await slots.acquire() == slot
-
-
-async def test_the_line_is_first_come_first_served_and_bounded():
-    slots = Slots(1, 2)
-    slot = await slots.acquire()
-    waiting = [asyncio.create_task(slots.acquire()) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(WaitingLineFullError):
-        await slots.acquire()
-    slots.release(slot)
-    assert await waiting[0] == slot
-    assert not waiting[1].done()
-    slots.refuse_waiting(DrainingError("going away"))
-    with pytest.raises(DrainingError):
-        await waiting[1]
-
-
-def test_paces_limits_and_readers_bound_what_is_made():
-    rows = Rows(4, 3)
-    rows.enter(0, StreamSpec(np.array([0]), 1, Sampling(), 0, 100, 0.0), now=10.0)
-    rows.enter(1, StreamSpec(np.array([0]), 1, Sampling(), 0, 0, 5.0), now=10.0)
-    rows.enter(2, StreamSpec(np.array([0]), 1, Sampling(), 0, 0, 0.0), now=10.0)
-    rows.settle()
-    rows.table["buffer"] = 1000
-    assert rows.room(now=10.0).tolist() == [100, 1, 1000]
-    rows.table["generated"][:3] = 100, 1, 990
-    assert rows.room(now=10.0).tolist() == [0, 0, 10]
-    assert rows.next_due(now=10.0) == pytest.approx(0.2)
-    assert rows.room(now=11.0).tolist() == [0, 5, 10]
-    rows.read[2] = 500
-    assert rows.room(now=10.0).tolist() == [0, 0, 510]
-    rows.leave(1)
-    rows.settle()
-    assert rows.room(now=10.0).tolist() == [0, 510]
-    assert rows.next_due(now=10.0) == np.inf
-
-
 async def test_fixed_batch_sizes_change_no_text(tiny, model):
-    """What a GPU gets: rows that take no step fill every round up."""
+    """As on a GPU: rows that take no step fill up every round."""
     decoder = RecordingDecoder(tiny, CPU, batch_sizes=(4, 16))
     padded = Model(tiny, decoder, 40, 40, 0.010)
     wanted = [spec(120, prompt=1 + seed % 3, seed=seed, **({"top_p": 0.9} if seed % 2 else {})) for seed in range(40)]
@@ -400,57 +348,8 @@ async def test_fixed_batch_sizes_change_no_text(tiny, model):
     assert texts == [await text_of(model, each) for each in wanted]
 
 
-def test_a_kind_of_row_sorts_about_as_much_as_the_next():
-    assert kind_of(Sampling(temperature=0)) == PLAIN
-    assert kind_of(Sampling(top_p=0.9)) == kind_of(Sampling(min_p=0.1)) == kind_of(Sampling(logit_bias={0: 1})) == TOP_P
-    assert kind_of(Sampling(top_k=1)) == kind_of(Sampling(top_k=64, top_p=0.5)) == TOP_K
-    assert [kind_of(Sampling(top_k=k)) - TOP_K for k in (65, 128, 129, 4000)] == [1, 1, 2, 6]
-
-
-def test_states_stay_on_the_device_while_the_rows_do():
-    states = States(["state_h", "state_c"], (2, 5, 3), "cpu", 0)
-    first = states.batch(np.array([1, 3]))
-    assert first["state_h"].shape() == [2, 2, 3]
-
-    def filled(value):
-        return {
-            name: ort.OrtValue.ortvalue_from_numpy(np.full((2, 2, 3), value + at, np.float32))
-            for at, name in enumerate(first)
-        }
-
-    kept = filled(5)
-    states.keep(np.array([1, 3]), kept)
-    assert states.batch(np.array([1, 3])) is kept
-    other = states.batch(np.array([0, 3]))  # another batch: the table is brought up to date
-    assert other["state_h"].numpy()[0, :, 0].tolist() == [0, 5]
-    assert other["state_c"].numpy()[0, :, 0].tolist() == [0, 6]
-    states.keep(np.array([0, 3]), filled(7))
-    states.begin(3, None)
-    after = {name: value.numpy()[0, :, 0].tolist() for name, value in states.batch(np.array([0, 1, 3])).items()}
-    assert after == {"state_h": [7, 5, 0], "state_c": [8, 6, 0]}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda bundle: {"graphs": {**bundle.graphs, "decode": bundle.graphs["model"]}},
-        lambda bundle: {"graphs": {**bundle.graphs, "decode_top_p": bundle.graphs["decode"][:-9]}},
-        lambda bundle: {"graphs": {"model": bundle.graphs["model"], "decode": bundle.graphs["decode"]}},
-        lambda bundle: {"vocabulary": Vocabulary(tuple(reversed(bundle.vocabulary.symbols)))},
-        lambda bundle: {"vocabulary": Vocabulary(bundle.vocabulary.symbols[:-1])},
-        lambda bundle: {"states": (("state_h", (2, "batch", 32)),)},
-        lambda bundle: {"states": (*bundle.states, ("state_c", (1, "batch", 32)))},
-        lambda bundle: {"states": ()},
-    ],
-)
-def test_graphs_that_are_not_the_manifests_are_refused_at_load(tiny, change):
-    with pytest.raises(StartError, match="bundle 'tiny'") as caught:
-        Decoder(replace(tiny, **change(tiny)), CPU)
-    assert "\n" not in str(caught.value)
-
-
-async def test_readers_are_told_now_and_then_and_not_after_each_round(model, monkeypatch):
-    """Four streams without end: a message has the text of several rounds, and comes long before the buffer is full."""
+async def test_readers_are_notified_now_and_then_and_not_after_each_round(model, monkeypatch):
+    """Four endless streams: a message has the text of several rounds, and comes long before the buffer is full."""
     monkeypatch.setattr(schedule, "TURN_SECONDS", 0.06)  # a dozen rounds, or two where the machine is very busy
     characters = []
 

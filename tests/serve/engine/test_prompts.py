@@ -1,4 +1,4 @@
-"""Long prompts: they mean what short ones mean, and are made ready in parts, so that nobody else waits for them."""
+"""Long prompts: they mean the same as short ones, and are encoded in parts, so that other calls need not wait."""
 
 import asyncio
 import threading
@@ -37,20 +37,20 @@ def generate(stub, **request):
     return list(stub.Generate(pb.GenerateRequest(sampling=SAMPLING, max_chars=60, **request), timeout=60))
 
 
-def token_behind(stub, text, **request):
-    """Of a stream that has read `text`, by Score."""
+def token_after(stub, text, **request):
+    """The token of a stream that has read `text`, by Score."""
     return list(stub.Score(pb.ScoreRequest(text=text, **request), timeout=60))[-1].total.resume_token
 
 
 def test_a_long_prompt_is_read(stub):
     messages = generate(stub, prompt="\n" + LONG)
-    assert joined(messages) == joined(generate(stub, resume_token=token_behind(stub, LONG)))
+    assert joined(messages) == joined(generate(stub, resume_token=token_after(stub, LONG)))
     assert messages[-1].usage.prompt_chars == len(LONG) + 1
 
 
-def test_a_long_prompt_is_read_behind_a_token(stub):
+def test_a_long_prompt_is_read_after_a_token(stub):
     begun = generate(stub, prompt="ab")[-1].resume_token
-    expected = generate(stub, resume_token=token_behind(stub, LONG, resume_token=begun))
+    expected = generate(stub, resume_token=token_after(stub, LONG, resume_token=begun))
     assert joined(generate(stub, resume_token=begun, prompt=LONG)) == joined(expected)
 
 
@@ -64,7 +64,7 @@ def test_a_character_without_a_symbol_is_named(stub, at):
 
 
 @pytest.mark.parametrize("head", [[], [3]], ids=["new", "resumed"])
-def test_any_part_of_it_is_that_of_the_array(head):
+def test_a_slice_of_a_long_prompt_is_that_of_the_array(head):
     codec = TextCodec(Vocabulary(LETTERS))
     prompt, whole = LongPrompt(np.array(head, np.int64), GivenText("To be", codec)), [*head, *codec.encode("To be")]
     assert len(prompt) == len(whole)
@@ -76,8 +76,8 @@ def test_any_part_of_it_is_that_of_the_array(head):
     assert prompt[:].tolist() == whole
 
 
-async def test_others_have_the_event_loop_between_its_parts(tiny, monkeypatch):
-    """Whoever waits for it waits for `CHECKED_AT_ONCE` characters at most, however long a prompt is."""
+async def test_other_calls_get_the_event_loop_between_the_parts(tiny, monkeypatch):
+    """Another call waits for `CHECKED_AT_ONCE` characters at most, however long a prompt is."""
     model = Model(tiny, Decoder(tiny, CPU), 4, 0, 0.010)
     service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), ServerConfig())
     seen, turns, reads = {}, 0, threading.Event()

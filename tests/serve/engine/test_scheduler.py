@@ -1,4 +1,4 @@
-"""Which rows are in which round: the scheduler by itself, on a machine whose steps take as long as we say."""
+"""Which rows are in which round: the scheduler alone, with simulated times of steps."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ PLAIN_SAMPLING, FILTERED = Sampling(), Sampling(top_k=3)
 
 
 class Machine:
-    """Rows and a scheduler; every reader reads at once."""
+    """Rows and a scheduler; every reader reads immediately."""
 
     def __init__(self, slots=64, step=STEP):
         self.rows = Rows(slots, 5)
@@ -65,7 +65,7 @@ def slots_of(rounds):
     return [sorted(r.slots.tolist()) for r in rounds]
 
 
-def test_who_has_no_character_yet_has_a_round_between_two_of_a_turn():
+def test_a_newcomer_has_a_round_between_two_rounds_of_a_turn():
     machine = Machine()
     machine.enter(0)
     machine.enter(1)
@@ -74,11 +74,11 @@ def test_who_has_no_character_yet_has_a_round_between_two_of_a_turn():
     newcomer, after = machine.rounds(2)
     assert newcomer.newcomers
     assert (newcomer.slots.tolist(), newcomer.time) == ([2], 6)
-    assert sorted(after.slots.tolist()) == [0, 1, 2]  # there is place for it in the turn
+    assert sorted(after.slots.tolist()) == [0, 1, 2]  # the turn has capacity for it
     assert not after.newcomers
 
 
-def test_a_turn_is_of_the_same_rows_until_its_time_is_over():
+def test_a_turn_keeps_its_rows_until_its_time_is_over():
     machine = Machine()
     for slot in range(2 * MAX_ROWS):
         machine.enter(slot)
@@ -89,7 +89,7 @@ def test_a_turn_is_of_the_same_rows_until_its_time_is_over():
     assert slots_of(rounds) == ([[0, 1, 2, 3]] * 3 + [[4, 5, 6, 7]] * 3) * 2
 
 
-def test_where_a_step_takes_long_a_turn_is_some_characters():
+def test_a_turn_has_several_characters_even_if_a_step_takes_long():
     machine = Machine(step=0.008)
     for slot in range(2 * MAX_ROWS):
         machine.enter(slot)
@@ -108,7 +108,7 @@ def test_few_rows_have_short_rounds_unless_one_is_alone():
 
 
 def test_newcomers_take_no_more_time_than_the_others():
-    """Without end, each with a prompt as long as a round."""
+    """An endless sequence of them, each with a prompt as long as a round."""
     machine = Machine()
     machine.enter(0)
     machine.round()
@@ -122,8 +122,8 @@ def test_newcomers_take_no_more_time_than_the_others():
     assert times[True] > 0.3 * times[False]
 
 
-def test_where_calls_wait_for_a_slot_newcomers_have_no_rounds_of_their_own():
-    """One that has the slot of another which has ended has its place in the turn."""
+def test_newcomers_have_no_rounds_of_their_own_while_calls_wait_for_a_slot():
+    """A newcomer in the slot of a stream that has ended takes its part in the turn."""
     machine = Machine()
     machine.enter(0, count=30)  # it ends in the second of three rounds
     for slot in range(1, 2 * MAX_ROWS):
@@ -147,7 +147,7 @@ def test_a_long_prompt_takes_turns():
     assert not any(r.newcomers for r in machine.rounds(4))
 
 
-def test_newcomers_of_like_prompts_go_together():
+def test_newcomers_with_similar_prompts_share_a_round():
     machine = Machine()
     for slot, prompt in enumerate([1, 19, 2, 20, 1]):
         machine.enter(slot, prompt=prompt)
@@ -157,7 +157,7 @@ def test_newcomers_of_like_prompts_go_together():
     assert second.newcomers
 
 
-def test_of_many_prompts_some_are_read_before_all_are_begun():
+def test_some_of_many_prompts_are_finished_before_all_are_begun():
     machine = Machine()
     for slot in range(3 * MAX_ROWS):
         machine.enter(slot, prompt=30)
@@ -166,7 +166,7 @@ def test_of_many_prompts_some_are_read_before_all_are_begun():
     assert sorted(left.tolist()) == [0] * MAX_ROWS + [29] * 2 * MAX_ROWS
 
 
-def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
+def test_a_round_has_rows_of_one_kind_and_both_kinds_advance():
     machine = Machine()
     for slot in range(4):
         machine.enter(slot, sampling=FILTERED if slot % 2 else PLAIN_SAMPLING)
@@ -176,7 +176,7 @@ def test_rows_of_one_kind_go_together_and_both_kinds_get_on():
     assert made.max() < 1.5 * made.min()
 
 
-def test_who_has_nothing_to_do_is_in_no_round():
+def test_a_stream_that_cannot_advance_is_in_no_round():
     machine = Machine()
     assert machine.plan() is None
     machine.enter(0, pace=10.0)
@@ -185,10 +185,17 @@ def test_who_has_nothing_to_do_is_in_no_round():
     assert machine.round().time == 1
 
 
-def test_rows_go_together_that_can_go_about_as_far():
+def test_rows_that_can_go_about_as_far_share_a_round():
     rows = np.arange(6)
     even, mixed = np.array([30, 30, 29, 3, 30, 30]), np.array([30, 1, 1, 2, 1, 1])
-    assert _companions(rows, even, 3).tolist() == [0, 1, 2, 3, 4, 5]  # one in vain is cheaper than a round of its own
+    assert _companions(rows, even, 3).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]  # one wasted row is cheaper than its own round
     assert _companions(rows, mixed, 0).tolist() == [0]
     assert _companions(rows, mixed, 3).tolist() == [1, 2, 3, 4, 5]
     assert _companions(rows[1:], mixed, 2).tolist() == [1, 2, 3, 4, 5]
@@ -196,7 +203,7 @@ def test_rows_go_together_that_can_go_about_as_far():
 
 streams = st.builds(
     dict,
-    at=st.integers(0, 30),  # the number of the round before which it comes
+    at=st.integers(0, 30),  # the number of the round before which it joins
     count=st.integers(1, 300),
     prompt=st.integers(1, 120),
     pace=st.sampled_from([0.0, 0.0, 50.0, 3000.0]),
@@ -206,7 +213,7 @@ streams = st.builds(
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.lists(streams, min_size=1, max_size=20), st.sampled_from([0.0001, STEP, 0.003, 0.02]), st.data())
-def test_every_stream_gets_what_it_asked_for(coming, step, data):
+def test_every_stream_gets_all_its_characters(coming, step, data):
     machine = Machine(step=step)
     crowded = data.draw(st.lists(st.booleans(), min_size=1, max_size=30), "crowded")
     done = rounds = 0
@@ -236,8 +243,8 @@ def test_every_stream_gets_what_it_asked_for(coming, step, data):
 
 @pytest.mark.parametrize("is_crowded", [False, True])
 @pytest.mark.parametrize("others", [1, 3, 30])
-def test_nobody_waits_for_more_than_a_turn_of_each_of_the_others(others, is_crowded):
-    """While newcomers come and go, everybody is served within about what those before it take, twice that at most."""
+def test_a_stream_waits_for_about_one_turn_of_each_of_the_others(others, is_crowded):
+    """While newcomers come and go, a stream waits for twice the time of the turns before its own, at most."""
     machine, chance = Machine(), np.random.default_rng(others)
     machine.is_crowded = is_crowded
     for slot in range(others):

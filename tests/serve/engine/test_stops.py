@@ -1,4 +1,4 @@
-"""Stop strings: the finder against the obvious way to do it, and streams of a real server that end with them."""
+"""Stop strings: the finder against a simple reference, and streams of a real server that end with them."""
 
 import random
 
@@ -29,7 +29,7 @@ def texts(alphabet):
 @example((["ab", "b"], ["a", "b"]), False)
 @example((["b", "ab"], ["a", "b"]), True)
 @example((["aab"], ["a", "a", "a", "b"]), False)
-def test_what_goes_out_is_all_that_is_no_stop_and_cannot_become_one(case, include):
+def test_all_text_is_released_that_cannot_become_a_stop(case, include):
     stops, pieces = case
     finder, known, out = StopFinder(stops, include), "", ""
     for piece in pieces:
@@ -54,7 +54,7 @@ def test_what_goes_out_is_all_that_is_no_stop_and_cannot_become_one(case, includ
 @example((["aab"], ["aa", "a", "b"]), False, {0, 1})
 @example((["abab", "ba"], ["ab", "ab"]), False, {0})
 def test_a_stop_is_found_across_resumes(case, include, cuts):
-    """After some pieces, what is held back goes out, because it was all that was asked for, and another goes on."""
+    """After some pieces the held back text is released, because the text was complete, and another finder continues."""
     stops, pieces = case
     finder, known, out = StopFinder(stops, include), "", ""
     for at, piece in enumerate(pieces):
@@ -83,7 +83,7 @@ def test_a_stop_is_found_across_resumes(case, include, cuts):
 
 @pytest.fixture(scope="module")
 def generate(server):
-    """Messages of a call with a seed of 42, unless told otherwise."""
+    """The messages of a call with a seed of 42, unless given another."""
     with grpc.insecure_channel(server.target) as channel:
         stub = TextGenerationStub(channel)
 
@@ -105,7 +105,7 @@ def joined(messages):
 
 
 def finish(messages):
-    """How it ended, having checked what is true of any end."""
+    """The finish reason, after checks that hold for any end."""
     last = messages[-1]
     position = messages[0].position
     for message in messages:
@@ -137,7 +137,7 @@ def test_the_text_ends_before_or_after_the_stop(generate, text, length, include)
 
 
 def test_stops_of_all_kinds(generate, text):
-    """Some are in the text, some nearly; limits cut some of them off."""
+    """Some are in the text, some almost; limits cut some off."""
     chance = random.Random(3)
     ends = set()
     for _ in range(60):
@@ -157,7 +157,7 @@ def test_stops_of_all_kinds(generate, text):
     assert ends == {"STOP", "LENGTH"}
 
 
-def test_the_first_to_be_complete_of_several(generate, text):
+def test_of_several_stops_the_first_to_be_complete_ends_the_text(generate, text):
     long, short = text[20:60], text[50:55]  # the short one is complete first, within the long one
     assert joined(generate(prompt="To be", stop=[long, short], max_chars=300)) == text[: text.index(short)]
     inner = text[55:60]  # complete at the same time
@@ -165,7 +165,7 @@ def test_the_first_to_be_complete_of_several(generate, text):
         assert joined(generate(prompt="To be", stop=[inner, long], max_chars=300)) == text[:20]
 
 
-def test_the_very_first_character(generate, text):
+def test_the_very_first_character_may_be_a_stop(generate, text):
     (message,) = generate(prompt="To be", stop=[text[0]], max_chars=300)
     assert (message.text, message.position, message.seed) == ("", 0, 42)
     assert finish([message]) == "STOP"
@@ -174,8 +174,8 @@ def test_the_very_first_character(generate, text):
     assert finish([message]) == "STOP"
 
 
-def test_the_prompt_does_not_count(generate, tiny):
-    """Neither what is in it nor what begins there."""
+def test_stops_are_not_looked_for_in_the_prompt(generate, tiny):
+    """Neither those inside it nor those that begin in it."""
     for prompt in ("Zebra", "ab"):
         free = reference(tiny, prompt, 42, 200)
         stops = [prompt, prompt[-1] + free[:3]]
@@ -241,8 +241,7 @@ def test_the_token_of_a_stopped_stream_is_at_the_end_of_its_text(generate, tiny,
     assert finish([again]) == "STOP"
 
 
-def test_stops_in_company(server, tiny):
-    """Streams with and without stops, of all kinds, side by side."""
+def test_streams_with_and_without_stops_run_together(server, tiny):
     with grpc.insecure_channel(server.target) as channel:
         stub, calls = TextGenerationStub(channel), []
         for seed in range(40):
@@ -275,7 +274,7 @@ def test_stops_in_company(server, tiny):
     ],
     ids=["empty", "one empty", "33", "long", "long together"],
 )
-def test_stops_without_meaning_are_refused(server, stops, message):
+def test_invalid_stops_are_refused(server, stops, message):
     with grpc.insecure_channel(server.target) as channel:
         error, details = refusal(TextGenerationStub(channel).Generate(pb.GenerateRequest(stop=stops)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -284,7 +283,7 @@ def test_stops_without_meaning_are_refused(server, stops, message):
     assert violation.field == "stop"
 
 
-def test_as_many_and_as_long_as_allowed(generate, text):
+def test_as_many_stops_as_long_as_allowed(generate, text):
     for stops in (
         ["漢" * 10_000],
         [text[:100] * 50 + "Q"],

@@ -1,4 +1,4 @@
-"""A text depends on the bundle, the prompt, the parameters and the seed: not on company, chunks or readers."""
+"""A text depends on the bundle, the prompt, the parameters and the seed, not on other streams, rounds or readers."""
 
 import asyncio
 import time
@@ -27,13 +27,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("prompt", "parameters"), CASES, ids=lambda value: str(value)[:30])
-def test_text_is_the_serving_graphs(server, tiny, prompt, parameters):
+def test_text_is_that_of_the_serving_graph(server, tiny, prompt, parameters):
     with server.client() as client:
         text = "".join(client.generate(prompt, max_chars=1500, seed=42, **parameters))
     assert text == reference(tiny, prompt, 42, 1500, **parameters)
 
 
-def test_default_parameters_are_the_contracts(server, tiny):
+def test_default_parameters_are_those_of_the_contract(server, tiny):
     with server.client() as client:
         messages = list(client.stream(pb.GenerateRequest(max_chars=50)))
     assert "".join(m.text for m in messages) == reference(tiny, "", messages[0].seed, 50)
@@ -45,7 +45,7 @@ def test_the_largest_seed_works(server, tiny):
 
 
 async def test_text_is_the_same_among_200_others(server, tiny):
-    """Others of all kinds come and go, some of them cancelled half-way."""
+    """Streams of all kinds come and go, some of them cancelled half-way."""
 
     async def other(client, index):
         prompt, parameters = CASES[index % len(CASES)]
@@ -80,7 +80,7 @@ def test_text_is_the_same_in_rounds_of_any_length(tiny_folder, tiny, millisecond
 
 
 def test_text_is_the_same_for_a_slow_reader(server, tiny):
-    """A reader that stops is parked after a bounded amount, costs nothing, and goes on where it was."""
+    """A stream whose reader stops is parked after a bounded amount, costs nothing, and continues where it was."""
     count = 130_000
     # Left to itself, gRPC's client reads megabytes ahead of its application.
     options = [("grpc.http2.bdp_probe", 0)]
@@ -164,7 +164,7 @@ def test_paced_streams_keep_their_pace(server, tiny):
     assert text == reference(tiny, "x", 1, 41)
 
 
-def test_endless_streams_run_until_told_otherwise(server):
+def test_endless_streams_run_until_they_are_cancelled(server):
     with server.client() as client:
         pieces = client.generate("x", seed=1)
         count = 0

@@ -1,4 +1,4 @@
-"""Several models in one server: turns by time, and bundles that come, change and go while streams run."""
+"""Several models in one server: turns by time, and bundles that are added, changed and removed while streams run."""
 
 import asyncio
 import shutil
@@ -34,7 +34,7 @@ PACE = 150  # characters a second
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Bundles to be copied: `old` and `new` are both named `a`."""
+    """Bundles to copy from: `old` and `new` are both named `a`."""
     folder = tmp_path_factory.mktemp("store")
     for at, name in enumerate(["old/a", "new/a", "b", "c"]):
         save_bundle(make_run(seed=at, hidden=16 + 8 * at), folder / name)
@@ -50,7 +50,7 @@ def served(tmp_path, store):
 
 
 def put(source, target):
-    """Copy a bundle's folder to where there may be one."""
+    """Copy the folder of a bundle to a place where there may be one."""
     aside = target.with_name(f".{target.name}.new")
     shutil.copytree(source, aside)
     if target.exists():
@@ -71,7 +71,7 @@ def text(client, model=""):
 
 
 class Paced:
-    """A stream that takes its time, with the text of `text`."""
+    """A slow stream of the text of `text`."""
 
     def __init__(self, client, model=""):
         sampling = pb.Sampling(seed=5)
@@ -81,7 +81,7 @@ class Paced:
         self.text = next(self.messages).text
 
     def read(self, count):
-        """So many more characters."""
+        """Read so many more characters."""
         wanted = len(self.text) + count
         while len(self.text) < wanted:
             self.text += next(self.messages).text
@@ -90,7 +90,7 @@ class Paced:
 # ---- a server and its signals
 
 
-def test_bundles_come_change_and_go_while_a_stream_runs(served, store):
+def test_bundles_are_added_changed_and_removed_while_a_stream_runs(served, store):
     with run_server(served) as running, running.client() as client:
         assert running.line.endswith("(models: a, b; provider: CPUExecutionProvider)\n")
         old = text(client, "a")
@@ -121,7 +121,7 @@ def test_bundles_come_change_and_go_while_a_stream_runs(served, store):
         assert f"({id_of(store / name)[:12]}) is unloaded" in "".join(log)
 
 
-def test_a_newcomer_that_is_damaged_is_refused_and_the_others_are_served(served, store):
+def test_a_damaged_new_bundle_is_refused_and_the_others_are_served(served, store):
     with run_server(served) as running, running.client() as client:
         before = text(client, "a"), text(client, "b")
         graph = served / "a" / "decode.onnx"
@@ -247,7 +247,7 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
-async def test_the_old_model_and_its_memory_are_gone_with_its_last_stream(served, store):
+async def test_an_old_model_and_its_memory_are_freed_after_its_last_stream(served, store):
     async with loaded(served) as models:
         old, kept = models.served
         decoder = weakref.ref(old.engine._decoder)
@@ -266,7 +266,7 @@ async def test_the_old_model_and_its_memory_are_gone_with_its_last_stream(served
         assert decoder() is None
 
 
-async def test_a_stream_ends_with_the_text_that_it_began(served, store):
+async def test_a_stream_ends_on_the_model_on_which_it_began(served, store):
     async with loaded(served) as models:
         old = models.default
         expected = await text_of(old, spec(30_000))
@@ -281,7 +281,7 @@ async def test_a_stream_ends_with_the_text_that_it_began(served, store):
         await until(lambda: len(models.all) == 2)
 
 
-async def test_the_order_is_the_one_given_whatever_changes(served, store, tmp_path):
+async def test_models_keep_the_order_given_whatever_changes(served, store, tmp_path):
     async with loaded(store / "c", served) as models:
         assert models.names == ["c", "a", "b"]
         put(store / "new/a", served / "a")
@@ -316,8 +316,8 @@ async def test_the_last_model_stays(served):
         assert models.served == before
 
 
-async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
-    """A bundle that is whole, and fails in ONNX Runtime."""
+async def test_a_bundle_that_cannot_be_loaded_is_refused(served, store, monkeypatch):
+    """A complete bundle that fails in ONNX Runtime."""
     make = model_maker(ServerConfig([], max_streams=8), print)
     fails = [StartError("ONNX Runtime does not want it"), RuntimeError("out of memory")]
 
@@ -339,7 +339,7 @@ async def test_what_cannot_be_loaded_is_refused(served, store, monkeypatch):
     assert engines() == 0
 
 
-async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
+async def test_streams_and_the_event_loop_run_while_a_bundle_loads(served, store):
     make = model_maker(ServerConfig([], max_streams=8), print)
     proceed = threading.Event()
 
@@ -362,7 +362,7 @@ async def test_while_it_loads_streams_and_the_event_loop_go_on(served, store):
     assert engines() == 0
 
 
-async def test_who_is_asked_for(served, store):
+async def test_models_are_found_by_name_and_id(served, store):
     async with loaded(served) as models:
         assert models.by_name("b").bundle.name == "b"
         assert models.by_id_prefix(id_of(store / "b")[:32]) is models.by_name("b")
@@ -376,7 +376,7 @@ async def test_who_is_asked_for(served, store):
 
 
 class Timed(Decoder):
-    """A decoder that counts the seconds of its rounds, and how many decoders are in one at once."""
+    """A decoder that counts the seconds of its rounds, and how many decoders run one at the same time."""
 
     inside, most = 0, 0
     lock = threading.Lock()
@@ -399,8 +399,8 @@ class Timed(Decoder):
                 Timed.inside -= 1
 
 
-async def test_busy_models_have_the_engine_for_equal_times(store):
-    """One in long rounds, one in short ones: as many rounds each would be a tenth of the time."""
+async def test_busy_models_get_equal_time(store):
+    """One has long rounds, one short ones: equal numbers of rounds would give it a tenth of the time."""
     device_turns, models, readers = DeviceTurns(1), [], []
 
     async def read(model, seed):
