@@ -1,11 +1,14 @@
-"""What the documentation names exists: links, files, commands, options; and markdown has one sentence a line."""
+"""What the documentation names exists: links, files, commands, options, imports; markdown has one sentence a line."""
 
+import ast
 import io
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -97,3 +100,22 @@ def test_commands_and_their_options_exist(page):
             options = [word.partition("=")[0] for word in words if word.startswith("--")]
             unknown += [f"{' '.join(names)} {option}" for option in options if option not in known]
     assert unknown == []
+
+
+@every_page
+def test_python_is_valid_and_imports_what_exists(page):
+    lost = []
+    for language, block in FENCE.findall(page.read_text()):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("rill"):
+                module = import_module(str(node.module))
+                lost += [name.name for name in node.names if not hasattr(module, name.name)]
+    assert lost == []
+
+
+def test_keys_of_the_example_configuration_are_options_of_the_server():
+    blocks = FENCE.findall((ROOT / "docs" / "operations" / "README.md").read_text())
+    (configuration,) = [block for language, block in blocks if language == "toml"]
+    assert {f"--{key}" for key in tomllib.loads(configuration)} <= options_of("serve")
