@@ -278,6 +278,7 @@ class InteractProtocol(Attempts):
             if not step.event:
                 step.event = fed
                 self.progressed()
+            self._send_steps()
 
     def _snapshot(self, snapshot: pb.InteractResponse.Snapshot) -> None:
         done = None
@@ -389,6 +390,8 @@ class InteractProtocol(Attempts):
         if not self._is_open or self._catching_up:
             return
         for step in [step for step in self._steps if not step.is_sent]:
+            if self._awaited and isinstance(self._awaited[-1], _Feed):
+                return  # where a feed is refused, gRPC for asyncio loses the reason if another action is on its way
             match step:
                 case _Feed():
                     self._act(feed=step.text)

@@ -142,7 +142,7 @@ def test_errors_are_reported_before_any_text(tmp_path, server, tiny_folder, caps
         ([good, *target, *tiny], 2, "error: give either a bundle or --target"),
         ([good, *tiny, "--model", "tiny"], 2, "error: --model goes with --target"),
         ([good, *target, "--device", "cpu"], 2, "error: --device goes with a bundle"),
-        ([good, *tiny, "--device", "tpu"], 2, "error: --device 'tpu' is none of"),
+        ([good, *tiny, "--device", "tpu"], 2, "error: --device 'tpu' is not"),
         ([good, "--bundle", tmp_path], 2, "has no manifest.json"),
         ([good, "--target", "127.0.0.1:1"], 1, "(UNAVAILABLE)\n"),
         ([good, "--target", "a,,b"], 2, "error: target must be HOST:PORT or several"),

@@ -349,8 +349,9 @@ def test_a_pause_during_an_outage_ends_the_text_at_once(protocol, sent):
     assert protocol.ended(None) == 0
     protocol.connected(sent.append)
     protocol.received(Event(opened=Event.Opened()))
-    assert [request.WhichOneof("action") for request in sent[-3:]] == ["open", "feed", "snapshot"]
+    assert [request.WhichOneof("action") for request in sent[-2:]] == ["open", "feed"]
     protocol.received(Event(fed=Event.Fed(chars=1)))
+    assert sent[-1].WhichOneof("action") == "snapshot"  # not before: a feed that is refused keeps its reason
     assert fed.take().chars == 1
 
 
