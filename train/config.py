@@ -5,7 +5,7 @@ it comes from the command line, a recipe or config.json, is checked by them.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from rill.train.errors import ConfigError, did_you_mean
@@ -77,25 +77,16 @@ class ModelConfig(_Section):
     between the layers and before the output layer, in training only.
     """
 
-    task: str = field(
-        default="generate", metadata=one_of(MODEL, "predict the next symbol, or label each symbol", "generate", "tag")
-    )
-    cell: str = field(default="gru", metadata=one_of(MODEL, "recurrent cell; rnn is tanh", "gru", "lstm", "rnn"))
-    reset: str = field(
-        default="after",
-        metadata=one_of(MODEL, "where a GRU's reset gate acts: after or before the product", "after", "before"),
-    )
-    layers: int = field(default=1, metadata=whole(MODEL, "recurrent layers", 1, MAX_LAYERS))
-    hidden: int = field(default=256, metadata=whole(MODEL, "units per layer", 1, MAX_UNITS))
-    embedding: int = field(default=0, metadata=whole(MODEL, "size of the embedding; 0: one-hot input", 0, MAX_UNITS))
-    bias: bool = field(default=True, metadata=truth(MODEL, "recurrent layers without biases"))
-    residual: bool = field(
-        default=False, metadata=truth(MODEL, "add each layer's input to its output, from layer 2 on")
-    )
-    bidirectional: bool = field(default=False, metadata=truth(MODEL, "read in both directions (--task tag only)"))
-    dropout: float = field(
-        default=0.0, metadata=number(MODEL, "dropout between layers and before the output layer", "P", below=1.0)
-    )
+    task: str = one_of("generate", MODEL, "predict the next symbol, or label each symbol", "generate", "tag")
+    cell: str = one_of("gru", MODEL, "recurrent cell; rnn is tanh", "gru", "lstm", "rnn")
+    reset: str = one_of("after", MODEL, "where a GRU's reset gate acts: after or before the product", "after", "before")
+    layers: int = whole(1, MODEL, "recurrent layers", 1, MAX_LAYERS)
+    hidden: int = whole(256, MODEL, "units per layer", 1, MAX_UNITS)
+    embedding: int = whole(0, MODEL, "size of the embedding; 0: one-hot input", 0, MAX_UNITS)
+    bias: bool = truth(True, MODEL, "recurrent layers without biases")
+    residual: bool = truth(False, MODEL, "add each layer's input to its output, from layer 2 on")
+    bidirectional: bool = truth(False, MODEL, "read in both directions (--task tag only)")
+    dropout: float = number(0.0, MODEL, "dropout between layers and before the output layer", "P", below=1.0)
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -140,112 +131,75 @@ class TrainingConfig(_Section):
     `start` is the run folder that the initial weights came from, if any; `recipe` names the source of these values.
     """
 
-    recipe: str = field(default="", metadata=text(GENERAL, "take the values of a published result", "NAME"))
-    corpus: tuple[str, ...] = field(
-        default=(),
-        metadata=texts(
-            GENERAL,
-            "text files, folders (their .txt and .md files), - (standard input), shakespeare, sanguo or pydoc;"
-            " with --task tag: JSON lines, or subtraction:BITS;"
-            " required unless a run is resumed or the recipe names a corpus",
-            "SPEC",
-        ),
+    recipe: str = text("", GENERAL, "take the values of a published result", "NAME")
+    corpus: tuple[str, ...] = texts(
+        (),
+        GENERAL,
+        "text files, folders (their .txt and .md files), - (standard input), shakespeare, sanguo or pydoc;"
+        " with --task tag: JSON lines, or subtraction:BITS;"
+        " required unless a run is resumed or the recipe names a corpus",
+        "SPEC",
     )
-    validation_corpus: tuple[str, ...] = field(default=(), metadata=texts(DATA, "hold out another corpus", "SPEC"))
+    validation_corpus: tuple[str, ...] = texts((), DATA, "hold out another corpus", "SPEC")
     corpus_sha256: str = ""
-    prepare: str = field(
-        default="none",
-        metadata=one_of(
-            DATA,
-            "letters: lower-case letters and single spaces only; line: newlines become spaces",
-            *("none", "letters", "line"),
-        ),
+    prepare: str = one_of(
+        "none",
+        DATA,
+        "letters: lower-case letters and single spaces only; line: newlines become spaces",
+        *("none", "letters", "line"),
     )
-    characters: int = field(default=0, metadata=whole(DATA, "use the first N characters only; 0: all"))
-    min_count: int = field(default=1, metadata=whole(DATA, "characters that occur less often become <unk>", 1))
-    validation: float = field(
-        default=0.1, metadata=number(DATA, "fraction held out at the end of the text", "FRACTION", below=1.0)
+    characters: int = whole(0, DATA, "use the first N characters only; 0: all")
+    min_count: int = whole(1, DATA, "characters that occur less often become <unk>", 1)
+    validation: float = number(0.1, DATA, "fraction held out at the end of the text", "FRACTION", below=1.0)
+    validation_characters: int = whole(0, DATA, "hold out the N characters after --characters; 0: use --validation")
+    start: str = text("", GENERAL, "start with the weights and the vocabulary of another run", "RUN", flag="--from")
+    steps: int | None = whole(None, LENGTH, "optimizer steps", 1)
+    epochs: int | None = whole(None, LENGTH, f"passes over the text (default {DEFAULT_EPOCHS} without a length)", 1)
+    max_minutes: float | None = number(None, LENGTH, "wall time, evaluation included", "M", zero=False)
+    patience: int = whole(0, TRAINING, "stop after N evaluations without improvement; 0: never")
+    batch: int = whole(32, TRAINING, "windows per batch", 1)
+    window: int = whole(64, TRAINING, "characters per window", 1)
+    sampling: str = one_of(
+        "sequential",
+        TRAINING,
+        "sequential windows, which carry the state over, or random ones",
+        *("sequential", "random"),
     )
-    validation_characters: int = field(
-        default=0, metadata=whole(DATA, "hold out the N characters after the first --characters; 0: use --validation")
+    accumulate: int = whole(1, TRAINING, "batches per step", 1)
+    optimizer: str = one_of("adamw", TRAINING, "optimizer", "adamw", "sgd", "rmsprop")
+    momentum: float = number(0.0, TRAINING, "momentum of sgd and rmsprop", "M", below=1.0)
+    learning_rate: float = number(5e-3, TRAINING, "peak learning rate", "R", zero=False)
+    warmup: int = whole(100, TRAINING, "steps of linear warm-up")
+    schedule: str = one_of("cosine", TRAINING, "learning rate after the warm-up; cosine: to 1 %", "cosine", "constant")
+    weight_decay: float = number(0.01, TRAINING, "weight decay", "R")
+    clip: float = number(1.0, TRAINING, "largest norm of the gradient; 0: no limit", "N")
+    initialization: str = one_of(
+        "default", TRAINING, "initial weights; default: PyTorch's", "default", "normal", "orthogonal"
     )
-    start: str = field(
-        default="",
-        metadata=text(GENERAL, "start with the weights and the vocabulary of another run", "RUN", flag="--from"),
+    scratch: bool = truth(False, TRAINING, "compute cells by their written-out equations")
+    precision: str = one_of("fp32", TRAINING, "arithmetic; bf16 is autocast, for GPUs", "fp32", "bf16")
+    keep: str = one_of("best", TRAINING, "weights to keep: best by validation, or last", "best", "last")
+    seed: int = whole(0, TRAINING, "seed of weights, dropout and random windows", 0, 2**64 - 1)
+    device: str = text(
+        "auto",
+        TRAINING,
+        "auto (the GPU if there is one), cpu, cuda or cuda:N",
+        "DEVICE",
+        form="auto, cpu, cuda or cuda:N",
+        pattern="auto|cpu|cuda(:[0-9]+)?",
     )
-    steps: int | None = field(default=None, metadata=whole(LENGTH, "optimizer steps", 1))
-    epochs: int | None = field(
-        default=None,
-        metadata=whole(LENGTH, f"passes over the text (default {DEFAULT_EPOCHS} if no length is given)", 1),
+    threads: int = whole(
+        0,
+        TRAINING,
+        "CPU threads; 0: one per core, or under --max-minutes a single one where that is faster",
+        0,
+        MAX_THREADS,
     )
-    max_minutes: float | None = field(
-        default=None, metadata=number(LENGTH, "wall time, evaluation included", "M", low_included=False)
-    )
-    patience: int = field(default=0, metadata=whole(TRAINING, "stop after N evaluations without improvement; 0: never"))
-    batch: int = field(default=32, metadata=whole(TRAINING, "windows per batch", 1))
-    window: int = field(default=64, metadata=whole(TRAINING, "characters per window", 1))
-    sampling: str = field(
-        default="sequential",
-        metadata=one_of(
-            TRAINING,
-            "sequential windows, which carry the state over, or random ones",
-            *("sequential", "random"),
-        ),
-    )
-    accumulate: int = field(default=1, metadata=whole(TRAINING, "batches per step", 1))
-    optimizer: str = field(default="adamw", metadata=one_of(TRAINING, "optimizer", "adamw", "sgd", "rmsprop"))
-    momentum: float = field(default=0.0, metadata=number(TRAINING, "momentum of sgd and rmsprop", "M", below=1.0))
-    learning_rate: float = field(default=5e-3, metadata=number(TRAINING, "peak learning rate", "R", low_included=False))
-    warmup: int = field(default=100, metadata=whole(TRAINING, "steps of linear warm-up"))
-    schedule: str = field(
-        default="cosine",
-        metadata=one_of(TRAINING, "learning rate after the warm-up; cosine ends at 1 %", "cosine", "constant"),
-    )
-    weight_decay: float = field(default=0.01, metadata=number(TRAINING, "weight decay", "R"))
-    clip: float = field(default=1.0, metadata=number(TRAINING, "largest norm of the gradient; 0: no limit", "N"))
-    initialization: str = field(
-        default="default",
-        metadata=one_of(TRAINING, "initial weights; `default` are PyTorch's", "default", "normal", "orthogonal"),
-    )
-    scratch: bool = field(default=False, metadata=truth(TRAINING, "compute cells by their written-out equations"))
-    precision: str = field(
-        default="fp32", metadata=one_of(TRAINING, "arithmetic; bf16 is autocast, for GPUs", "fp32", "bf16")
-    )
-    keep: str = field(
-        default="best",
-        metadata=one_of(TRAINING, "weights to keep: best by validation, or last", "best", "last"),
-    )
-    seed: int = field(default=0, metadata=whole(TRAINING, "seed of weights, dropout and random windows", 0, 2**64 - 1))
-    device: str = field(
-        default="auto",
-        metadata=text(
-            TRAINING,
-            "auto (the GPU if there is one), cpu, cuda or cuda:N",
-            "DEVICE",
-            form="auto, cpu, cuda or cuda:N",
-            pattern="auto|cpu|cuda(:[0-9]+)?",
-        ),
-    )
-    threads: int = field(
-        default=0,
-        metadata=whole(
-            TRAINING,
-            "CPU threads; 0: one per core, or under --max-minutes a single one where that is faster",
-            0,
-            MAX_THREADS,
-        ),
-    )
-    evaluate_every: int = field(
-        default=0, metadata=whole(EVALUATION, "steps between evaluations; 0: twenty evaluations over the run")
-    )
-    evaluate_epochs: int = field(
-        default=0, metadata=whole(EVALUATION, "epochs between evaluations; 0: use --evaluate-every")
-    )
-    sample_every: int = field(
-        default=4, metadata=whole(EVALUATION, "evaluations between samples; 0: sample at the end only")
-    )
-    prefix: tuple[str, ...] = field(default=("",), metadata=texts(EVALUATION, "what each sample begins with", "TEXT"))
-    temperature: float = field(default=0.8, metadata=number(EVALUATION, "temperature of the samples", "T"))
+    evaluate_every: int = whole(0, EVALUATION, "steps between evaluations; 0: twenty evaluations over the run")
+    evaluate_epochs: int = whole(0, EVALUATION, "epochs between evaluations; 0: use --evaluate-every")
+    sample_every: int = whole(4, EVALUATION, "evaluations between samples; 0: sample at the end only")
+    prefix: tuple[str, ...] = texts(("",), EVALUATION, "what each sample begins with", "TEXT")
+    temperature: float = number(0.8, EVALUATION, "temperature of the samples", "T")
 
     def __post_init__(self) -> None:
         if sum(getattr(self, name) is not None for name in HORIZONS) != 1:

@@ -1,8 +1,9 @@
-"""The options of `rill train`, which the fields of the configurations declare as their metadata."""
+"""The options of `rill train`: functions that make fields of a dataclass, each with its option as metadata."""
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field
 from typing import Any
 
 # The groups of options in --help, in their order.
@@ -30,9 +31,6 @@ class Option:
     flag: str = ""
 
 
-Metadata = Mapping[str, Option]
-
-
 def option_of(declared: Field[Any]) -> Option | None:
     """The option that a field declares, if any."""
     return declared.metadata.get("option")
@@ -45,54 +43,60 @@ def flag_of(declared: Field[Any]) -> str:
     return (option and option.flag) or "--" + name.replace("_", "-")
 
 
-def whole(group: str, help: str, low: int = 0, high: int | None = None) -> Metadata:
+def whole(default: int | None, group: str, help: str, low: int = 0, high: int | None = None) -> Any:
     """A whole number from `low` to `high`."""
     limit = "" if high is None else f" and at most {high}"
 
     def accepts(value: Any) -> bool:  # bool is a subclass of int, but not a count
         return type(value) is int and value >= low and (high is None or value <= high)
 
-    return {"option": Option(group, help, int, "N", f"a whole number of at least {low}{limit}", accepts)}
+    return _field(default, Option(group, help, int, "N", f"a whole number of at least {low}{limit}", accepts))
 
 
 def number(
-    group: str, help: str, metavar: str, low: float = 0.0, below: float = float("inf"), low_included: bool = True
-) -> Metadata:
-    """A number with low <= number < below, or low < number < below."""
-    bound = "at least" if low_included else "more than"
-    limit = "" if below == float("inf") else f" and less than {below:g}"
+    default: float | None, group: str, help: str, metavar: str, below: float = math.inf, zero: bool = True
+) -> Any:
+    """A number from 0, which is included if `zero` is, to less than `below`."""
+    bound = "at least" if zero else "more than"
+    limit = "" if below == math.inf else f" and less than {below:g}"
 
     def accepts(value: Any) -> bool:
-        return type(value) in (int, float) and (low < value < below or (low_included and value == low))
+        return type(value) in (int, float) and (0 < value < below or (zero and value == 0))
 
-    return {"option": Option(group, help, float, metavar, f"a finite number, {bound} {low:g}{limit}", accepts)}
+    return _field(default, Option(group, help, float, metavar, f"a finite number, {bound} 0{limit}", accepts))
 
 
-def one_of(group: str, help: str, *choices: str) -> Metadata:
+def one_of(default: str, group: str, help: str, *choices: str) -> Any:
     """One of `choices`."""
     requirement = f"{', '.join(choices[:-1])} or {choices[-1]}"
     metavar = f"{{{','.join(choices)}}}"
-    return {"option": Option(group, help, str, metavar, requirement, lambda value: value in choices, choices)}
+    return _field(default, Option(group, help, str, metavar, requirement, lambda value: value in choices, choices))
 
 
-def truth(group: str, help: str) -> Metadata:
-    """True or false: a flag without a value."""
-    return {"option": Option(group, help, bool, "", "true or false", lambda value: isinstance(value, bool))}
+def truth(default: bool, group: str, help: str) -> Any:
+    """True or false: a flag without a value, which gives the opposite of the default."""
+    return _field(default, Option(group, help, bool, "", "true or false", lambda value: isinstance(value, bool)))
 
 
-def text(group: str, help: str, metavar: str, flag: str = "", form: str = "text", pattern: str = "(?s).*") -> Metadata:
+def text(
+    default: str, group: str, help: str, metavar: str, flag: str = "", form: str = "text", pattern: str = "(?s).*"
+) -> Any:
     """A string that matches `pattern`, which `form` describes."""
 
     def accepts(value: Any) -> bool:
         return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
-    return {"option": Option(group, help, str, metavar, form, accepts, flag=flag)}
+    return _field(default, Option(group, help, str, metavar, form, accepts, flag=flag))
 
 
-def texts(group: str, help: str, metavar: str) -> Metadata:
+def texts(default: tuple[str, ...], group: str, help: str, metavar: str) -> Any:
     """A tuple of strings."""
 
     def accepts(value: Any) -> bool:
         return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
 
-    return {"option": Option(group, help, str, metavar, "a list of strings", accepts, several=True)}
+    return _field(default, Option(group, help, str, metavar, "a list of strings", accepts, several=True))
+
+
+def _field(default: object, option: Option) -> Any:
+    return field(default=default, metadata={"option": option})
