@@ -44,18 +44,25 @@ class Environment:
         assert done.returncode == status, f"{program} {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    def pip(self, *arguments: str) -> str:
+        """Run the pip of this process on the environment, which has none; return what it prints."""
+        command = [sys.executable, "-m", "pip", "--python", self.path("python"), *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=clean_environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def packages(self) -> dict[str, str]:
         """Versions by normalised distribution name."""
-        done = self.run("python", "-m", "pip", "list", "--format", "freeze", cwd=self.folder)
-        found = dict(line.split("==") for line in done.stdout.splitlines() if "==" in line)
+        found = dict(line.split("==") for line in self.pip("list", "--format", "freeze").splitlines() if "==" in line)
         return {name.lower().replace("_", "-"): version for name, version in found.items()}
 
     def megabytes(self) -> float:
-        """Size of what was installed, as `du` counts it, without pip and setuptools."""
+        """Size of what was installed, as `du` counts it."""
         (site,) = self.folder.glob("lib/python*/site-packages")
-        ours = [str(path) for path in site.iterdir() if not path.name.startswith(("pip", "setuptools"))]
-        done = subprocess.run(["du", "-skc", *ours], capture_output=True, text=True, check=True)
-        return int(done.stdout.split()[-2]) / 1024
+        done = subprocess.run(["du", "-sk", site], capture_output=True, text=True, check=True)
+        return int(done.stdout.split()[0]) / 1024
 
 
 @dataclass
@@ -96,11 +103,11 @@ def create(
     folder: Path, requirements: Sequence[str], constrained: bool = True, python: str = sys.executable
 ) -> Environment:
     """Make an environment and install `requirements`, in the versions that development uses unless not constrained."""
-    subprocess.run([python, "-m", "venv", folder], check=True, env=clean_environment())
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True, env=clean_environment())
     environment = Environment(folder, 0.0)
     constraint = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
     start = time.monotonic()
-    environment.run("python", "-m", "pip", "install", "--quiet", *constraint, *requirements, cwd=folder, timeout=900)
+    environment.pip("install", "--quiet", *constraint, *requirements)
     environment.seconds = time.monotonic() - start
     return environment
 
