@@ -20,24 +20,12 @@ MISNAMED = (
     ("module", "forbidden"),
     [
         (
-            "rill.serve.command",
-            [
-                "torch",
-                "onnx",
-                "safetensors",
-                "rich",
-                "matplotlib",
-                "rill.train.nets.model",
-                "rill.export.graphs.serving",
-            ],
+            "rill.serve.operate.server",
+            ["torch", "onnx", "safetensors", "rich", "matplotlib", "rill.train", "rill.export"],
         ),
-        (
-            "rill.client.sync",
-            ["torch", "onnx", "onnxruntime", "numpy", "rill.train", "rill.export", "rich", "prompt_toolkit"],
-        ),
-        (
-            "rill.cli.main",
-            ["torch", "onnx", "onnxruntime", "numpy", "rill.train", "rill.export", "rich", "prompt_toolkit"],
+        *(
+            (name, ["torch", "onnx", "onnxruntime", "numpy", "rill.train", "rill.export", "rich", "prompt_toolkit"])
+            for name in ("rill.client.sync", "rill.client.aio", "rill.cli.main")
         ),
         ("rill.bundle", ["torch", "onnx", "onnxruntime"]),
         ("rill.sampling", ["torch", "onnx", "onnxruntime"]),
