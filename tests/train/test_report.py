@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from servers import ROOT
 
 import rill.train.record.recipe
+from rill.train.command import main as train
 from rill.train.command import parse_options
 from rill.train.config import HORIZONS, ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError
@@ -365,6 +366,12 @@ def test_without_its_recipe_a_run_is_given_in_full(tmp_path, capsys, recipes):
     expected_model, expected_training, _ = configured(before.command)
     assert model == expected_model
     assert training.to_json() == expected_training.to_json() | {"recipe": ""}
+
+
+def test_rill_train_report_is_this_command(tmp_path, capsys):
+    folder = make_folder(tmp_path / "run", TrainingConfig(steps=5))
+    expected = report(capsys, folder)
+    assert (train(["report", str(folder)]), *capsys.readouterr()) == expected
 
 
 def test_reporting_does_not_load_torch(tmp_path):
