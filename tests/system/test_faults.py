@@ -1,4 +1,4 @@
-"""Servers whose graph fails, and whose clients vanish: what the others get, and whether they go on."""
+"""Servers whose graph fails or whose clients vanish: what other clients get, and whether streams continue."""
 
 import select
 import signal
@@ -18,7 +18,7 @@ from rill.serve.operate.server import SERVICE
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
-# A server whose graph fails as often as the file that is its first argument says.
+# A server whose graph fails as often as the file named by its first argument says.
 FAILING = """
 import pathlib, sys
 from rill.serve.command import main
@@ -40,7 +40,7 @@ sys.exit(main())
 
 @pytest.fixture
 def failing(tiny_folder, tmp_path):
-    """A server, and what makes its graph fail some times from now on."""
+    """A server, and a function that makes its graph fail a number of times."""
 
     def fail(times):
         (tmp_path / "new").write_text(str(times))
@@ -51,7 +51,7 @@ def failing(tiny_folder, tmp_path):
 
 
 def test_the_last_message_before_the_status_has_a_token(failing):
-    """Of the place before the round: the text goes on from there as if nothing had been."""
+    """The token is of the position before the round: the text continues there as if nothing had happened."""
     server, fail = failing
     with grpc.insecure_channel(server.target) as channel:
         stub = TextGenerationStub(channel)
@@ -75,7 +75,7 @@ def test_the_last_message_before_the_status_has_a_token(failing):
     assert server.process.poll() is None
 
 
-def test_the_client_goes_on(failing):
+def test_the_client_continues(failing):
     server, fail = failing
     with server.client() as client:
         whole = "".join(client.generate("To be", max_chars=60_000, seed=4))
@@ -87,8 +87,8 @@ def test_the_client_goes_on(failing):
         assert got == whole
 
 
-def test_a_server_that_cannot_go_on_ends(failing):
-    """With what it failed of, and not 0; its streams have had an answer, and those that begin meanwhile."""
+def test_a_server_that_cannot_continue_ends(failing):
+    """It ends with the error and a status other than 0; all streams have been answered, new ones as well."""
     server, fail = failing
     with Client(server.target, retry_seconds=0) as client:
         pieces = client.generate(max_chars=0)
@@ -102,7 +102,7 @@ def test_a_server_that_cannot_go_on_ends(failing):
 
 
 class Wire:
-    """A connection to `target` that can be cut without anybody being told: nothing goes through, nothing is closed."""
+    """A connection to `target` that can be cut silently: nothing passes, nothing is closed."""
 
     def __init__(self, target):
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -130,7 +130,7 @@ class Wire:
 
 @pytest.mark.parametrize("busy", [True, False], ids=["reading", "idle"])
 def test_a_client_that_vanishes_is_noticed(tiny_folder, busy):
-    """No FIN, no answer: its slot is free all the same."""
+    """No FIN, no answer: its slot is freed all the same."""
     with (
         run_server(tiny_folder, "--keepalive-seconds", 1) as server,
         server.client() as other,
@@ -146,8 +146,8 @@ def test_a_client_that_vanishes_is_noticed(tiny_folder, busy):
         call.cancel()
 
 
-def test_many_at_once_find_no_place_and_know_why(tiny_folder):
-    """Each of those who are too many is told so, however many come: gRPC itself would cancel some."""
+def test_many_calls_at_once_are_refused_with_a_reason(tiny_folder):
+    """Every call beyond the limit gets its status, however many arrive: by itself, gRPC would cancel some."""
     with (
         run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -160,8 +160,8 @@ def test_many_at_once_find_no_place_and_know_why(tiny_folder):
         held.cancel()
 
 
-def test_those_who_find_no_place_need_not_say_what_they_want(tiny_folder):
-    """A full server answers without reading a request; with room again, it reads them as ever."""
+def test_a_full_server_refuses_calls_without_reading_them(tiny_folder):
+    """A full server answers without reading a request; with a free slot, it reads them again."""
     with (
         run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0, "--drain-seconds", 3) as server,
         server.client() as client,
@@ -186,7 +186,7 @@ def test_those_who_find_no_place_need_not_say_what_they_want(tiny_folder):
             assert error.retry_seconds == 1
             assert len(dict(caught.value.trailing_metadata())["x-request-id"]) == 16
         never.set()
-        assert client.models().streams_running == 1  # whoever asks for no stream is answered
+        assert client.models().streams_running == 1  # calls other than streams are answered
         held.cancel()
         wait_until(lambda: client.models().streams_running == 0)
         assert no_message(b"\xff").code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -195,15 +195,15 @@ def test_those_who_find_no_place_need_not_say_what_they_want(tiny_folder):
         next(held)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: client.models().draining)
-        assert stub.Generate(pb.GenerateRequest()).code() is grpc.StatusCode.UNAVAILABLE  # not: try again here
+        assert stub.Generate(pb.GenerateRequest()).code() is grpc.StatusCode.UNAVAILABLE  # not "try again here"
 
 
-# A reader that takes nothing holds up the server as soon as 64 KB are under way, and not when megabytes are.
+# A reader that takes nothing stops the server's writes after 64 KB in transit, not after megabytes.
 NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
 def test_a_reader_that_stops_is_ended(tiny_folder):
-    """Its slot is free, and it hears of it when it reads again; the text so far is the right one."""
+    """Its slot is freed, and it gets the status when it reads again; the text so far is right."""
     with (
         run_server(tiny_folder, "--stall-seconds", 1) as server,
         server.client() as other,
@@ -215,7 +215,7 @@ def test_a_reader_that_stops_is_ended(tiny_folder):
         talk = stub.Interact(iter([open_action(), generate_action()]))
         slow = stub.Generate(pb.GenerateRequest(chars_per_second=5, max_chars=20))
         wait_until(lambda: other.models().streams_running >= 3)
-        assert len("".join(message.text for message in slow)) == 20  # who only waits for its pace is none
+        assert len("".join(message.text for message in slow)) == 20  # a paced stream does not count as stalled
         wait_until(lambda: other.models().streams_running == 0)
         text = ""
         for call in (stalled, scored, talk):
@@ -247,8 +247,8 @@ def generate_action():
     return pb.InteractRequest(generate=pb.InteractRequest.Generate())
 
 
-def test_a_client_that_was_away_goes_on(tiny_folder, monkeypatch):
-    """Nothing of the text is lost, though the server has ended its stream meanwhile."""
+def test_a_client_that_was_away_continues(tiny_folder, monkeypatch):
+    """No text is lost although the server has ended the stream."""
     monkeypatch.setattr("rill.client.sync.CHANNEL_OPTIONS", NARROW)
     with run_server(tiny_folder, "--stall-seconds", 1) as server, server.client() as client, server.client() as other:
         whole = "".join(other.generate(max_chars=200_000, seed=2))

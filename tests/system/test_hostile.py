@@ -1,4 +1,4 @@
-"""Bundles made to do harm: their checksums are right, and what they hold is not what we export."""
+"""Malicious bundles: their checksums are right, but their content is not what Rill exports."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from rill.serve.operate.server import model_maker
 
 
 def external(location="secret", name="w"):
-    """A tensor whose data is in a file."""
+    """Return a tensor whose data is in a file."""
     tensor = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[8])
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
@@ -36,7 +36,7 @@ def constant(tensor):
 
 
 def branches(*nodes, initializers=()):
-    """An If with these in both branches."""
+    """Return an If node with these in both branches."""
     output = helper.make_tensor_value_info("c", TensorProto.UINT8, None)
     graph = helper.make_graph([*nodes], "branch", [], [output], list(initializers))
     return helper.make_node("If", ["condition"], ["out"], then_branch=graph, else_branch=graph)
@@ -103,7 +103,7 @@ def test_graphs_that_take_data_from_files_are_refused(tiny, change, graph):
 
 
 def test_a_tensor_in_two_halves_is_one(tiny):
-    """Of a field that may be there once, protobuf merges what is there twice; the last one alone looks harmless."""
+    """Protobuf merges two occurrences of a singular field; the last one alone looks harmless."""
     attribute = AttributeProto(name="value", type=AttributeProto.TENSOR, t=external(name=""))
     harmless = AttributeProto(t=TensorProto(name="x")).SerializeToString()
     node = helper.make_node("Constant", [], ["c"]).SerializeToString()
@@ -120,7 +120,7 @@ def varint(number):
 
 
 @pytest.mark.parametrize("data", [b"", b"ORTM", b"\x18\x00\x00\x00ORTM" + bytes(100), b"\xff" * 100, b"\x3a\xff"])
-def test_what_is_no_onnx_model_is_refused(tiny, data):
+def test_bytes_that_are_not_an_onnx_model_are_refused(tiny, data):
     with pytest.raises(StartError, match="'tiny'") as caught:
         Decoder(replace(tiny, graphs={**tiny.graphs, "decode": data}), CPU)
     assert "\n" not in str(caught.value)
@@ -135,7 +135,7 @@ def test_unknown_operators_are_refused(tiny):
     assert str(caught.value).isprintable()
 
 
-def test_vocabularies_in_graphs_that_are_no_lists_are_refused(tiny):
+def test_vocabularies_in_graphs_must_be_lists(tiny):
     for text in ("[" * 100_000, "{", "null"):
         model = onnx.load_from_string(tiny.graphs["decode"])
         next(entry for entry in model.metadata_props if entry.key == "rill.vocabulary").value = text
@@ -143,8 +143,8 @@ def test_vocabularies_in_graphs_that_are_no_lists_are_refused(tiny):
             Decoder(replace(tiny, graphs={**tiny.graphs, "decode": model.SerializeToString()}), CPU)
 
 
-async def test_a_graph_that_takes_more_memory_than_there_is_is_one_error(tiny):
-    """Whether ONNX Runtime wants the memory when it loads the graph or when it runs it."""
+async def test_a_graph_that_needs_too_much_memory_is_one_error(tiny):
+    """Whether ONNX Runtime allocates the memory when it loads the graph or when it runs it."""
     model = onnx.load_from_string(tiny.graphs["decode"])
     shape = helper.make_tensor("shape", TensorProto.INT64, [1], [2**50])
     model.graph.initializer.append(shape)
@@ -157,13 +157,13 @@ async def test_a_graph_that_takes_more_memory_than_there_is_is_one_error(tiny):
 
 
 def written(bundle, folder):
-    """The bundle on disk, its checksums right."""
+    """Write the bundle to disk, with right checksums."""
     whole = replace(bundle, model_id=model_id(bundle.graphs, bundle.vocabulary))
     write_bundle(whole, manifest_of(whole, {}, {}), folder)
     return folder
 
 
-def test_the_server_says_so_in_one_sentence(tmp_path, tiny, run_command):
+def test_the_server_reports_it_in_one_sentence(tmp_path, tiny, run_command):
     model = onnx.load_from_string(tiny.graphs["decode_logprobs"])
     with_initializer(model)
     graphs = {**tiny.graphs, "decode_logprobs": model.SerializeToString()}
@@ -194,7 +194,7 @@ def test_links_out_of_the_bundle_are_refused(folder, name):
 
 
 def test_links_within_the_bundle_and_to_it_are_followed(folder):
-    """As mounted volumes have them."""
+    """Mounted volumes contain such links."""
     (folder / "data").mkdir()
     for name in (MANIFEST, "decode.onnx"):
         (folder / name).rename(folder / "data" / name)
@@ -206,7 +206,7 @@ def test_links_within_the_bundle_and_to_it_are_followed(folder):
 
 @pytest.mark.parametrize("name", [MANIFEST, "decode.onnx"])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "loop"])
-def test_what_is_no_file_is_refused_and_never_read(folder, name, kind):
+def test_special_files_are_refused_and_never_read(folder, name, kind):
     file = folder / name
     file.unlink()
     match kind:
@@ -224,8 +224,8 @@ def test_what_is_no_file_is_refused_and_never_read(folder, name, kind):
 
 
 @pytest.mark.parametrize(("name", "size"), [(MANIFEST, 2**30), ("decode.onnx", 2**31)])
-def test_files_beyond_all_measure_are_not_read(folder, name, size):
-    os.truncate(folder / name, size)  # takes no place on disk
+def test_excessively_large_files_are_not_read(folder, name, size):
+    os.truncate(folder / name, size)  # takes no space on disk
     with pytest.raises(BundleError, match=f"{name} is larger than"):
         read_bundle(folder)
 
@@ -243,7 +243,7 @@ def test_files_beyond_all_measure_are_not_read(folder, name, size):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_names_and_sizes_that_no_model_has_are_refused(folder, change, message):
+def test_impossible_names_and_sizes_are_refused(folder, change, message):
     manifest = manifest_of(read_bundle(folder), {}, {})
     for key, value in change.items():
         (manifest if key in manifest else manifest["model"])[key] = value
@@ -252,8 +252,8 @@ def test_names_and_sizes_that_no_model_has_are_refused(folder, change, message):
         read_bundle(folder)
 
 
-def test_no_class_of_messages_is_left_to_the_garbage_collector(tiny):
-    """One that is collected in the moment in which another thread finds it ends the process (SIGSEGV)."""
+def test_message_classes_are_not_garbage_collected(tiny):
+    """A class that is collected at the moment another thread finds it crashes the process (SIGSEGV)."""
 
     def kept():
         classes = [found.DESCRIPTOR for found in gc.get_objects() if type(found) is type(TensorProto)]

@@ -1,4 +1,4 @@
-"""The server as a process: how it starts, what it refuses to start with, how it stops; and the `rill` command."""
+"""The server as a process: how it starts, when it refuses to, how it stops; and the `rill` command."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_c
             ([tiny_folder, "--max-prompt", "300000000"], "--max-prompt must be from 1"),
             ([tiny_folder, "--drain-seconds", "nan"], "--drain-seconds must be a finite number"),
         ]
-        with ThreadPoolExecutor(2) as pool:  # each takes half a second to say so
+        with ThreadPoolExecutor(2) as pool:  # each takes half a second
             ends = pool.map(lambda case: run_command("rill.serve", *case[0]), cases)
         for done, (arguments, message) in zip(ends, cases, strict=True):
             assert done.returncode == 2, arguments
@@ -105,7 +105,7 @@ def test_a_drained_server_lets_streams_finish_and_refuses_new_ones(tiny_folder):
         assert running.process.wait(timeout=20) == 0
 
 
-def test_streams_that_do_not_finish_in_time_are_told(tiny_folder):
+def test_streams_that_do_not_finish_in_time_end_as_draining(tiny_folder):
     with run_server(tiny_folder, "--drain-seconds", 2) as running, grpc.insecure_channel(running.target) as channel:
         pieces = TextGenerationStub(channel).Generate(pb.GenerateRequest(prompt="a", chars_per_second=100))
         messages = [next(pieces)]
@@ -121,11 +121,11 @@ def test_streams_that_do_not_finish_in_time_are_told(tiny_folder):
         assert time.monotonic() - started < 10
 
 
-def test_text_that_was_made_is_sent_before_the_end(tiny_folder):
-    """Complete in the engine, not yet sent: a reader that comes back in time has it all."""
+def test_generated_text_is_sent_before_the_end(tiny_folder):
+    """Complete in the engine, not yet sent: a reader that resumes in time gets all of it."""
     count = 16_000 * 8
     with run_server(tiny_folder, "--drain-seconds", 20) as running:
-        # Left to itself, gRPC's client reads megabytes ahead of its application.
+        # By default, gRPC's client reads megabytes ahead of its application.
         with grpc.insecure_channel(running.target, [("grpc.http2.bdp_probe", 0)]) as channel:
             stub = TextGenerationStub(channel)
             calls = [
@@ -151,7 +151,7 @@ def test_ipv6(tiny_folder):
         assert len("".join(client.generate("a", max_chars=5))) == 5
 
 
-def test_those_who_wait_are_told_too(tiny_folder):
+def test_waiting_calls_are_refused_at_a_drain(tiny_folder):
     with run_server(tiny_folder, "--max-streams", 1, "--drain-seconds", 2) as running, running.client() as client:
         first = client.generate("a")
         next(first)
@@ -227,7 +227,7 @@ def test_rill_models(server, run_command):
     assert described["models"][0]["name"] == "tiny"
 
 
-def test_rill_says_what_went_wrong(server, run_command):
+def test_rill_reports_errors(server, run_command):
     done = run_command("rill", "generate", "漢", "--target", server.target)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: prompt: character '漢' (U+6F22) at position 0")
@@ -242,7 +242,7 @@ def test_rill_says_what_went_wrong(server, run_command):
     assert "Traceback" not in done.stderr
 
 
-def test_rill_says_when_it_cannot_write(server):
+def test_rill_reports_that_it_cannot_write(server):
     for rill in (f"generate --max-chars 9 --target {server.target}", f"models --target {server.target}"):
         command = f"{sys.executable} -W error -m rill {rill} > /dev/full"
         done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -265,7 +265,7 @@ def test_rill_ends_on_ctrl_c(server):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # As on a terminal: where the tests run in the background, a shell has SIGINT ignored.
+        # As on a terminal: a shell that runs the tests in the background ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # it takes no lock
     ) as process:
         try:
@@ -279,14 +279,14 @@ def test_rill_ends_on_ctrl_c(server):
         assert b"Traceback" not in errors
 
 
-def test_a_profile_says_where_the_time_went(tiny_folder, tmp_path):
+def test_a_profile_has_the_time_of_each_stage(tiny_folder, tmp_path):
     report = tmp_path / "profile.json"
     with run_server(tiny_folder, "--profile", report) as running:
         with running.client() as client:
             texts = ["".join(client.generate("To be", max_chars=700, seed=seed)) for seed in range(3)]
             pieces = client.generate("a", seed=1)
             next(pieces)
-            pieces.close()  # a cancelled write is none of its business
+            pieces.close()  # a cancelled write must not disturb it
         running.stop()
     assert {len(text) for text in texts} == {700}
     found = json.loads(report.read_text())

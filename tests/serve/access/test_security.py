@@ -1,4 +1,4 @@
-"""Who may call a server, and how much: TLS, client certificates, bearer tokens, limits."""
+"""Access to a server: TLS, client certificates, bearer tokens, limits."""
 
 import os
 import re
@@ -34,7 +34,7 @@ ALICE, BOB, EVE = "alice-0123456789abcdef", "bob-0123456789abcdef", "eve-0123456
 
 @pytest.fixture(scope="module")
 def pki():
-    """An authority and whom it knows, and another one."""
+    """An authority with the certificates it has issued, and a foreign authority."""
     authority, stranger = make_certificate("authority"), make_certificate("stranger")
     return SimpleNamespace(
         authority=authority,
@@ -47,7 +47,7 @@ def pki():
 
 
 def secret_file(path, text):
-    """Replaced at once, as it should be."""
+    """Replace a file atomically, as operators should."""
     aside = path.with_suffix(".new")
     aside.touch(0o600)
     aside.write_text(text)
@@ -101,7 +101,7 @@ async def test_tls_for_asyncio(tls_server, pki):
         (lambda pki: Security(root_certificates=b"garbage"), "the certificates or the key given to this client"),
     ],
 )
-def test_what_is_wrong_with_a_connection_is_said(tls_server, pki, security, message):
+def test_connection_errors_are_explained(tls_server, pki, security, message):
     with Client(tls_server.target, security=security(pki)) as client:
         error = refused(client)
     assert error.code is grpc.StatusCode.UNAVAILABLE
@@ -109,7 +109,7 @@ def test_what_is_wrong_with_a_connection_is_said(tls_server, pki, security, mess
     assert tls_server.target in str(error)
 
 
-def test_a_server_without_tls_is_said_to_be_one(server, pki):
+def test_a_server_without_tls_is_recognized(server, pki):
     with Client(server.target, security=Security(root_certificates=pki.authority.chain)) as client:
         assert "the server does not use TLS" in str(refused(client))
 
@@ -124,7 +124,7 @@ def test_certificates_are_renewed_while_a_stream_runs(tiny_folder, pki, tmp_path
 
         stream = client(before).stream(pb.GenerateRequest(chars_per_second=50))
         next(stream)
-        chain.write_bytes(pki.foreign_server.chain)  # without its key as yet
+        chain.write_bytes(pki.foreign_server.chain)  # its key follows
         assert client(before).models()
         key.write_bytes(pki.foreign_server.key)
         assert client(after).models()
@@ -139,7 +139,7 @@ def test_certificates_are_renewed_while_a_stream_runs(tiny_folder, pki, tmp_path
     assert "Handshake failed" not in log
 
 
-def test_clients_need_certificates_where_they_are_asked_for(tiny_folder, pki, tmp_path):
+def test_client_certificates_can_be_required(tiny_folder, pki, tmp_path):
     chain, key = pki.server.write(tmp_path, "server")
     authority, _ = pki.authority.write(tmp_path, "authority")
     with run_server(tiny_folder, "--tls-cert", chain, "--tls-key", key, "--tls-client-ca", authority) as running:
@@ -154,7 +154,7 @@ def test_clients_need_certificates_where_they_are_asked_for(tiny_folder, pki, tm
 
 @pytest.fixture
 def tls_files(pki, tmp_path):
-    """Files of all kinds, and one that is not there."""
+    """Files of all kinds, and a missing one."""
     pki.server.write(tmp_path, "server")
     pki.client.write(tmp_path, "client")
     make_certificate("expired", pki.authority, ends=-DAY).write(tmp_path, "expired")
@@ -210,7 +210,7 @@ def test_a_certificate_that_has_expired_is_a_warning(tls_files, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no such permissions here")
-def test_secrets_that_all_may_read_are_a_warning(tls_files, tmp_path, monkeypatch):
+def test_secrets_readable_by_all_users_are_a_warning(tls_files, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
         "rill.serve.access.reloaded_files.log.warning", lambda text, *values: said.append(text % values)
@@ -237,7 +237,7 @@ def test_secrets_that_all_may_read_are_a_warning(tls_files, tmp_path, monkeypatc
         ({"tls_cert": "x", "tls_client_ca": "x"}, ""),
     ],
 )
-def test_what_a_server_beyond_loopback_lacks(given, lack):
+def test_exposure_of_a_server_beyond_loopback(given, lack):
     said = exposure_of(ServerConfig([], **given))
     assert said.startswith(lack + ":" if lack else "")
     assert bool(said) == bool(lack)
@@ -260,7 +260,7 @@ def holder(server, token):
 
 
 def unauthenticated_calls(channel, metadata):
-    """One of each kind, and of what is not there."""
+    """One call of each kind, and calls of methods that do not exist."""
     stub = Security().stub(channel)
     described = reflection_pb2_grpc.ServerReflectionStub(channel)
     yield lambda: stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
@@ -295,7 +295,7 @@ def test_calls_without_a_token_are_refused(token_server, authorization):
 
 
 @pytest.mark.parametrize("authorization", [f"Bearer {ALICE}", f"bearer {BOB}", f"BEARER  {ALICE}"])
-def test_calls_with_a_token_are_taken(token_server, authorization):
+def test_calls_with_a_token_are_accepted(token_server, authorization):
     metadata = (("authorization", authorization),)
     with grpc.insecure_channel(token_server.target) as channel:
         stub = Security().stub(channel)
@@ -304,7 +304,7 @@ def test_calls_with_a_token_are_taken(token_server, authorization):
         assert code_of(lambda: list(stub.Interact(iter([]), metadata=metadata))) is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_clients_have_their_token_with_every_call(token_server):
+async def test_clients_send_their_token_with_every_call(token_server):
     with holder(token_server, ALICE) as client:
         assert client.models().models
         assert len("".join(client.generate("a", max_chars=9))) == 9
@@ -333,7 +333,7 @@ def test_reflection_can_be_turned_off(token_server):
 
 
 def described(server, token):
-    """How reflection ends."""
+    """Return how a call of reflection ends."""
     with grpc.insecure_channel(server.target) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -373,7 +373,7 @@ def metadata_of(token):
     return (("user-agent", "x"), ("authorization", f"Bearer {token}"))
 
 
-def test_a_token_file_that_makes_no_sense_changes_nothing(tmp_path, monkeypatch):
+def test_an_invalid_token_file_changes_nothing(tmp_path, monkeypatch):
     errors, now = [], [0.0]
     monkeypatch.setattr(
         "rill.serve.access.reloaded_files.log.error", lambda text, *values: errors.append(text % values)
@@ -390,7 +390,7 @@ def test_a_token_file_that_makes_no_sense_changes_nothing(tmp_path, monkeypatch)
     assert len(errors) == 5
     assert not any("short" in error or "0123" in error for error in errors)
     secret_file(path, EVE)
-    assert tokens.holder(metadata_of(ALICE))  # nobody has looked yet
+    assert tokens.holder(metadata_of(ALICE))  # the file has not been checked again yet
     now[0] += CHECK_SECONDS
     assert not tokens.holder(metadata_of(ALICE))
     assert tokens.holder(metadata_of(EVE))
@@ -420,14 +420,14 @@ def test_token_files_that_cannot_be_used_are_refused_in_one_sentence(tmp_path, c
     assert "0123" not in str(caught.value)
 
 
-def test_a_server_says_so_before_it_loads_anything(tiny_folder, tmp_path, run_command):
+def test_a_server_reports_a_bad_token_file_before_it_loads_anything(tiny_folder, tmp_path, run_command):
     done = run_command("rill.serve", tiny_folder, "--port", 0, "--auth-token-file", tmp_path / "nothing")
     assert done.returncode == 2
     assert done.stderr == f"error: --auth-token-file {tmp_path / 'nothing'} does not exist\n"
 
 
-def test_how_long_a_comparison_takes_tells_nothing(tmp_path, monkeypatch):
-    """All tokens are compared, in constant time, whichever is right and how ever long they are."""
+def test_the_time_of_a_comparison_reveals_nothing(tmp_path, monkeypatch):
+    """All tokens are compared, in constant time, whichever of them matches and whatever their lengths."""
     path = secret_file(tmp_path / "tokens", f"{ALICE}\n{BOB}\n{EVE * 50}\n")
     tokens = BearerTokens(str(path))
     compared = []
@@ -448,7 +448,7 @@ def test_how_long_a_comparison_takes_tells_nothing(tmp_path, monkeypatch):
 
 
 def too_many(client, **request):
-    """Whether a stream of this client is refused because of the others that it has."""
+    """Tell whether a stream of this client is refused because of its other streams."""
     with pytest.raises(ServerError) as caught:
         list(client.stream(pb.GenerateRequest(max_chars=5, **request)))
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -456,7 +456,7 @@ def too_many(client, **request):
     return "this client already has 2 streams" in str(caught.value)
 
 
-def test_a_client_has_so_many_streams(token_server):
+def test_streams_of_a_client_are_limited(token_server):
     with holder(token_server, ALICE) as alice, holder(token_server, ALICE) as too, holder(token_server, BOB) as bob:
         first, second = (client.stream(pb.GenerateRequest(prompt="a")) for client in (alice, too))
         next(first)
@@ -474,7 +474,7 @@ def test_a_client_has_so_many_streams(token_server):
         wait_until(lambda: bob.models().streams_running == 0)
 
 
-def test_a_place_is_free_however_a_call_ends(token_server):
+def test_a_call_is_no_longer_counted_however_it_ends(token_server):
     with holder(token_server, ALICE) as client:
         for _ in range(3):
             with pytest.raises(ServerError) as caught:
@@ -494,7 +494,7 @@ def test_a_place_is_free_however_a_call_ends(token_server):
         assert len("".join(client.generate("a", max_chars=5))) == 5
 
 
-def test_calls_that_wait_count_too_and_an_address_is_a_client(tiny_folder):
+def test_waiting_calls_count_and_an_address_is_a_client(tiny_folder):
     with (
         run_server(tiny_folder, "--max-streams", 1, "--max-streams-per-client", 2) as running,
         grpc.insecure_channel(running.target) as channel,
@@ -515,7 +515,7 @@ def test_calls_that_wait_count_too_and_an_address_is_a_client(tiny_folder):
 
 @dataclass
 class Call:
-    """What of a call says whose it is."""
+    """The part of a call that identifies the client."""
 
     address: str
     metadata: tuple[tuple[str, str], ...] = ()
@@ -527,7 +527,7 @@ class Call:
         return self.metadata
 
 
-def test_who_is_one_client():
+def test_clients_are_told_apart_by_address():
     clients = ClientLimits(1)
     with ExitStack() as stack:
         for peer in ("ipv4:10.0.0.1:5", "ipv4:10.0.0.2:5", "ipv6:%5B::1%5D:5", "ipv6:%5B::2%5D:5"):
@@ -559,7 +559,7 @@ def test_metadata_has_a_limit(server):
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 def test_a_message_has_a_limit(token_server, compression):
-    """Of bytes, before a limit of characters can be looked at, and however few they are on their way."""
+    """A limit in bytes, before the text is parsed, and however small the compressed message is."""
     request, metadata = pb.GenerateRequest(resume_token=bytes(1_000_000)), metadata_of(ALICE)[1:]
     with grpc.insecure_channel(token_server.target) as channel:
         call = Security().stub(channel).Generate(request, metadata=metadata, compression=compression, timeout=30)

@@ -1,4 +1,4 @@
-"""Interact over real connections: one live state, whatever is done to it, is the state that Generate would have."""
+"""Interact over real connections: whatever is done to the live state, it is the state that Generate would have."""
 
 import math
 import random
@@ -35,7 +35,7 @@ def talk(target, **options):
 
 
 def generated(target, **request):
-    """The same by Generate: the text and its last message."""
+    """Do the same with Generate; returns the text and its last message."""
     with grpc.insecure_channel(target) as channel:
         messages = list(TextGenerationStub(channel).Generate(pb.GenerateRequest(**request), timeout=60))
     return joined(messages), messages[-1]
@@ -47,7 +47,7 @@ def joined(messages):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A server of two kinds of cells, by the names of their precisions."""
+    """A server with two kinds of cells."""
     folder = tmp_path_factory.mktemp("interact")
     save_bundle(make_run(layers=2, hidden=24), folder / "gru")
     save_bundle(make_run(cell="lstm", hidden=24), folder / "lstm")
@@ -56,7 +56,7 @@ def served(tmp_path_factory):
 
 
 def test_a_conversation_is_one_text(served):
-    """Fed, generated and fed again: what Generate makes of the same, character by character."""
+    """Feed, generate, feed again: the text equals that of Generate, character by character."""
     with talk(served) as at:
         opened = at.open(seed=7, temperature=0.9)
         assert opened.seed == 7
@@ -84,10 +84,10 @@ def test_a_conversation_is_one_text(served):
 
 @pytest.mark.parametrize("model", ["gru", "lstm"])
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_done_the_state_is_the_one_of_generate(served, model, seed):
-    """Random actions, some while it generates, against the same done with Generate and tokens."""
+def test_random_actions_give_the_state_of_generate(served, model, seed):
+    """Random actions, some during generation, against the same done with Generate and tokens."""
     chance = random.Random(f"{model} {seed}")
-    known = {"token": b"", "sampling": {"seed": seed}, "prompt": "\n"}  # what Generate is asked for next
+    known = {"token": b"", "sampling": {"seed": seed}, "prompt": "\n"}  # of the next Generate
 
     def check(text, token):
         if text:
@@ -128,7 +128,7 @@ def test_whatever_is_done_the_state_is_the_one_of_generate(served, model, seed):
 
 
 def test_an_update_takes_effect_at_the_next_character(served):
-    """Old parameters up to some place, new ones from there on, and every character is the one they give."""
+    """Old parameters up to some position, new ones from there on; every character is right for its parameters."""
     with talk(served) as at:
         at.open(seed=3)
         at.begin()
@@ -163,7 +163,7 @@ def test_another_seed_takes_effect_in_mid_text(served):
     assert generated(served, resume_token=snapshot.resume_token, max_chars=50, sampling=seeded)[0] == after[:50]
 
 
-def test_what_comes_meanwhile_adds_no_characters(served):
+def test_actions_during_generation_add_no_characters(served):
     with talk(served) as at:
         at.open(seed=3)
         at.begin(max_chars=10_000)
@@ -180,8 +180,8 @@ def test_what_comes_meanwhile_adds_no_characters(served):
     assert text == generated(served, max_chars=10_000, sampling=pb.Sampling(seed=3))[0]
 
 
-def test_what_it_is_fed_is_scored(served):
-    """The sum of what Score says of the same text in the same place."""
+def test_a_feed_is_scored(served):
+    """The sum of the log-probabilities that Score returns for the same text at the same position."""
     with talk(served) as at, grpc.insecure_channel(served) as channel:
         at.open()
         stub = TextGenerationStub(channel)
@@ -193,7 +193,7 @@ def test_what_it_is_fed_is_scored(served):
             assert math.isfinite(fed.logprob)
 
 
-def test_a_pause_keeps_what_was_made(served):
+def test_a_pause_keeps_the_text_so_far(served):
     whole = generated(served, max_chars=60_000, sampling=pb.Sampling(seed=1))[0]
     with talk(served) as at:
         at.open(seed=1)
@@ -212,7 +212,7 @@ def test_a_pause_keeps_what_was_made(served):
 
 
 def test_a_pause_may_come_too_late(served):
-    """The generation has ended before its client knew: the same answer, and a second pause is one too many."""
+    """The generation ended before the client knew: the answer is the same; a second pause is refused."""
     with talk(served) as at:
         at.open()
         at.begin(max_chars=3)
@@ -257,8 +257,8 @@ def test_stops_are_those_of_one_generation(served):
         assert (joined(second), second[-1].finish_reason) == (whole[at_stop:], LENGTH)
 
 
-def test_a_paused_generation_goes_on_with_its_stops(served):
-    """The first half of the stop comes before the pause; so does the beginning that was held back."""
+def test_a_paused_generation_continues_with_its_stops(served):
+    """The first half of the stop precedes the pause, and so does the part that was held back."""
     whole = generated(served, max_chars=300, sampling=pb.Sampling(seed=5))[0]
     stop = whole[100:110]
     with talk(served) as at:
@@ -296,7 +296,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 @pytest.mark.parametrize(
     "action", [{}, {"feed": "a"}, generate(), {"pause": Request.Pause()}, {"update": pb.Sampling()}]
 )
-def test_first_it_is_opened(served, action):
+def test_the_first_action_must_be_open(served, action):
     with talk(served) as at:
         at.tell(**action)
         assert at.error()[0] is ERROR
@@ -307,7 +307,7 @@ def test_first_it_is_opened(served, action):
 
 @pytest.fixture(scope="module")
 def long_text(served):
-    """What Generate makes of "ab" and seed 4: more than is generated while something is refused."""
+    """The text of Generate for "ab" and seed 4: longer than what is generated until an action is refused."""
     return generated(served, prompt="\nab", max_chars=20_000, sampling=pb.Sampling(seed=4))[0]
 
 
@@ -327,8 +327,8 @@ def long_text(served):
     ids=["open", "nothing", "feed", "max_chars", "logprobs", "stop", "pace", "temperature", "bias"],
 )
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "generating"])
-def test_what_is_refused_leaves_the_state_as_it_was(served, long_text, action, code, field, busy):
-    """The state comes before the status, and goes on with the same text."""
+def test_a_refused_action_leaves_the_state_unchanged(served, long_text, action, code, field, busy):
+    """The state is sent before the status, and continues with the same text."""
     with talk(served) as at:
         at.open(seed=4)
         at.feed("ab")
@@ -361,7 +361,7 @@ def test_opening_is_checked(served):
             assert at.error()[0] is code
 
 
-def test_bytes_that_are_no_message_end_the_call_only(served):
+def test_malformed_messages_end_only_their_call(served):
     with grpc.insecure_channel(served) as channel:
         call = channel.stream_stream("/rill.v1.TextGeneration/Interact")
         opening = Request(open=Request.Open()).SerializeToString()
@@ -372,7 +372,7 @@ def test_bytes_that_are_no_message_end_the_call_only(served):
             with pytest.raises(grpc.RpcError, match="malformed request") as caught:
                 kinds.extend(pb.InteractResponse.FromString(event).WhichOneof("event") for event in events)
             assert caught.value.code() is INVALID
-            assert kinds[-1:] == ["snapshot"] * bool(actions)  # what is refused leaves the state as it was
+            assert kinds[-1:] == ["snapshot"] * bool(actions)  # a refused action leaves the state unchanged
         assert len(list(call(iter([opening]), timeout=20))) == 1
 
 
@@ -380,7 +380,7 @@ def test_bytes_that_are_no_message_end_the_call_only(served):
 
 
 def test_a_call_keeps_its_slot_until_it_ends(tiny_folder):
-    """An idle one is parked, and nobody else gets its place; whoever ends it, the place is free."""
+    """An idle call is parked and keeps its slot; however it ends, the slot is free."""
     with run_server(tiny_folder, "--max-streams", 1, "--max-waiting", 0) as server, server.client() as client:
 
         def load():
@@ -417,7 +417,7 @@ def test_a_call_keeps_its_slot_until_it_ends(tiny_folder):
         assert server.stop()[0] == 0
 
 
-def test_a_call_is_one_of_its_clients_streams(tiny_folder):
+def test_a_call_counts_as_a_stream_of_its_client(tiny_folder):
     with run_server(tiny_folder, "--max-streams-per-client", 1) as server:
         for _ in range(2):
             with talk(server.target) as first, talk(server.target) as second:
@@ -429,7 +429,7 @@ def test_a_call_is_one_of_its_clients_streams(tiny_folder):
 
 
 def test_a_drain_ends_each_with_its_token(tiny_folder, tmp_path):
-    """One that waits for its client is told at once, one that generates at its end: the text goes on elsewhere."""
+    """A call that waits for its client ends at once, one that generates at its end: both continue elsewhere."""
     key = tmp_path / "key"
     key.write_bytes(bytes(range(32)))
     arguments = (tiny_folder, "--resume-key-file", key)
@@ -459,7 +459,7 @@ def test_a_drain_ends_each_with_its_token(tiny_folder, tmp_path):
 
 
 def test_a_state_stays_with_its_model(tmp_path):
-    """A bundle that is replaced goes on for those who are at it."""
+    """A replaced bundle keeps running for the calls that use it."""
     save_bundle(make_run(seed=1), tmp_path / "m")
     with run_server(tmp_path) as server, server.client() as client, talk(server.target) as at:
         opened = at.open(seed=1)
@@ -473,7 +473,7 @@ def test_a_state_stays_with_its_model(tmp_path):
         assert text + joined(at.generate(max_chars=50)) == whole
 
 
-def test_tokens_from_elsewhere_are_said_to_be(tmp_path, tiny_folder, tiny):
+def test_tokens_from_other_numerics_are_reported(tmp_path, tiny_folder, tiny):
     """`rill-numerics: differs`, as with Generate."""
     key = tmp_path / "key"
     key.write_bytes(bytes(range(32)))

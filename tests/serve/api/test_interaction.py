@@ -1,4 +1,4 @@
-"""Interact without a connection: actions that come at moments which a client over a connection seldom hits."""
+"""Interact without a connection: actions at moments that a client over a connection rarely hits."""
 
 import asyncio
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ STOPPED = pb.FINISH_REASON_STOP
 
 
 class Failing(Decoder):
-    """A decoder that fails when told to."""
+    """A decoder that fails on request."""
 
     fail = False
 
@@ -36,11 +36,11 @@ class Failing(Decoder):
 
 @pytest.fixture
 async def conversation(tiny):
-    """A call without a connection: `run` gives its events; its model's decoder can fail."""
+    """A call without a connection: `run` returns its events; the decoder of its model can fail."""
     model, tokens = Model(tiny, Failing(tiny, CPU), 4, 4, 0.010), ResumeTokens([bytes(32)], 0)
 
     async def run(*first, then=lambda event: ()):
-        """The `first` actions are there from the beginning; `then` tells which come with an event."""
+        """The `first` actions are there from the beginning; `then` returns those that arrive with an event."""
         actions, events = asyncio.Queue(), []
 
         async def read():
@@ -88,7 +88,7 @@ def text_of(events):
 
 
 def at_its_end(*actions):
-    """These come with the end of the first generation."""
+    """Let these actions arrive with the end of the first generation."""
     left = [actions]
     return lambda event: left.pop() if left and event.output.finish_reason else ()
 
@@ -96,13 +96,13 @@ def at_its_end(*actions):
 PAUSE, SNAPSHOT, END = Request(pause=Request.Pause()), Request(snapshot=Request.Snapshot()), None
 
 
-async def test_what_has_come_before_a_generation_interrupts_it(conversation):
+async def test_an_action_that_has_arrived_interrupts_a_generation(conversation):
     run, *_ = conversation
     assert kinds(await run(Request(generate=Request.Generate()), PAUSE, END))[-1] == "paused"
 
 
-async def test_a_stop_that_has_begun_is_known_after_an_interruption(conversation):
-    """The first generation ends in the midst of the stop; the second is interrupted before its first character."""
+async def test_a_partial_stop_is_known_after_an_interruption(conversation):
+    """The first generation ends inside the stop; the second is interrupted before its first character."""
     run, *_ = conversation
     whole = text_of(await run(Request(**generate(max_chars=300)), END))
     stop = whole[100:110]
@@ -128,7 +128,7 @@ async def test_a_failing_round_leaves_the_state_before_it(conversation, tiny):
 
 
 async def test_the_state_is_sound_where_a_stop_had_begun_and_the_next_round_is_lost(conversation, tiny, monkeypatch):
-    """The beginning of a stop that is not looked for any more is none."""
+    """The beginning of a stop that no longer applies is forgotten."""
     run, model, tokens = conversation
     whole = text_of(await run(Request(**generate(max_chars=300)), END))
     stop = whole[100:110]
@@ -148,7 +148,7 @@ async def test_the_state_is_sound_where_a_stop_had_begun_and_the_next_round_is_l
 
 
 async def test_actions_are_read_a_few_ahead():
-    """Who sends without end waits, and fills no memory."""
+    """A client that sends endlessly has to wait, and fills no memory."""
     asked = 0
 
     async def actions():

@@ -1,4 +1,4 @@
-"""Log-probabilities: those of the model itself, one for each character, whatever chose it and however it was sent."""
+"""Log-probabilities: those of the model itself, one per character, however it was chosen and sent."""
 
 import asyncio
 import tracemalloc
@@ -45,7 +45,7 @@ class Served:
         return list(self.stub.Generate(pb.GenerateRequest(**request), timeout=60))
 
     def expected(self, name, read, text):
-        """The log-probabilities of every symbol in the place of each character of `text`, [characters, symbols]."""
+        """Return the log-probabilities of every symbol at each character of `text`, [characters, symbols]."""
         run = self.runs[name]
         ids = torch.tensor([run.vocabulary.encode((read or "\n") + text)])
         with torch.no_grad():
@@ -65,7 +65,7 @@ def served(tmp_path_factory):
 
 
 def check(messages, expected, symbols, count):
-    """Every message has the right entries for its text; `expected` [characters, symbols]."""
+    """Check that every message has the right entries for its text; `expected` [characters, symbols]."""
     at = 0
     unknown = symbols.index("<unk>") if "<unk>" in symbols else None
     for message in messages:
@@ -95,7 +95,7 @@ PARAMETERS = [
 
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
 @pytest.mark.parametrize(("name", "count"), [("large", 0), ("large", 3), ("large", 20), ("small", 20), ("small", 5)])
-def test_they_are_the_models_own(served, name, count, parameters):
+def test_log_probabilities_are_those_of_the_model(served, name, count, parameters):
     sampling = pb.Sampling(seed=6, **parameters)
     messages = served.generate(model=name, prompt="ab", max_chars=200, sampling=sampling, logprobs=count)
     text = joined(messages)
@@ -134,7 +134,7 @@ def test_with_stops_that_hold_text_back(served, every, include):
 
 
 def test_across_resumes(served):
-    """What was held back and sent because it was all that was asked for has its own, too."""
+    """Text that was held back and sent at the limit has log-probabilities as well."""
     bundle = served.bundles["large"]
     text = continuation(bundle, "To be", 6, 0, 200)
     got, request = [], {"prompt": "To be", "stop": [text[5:60] + "Q"], "sampling": pb.Sampling(seed=6)}
@@ -144,7 +144,7 @@ def test_across_resumes(served):
         request = {"resume_token": messages[-1].resume_token}
     assert joined(got) == text
     check(got, served.expected("large", "To be", text), bundle.vocabulary.symbols, 3)
-    # They are not in the token: who does not ask has none.
+    # The token does not hold the option: a call that does not ask for them gets none.
     messages = served.generate(max_chars=20, **request)
     assert not any(message.logprobs for message in messages)
 
@@ -206,7 +206,7 @@ def test_the_encoding_is_protobufs(count):
 
 
 def test_messages_with_log_probabilities_are_short(served):
-    """They take long to write, and others wait meanwhile."""
+    """They take long to write, while other calls wait."""
     messages = list(served.stub.Generate(pb.GenerateRequest(max_chars=2000, logprobs=20)))
     assert sum(len(message.text) for message in messages) == 2000
     assert max(len(message.logprobs) for message in messages) <= 64
@@ -242,7 +242,7 @@ STOPPED, MOST = 8, 150_000  # readers, and bytes that each may cost in Python's 
 
 
 async def test_a_reader_that_stops_holds_little(tiny):
-    """Its connection has as much again. As objects, the message that is under way would take 90 KB more."""
+    """The connection holds as much again. As objects, the message being sent would take 90 KB more."""
     model = Model(tiny, Decoder(tiny, CPU), STOPPED, 0, 0.010)
     service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), ServerConfig())
     written = []
@@ -262,7 +262,7 @@ async def test_a_reader_that_stops_holds_little(tiny):
             asyncio.create_task(service.Generate(pb.GenerateRequest(logprobs=20), context)) for _ in range(STOPPED)
         ]
         async with asyncio.timeout(20):
-            # What is parked has been made, and perhaps not yet delivered.
+            # The text of a parked stream was generated, but perhaps not delivered yet.
             while model.parked < STOPPED or tracemalloc.get_traced_memory()[0] - before > STOPPED * MOST:
                 await asyncio.sleep(0.02)
         assert len(written) == 2 * STOPPED

@@ -1,4 +1,4 @@
-"""A stream that is resumed from a token goes on as if nothing had happened, whichever server made the token."""
+"""A stream that is resumed from a token continues as if nothing had happened, whichever server made the token."""
 
 import random
 import signal
@@ -30,7 +30,7 @@ KEY = bytes(range(32))
 INF = float("inf")
 CELLS = [(cell, precision) for cell in ("gru", "lstm") for precision in ("fp32", "int8")]
 NAMES = ["-".join(cell) for cell in CELLS]
-OWN_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]  # or channels to one server share a connection
+OWN_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]  # otherwise channels to one server share a connection
 
 
 @dataclass
@@ -70,7 +70,7 @@ def gru(pair):
 
 
 def refusal(call):
-    """The status of a call that must fail, and its one detail."""
+    """Return the status of a call that must fail, and its only detail."""
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     ((_, value),) = [pair for pair in caught.value.trailing_metadata() if pair[0] == "grpc-status-details-bin"]
@@ -91,7 +91,7 @@ def token_at(
     ttl=0,
     key=KEY,
 ):
-    """A token that nobody was given: the model has read one character."""
+    """A token that no server has issued: the model has read one character."""
     spec = StreamSpec(np.zeros(1, np.int64), 0, Sampling(), seed, 0)
     state = {name: np.zeros((bundle.layers, bundle.hidden), np.float32) for name, _ in bundle.states}
     snapshot = Snapshot(position, bundle.vocabulary.id_of(character), state)
@@ -147,7 +147,7 @@ def test_chains_of_resumes_change_nothing(pair, name, every):
             got += joined(messages[: messages.index(message) + 1])
             request = {"resume_token": message.resume_token}
         assert (last.finish_reason == pb.FINISH_REASON_STOP) is bool(ends)
-        if ends and not include:  # what had been sent when a stop went on in the next call stays sent
+        if ends and not include:  # what was sent of a stop that continued in the next call stays sent
             assert stop_start <= len(got) < end
             assert got == whole[: len(got)]
         else:
@@ -187,7 +187,7 @@ def test_what_the_request_sets_replaces_only_that(pair, gru, change):
     messages = pair.generate(1, **{field.name: value for field, value in request.ListFields()})
     after = before | change
     seed = after.pop("seed", 3)
-    after["top_k"] %= 2**32 - 1  # more than there are characters: all
+    after["top_k"] %= 2**32 - 1  # more than the number of characters: all
     assert messages[0].seed == seed
     expected = continuation(gru, "To be" + joined(first), seed, 30, 150, **after)
     assert joined(messages) == expected
@@ -374,7 +374,7 @@ def test_a_resumed_stream_keeps_its_pace_from_there_on(pair, gru):
 
 
 def test_streams_with_and_without_a_pace_live_side_by_side(pair, gru):
-    """Who joins while there are paced streams is not held up by them, and does not hurt them."""
+    """A stream that joins paced streams is not delayed by them, and does not delay them."""
     paced = pair.stubs[0].Generate(pb.GenerateRequest(resume_token=token_at(gru, 0), chars_per_second=20))
     got = next(paced).text
     for number in range(20):
@@ -433,7 +433,7 @@ def test_limits_of_a_call(pair, gru):
 
 
 def test_a_drained_server_hands_its_streams_over(pair, gru):
-    """Unread, held back by a stop, with a prompt that is still being read: all at once."""
+    """Streams that are unread, held back by a stop, or still reading their prompt, all at once."""
     whole = continuation(gru, "To be", 3, 0, 300)
     near = whole[10:90] + "Q!"
     with run_server(pair.folder / "gru-fp32", "--drain-seconds", 1, "--resume-key-file", pair.key) as drained:

@@ -1,4 +1,4 @@
-"""Resume tokens by themselves: what goes in comes out, nothing else is taken, keys are rotated and times run out."""
+"""Resume tokens alone: round trips, refusal of everything else, rotation of keys, expiry."""
 
 import os
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ NUMERICS = "onnxruntime-1.0-cpu"
 
 
 def bundle_of(parts=("state_h",), layers=2, hidden=3, model_id="5a" * 32):
-    """A bundle of which only the states and the id matter."""
+    """A bundle whose states and id alone matter."""
     states = tuple((part, (layers, "batch", hidden)) for part in parts)
     return Bundle("some", model_id, {"layers": layers, "hidden": hidden}, "fp32", Vocabulary(("a", "b")), states, {})
 
@@ -85,7 +85,7 @@ def stops_and_begun(draw):
 @example(("state_h",), 1, 1, 2**62 - 1, 0, 2**64 - 1, Sampling(), (("\0", "\0\0😀", "é"), "\0\0"), True, 0)
 @example(("state_h",), 1, 1, 0, 0, 0, Sampling(), (("x" * 9_999,), "x" * 9_998), False, 0)
 @example(("state_h",), 1, 1, 0, 0, 0, Sampling(), (("😀" * 10_000,), "😀" * 9_999), False, 0)
-def test_what_goes_in_comes_out(cell, layers, hidden, position, last, seed, sampling, texts, include_stop, data):
+def test_round_trip(cell, layers, hidden, position, last, seed, sampling, texts, include_stop, data):
     bundle = bundle_of(cell, layers, hidden)
     stops, begun = texts
     before = snapshot_of(bundle, position, last, begun, data)
@@ -107,14 +107,14 @@ def test_what_goes_in_comes_out(cell, layers, hidden, position, last, seed, samp
     assert len(token) <= allowed
 
 
-def test_a_token_is_at_most_200_bytes_longer_than_what_it_must_hold():
-    """With as many stops as are allowed."""
+def test_a_token_is_at_most_200_bytes_longer_than_its_content():
+    """With the largest number of stops."""
     stops = tuple(f"{number:02}" for number in range(MOST_STOPS))
     token = sealed(ResumeTokens([KEY], 1), stops=stops)
     assert len(token) <= 4 * 2 * 3 + 200 + 2 * MOST_STOPS
 
 
-def test_the_texts_are_not_to_be_read_in_it():
+def test_texts_in_a_token_are_encrypted():
     token = sealed(ResumeTokens([KEY], 0), stops=("a secret that nobody reads",), seed=0)
     assert b"secret" not in token
     assert token[0] == VERSION
@@ -162,7 +162,7 @@ def test_other_versions_are_refused(version):
 @example(17, b"\0" * 16)
 @example(33, b"")
 def test_garbage_is_refused(head, garbage):
-    """By itself, and behind the beginning of a good token."""
+    """Alone, and after the beginning of a valid token."""
     tokens = ResumeTokens([KEY], 0)
     token = sealed(tokens)
     assert refusal(tokens, garbage) == "INVALID"
@@ -178,7 +178,7 @@ def test_keys_are_rotated():
     assert refusal(new, sealed(old)) == "INVALID"  # a key that was removed
 
 
-def test_tokens_run_out(monkeypatch):
+def test_tokens_expire(monkeypatch):
     clock = SimpleNamespace(now=1_000.0)
     monkeypatch.setattr("rill.serve.api.resume_tokens.time", SimpleNamespace(time=lambda: clock.now))
     tokens, endless = ResumeTokens([KEY], 10), ResumeTokens([KEY], 0)
@@ -201,7 +201,7 @@ def test_a_damaged_token_is_not_expired(monkeypatch):
     assert refusal(tokens, token[:-1] + bytes([token[-1] ^ 1])) == "INVALID"
 
 
-def test_another_model_is_told_from_other_numerics():
+def test_another_model_differs_from_other_numerics():
     tokens = ResumeTokens([KEY], 0)
     token = sealed(tokens)
     with pytest.raises(OtherModelError, match="'some'"):
@@ -243,7 +243,7 @@ def test_a_server_does_not_start_with_a_wrong_key_file(tmp_path, tiny_folder, ru
         assert line.startswith(f"error: --resume-key-file {wrong}")
 
 
-def test_a_server_without_a_key_file_says_so(tmp_path, tiny_folder):
+def test_a_server_without_a_key_file_logs_it(tmp_path, tiny_folder):
     (tmp_path / "key").write_bytes(KEY)
     for arguments, says in (([], True), (["--resume-key-file", tmp_path / "key"], False)):
         with run_server(tiny_folder, *arguments) as running:
@@ -252,7 +252,7 @@ def test_a_server_without_a_key_file_says_so(tmp_path, tiny_folder):
 
 
 @pytest.mark.parametrize("seconds", ["1e20", "-1", "nan", "inf", "soon"])
-def test_a_time_to_live_has_to_make_sense(tiny_folder, run_command, seconds):
+def test_an_invalid_time_to_live_is_refused(tiny_folder, run_command, seconds):
     done = run_command("rill.serve", tiny_folder, f"--resume-ttl={seconds}")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--resume-ttl" in done.stderr.splitlines()[-1]

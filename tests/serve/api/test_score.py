@@ -58,7 +58,7 @@ def random_text(count, seed=0, characters=LETTERS):
 
 
 def expected(name, text, before="\n"):
-    """By PyTorch in float64: of every character of `text` after `before`."""
+    """Return the log-probability of every character of `text` after `before`, by PyTorch in float64."""
     run = RUNS[name]
     ids = torch.tensor([run.vocabulary.encode(before + text)])
     with torch.no_grad():
@@ -79,7 +79,7 @@ class Served:
         return self.stubs[which].Score(pb.ScoreRequest(**request), timeout=60)
 
     def score(self, which=0, **request):
-        """The log-probabilities, and the total."""
+        """Return the log-probabilities, and the total."""
         return checked(list(self.call(which, **request)), len(request.get("text", "")))
 
     def generate(self, **request):
@@ -87,7 +87,7 @@ class Served:
 
 
 def checked(messages, count):
-    """Every character once, in order, and the total that follows from them."""
+    """Check that every character appears once, in order, and that the total follows from them."""
     logprobs = []
     for message in messages:
         assert message.position == len(logprobs)
@@ -132,7 +132,7 @@ def test_a_hundred_thousand_are_pytorchs(served):
 
 
 def by_the_graph(bundle, text):
-    """int8: what the serving graph says in one call for the whole text."""
+    """int8: the result of the serving graph in one call for the whole text."""
     graph, ids = session(bundle.graphs["decode_logprobs"]), np.array(bundle.vocabulary.encode("\n" + text))
     feeds = decode_feeds(graph, ids[:1], zero_states(bundle, 1), np.zeros((len(text), 1), np.float32), Sampling())
     feeds["forced"] = ids[1:, None]
@@ -140,7 +140,7 @@ def by_the_graph(bundle, text):
 
 
 def by_emulation(bundle, run, text):
-    """int8: what NumPy says of each step from the states that the graph had."""
+    """int8: the result of NumPy for each step, from the states of the graph."""
     graph, ids = session(bundle.graphs["decode"]), np.array(bundle.vocabulary.encode("\n" + text))
     reference, before, logprobs = Int8(run.model, weights_of(run)), zero_states(bundle, 1), []
     for token, following in pairwise(ids):
@@ -162,7 +162,7 @@ def test_int8_is_the_arithmetic_of_int8(served, name):
 
 
 def test_the_same_alone_in_a_crowd_and_in_rounds_of_any_length(served):
-    """Texts of all lengths, streams with and without log-probabilities beside them."""
+    """Texts of all lengths, beside streams with and without log-probabilities."""
     texts = {seed: random_text(1 + 5 * seed**2, seed) for seed in range(20)}
     calls = [(served.call(seed % 2, text=text), text) for seed, text in texts.items()]
     others = [
@@ -191,7 +191,7 @@ def test_unknown_characters_are_read_as_unk(served, text):
 
 
 def texts_from(served, requests):
-    """What each request's stream goes on with, all of which must be the same."""
+    """Return how the stream of each request continues, which must be the same for all."""
     answers = [served.generate(max_chars=200, **request) for request in requests]
     return {("".join(m.text for m in answer), answer[0].position, answer[0].seed) for answer in answers}
 
@@ -216,7 +216,7 @@ TOKENS = [
 @pytest.mark.parametrize("before", TOKENS, ids=str)
 @pytest.mark.parametrize("count", [0, 1, 2, 600])
 def test_a_text_beside_a_token_continues_its_stream(served, before, count):
-    """As a prompt would: seed, parameters, stops and position stay."""
+    """As with a prompt: seed, parameters, stops and position stay."""
     first = served.generate(prompt="To be", max_chars=40, **before)
     token, made = first[-1].resume_token, "".join(message.text for message in first)
     text = random_text(count, 2)
@@ -228,7 +228,7 @@ def test_a_text_beside_a_token_continues_its_stream(served, before, count):
 
 
 def test_a_text_in_parts(served):
-    """Each continues the token of the one before, on one server or the other."""
+    """Each part continues the token of the previous one, on either server."""
     text, chance, token, parts = random_text(3000, 4), random.Random(0), b"", []
     cuts = [0, *sorted(chance.sample(range(3000), 12)), 3000, 3000]
     for start, end in pairwise(cuts):
@@ -264,7 +264,7 @@ def running(server):
 
 @pytest.fixture(scope="module")
 def limited(tiny_folder):
-    """One stream at a time, nobody waits, texts of up to 200,000 characters."""
+    """One stream at a time, no waiting line, texts of up to 200,000 characters."""
     arguments = ("--max-streams", 1, "--max-waiting", 0, "--max-score-chars", 200_000, "--max-prompt", 10)
     with run_server(tiny_folder, *arguments) as server, grpc.insecure_channel(server.target) as channel:
         yield server, TextGenerationStub(channel)
@@ -281,7 +281,7 @@ def limited(tiny_folder):
     ids=["unknown", "far", "long", "wide"],
 )
 def test_a_text_that_cannot_be_scored_is_refused_before_any_work(limited, text, message):
-    """Where there is a place for it; where there is none, nobody looks at it."""
+    """If there is a slot for it; without one, the text is not even checked."""
     server, stub = limited
     wait_until(lambda: running(server) == 0)
     error, details = refusal(stub.Score(pb.ScoreRequest(text=text)))
@@ -335,7 +335,7 @@ def test_deadlines_and_cancellation_free_the_slot(limited):
     assert len(next(stub.Score(pb.ScoreRequest(text="abc"))).logprobs) == 1  # the first goes out at once
 
 
-def test_others_go_on_meanwhile(served):
+def test_other_streams_continue_during_a_long_text(served):
     call = served.call(text="a" * 2_000_000)
     next(call)
     texts = [served.generate(max_chars=1000, logprobs=logprobs) for logprobs in (None, 2)]
@@ -352,7 +352,7 @@ async def model(tiny):
     made.engine.stop()
 
 
-async def test_who_does_not_take_them_costs_nothing(model):
+async def test_a_reader_that_stops_costs_no_compute(model):
     spec = await spec_of(GenerateParameters(), None, model, ServerConfig())
     text = "a" * (BUFFER + 5000)
     goes_on, got = asyncio.Event(), []
@@ -414,7 +414,7 @@ async def test_clients(served):
 @pytest.fixture
 def rill(served, capsys):
     def run(*arguments):
-        """Exit status, lines of output, errors."""
+        """Return exit status, lines of output, errors."""
         try:
             status = main(["score", *map(str, arguments), "--target", served.servers[0].target])
         except SystemExit as exited:

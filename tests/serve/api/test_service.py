@@ -67,7 +67,7 @@ def test_bad_requests_name_the_field_and_the_fault(limited_server, request_, fie
 
 @pytest.fixture(scope="module")
 def limited_server(tiny_folder):
-    """Two streams, one place in the line, short prompts."""
+    """Two streams, a waiting line of one call, short prompts."""
     with run_server(tiny_folder, "--max-streams", 2, "--max-waiting", 1, "--max-prompt", 1000) as running:
         yield running
 
@@ -81,7 +81,7 @@ def test_a_long_name_is_not_quoted_whole(stub):
 
 
 def test_what_is_quoted_fits_into_the_metadata(stub):
-    """With more, gRPC puts an error of its own in place of the status, at random."""
+    """With more, gRPC would randomly replace the status by an error of its own."""
     request = pb.GenerateRequest(sampling=pb.Sampling(logit_bias={"😀" * 2000: 1}))
     for _ in range(20):
         error, details = refusal(stub.Generate(request))
@@ -90,7 +90,7 @@ def test_what_is_quoted_fits_into_the_metadata(stub):
 
 
 @pytest.mark.parametrize("method", ["Generate", "Score", "ListModels"])
-def test_bytes_that_are_no_message_are_a_bad_request(tiny_folder, method):
+def test_malformed_messages_are_a_bad_request(tiny_folder, method):
     with run_server(tiny_folder) as server:
         with grpc.insecure_channel(server.target) as channel:
             error, details = refusal(channel.unary_stream(f"/rill.v1.TextGeneration/{method}")(b"\xff", timeout=20))
@@ -131,7 +131,7 @@ def running(client_server):
 
 
 def test_waiting_line(limited_server):
-    """Two run, one waits, a fourth is refused at once; when one ends, the one who waited runs."""
+    """Two calls run, one waits, a fourth is refused at once; when one ends, the waiting call runs."""
     with grpc.insecure_channel(limited_server.target) as channel:
         stub = TextGenerationStub(channel)
         calls = [stub.Generate(pb.GenerateRequest(prompt="a")) for _ in range(2)]
@@ -197,7 +197,7 @@ def test_deadlines_end_streams(server):
 
 
 def test_a_long_prompt_does_not_hold_up_others(server):
-    """More than a hundred thousand characters to read; others have theirs meanwhile."""
+    """More than a hundred thousand characters to read, while other streams get theirs."""
     with ThreadPoolExecutor(1) as pool, server.client() as client:
         long = pool.submit(lambda: "".join(client.generate("a" * 150_000, max_chars=5, seed=1, timeout=100)))
         time.sleep(0.2)

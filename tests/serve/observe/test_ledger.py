@@ -1,4 +1,4 @@
-"""What is written down of calls: in order, soon, and never so much at once that others wait for it."""
+"""The ledger writes in order, soon, and never so much at once that streams wait for it."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from rill.serve.observe.ledger import DELAY_SECONDS, WRITTEN_AT_ONCE, Ledger
 COUNT = 3 * WRITTEN_AT_ONCE
 
 
-async def test_much_is_written_in_parts_and_in_order():
+async def test_many_entries_are_written_in_parts_and_in_order():
     ledger, written = Ledger(), []
     for number in range(COUNT):
         ledger.note(written.append, number)
@@ -25,7 +25,7 @@ async def test_much_is_written_in_parts_and_in_order():
     assert written[COUNT:] == [COUNT]
 
 
-async def test_at_the_end_all_is_written_at_once():
+async def test_settling_writes_everything_at_once():
     ledger, written = Ledger(), []
     for number in range(COUNT):
         ledger.note(written.append, number)
@@ -33,7 +33,7 @@ async def test_at_the_end_all_is_written_at_once():
     assert written == list(range(COUNT))
 
 
-async def test_what_cannot_be_written_keeps_nothing_else_from_being():
+async def test_an_entry_that_fails_affects_no_other():
     ledger, written, faults = Ledger(), [], []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
     for number in range(COUNT):

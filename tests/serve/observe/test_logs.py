@@ -1,4 +1,4 @@
-"""The line that each call leaves in the log, request ids, and a stderr that nobody reads."""
+"""The log line of each call, request ids, and a stderr that is not read."""
 
 import fcntl
 import json
@@ -23,7 +23,7 @@ PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
 
 
 def of_text(line):
-    """The fields of a line of text: nothing may be left over."""
+    """Return the fields of a line of text, which must have no other parts."""
     found = re.fullmatch(
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO call ((?:\w+=(?:\"(?:[^\"\\]|\\.)*\"|\S+) ?)+)", line
     )
@@ -39,14 +39,14 @@ def of_json(line):
 
 
 def generate(stub, metadata=(), **request):
-    """All messages, and the id that came back."""
+    """Return all messages, and the id that was returned."""
     call = stub.Generate(pb.GenerateRequest(**request), metadata=metadata)
     messages = list(call)
     return messages, dict(call.trailing_metadata())[REQUEST_ID]
 
 
 def refused(call):
-    """The status, and the id that came with it."""
+    """Return the status, and the id that was returned with it."""
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     return caught.value.code().name, dict(caught.value.trailing_metadata())[REQUEST_ID]
@@ -136,7 +136,7 @@ def test_without_lines_for_calls(tiny_folder):
     assert "call" not in log.replace("draining: 0 calls", "")
 
 
-def test_a_stderr_that_nobody_reads_holds_up_nothing(tiny_folder):
+def test_a_stderr_that_is_not_read_blocks_nothing(tiny_folder):
     with run_server(tiny_folder) as server, grpc.insecure_channel(server.target) as channel:
         fcntl.fcntl(server.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
         stub = TextGenerationStub(channel)
@@ -150,7 +150,7 @@ def test_a_stderr_that_nobody_reads_holds_up_nothing(tiny_folder):
 
 @pytest.fixture
 def blocked(monkeypatch):
-    """Logging to a full pipe, with a queue of ten lines: its handler, the pipe's end, and whether a write has begun."""
+    """Log to a full pipe with a queue of ten lines: the handler, the pipe, and whether a write has begun."""
     monkeypatch.setattr(logs, "WAITING_LINES", 10)
     writes, write = threading.Event(), os.write
     reading, writing = os.pipe()
@@ -179,7 +179,7 @@ def blocked(monkeypatch):
     os.close(writing)
 
 
-def test_what_has_no_place_in_the_queue_is_counted(blocked):
+def test_lines_that_find_the_queue_full_are_counted(blocked):
     log, source, reading, writes = blocked
     log.warning("number %d", 0)
     assert writes.wait(20)
@@ -195,7 +195,7 @@ def test_what_has_no_place_in_the_queue_is_counted(blocked):
     assert text.endswith(" WARNING 20 log lines were dropped: stderr was not read\n")
 
 
-def test_a_line_that_cannot_be_formatted_costs_no_other(blocked):
+def test_a_line_that_cannot_be_formatted_affects_no_other(blocked):
     log, _, reading, _ = blocked
     log.warning("%d", "no number")
     log.warning("goes on")
@@ -222,7 +222,7 @@ def test_errors_have_their_traceback():
 
 @pytest.mark.parametrize(("said", "has_traceback"), [("ExecuteBatchError raised in core", False), ("Unexpected", True)])
 def test_a_client_that_leaves_while_it_is_answered_is_a_line(said, has_traceback):
-    """It may do so as often as it likes; what else gRPC has to say stays whole."""
+    """However often that happens; other log records of gRPC keep their traceback."""
     program = f"""
 import logging
 from rill.serve.observe.logs import start_logging, stderr

@@ -1,4 +1,4 @@
-"""The metrics page of real servers, compared with what their clients got."""
+"""The metrics page of real servers, compared with what their clients received."""
 
 import shutil
 import signal
@@ -35,12 +35,12 @@ class Page:
         return self
 
     def __call__(self, name, **labels):
-        """The sum of the samples of this name that have these labels; None if there is none."""
+        """Return the sum of the samples with this name and these labels; None without any."""
         found = [s.value for s in self.samples if s.name == f"rill_{name}" and labels.items() <= s.labels.items()]
         return sum(found) if found else None
 
     def wait_for(self, name, value, **labels):
-        """Calls are written down some times a second, and a page may be made meanwhile: the next one has it all."""
+        """Calls are counted several times a second, perhaps while a page is being made: the next page is complete."""
         wait_until(lambda: self.read()(name, **labels) == value)
         self.read()
 
@@ -53,7 +53,7 @@ class Page:
 
 
 def page_of(server):
-    """Its first log line says where it is."""
+    """Read the address in the first log line."""
     line = server.process.stderr.readline()
     assert " INFO metrics: http://127.0.0.1:" in line
     return Page(line.split()[-1])
@@ -80,7 +80,7 @@ def folder(tiny_run, tmp_path_factory):
 
 @dataclass
 class Load:
-    """What clients got of a server, by model: streams that ended by themselves; and the server's page after it."""
+    """What clients received, by model, of streams that ended by themselves; and the server's page afterwards."""
 
     streams: dict[str, list[list[pb.GenerateResponse]]]
     broken_off: dict[str, int]  # streams with one character each
@@ -104,7 +104,7 @@ def load(folder):
         late, left = (stub.Generate(pb.GenerateRequest(chars_per_second=0.01), timeout=limit) for limit in (2, None))
         for call in (late, left):
             next(call)
-        # Only then does the server know what a client had that goes away.
+        # Only then does the server know what a client that leaves has received.
         wait_until(lambda: page.read()("generated_characters_total", model="a") == 2)
         left.cancel()
         asked = [
@@ -131,7 +131,7 @@ def load(folder):
 
 
 @pytest.mark.parametrize("model", ["a", "b"])
-def test_characters_are_those_that_clients_got(load, model):
+def test_characters_are_those_that_clients_received(load, model):
     characters = sum(len(message.text) for messages in load.streams[model] for message in messages)
     page = load.page
     assert page("generated_characters_total", model=model) == characters + load.broken_off[model]
@@ -140,8 +140,8 @@ def test_characters_are_those_that_clients_got(load, model):
 
 
 @pytest.mark.parametrize("model", ["a", "b"])
-def test_latencies_are_those_that_clients_were_told(load, model):
-    """Of streams that were broken off nothing is known but that they took less than 9 s each."""
+def test_latencies_are_those_in_the_usage(load, model):
+    """Of cancelled streams only one thing is known: they took less than 9 s each."""
     page, usages, streams = load.page, load.usages(model), load.streams[model]
 
     def has(name, times, unknown, **labels):
@@ -166,7 +166,7 @@ def test_rounds_are_plausible(load, model):
     assert rounds == page("round_rows_count", model=model) == page("round_steps_count", model=model)
     assert rounds <= page("round_rows_sum", model=model) <= 16 * rounds
     assert page("round_rows_bucket", model=model, le="16.0") == rounds
-    # The longest stream took part in some; the steps of a round are those of the row that goes furthest.
+    # The longest stream took part in some; a round has as many steps as its longest row.
     assert page("round_steps_sum", model=model) >= max(u.generated_chars + u.prompt_chars for u in asked)
     assert page("round_time_seconds_sum", model=model) > 0
 
@@ -259,11 +259,11 @@ def test_gauges_agree_with_list_models(folder):
             call.cancel()
         page.wait_for("calls_total", 3, code="CANCELLED")
         wait_until(lambda: page.streams() == (0, 0, 0))
-        assert page("rejections_total") == 1  # who left the line was not refused
+        assert page("rejections_total") == 1  # a call that left the line was not refused
         assert page("call_latency_seconds_count") == 2
 
 
-def test_who_has_no_token_or_too_many_streams_is_counted(folder, tmp_path):
+def test_calls_without_a_token_and_beyond_the_limit_are_counted(folder, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text("a token of the test\n".replace(" ", "-"))
     tokens.chmod(0o600)
@@ -284,7 +284,7 @@ def test_who_has_no_token_or_too_many_streams_is_counted(folder, tmp_path):
     assert page("rejections_total") == 3
 
 
-def test_names_that_clients_make_up_are_no_labels(folder):
+def test_made_up_names_do_not_become_labels(folder):
     with run_server(folder, "--metrics-port", 0) as server, grpc.insecure_channel(server.target) as channel:
         page, stub = page_of(server), TextGenerationStub(channel)
         before = len(page.samples)
@@ -320,7 +320,7 @@ def test_drained_streams_were_not_refused(folder):
         page.read()
 
 
-def test_a_model_that_is_replaced_goes_on_counting(folder, tmp_path):
+def test_a_replaced_model_continues_its_series(folder, tmp_path):
     served = tmp_path / "served"
     shutil.copytree(folder, served)
     with run_server(served, "--metrics-port", 0) as server, grpc.insecure_channel(server.target) as channel:
@@ -344,7 +344,7 @@ def test_a_model_that_is_replaced_goes_on_counting(folder, tmp_path):
         (model,) = stub.ListModels(pb.ListModelsRequest()).models
         assert model.model_id != first_id
         assert page("model_info", model="a", model_id=model.model_id) == page("model_info") == 1
-        assert page.streams(model="b") == (1, 0, 1)  # its last one goes on
+        assert page.streams(model="b") == (1, 0, 1)  # its last stream continues
         running.cancel()
         wait_until(lambda: page.streams(model="b") == (None, None, None))
         generate(stub, model="a", max_chars=12)

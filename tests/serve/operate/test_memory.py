@@ -1,11 +1,11 @@
-"""Memory that is freed is given back: what the server asks of the C library holds."""
+"""Freed memory is returned to the system: the server's settings of the C library work."""
 
 import subprocess
 import sys
 
 import pytest
 
-# A large block that is freed makes glibc take the next one from a heap, unless it has been told otherwise.
+# After a large block was freed, glibc takes the next one from a heap, unless it is configured otherwise.
 PROGRAM = """
 import ctypes, sys
 
@@ -33,9 +33,9 @@ print(own >= 4 * 2**20)
 
 
 @pytest.mark.parametrize("prepared", [True, False])
-def test_what_is_large_is_given_back_when_it_is_freed(prepared):
+def test_large_blocks_are_returned_when_freed(prepared):
     command = [sys.executable, "-W", "error", "-c", PROGRAM, *["prepared"] * prepared]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if "no mallinfo2" in ended.stderr:
-        pytest.skip("the C library is no glibc from 2.33 on")
+        pytest.skip("the C library is not glibc 2.33 or newer")
     assert (ended.stdout, ended.stderr) == (f"{prepared}\n", "")

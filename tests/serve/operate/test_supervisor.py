@@ -1,4 +1,4 @@
-"""Several processes on one port (`--engines`): one server in all that clients, tokens and signals can tell."""
+"""Several processes on one port (`--engines`): for clients, tokens and signals they are one server."""
 
 import shutil
 import signal
@@ -38,7 +38,7 @@ def workers_of(running):
 
 
 def connected(process):
-    """Whether a client is connected to it."""
+    """Tell whether a client is connected to a process."""
     return any(connection.status == psutil.CONN_ESTABLISHED for connection in process.net_connections("tcp"))
 
 
@@ -61,7 +61,7 @@ def clients_of_both(running, **parameters):
 
 @pytest.fixture(scope="module")
 def pair(tiny_folder):
-    """Two processes for the tests that leave them as they found them."""
+    """Two processes for tests that do not change them."""
     with run_server(tiny_folder, *TWO) as running:
         yield running
 
@@ -94,7 +94,7 @@ def test_health_and_reflection_of_all_processes(pair):
         assert all(map(connected, workers_of(pair)))
 
 
-def test_a_token_of_one_process_is_good_at_the_other(pair):
+def test_a_token_of_one_process_is_valid_at_the_other(pair):
     with clients_of_both(pair) as (one, other):
         begun = list(one.stream(generate_request("a", max_chars=50, seed=5)))
         rest = other.generate(resume_token=begun[-1].resume_token, max_chars=50)
@@ -102,7 +102,7 @@ def test_a_token_of_one_process_is_good_at_the_other(pair):
 
 
 def test_a_signal_to_all_processes_drains_once(tiny_folder):
-    """As init systems and terminals send it: who takes it for a second one would end at once."""
+    """As init systems and terminals send it; a process that took it for a second one would end at once."""
     with run_server(tiny_folder, *TWO, "--drain-seconds", 30) as running, clients_of_both(running) as clients:
         processes = workers_of(running)
         request = generate_request("a", max_chars=40, chars_per_second=40)
@@ -121,7 +121,7 @@ def test_a_signal_to_all_processes_drains_once(tiny_folder):
         assert all(f"INFO draining: 1 calls engine={number}\n" in log for number in (1, 2))
 
 
-def test_streams_that_do_not_finish_in_time_are_told(tiny_folder):
+def test_streams_that_do_not_finish_in_time_end_as_draining(tiny_folder):
     with (
         run_server(tiny_folder, *TWO, "--drain-seconds", 1.2) as running,
         clients_of_both(running, retry_seconds=0) as clients,
@@ -159,7 +159,7 @@ def test_hangup_reaches_all(tiny_folder, tiny_run, tmp_path):
         assert running.stop()[0] == 0
 
 
-def test_a_killed_process_is_replaced_and_its_streams_go_on(tiny_folder):
+def test_a_killed_process_is_replaced_and_its_streams_continue(tiny_folder):
     with run_server(tiny_folder, *TWO, "--drain-seconds", 1) as running, running.client() as client:
         messages = client.stream(generate_request("To be", max_chars=3000, chars_per_second=2000, seed=3))
         text = next(messages).text
@@ -228,7 +228,7 @@ def test_a_signal_while_they_load_ends_at_once(tiny_folder, number, status):
         assert not any(other.is_running() for other in processes)
 
 
-def test_a_killed_parent_leaves_nobody_behind(tiny_folder):
+def test_a_killed_parent_leaves_no_process_behind(tiny_folder):
     with run_server(tiny_folder, *TWO, "--drain-seconds", 1.2) as running:
         processes = workers_of(running)
         with Client(running.target, retry_seconds=0) as client:
@@ -276,7 +276,7 @@ async def test_refuses_before_it_starts_a_process(tmp_path):
                 await serve_together(replace(config, **given))
 
 
-def test_a_reserved_port_is_only_for_those_who_share_it():
+def test_a_reserved_port_is_only_for_processes_that_share_it():
     config = ServerConfig(bundles=[], engines=2, port=0)
     with reserved(config) as port:
         with socket.socket() as shared:
