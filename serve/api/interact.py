@@ -16,7 +16,7 @@ import numpy as np
 
 from rill.serve.api.call import Call
 from rill.serve.api.requests import GenerateParameters, check_text, parameters_of, spec_of
-from rill.serve.api.responses import FINISH, ResponseBuilder, event_of
+from rill.serve.api.responses import ResponseBuilder, event_of
 from rill.serve.api.resume_tokens import Resumption
 from rill.serve.api.score import Floats, Score, read, snapshot_of
 from rill.serve.api.sender import TextSender
@@ -27,10 +27,6 @@ from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
 AHEAD = 16  # actions that are read before their turn
-# A text that is drained does not end: it continues elsewhere, from the state that `run` sends.
-ENDS: dict[FinishReason | None, pb.FinishReason] = {
-    reason: FINISH[reason] for reason in (FinishReason.LENGTH, FinishReason.STOP)
-}
 
 
 class Inbox:
@@ -177,7 +173,7 @@ class Interaction:
         self._state = replace(self._state, snapshot=snapshot, stops=spec.stops, include_stop=spec.include_stop)
         self._may_pause = self._is_unfinished = True
         sender = TextSender(
-            spec, self._model, self._messages, self._call, time.monotonic(), self._write_output, finish=ENDS
+            spec, self._model, self._messages, self._call, time.monotonic(), self._write_output, keeps_state=True
         )
         while await self._send(sender, spec) is FinishReason.PAUSED:
             if await self._interrupted():

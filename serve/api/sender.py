@@ -1,6 +1,6 @@
 """Sending a text: the loop that Generate and Interact share."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from rill.serve.api.call import Call
 from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder
@@ -9,14 +9,18 @@ from rill.serve.engine.types import FinishReason, Snapshot, StreamSpec
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
+COMPLETE: dict[FinishReason | None, pb.FinishReason] = {
+    reason: FINISH[reason] for reason in (FinishReason.LENGTH, FinishReason.STOP)
+}
+
 Write = Callable[[pb.GenerateResponse | bytes], Awaitable[None]]
 
 
 class TextSender:
     """Sends one text with `write`. Several streams may generate it, one after another; `spec` is that of the first.
 
-    Times count from `started`, time.monotonic(). A stream that ends for a reason in `finish` ends the text. `snapshot`
-    is the last one that was sent.
+    Times count from `started`, time.monotonic(). `snapshot` is that of the last piece which has one. With
+    `keeps_state`, the caller sends the state itself where a stream is drained, paused or fails.
     """
 
     def __init__(
@@ -27,10 +31,11 @@ class TextSender:
         call: Call,
         started: float,
         write: Write,
-        finish: Mapping[FinishReason | None, pb.FinishReason] = FINISH,
+        keeps_state: bool = False,
     ) -> None:
         self._prompt_chars, self._start = spec.prompt_chars, spec.position
-        self._model, self._messages, self._call, self._write, self._finish = model, messages, call, write, finish
+        self._model, self._messages, self._call, self._write = model, messages, call, write
+        self._finish, self._keeps_state = COMPLETE if keeps_state else FINISH, keeps_state
         self._times = CallTimes(started)
         self.snapshot: Snapshot | None = None
 
@@ -50,7 +55,7 @@ class TextSender:
                 message.finish_reason = code
                 sent = stream.position + len(piece.text) - start
                 message.usage.CopyFrom(times.usage(self._prompt_chars, sent))
-            if piece.text or code:
+            if piece.text or code or not self._keeps_state:  # a stream that fails leaves a token without text
                 await self._write(messages.with_logprobs(message, model, stream, piece))
                 model.mark_sent(stream, piece.text)
                 self._call.on_generated(times, len(piece.text))

@@ -129,7 +129,7 @@ class Writer(threading.Thread):
             record = {
                 "name": "rill",
                 "levelname": "WARNING",
-                "msg": f"{missing} log lines were dropped: stderr was full",
+                "msg": f"{missing} log lines were dropped: stderr was not read",
             }
             lines.append(self._source.line(logging.makeLogRecord(record)))
         try:

@@ -180,7 +180,7 @@ def test_a_full_server_refuses_calls_without_reading_them(tiny_folder):
         for call in refused:
             with pytest.raises(grpc.RpcError) as caught:
                 next(call)
-            error = ServerError.of(caught.value)
+            error = ServerError.from_rpc(caught.value)
             assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "all 1 streams are in use and 0 calls are waiting" in str(error)
             assert error.retry_seconds == 1

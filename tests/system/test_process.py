@@ -41,7 +41,7 @@ def test_refuses_to_start_in_one_sentence(tmp_path, tiny_folder, tiny_run, run_c
             ([damaged], "decode.onnx is damaged"),
             ([tiny_folder, copy], "two bundles are named 'tiny'"),
             ([tiny_folder, "--device", "tpu"], "--device 'tpu' is not auto, cpu, cuda or cuda:N"),
-            ([tiny_folder, "--device", "cuda:x"], "is none of"),
+            ([tiny_folder, "--device", "cuda:x"], "is not auto, cpu, cuda or cuda:N"),
             ([tiny_folder, "--port", taken.getsockname()[1]], "cannot listen on 127.0.0.1"),
             ([tiny_folder, "--host", "203.0.113.7", "--port", "0"], "cannot listen on 203.0.113.7"),
             ([tiny_folder, "--max-streams", "0"], "--max-streams must be from 1"),
