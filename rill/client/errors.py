@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -71,8 +71,8 @@ def explain(details: str) -> str:
 
 def _status(error: grpc.RpcError) -> Status:
     """Read the status details from the trailing metadata; empty if there are none."""
-    metadata: Iterable[Any] = error.trailing_metadata() or ()  # pairs, in both kinds of client
-    for key, value in metadata:
+    pairs = cast(Iterable[tuple[str, Any]], error.trailing_metadata() or ())
+    for key, value in pairs:
         if key == "grpc-status-details-bin":
             with suppress(DecodeError):
                 return Status.FromString(value)

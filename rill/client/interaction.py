@@ -138,7 +138,7 @@ class InteractProtocol(Attempts):
         return self._generation if self._generation and not self._generation.is_over else None
 
     def open(self) -> Reply:
-        """Begin the session; the reply is a snapshot of its first state."""
+        """Begin the session. The reply is a snapshot of its first state."""
         self._is_started = True
         return self._snapshot_step()
 

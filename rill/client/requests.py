@@ -1,4 +1,4 @@
-"""Requests made of plain parameters, and what their answers say in words."""
+"""Build requests from plain parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,18 +24,18 @@ def generate_request(
     resume_every: int = 1024,
     chars_per_second: float = 0.0,
 ) -> pb.GenerateRequest:
-    """The request for a text; every parameter is described in rill.proto, None leaves it to the server.
+    """Build the request for a text. rill.proto describes the parameters; None leaves one to the server.
 
-    Raises ValueError for what no message can hold: a negative seed, say.
+        request = generate_request("ROMEO:", max_chars=400, temperature=0.7, stop=["JULIET:"], logprobs=2)
+
+    Raises ValueError for values that no message can hold, such as a negative seed.
     """
-    given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     return pb.GenerateRequest(
         model=model,
         prompt=prompt,
         max_chars=max_chars,
-        sampling=pb.Sampling(
-            logit_bias=logit_bias, **{name: value for name, value in given.items() if value is not None}
-        ),
+        sampling=sampling_message({**sampling, "logit_bias": logit_bias}),
         stop=stop,
         include_stop=include_stop,
         logprobs=logprobs,
@@ -46,13 +46,13 @@ def generate_request(
 
 
 def finish_reason(number: int) -> str:
-    """LENGTH, STOP or DRAINING; of one that only newer servers know, its number."""
+    """Return LENGTH, STOP or DRAINING, or the number of a reason that only newer servers know."""
     known = pb.FinishReason.DESCRIPTOR.values_by_number.get(number)
     return known.name.removeprefix("FINISH_REASON_") if known else str(number)
 
 
 def sampling_message(parameters: dict[str, Any]) -> pb.Sampling:
-    """Those of the parameters that are not None. Raises ValueError, with the name, for what no message can hold."""
+    """Build the message of all parameters that are not None. Raises ValueError, with the name, for invalid values."""
     sampling = pb.Sampling()
     for name, value in parameters.items():
         try:

@@ -1,4 +1,4 @@
-"""How a client proves who it is, and whom it believes: TLS, certificates, and a bearer token."""
+"""How a client authenticates itself and its servers: TLS, certificates, and a bearer token."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +15,12 @@ METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["TextGenerat
 
 @dataclass(frozen=True)
 class Security:
-    """How to connect; without any of it in plain text, and without saying who one is.
+    """How to connect. By default connections are in plain text and anonymous.
 
-    `tls` believes the authorities of this system, `root_certificates` (PEM) those instead. `certificate` is the
-    client's own, where servers want one: its key and its chain (PEM). Either means TLS. `token` is a bearer token; in
-    plain text it goes to this machine only, unless `plaintext_token`. Raises ValueError for what makes no sense.
+    `tls` trusts the certificate authorities of this system, `root_certificates` (PEM) other ones instead. `certificate`
+    is the client's own key and certificate chain (PEM), for servers that require one. Both imply TLS. `token` is a
+    bearer token; in plain text it is sent to this machine only, unless `plaintext_token` is set. Raises ValueError for
+    values that make no sense.
     """
 
     tls: bool = False
@@ -30,24 +31,24 @@ class Security:
 
     def __post_init__(self) -> None:
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
-            raise ValueError("a bearer token is plain ASCII without spaces")
-        if self.root_certificates == b"":  # not the same as None: nobody asked for plain text
-            raise ValueError("there is no certificate of an authority (--tls-ca) that could be trusted")
+            raise ValueError("a bearer token must be printable ASCII without spaces")
+        if self.root_certificates == b"":  # unlike None, which means plain text
+            raise ValueError("root_certificates (--tls-ca) has no certificate of an authority")
 
     def channel(self, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
-        """A channel to HOST:PORT. Raises ValueError if the token would go there in plain text."""
+        """Return a channel to HOST:PORT. Raises ValueError if the token would be sent there in plain text."""
         if credentials := self._credentials(address):
             return grpc.secure_channel(address, credentials, options)
         return grpc.insecure_channel(address, options)
 
     def aio_channel(self, address: str, options: list[tuple[str, int]]) -> grpc.aio.Channel:
-        """The same for asyncio."""
+        """Return a channel for asyncio; see `channel`."""
         if credentials := self._credentials(address):
             return grpc.aio.secure_channel(address, credentials, options)
         return grpc.aio.insecure_channel(address, options)
 
     def stub(self, channel: grpc.Channel | grpc.aio.Channel) -> TextGenerationStub:
-        """The service on a channel; its calls have the token."""
+        """Return the service on a channel; its calls carry the token."""
         stub = TextGenerationStub(channel)
         if self.token:
             for name in METHODS:
@@ -56,14 +57,14 @@ class Security:
         return stub
 
     def _credentials(self, address: str) -> grpc.ChannelCredentials | None:
-        """None for plain text. Raises ValueError."""
+        """Return None for plain text. Raises ValueError."""
         if self.tls or self.root_certificates or self.certificate:
             key, chain = self.certificate or (None, None)
             return grpc.ssl_channel_credentials(self.root_certificates, key, chain)
         if self.token and not self.plaintext_token and not is_local(address):
             raise ValueError(
-                f"the bearer token would go to {address} in plain text, for anybody on the way to read: use TLS "
-                "(--tls, or --tls-ca FILE for an authority of your own), or say that it may (--plaintext-token)"
+                f"the bearer token would go to {address} in plain text, readable on the way: use TLS "
+                "(--tls, or --tls-ca FILE for an authority of your own), or allow it with --plaintext-token"
             )
         return None
 
