@@ -3,9 +3,10 @@
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from pathlib import Path
+from types import coroutine
 from typing import Any, cast
 
 from rill.serve.api.call import Call
@@ -82,30 +83,25 @@ class ProfilingCall(Call):
 
     async def write(self, message: Sendable) -> None:
         """See Call."""
-        await _TimedWrite(super().write(message), self._seconds)
+        await _timed_write(super().write(message), self._seconds)
 
 
-class _TimedWrite:
-    """Awaits a write, and adds up the time that it runs: the time between its waits."""
-
-    def __init__(self, write: Awaitable[None], seconds: defaultdict[str, float]) -> None:
-        self._write, self._seconds = write, seconds
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        steps = self._write.__await__()
-        resume = partial(steps.send, None)
-        while True:
-            started = time.perf_counter()
-            try:
-                waits_for = resume()
-            except StopIteration:
-                return
-            finally:
-                self._seconds["write"] += time.perf_counter() - started
-            try:
-                resume = partial(steps.send, (yield waits_for))
-            except BaseException as error:  # a cancellation belongs to the write
-                resume = partial(steps.throw, error)
+@coroutine
+def _timed_write(write: Coroutine[Any, Any, None], seconds: defaultdict[str, float]) -> Generator[Any, Any, None]:
+    """Await a write, and add up the time that it runs: the time between its waits."""
+    resume = partial(write.send, None)
+    while True:
+        started = time.perf_counter()
+        try:
+            waits_for = resume()
+        except StopIteration:
+            return
+        finally:
+            seconds["write"] += time.perf_counter() - started
+        try:
+            resume = partial(write.send, (yield waits_for))
+        except BaseException as error:  # a cancellation belongs to the write
+            resume = partial(write.throw, error)
 
 
 def _timed(profile: Profile, stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
