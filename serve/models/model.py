@@ -4,8 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from rill.bundle import Bundle
 from rill.serve.engine.decoder import Decoder
@@ -105,13 +104,6 @@ class Model:
         self._held_slots.remove(slot)
         if slot not in self._live:  # else it is free when its stream has left
             self.slots.release(slot)
-
-    @asynccontextmanager
-    async def stream(self, spec: StreamSpec) -> AsyncIterator[Stream]:
-        """A live stream, as soon as a slot is free, as with `stream_in`. Raises WaitingLineFullError."""
-        async with self.slot() as slot:
-            with self.stream_in(slot, spec) as stream:
-                yield stream
 
     def stream_in(self, slot: int, spec: StreamSpec) -> "StreamContext":
         """A live stream in a slot that has none; leaving the context ends it, whatever it is doing."""

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from live_streams import live_stream
 from servers import run_server
 
 from rill.export.graphs.arithmetic import STATE_STEPS
@@ -252,7 +253,7 @@ async def test_a_golden_token_can_still_be_read(bundles):
     try:
         spec = await spec_of(GenerateParameters(max_chars=110), held, model, ServerConfig())
         got, end = "", None
-        async with model.stream(spec) as stream:
+        async with live_stream(model, spec) as stream:
             while end is None:
                 piece, end = await stream.next_piece()
                 model.mark_sent(stream, piece.text)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from live_streams import live_stream
 
 from rill.sampling import Sampling
 from rill.serve.engine import loop as engine_module
@@ -54,7 +55,7 @@ def spec(count, prompt=1, seed=0, **sampling):
 
 
 async def text_of(model, wanted):
-    async with model.stream(wanted) as stream:
+    async with live_stream(model, wanted) as stream:
         return await read_on(model, stream)
 
 
@@ -76,7 +77,7 @@ async def until_free(model):
 async def failing(model, on_text):
     """The text, snapshot and error of a stream that fails after `on_text` was called with its text."""
     got, snapshot = "", None
-    async with model.stream(spec(0)) as stream:
+    async with live_stream(model, spec(0)) as stream:
         try:
             while True:
                 piece, _ = await stream.next_piece()
@@ -149,7 +150,7 @@ async def test_a_failure_outside_a_round_fails_its_streams(model, monkeypatch, b
             raise failures.pop()
         return right(self, *arguments)
 
-    async with model.stream(spec(0)) as doomed:
+    async with live_stream(model, spec(0)) as doomed:
         await doomed.next_piece()
         monkeypatch.setattr(engine_module.Engine, broken, fail_once)
         with pytest.raises(EngineError, match="broken"):
@@ -159,7 +160,7 @@ async def test_a_failure_outside_a_round_fails_its_streams(model, monkeypatch, b
 
 
 async def test_newcomers_go_first_in_a_short_round(model):
-    async with model.stream(spec(0)) as busy:
+    async with live_stream(model, spec(0)) as busy:
         await busy.next_piece()
         await asyncio.gather(*(text_of(model, spec(1, prompt=5, seed=seed)) for seed in range(20)))
     await until_free(model)
@@ -181,7 +182,7 @@ async def test_newcomers_starve_neither_kind_of_stream(model, kind):
             piece, _ = await stream.next_piece()
             model.mark_sent(stream, piece.text)
 
-    async with model.stream(spec(0)) as plain, model.stream(spec(0, top_k=3)) as filtered:
+    async with live_stream(model, spec(0)) as plain, live_stream(model, spec(0, top_k=3)) as filtered:
         tasks = [asyncio.create_task(work) for work in (newcomers(), newcomers(), read(plain), read(filtered))]
         await asyncio.sleep(0.3)
         before = plain.sent, filtered.sent
@@ -226,7 +227,7 @@ async def test_rounds_are_of_one_kind_and_of_bounded_size(model):
 
 
 async def test_a_parked_stream_is_in_no_round(model):
-    async with model.stream(spec(0)) as unread:
+    async with live_stream(model, spec(0)) as unread:
         await unread.next_piece()
         while model.engine.parked() == 0:
             await asyncio.sleep(0.01)
@@ -240,7 +241,7 @@ async def test_paced_streams_do_not_ride_in_long_rounds(model):
     """60 rows that take a step now and then would take most of the speed of the one unpaced stream."""
 
     async def read(wanted):
-        async with model.stream(wanted) as stream:
+        async with live_stream(model, wanted) as stream:
             while True:
                 piece, _ = await stream.next_piece()
                 model.mark_sent(stream, piece.text)
@@ -279,7 +280,7 @@ async def test_readers_are_notified_less_often_while_calls_wait(tiny):
 
     model = Model(tiny, Slow(tiny, CPU), 1, 1, 0.010)
     try:
-        async with model.stream(spec(0)) as stream:
+        async with live_stream(model, spec(0)) as stream:
             waiting = asyncio.create_task(text_of(model, spec(1)))
             while not model.slots.waiting:
                 await asyncio.sleep(0)
@@ -330,7 +331,7 @@ async def test_leaving_in_any_state_frees_the_slot(model):
 
 
 async def _leave(model, seed, wait):
-    async with model.stream(spec(seed % 3 * 10, seed=seed)) as stream:
+    async with live_stream(model, spec(seed % 3 * 10, seed=seed)) as stream:
         if wait:
             await stream.next_piece()
 
@@ -354,7 +355,7 @@ async def test_readers_are_notified_now_and_then_and_not_after_each_round(model,
     characters = []
 
     async def read(wanted):
-        async with model.stream(wanted) as stream:
+        async with live_stream(model, wanted) as stream:
             while True:
                 piece, _ = await stream.next_piece()
                 model.mark_sent(stream, piece.text)

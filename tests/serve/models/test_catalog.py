@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import grpc
 import numpy as np
 import pytest
+from live_streams import live_stream
 from random_models import make_run, save_bundle
 from servers import run_server, wait_until
 
@@ -228,7 +229,7 @@ def spec(count, seed=0):
 
 
 async def text_of(model, wanted):
-    async with model.stream(wanted) as stream:
+    async with live_stream(model, wanted) as stream:
         return await read_on(model, stream)
 
 
@@ -251,7 +252,7 @@ async def test_an_old_model_and_its_memory_are_freed_after_its_last_stream(serve
     async with loaded(served) as models:
         old, kept = models.served
         decoder = weakref.ref(old.engine._decoder)
-        async with old.stream(spec(0)) as stream:
+        async with live_stream(old, spec(0)) as stream:
             put(store / "new/a", served / "a")
             await models.reload()
             assert models.by_name("b") is kept
@@ -270,7 +271,7 @@ async def test_a_stream_ends_on_the_model_on_which_it_began(served, store):
     async with loaded(served) as models:
         old = models.default
         expected = await text_of(old, spec(30_000))
-        async with old.stream(spec(30_000)) as stream:
+        async with live_stream(old, spec(30_000)) as stream:
             first, _ = await stream.next_piece()
             old.mark_sent(stream, first.text)
             put(store / "new/a", served / "a")
@@ -404,7 +405,7 @@ async def test_busy_models_get_equal_time(store):
     device_turns, models, readers = DeviceTurns(1), [], []
 
     async def read(model, seed):
-        async with model.stream(spec(0, seed)) as stream:
+        async with live_stream(model, spec(0, seed)) as stream:
             while True:
                 piece, _ = await stream.next_piece()
                 model.mark_sent(stream, piece.text)
