@@ -12,7 +12,7 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from rill.export.display import Display
 
@@ -40,7 +40,7 @@ def run_all(
     """
     processes = min(processes, len(jobs))
     if processes > 1:
-        return _Pool(jobs, run_job, on_death, processes, display).run()
+        return _run_in_processes(jobs, run_job, on_death, processes, display)
     results = []
     for job in jobs:
         display.begin(0, job)
@@ -92,60 +92,46 @@ class _Worker:
         self.connection.close()
 
 
-class _Pool(Generic[Job, Result]):
-    """Several workers, each in a lane of the display; a worker that died is replaced."""
-
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        run_job: RunJob[Job, Result],
-        on_death: Callable[[Job, float, str], Result],
-        processes: int,
-        display: Display[Result],
-    ) -> None:
-        self._jobs, self._run_job, self._on_death, self._display = jobs, run_job, on_death, display
-        self._waiting = deque(range(len(jobs)))
-        self._results: dict[int, Result] = {}
-        self._workers: dict[int, _Worker] = {}  # by lane
-        self._idle = deque(range(processes))  # lanes
-
-    def run(self) -> list[Result]:
-        """Run all jobs."""
-        try:
-            while len(self._results) < len(self._jobs):
-                while self._waiting and self._idle:
-                    self._begin(self._idle.popleft(), self._waiting.popleft())
-                busy = {worker.connection: lane for lane, worker in self._workers.items() if lane not in self._idle}
-                for connection in wait(list(busy)):
-                    self._receive(busy[connection])  # type: ignore[index]  # `wait` returns what it was given
-        finally:
-            for worker in self._workers.values():
-                worker.process.terminate()
-            for worker in self._workers.values():
-                worker.stop()
-        return [self._results[index] for index in range(len(self._jobs))]
-
-    def _begin(self, lane: int, index: int) -> None:
-        self._display.begin(lane, self._jobs[index])
-        if lane not in self._workers:
-            self._workers[lane] = _Worker(self._run_job)
-        self._workers[lane].begin(index, self._jobs[index])
-
-    def _receive(self, lane: int) -> None:
-        worker = self._workers[lane]
-        message = worker.receive()
-        if message and message[0]:
-            self._display.report(lane, message[0])
-            return
-        if message:
-            result: Result = message[1]
-        else:
-            del self._workers[lane]
-            seconds = time.monotonic() - worker.started
-            result = self._on_death(self._jobs[worker.index], seconds, _reason(worker.process.exitcode))
-        self._results[worker.index] = result
-        self._display.end(lane, result)
-        self._idle.append(lane)
+def _run_in_processes(
+    jobs: Sequence[Job],
+    run_job: RunJob[Job, Result],
+    on_death: Callable[[Job, float, str], Result],
+    processes: int,
+    display: Display[Result],
+) -> list[Result]:
+    waiting, idle = deque(range(len(jobs))), deque(range(processes))  # jobs; lanes
+    workers: dict[int, _Worker] = {}  # by lane; one that died is replaced
+    results: dict[int, Result] = {}
+    try:
+        while len(results) < len(jobs):
+            while waiting and idle:
+                lane, index = idle.popleft(), waiting.popleft()
+                display.begin(lane, jobs[index])
+                if lane not in workers:
+                    workers[lane] = _Worker(run_job)
+                workers[lane].begin(index, jobs[index])
+            busy = {worker.connection: lane for lane, worker in workers.items() if lane not in idle}
+            for connection in wait(list(busy)):
+                lane = busy[connection]  # type: ignore[index]  # `wait` returns what it was given
+                worker = workers[lane]
+                message = worker.receive()
+                if message and message[0]:
+                    display.report(lane, message[0])
+                    continue
+                if message:
+                    result: Result = message[1]
+                else:
+                    seconds, reason = time.monotonic() - worker.started, _reason(workers.pop(lane).process.exitcode)
+                    result = on_death(jobs[worker.index], seconds, reason)
+                results[worker.index] = result
+                display.end(lane, result)
+                idle.append(lane)
+    finally:
+        for worker in workers.values():
+            worker.process.terminate()
+        for worker in workers.values():
+            worker.stop()
+    return [results[index] for index in range(len(jobs))]
 
 
 def _reason(status: int | None) -> str:
