@@ -40,10 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (UsageError, UnsupportedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    # Only now: this loads PyTorch and ONNX Runtime, which --help and wrong usage do not need.
-    from rill.export.batch import export_all  # noqa: PLC0415
-
     try:
+        # Only now: this loads PyTorch and ONNX Runtime, which --help and wrong usage do not need.
+        from rill.export.batch import export_all  # noqa: PLC0415
+
         rows = export_all(jobs, options.jobs)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -124,7 +124,7 @@ def run_of_state_dict(
     found.check_shapes(weights, model, len(vocabulary))
     if update == "replaces":
         if cell.name != "gru":
-            raise ForeignError(f"{source}: update 'replaces' is about GRUs; {cell.name} has no update gate")
+            raise ForeignError(f"{source}: update 'replaces' is for GRUs; {cell.name} has no update gate")
         weights |= _with_z_negated(weights, cell)
     # The length of training is unknown, but a TrainingConfig must have one.
     return ForeignRun(Path(source), model, TrainingConfig(steps=1), vocabulary, (), weights, found.sources, notes)

@@ -509,9 +509,9 @@ def test_options_that_are_wrong(options: dict[str, object], message: str) -> Non
 @pytest.mark.parametrize("cell", ["lstm", "rnn"])
 def test_conventions_are_about_grus(cell: str) -> None:
     weights = Foreign(cell).state_dict()
-    with pytest.raises(ForeignError, match=rf"reset 'before' is about GRUs; {cell} has no reset gate"):
+    with pytest.raises(ForeignError, match=rf"reset 'before' is for GRUs; {cell} has no reset gate"):
         taken(weights, reset="before")
-    with pytest.raises(ForeignError, match=rf"update 'replaces' is about GRUs; {cell} has no update gate"):
+    with pytest.raises(ForeignError, match=rf"update 'replaces' is for GRUs; {cell} has no update gate"):
         taken(weights, update="replaces")
 
 
@@ -540,7 +540,7 @@ def test_a_vocabulary_may_have_the_unknown_symbol(tmp_path: Path) -> None:
     assert read == Vocabulary(("\n", "<unk>", "é", "𝄞"))
 
 
-def test_from_a_file_to_a_bundle(tmp_path: Path) -> None:
+def test_from_a_file_to_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Foreign()
     torch.save(model.state_dict(), tmp_path / "mine.pt")
     exported = export_state_dict(tmp_path / "mine.pt", write_vocabulary(tmp_path), tmp_path / "bundles")
@@ -552,6 +552,7 @@ def test_from_a_file_to_a_bundle(tmp_path: Path) -> None:
     logits, _ = session.run(None, {"tokens": tokens, "state_h": np.zeros((1, 1, H), np.float32)})
     with torch.no_grad():
         np.testing.assert_allclose(logits, model(torch.from_numpy(tokens)).numpy(), rtol=0, atol=1e-5)
+    monkeypatch.setattr("rill.export.pipeline.verify", lambda *_: exported.parity)  # once is enough
     again = export_state_dict(model.state_dict(), SYMBOLS, tmp_path / "bundles", "mine")
     assert again.unchanged
 

@@ -238,7 +238,7 @@ def test_verification_catches_a_wrong_graph(kind, change):
         verify(replace(bundle, graphs={"model": model.SerializeToString()}), run)
 
 
-def test_a_tagger_is_exported_beside_a_generator(tmp_path, run_folder, capsys):
+def test_a_tagger_is_exported_beside_a_generator(tmp_path, run_folder, unverified):
     lstm = save_run(make_run(cell="lstm"), tmp_path / "lstm")
     report, out = tmp_path / "report.json", tmp_path / "out"
     assert export([str(lstm), str(run_folder), "--out", str(out), "--json", str(report)]) == 0
