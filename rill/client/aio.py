@@ -13,12 +13,13 @@ from rill.addresses import split_addresses
 from rill.client.connection import CHANNEL_OPTIONS
 from rill.client.errors import ServerError
 from rill.client.failover import Failover
-from rill.client.interaction import Generation, InteractProtocol, Reply
+from rill.client.interaction import InteractProtocol
 from rill.client.requests import generate_request, sampling_message
 from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import SessionBase
+from rill.client.steps import Generation, Reply
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 

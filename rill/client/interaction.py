@@ -8,7 +8,7 @@ in both kinds of session:
     pass each event to `received`
     when the call has ended: after as many seconds as `ended` returns, connect again; None means that it is over
 
-An action that the server answers returns a `Reply` or a `Generation`; wait for its `is_ready`.
+An action that the server answers returns a `Reply` or a `Generation`: call `take` once it `is_ready`.
 """
 
 import time
@@ -20,6 +20,7 @@ import grpc
 
 from rill.client.errors import ENDED_EARLY, ServerError, SessionStateError
 from rill.client.retry import RETRY_SECONDS, Attempts
+from rill.client.steps import Feed, Generation, Reply, Snapshot, Step, Update
 from rill.v1 import rill_pb2 as pb
 
 SNAPSHOT_EVERY = 1024  # characters: at most so many are generated again, and those on their way
@@ -27,75 +28,6 @@ NO_STOP = "\0"  # replaces stop strings where an empty list means those of the t
 
 _Request = pb.InteractRequest
 _LAST = (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP)
-
-
-class Reply:
-    """The event that answers an action, once it has arrived."""
-
-    def __init__(self) -> None:
-        self.event: Any = None
-        self.error: ServerError | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether `take` has something to return or raise."""
-        return self.event is not None or self.error is not None
-
-    def take(self) -> Any:
-        """Return the event. Raises ServerError if the session ended without it."""
-        if self.event is None and self.error:
-            raise self.error
-        return self.event
-
-
-class _Step:
-    """An action that has to be repeated until a token includes it."""
-
-    is_sent = False  # in the present call
-
-
-class _Feed(_Step, Reply):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
-
-
-class _Snapshot(_Step, Reply):
-    pass
-
-
-class _Update(_Step):
-    def __init__(self, sampling: pb.Sampling) -> None:
-        self.sampling = sampling
-
-
-class Generation(_Step):
-    """A running generation: its messages, in order; `is_over` when there will be no more."""
-
-    def __init__(self, action: pb.InteractRequest.Generate, start: int) -> None:
-        self.action, self.start = action, start
-        self.messages: deque[pb.GenerateResponse] = deque()
-        self.error: ServerError | None = None
-        self.is_over = self.is_pausing = False
-        self.call = 0  # the number of the last one that it was sent in
-        self.stale_stops_after: int | None = None  # after this call, a token brings back stop strings of the last one
-        self.has_ended = False  # by itself: its stop strings do not apply to the next generation
-        self.ahead = ""  # its text after the last token
-        self.last_update: _Update | None = None  # that was made while it ran
-        self.held: list[pb.GenerateResponse] = []  # received while no token includes that update
-
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether `take` has something to return or raise."""
-        return bool(self.messages) or self.is_over
-
-    def take(self) -> pb.GenerateResponse | None:
-        """Return the next message; None after the last. Raises ServerError if the session ended before that."""
-        if self.messages:
-            return self.messages.popleft()
-        if self.error:
-            raise self.error
-        return None
 
 
 class InteractProtocol(Attempts):
@@ -120,13 +52,13 @@ class InteractProtocol(Attempts):
         self.resume_token = b""
         self.error: ServerError | None = None  # why the session ended, if it did
         self._opening, self._on_interrupted = opening, on_interrupted
-        self._steps: list[_Feed | _Snapshot | _Update | Generation] = []  # that no token includes, in order
+        self._steps: list[Feed | Snapshot | Update | Generation] = []  # those that no token includes, in order
         self._generation: Generation | None = None  # the last one
         self._is_started = False
         # The present call.
         self._send: Callable[[pb.InteractRequest | None], None] | None = None
         self._is_open = False
-        self._awaited: deque[_Feed | _Snapshot] = deque()
+        self._awaited: deque[Feed | Snapshot] = deque()
         self._at = 0
         self._catching_up: Generation | None = None
         self._caught_up = False
@@ -145,7 +77,7 @@ class InteractProtocol(Attempts):
     def feed(self, text: str) -> Reply:
         """Let the model read a text."""
         self._check_idle("feed")
-        step = _Feed(text)
+        step = Feed(text)
         self._add(step)
         self._snapshot_step()
         return step
@@ -192,7 +124,7 @@ class InteractProtocol(Attempts):
         Where in a running generation that takes effect is known once a token includes it. Until then what is received
         is held back: if the call breaks, it is generated again.
         """
-        step = _Update(sampling)
+        step = Update(sampling)
         self._add(step)
         if (generation := self.generation) and not generation.is_pausing:
             generation.last_update = step
@@ -216,8 +148,8 @@ class InteractProtocol(Attempts):
             step.is_sent = False
         opening = _Request.Open()
         opening.CopyFrom(self._opening)
-        for step in self._steps:  # what is refused is answered here, and nowhere else
-            if not isinstance(step, _Update):
+        for step in self._steps:  # only here does a server always say why it refuses one
+            if not isinstance(step, Update):
                 break
             _merge(opening.sampling, step.sampling)
             step.is_sent = True
@@ -273,7 +205,7 @@ class InteractProtocol(Attempts):
         self._send_steps()
 
     def _fed(self, fed: pb.InteractResponse.Fed) -> None:
-        if self._awaited and isinstance(self._awaited[0], _Feed):
+        if self._awaited and isinstance(self._awaited[0], Feed):
             step = self._awaited.popleft()
             if not step.event:
                 step.event = fed
@@ -282,7 +214,7 @@ class InteractProtocol(Attempts):
 
     def _snapshot(self, snapshot: pb.InteractResponse.Snapshot) -> None:
         done = None
-        if self._awaited and isinstance(self._awaited[0], _Snapshot):  # else it comes before an error
+        if self._awaited and isinstance(self._awaited[0], Snapshot):  # else it precedes an error
             done = self._awaited.popleft()
             done.event = snapshot
             self.progressed()
@@ -308,7 +240,7 @@ class InteractProtocol(Attempts):
             self._include(message.resume_token, self._at, None)
 
     def _catch_up(self, generation: Generation, message: pb.GenerateResponse, is_last: bool) -> None:
-        """Compare a message with the text that was delivered; behind its end, another call goes on."""
+        """Compare a message with the text that was delivered. After its end, another call continues."""
         if not generation.ahead.startswith(message.text, message.position - self.resume_position):
             raise _data_loss("one continued with another text: they have different models or different numerics")
         if is_last:
@@ -347,8 +279,8 @@ class InteractProtocol(Attempts):
 
     # Steps.
 
-    def _include(self, token: bytes, position: int, done: _Step | None) -> None:
-        """A token includes all steps up to `done`; without it, all before the first that is to be answered."""
+    def _include(self, token: bytes, position: int, done: Step | None) -> None:
+        """Forget the steps that a token includes: all up to `done`, or all before the first unanswered one."""
         if done:
             count = next(at for at, step in enumerate(self._steps, 1) if step is done)
         else:
@@ -357,9 +289,9 @@ class InteractProtocol(Attempts):
         included, self._steps = self._steps[:count], self._steps[count:]
         self._opening = _Request.Open(resume_token=token)
         for step in included:
-            if isinstance(step, _Update):
-                # Once more with the token, which changes nothing: a server that refuses an update may have answered a
-                # snapshot behind it with the state before.
+            if isinstance(step, Update):
+                # Repeat it with the token: a server that refused the update may have answered a later snapshot with the
+                # state before it. If the token does include it, that changes nothing.
                 _merge(self._opening.sampling, step.sampling)
             elif isinstance(step, Generation):
                 for message in step.held:
@@ -372,7 +304,7 @@ class InteractProtocol(Attempts):
             self.position = self._at = position
         self.resume_token, self.resume_position = token, position
 
-    def _add(self, step: _Feed | _Snapshot | _Update | Generation) -> None:
+    def _add(self, step: Feed | Snapshot | Update | Generation) -> None:
         if self.error:
             raise self.error
         if not self._is_started:
@@ -380,26 +312,26 @@ class InteractProtocol(Attempts):
         self._steps.append(step)
         self._send_steps()
 
-    def _snapshot_step(self) -> _Snapshot:
-        step = _Snapshot()
+    def _snapshot_step(self) -> Snapshot:
+        step = Snapshot()
         self._add(step)
         return step
 
     def _send_steps(self) -> None:
-        """Send the steps that were not sent in this call; text that was delivered comes first, in a call of its own."""
+        """Send the steps that were not sent in this call. Delivered text is generated first, in a call of its own."""
         if not self._is_open or self._catching_up:
             return
         for step in [step for step in self._steps if not step.is_sent]:
-            if self._awaited and isinstance(self._awaited[-1], _Feed):
+            if self._awaited and isinstance(self._awaited[-1], Feed):
                 return  # where a feed is refused, gRPC for asyncio loses the reason if another action is on its way
             match step:
-                case _Feed():
+                case Feed():
                     self._act(feed=step.text)
                     self._awaited.append(step)
-                case _Snapshot():
+                case Snapshot():
                     self._act(snapshot=_Request.Snapshot())
                     self._awaited.append(step)
-                case _Update():
+                case Update():
                     self._act(update=step.sampling)
                 case Generation() if step.ahead:
                     self._catching_up = step
@@ -411,7 +343,7 @@ class InteractProtocol(Attempts):
             step.is_sent = True
 
     def _continue(self, generation: Generation) -> None:
-        """Generate what is left of a generation."""
+        """Generate the rest of a generation."""
         count = generation.action.max_chars
         left = count and count - (self.position - generation.start)
         if count and not left:  # only its last message was lost
@@ -448,13 +380,13 @@ class InteractProtocol(Attempts):
             raise SessionStateError(f"{action}: the model is generating; pause it, or read to its end")
 
     def _finish(self, error: ServerError) -> None:
-        """End the session: whatever waits gets the error."""
+        """End the session. All pending replies get the error."""
         if self.error:
             return
         error.resume_token = self.resume_token
         self.error = error
         for step in self._steps:
-            if isinstance(step, _Feed | _Snapshot):
+            if isinstance(step, Feed | Snapshot):
                 step.error = error
         if generation := self.generation:
             for message in generation.held:

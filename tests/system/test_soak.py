@@ -124,6 +124,18 @@ def interactive(course, chance):
         at.channel.close()
 
 
+def conversing(course, chance):
+    """A session through both servers, whatever happens to one of them; some of its text is read back in."""
+    seed = chance.choice(list(course.texts))
+    with Client(course.target(chance)) as client, client.interact(seed=seed) as session:
+        text = ""
+        while len(text) < LENGTH:
+            count = min(chance.randrange(1, 2000), LENGTH - len(text))
+            text += "".join(session.generate(max_chars=count, chars_per_second=chance.choice([0, 5000])))
+        assert session.feed(text[:100]).chars == 100
+    assert text == course.texts[seed]
+
+
 def refused(course, chance):
     """What has no meaning is answered, and costs nobody anything."""
     with grpc.insecure_channel(course.targets[1], OWN_CHANNEL) as channel:
@@ -142,7 +154,7 @@ def refused(course, chance):
             )
 
 
-KINDS = (undisturbed, slow, paced, left, stopped, scored, interactive, refused)
+KINDS = (undisturbed, slow, paced, left, stopped, scored, interactive, conversing, refused)
 
 
 def work(course, number):
