@@ -15,10 +15,9 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -53,22 +52,16 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("give at least one BUNDLE to verify, or --target")
     check_source(options, bundles)
     report: Json = {"ok": True, "models": [], "errors": []}
-    try:
-        if bundles:
-            for bundle in bundles:
-                try:
-                    with _two_servers(bundle, options.device or "auto") as targets:
-                        asyncio.run(_until_sigterm(_verify_all(targets, options, Security(), report)))
-                except (StartError, VerifyError) as error:
-                    _add_error(report, str(error) if bundle in str(error) else f"{bundle}: {error}")
-        else:
-            targets = [target.strip() for target in options.target.split(",")]
-            try:
-                asyncio.run(_until_sigterm(_verify_all(targets, options, security_of(options), report)))
-            except VerifyError as error:
-                _add_error(report, str(error))
-    except asyncio.CancelledError:  # SIGTERM
-        return 143
+    for bundle in bundles or [None]:
+        try:
+            with _servers(bundle, options) as (targets, security):
+                asyncio.run(_verify_all(targets, options, security, report))
+        except (StartError, VerifyError) as error:
+            message = f"{bundle}: {error}" if bundle and bundle not in str(error) else str(error)
+            print(f"error: {message}", file=sys.stderr, flush=True)
+            report["errors"].append(message)
+        except asyncio.CancelledError:  # SIGTERM
+            return 143
     has_difference = not all(model["ok"] for model in report["models"])
     report["ok"] = not report["errors"] and not has_difference
     if options.json:
@@ -76,34 +69,25 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report["ok"] else 1 if has_difference else 2
 
 
-def _add_error(report: Json, message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    report["errors"].append(message)
-
-
 @contextmanager
-def _two_servers(bundle: str, device: str) -> Iterator[list[str]]:
-    """Start two servers of the bundle, with one key and rounds of different lengths; yields their HOST:PORT."""
+def _servers(bundle: str | None, options: argparse.Namespace) -> Iterator[tuple[list[str], Security]]:
+    """Yield each HOST:PORT of --target, or of two servers of the bundle, with one key and different rounds."""
+    if bundle is None:
+        yield [target.strip() for target in options.target.split(",")], security_of(options)
+        return
     with tempfile.NamedTemporaryFile() as key, ExitStack() as stack:
         key.write(secrets.token_bytes(32))
         key.flush()
-        yield [
-            stack.enter_context(
-                local_server(bundle, "--device", device, "--round-milliseconds", str(milliseconds), key=key.name)
-            )
-            for milliseconds in ROUND_MILLISECONDS
-        ]
-
-
-async def _until_sigterm(work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await work
+        flags = ("--device", options.device or "auto", "--round-milliseconds")
+        servers = [local_server(bundle, *flags, str(limit), key=key.name) for limit in ROUND_MILLISECONDS]
+        yield [stack.enter_context(server) for server in servers], Security()
 
 
 async def _verify_all(targets: Sequence[str], options: argparse.Namespace, security: Security, report: Json) -> None:
     """Verify the model on these servers, and add the findings to the report. Raises VerifyError."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
     def print_line(line: str) -> None:
         if not options.json:
