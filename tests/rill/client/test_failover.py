@@ -664,6 +664,24 @@ def test_closing_the_iterator_cancels_a_later_call_too():
             time.sleep(0.01)
 
 
+async def test_closing_an_asyncio_iterator_cancels_its_call():
+    active = []
+
+    def watched(request, context):
+        active.append(context)
+        yield from stalls(request, context)
+
+    with listening(Scripted(watched)) as (target, _):
+        async with AsyncClient(target) as client:
+            pieces = client.generate("prompt")
+            assert await anext(pieces)
+            assert active[-1].is_active()
+            await pieces.aclose()
+            async with asyncio.timeout(10):
+                while active[-1].is_active():
+                    await asyncio.sleep(0.01)
+
+
 def has_logprobs(request, context):
     """Works, with an alternative to each character."""
     for message in answers(request, [7] * 1000):
