@@ -137,8 +137,8 @@ torch.set_num_threads(1)
 rill.train.loop.trainer.SAMPLE_LENGTH = 5
 rill.train.loop.trainer.draw_curves = lambda *paths: None
 arguments = sys.argv[2:]
-rill.train.loop.train.Interrupt = AtOnce  # a run of no steps, for all that is imported late
-main([*arguments, "--out", sys.argv[1] + " of no steps"])
+rill.train.loop.train.Interrupt = AtOnce  # a run without steps, to import everything
+main([*arguments, "--out", sys.argv[1] + " without steps"])
 rill.train.loop.train.Interrupt = Interrupt
 arguments += ["--out", sys.argv[1], "--resume"]
 moments = random.Random(0)

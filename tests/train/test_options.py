@@ -433,7 +433,7 @@ COMMON = ["--evaluate-every", "3", "--sample-every", "0", "--learning-rate", "0.
     ("options", "values", "stopped", "kept"),
     [
         ("--patience 2", (3.0, 2.0, 2.5, 2.4), 12, 6),
-        ("--patience 2", (3.0, 2.0, 2.0, 2.0), 12, 6),  # the same is no improvement
+        ("--patience 2", (3.0, 2.0, 2.0, 2.0), 12, 6),  # an equal loss is not an improvement
         ("--patience 2", (3.0, 2.0, 2.5, 1.9, 2.2, 2.1), 18, 12),
         ("--patience 1", (3.0, 3.1), 6, 3),
         ("--patience 2 --keep last", (3.0, 2.0, 2.5, 2.4), 12, 12),
@@ -507,7 +507,7 @@ def test_under_autocast_kernels_get_bfloat16_and_no_autocast(
     monkeypatch.setattr(torch, name, watched)
     model = first_weights(ModelConfig(cell=cell, hidden=8, **shape), 5)
     tokens = torch.randint(5, (3, 9))
-    with torch.no_grad():  # on a CPU, what is differentiated goes other ways
+    with torch.no_grad():  # on a CPU, training uses other kernels
         expected, _ = model(tokens)
         with torch.autocast("cpu", torch.bfloat16):
             logits, state = model(tokens)

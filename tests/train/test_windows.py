@@ -29,7 +29,7 @@ def test_sequential_windows_predict_every_character_once(batch: int, window: int
         assert torch.equal(inputs + 1, expected)
         assert inputs.shape[0] == batch
         assert inputs.shape[1] == window or index == len(windows) - 1
-        if previous_end is not None:  # each row goes on where it stopped: the state can be carried
+        if previous_end is not None:  # each row continues where it stopped, so the state can be carried over
             assert torch.equal(inputs[:, 0], previous_end)
         previous_end = expected[:, -1]
         targets.update(expected.flatten().tolist())
