@@ -64,7 +64,7 @@ METADATA_BYTES = 8192  # of all trailing metadata: beyond that, gRPC may put an 
 LETTERS = ("\n", " ", "a", "b", "c", "é")
 NUMERICS = "onnxruntime-0-fuzz"
 KEYS = [bytes(range(32)), bytes(range(1, 33))]
-CONFIG = ServerConfig(max_prompt=1000, max_score_chars=2000)
+SERVER = ServerConfig(max_prompt=1000, max_score_chars=2000)
 
 
 def _bundle(symbols=LETTERS, salt=b"", task="generate"):
@@ -156,7 +156,7 @@ def _spec(message, held=None):
     parameters = parameters_of(message)
     if parameters.resume_token:
         held = TOKENS.open(parameters.resume_token).resumption(BUNDLE, NUMERICS)
-    return _run(spec_of(parameters, held, MODEL, CONFIG))
+    return _run(spec_of(parameters, held, MODEL, SERVER))
 
 
 def _is_allowed(request):
@@ -164,7 +164,7 @@ def _is_allowed(request):
     sampling, bias = request.sampling, request.sampling.logit_bias
     return (
         set(request.prompt) <= set(LETTERS)
-        and len(request.prompt) <= CONFIG.max_prompt
+        and len(request.prompt) <= SERVER.max_prompt
         and request.max_chars < 2**62
         and all(request.stop)
         and len(set(request.stop)) <= 32
@@ -214,7 +214,7 @@ def try_score(data):
         return "no message"
     try:
         _spec(request)
-        ids = _run(check_text(request.text, MODEL, CONFIG.max_score_chars, "text"))
+        ids = _run(check_text(request.text, MODEL, SERVER.max_score_chars, "text"))
     except ServeError as error:
         return _status(error)
     assert "".join(BUNDLE.vocabulary.symbols[token] for token in ids) == request.text
@@ -232,7 +232,7 @@ def try_interact(data):
             case "open":
                 _spec(action.open)
             case "feed":
-                _run(check_text(action.feed, MODEL, CONFIG.max_prompt, "feed"))
+                _run(check_text(action.feed, MODEL, SERVER.max_prompt, "feed"))
             case "generate":
                 _spec(action.generate)
             case "update":
