@@ -596,14 +596,14 @@ def _saved_run():
     return folder, json.loads((folder / "config.json").read_bytes()), safetensors.torch.save(weights)
 
 
-RUN_FOLDER, CONFIG, WEIGHTS = _saved_run()
+RUN_FOLDER, RUN_CONFIG, WEIGHTS = _saved_run()
 _HEADER = 8 + struct.unpack("<Q", WEIGHTS[:8])[0]
 
 
 def make_run_folder(random):
     """config.json or the weights are others than they should be."""
     if random.random() < 0.5:
-        config = CONFIG
+        config = RUN_CONFIG
         for _ in range(random.choice((0, 1, 2))):
             config = mutated_json(random, config)
         return b"c" + json_bytes(random, config)
@@ -621,7 +621,7 @@ def make_run_folder(random):
 def try_run_folder(data):
     """A run folder is one that can be exported, or it is refused; so are weights that others made."""
     is_config = data[:1] == b"c"
-    (RUN_FOLDER / "config.json").write_bytes(data[1:] if is_config else json.dumps(CONFIG).encode())
+    (RUN_FOLDER / "config.json").write_bytes(data[1:] if is_config else json.dumps(RUN_CONFIG).encode())
     (RUN_FOLDER / "model.safetensors").write_bytes(WEIGHTS if is_config else data[1:])
     answers = []
     try:
