@@ -268,7 +268,7 @@ def test_streams_with_and_without_stops_run_together(server, tiny):
     [
         ([""], "at least one character"),
         (["a", ""], "at least one character"),
-        ([f"{number}" for number in range(33)], "33 stop strings; at most 32"),
+        ([f"{number}" for number in range(33)], "33 stop strings; the limit is 32"),
         (["a" * 10_001], "more than 10000 characters"),
         ([chr(ord("A") + number) * 5_001 for number in range(2)], "more than 10000 characters"),
     ],
