@@ -32,5 +32,16 @@ def test_the_faster_number_of_threads_is_found_and_found_again(faster):
 
     for fast in (faster, 3 - faster):
         used = steps(TRIAL_EVERY, slow=3 - fast)
-        assert used[: 2 * TRIAL_STEPS] == [2] * TRIAL_STEPS + [1] * TRIAL_STEPS
+        assert used[: 2 * TRIAL_STEPS] == [1] * TRIAL_STEPS + [2] * TRIAL_STEPS
         assert set(used[2 * TRIAL_STEPS :]) == {fast}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_evaluations_between_the_steps_of_a_trial_do_not_use_slow_threads():
+    threads = FasterThreads()
+    for _ in range(2 * TRIAL_STEPS):
+        assert torch.get_num_threads() == 1
+        with threads.step():
+            if torch.get_num_threads() == 2:
+                time.sleep(0.005)
+    assert torch.get_num_threads() == 1

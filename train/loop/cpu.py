@@ -41,26 +41,29 @@ class FasterThreads:
     """
 
     def __init__(self) -> None:
-        self._candidates = sorted({1, torch.get_num_threads()}, reverse=True)
+        self._candidates = sorted({1, torch.get_num_threads()})
         self._seconds: dict[int, list[float]] = {}
         self._step = 0
+        torch.set_num_threads(1)  # never much too slow, so the evaluations before and between trials use it
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Wrap one training step: choose its threads, and time it in a trial."""
+        """Wrap one training step: in a trial, choose its threads, time it, and return to the fastest known number."""
         trial, within = divmod(self._step % TRIAL_EVERY, TRIAL_STEPS)
         self._step += 1
-        if len(self._candidates) == 1 or trial > len(self._candidates):
+        if len(self._candidates) == 1 or trial >= len(self._candidates):
             yield
-        elif trial == len(self._candidates):
-            torch.set_num_threads(min(self._candidates, key=lambda threads: min(self._seconds[threads][1:])))
-            yield
-        else:
-            threads = self._candidates[trial]
-            torch.set_num_threads(threads)
-            started = time.perf_counter()
-            yield
-            seconds = self._seconds.setdefault(threads, [])
-            if within == 0:
-                seconds.clear()
-            seconds.append(time.perf_counter() - started)
+            return
+        threads = self._candidates[trial]
+        torch.set_num_threads(threads)
+        started = time.perf_counter()
+        yield
+        seconds = self._seconds.setdefault(threads, [])
+        if within == 0:
+            seconds.clear()
+        seconds.append(time.perf_counter() - started)
+        torch.set_num_threads(self._fastest())
+
+    def _fastest(self) -> int:
+        known = {threads: min(seconds[1:]) for threads, seconds in self._seconds.items() if len(seconds) > 1}
+        return min(known, key=known.__getitem__, default=1)
