@@ -27,6 +27,7 @@ from rill.train.loop.optimizer import learning_rate
 from rill.train.loop.trainer import Trainer
 from rill.train.record.curves import draw_curves
 from rill.train.record.run import load_run
+from rill.train.text.held_out import HeldOutText
 
 ROOT = Path(__file__).parent.parent.parent
 # Dropout, two layers and an epoch that does not end where the run is cut: everything a resume can get wrong.
@@ -148,6 +149,27 @@ def test_max_minutes_ends_in_time(text: Path, tmp_path: Path, monkeypatch: pytes
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 2.5 < summary["seconds"] < 3.2
     assert summary["steps"] > 20
+
+
+def test_slow_evaluations_leave_time_to_train(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each evaluation takes two twentieths of the run; the missed ones are not caught up on."""
+    clock, measure = [0.0], HeldOutText.measure
+
+    def tick() -> float:
+        clock[0] += 0.001
+        return clock[0]
+
+    def slow(*arguments: Any) -> Any:
+        clock[0] += 0.3
+        return measure(*arguments)
+
+    monkeypatch.setattr("rill.train.loop.trainer.time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr(HeldOutText, "measure", slow)
+    folder = tmp_path / "run"
+    assert main(["--corpus", str(text), "--out", str(folder), *TINY, "--max-minutes", "0.05"]) == 0
+    evaluations = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert 4 <= evaluations <= 8
+    assert json.loads((folder / "summary.json").read_text())["steps"] > 20 * evaluations
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ class Trainer:
         self.position = Position()
         self._started = time.monotonic()
         self._last_checkpoint = self._started
+        self._training_since: float | None = None  # the share that was done soon after the last evaluation
         self._reserved_seconds = 0.0  # for the last validation of a run under --max-minutes
 
     def resume(self) -> None:
@@ -100,10 +101,10 @@ class Trainer:
         step, however short --max-minutes is. Raises DivergedError when the loss, the gradient or a weight is no longer
         finite; the last checkpoint is then left unchanged.
         """
-        if self.training.max_minutes is not None:
-            self._validate()
         timed = self.training.max_minutes is not None
         threads = FasterThreads() if timed and not self.training.threads and self.team.size == 1 else None
+        if timed:
+            self._validate()
         board = TensorBoard(self.folder, self.position.step) if self.team.first else None
         with closing(board) if board else nullcontext():
             while True:
@@ -234,7 +235,12 @@ class Trainer:
             return position.step % (training.evaluate_epochs * self.steps_per_epoch) == 0
         if training.evaluate_every:
             return position.step % training.evaluate_every == 0
-        return done * AUTOMATIC_EVALUATIONS >= position.evaluations + 1
+        if training.max_minutes is None:
+            return done * AUTOMATIC_EVALUATIONS >= position.evaluations + 1
+        # Evaluations take wall time, too. Catching up on missed ones would leave no time to train.
+        if self._training_since is None or position.step == position.evaluated_step + 1:
+            self._training_since = done
+        return done - self._training_since >= 1 / AUTOMATIC_EVALUATIONS
 
     def _has_stalled(self) -> bool:
         """Whether the last --patience evaluations have not improved the validation loss."""
