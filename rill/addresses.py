@@ -2,12 +2,18 @@
 
 import ipaddress
 
+LAST_PORT = 65535
+
 
 def split_addresses(target: str) -> list[str]:
-    """Split "HOST:PORT[,HOST:PORT…]". Raises ValueError if an address is empty."""
+    """Split "HOST:PORT[,HOST:PORT…]". Raises ValueError if an address is empty or its port is above 65535."""
     addresses = [address.strip() for address in target.split(",")]
     if not all(addresses):
         raise ValueError(f"target must be HOST:PORT or several separated by commas, not {target!r}")
+    for address in addresses:
+        port = address.rpartition(":")[2]
+        if port.isdecimal() and int(port) > LAST_PORT and not address.startswith("unix"):  # gRPC takes it modulo 65536
+            raise ValueError(f"target {address!r} has a port above {LAST_PORT}")
     return addresses
 
 

@@ -21,6 +21,7 @@ from typing import IO
 from rill.programs import run
 
 START_SECONDS = 120.0  # at most, until the server listens
+KEY_BYTES = 32  # of a resume key
 READY = re.compile(r"\S+ listening on (\S+:\d+)\b")
 
 
@@ -98,19 +99,21 @@ def last_line(log: IO[bytes]) -> str:
 
 
 def _shared_key() -> str | None:
-    """Return the file with this user's key, made if there is none; None where it cannot be kept."""
+    """Return the file with this user's key, made if there is none; None where it cannot be kept or is not a key."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "rill"
     path = folder / "resume.key"
     try:
+        if not folder.is_absolute():
+            return None
         if not path.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder) as new, suppress(FileExistsError):
-                new.write(secrets.token_bytes(32))
+                new.write(secrets.token_bytes(KEY_BYTES))
                 new.flush()
                 os.link(new.name, path)  # whole, and the same for all, whichever command is first
+        return str(path) if len(path.read_bytes()) == KEY_BYTES else None
     except (OSError, RuntimeError):
         return None
-    return str(path)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ ABOUT = {
     "serve": "serve bundles over gRPC",
     "bench": "measure how fast a bundle is, in process and over gRPC",
     "generate": "print text as a model generates it",
-    "chat": "write a text by turns with a model",
+    "chat": "write a text in turns with a model",
     "score": "report how probable a model finds a text",
     "batch": "generate the texts of many prompts, from a file into a file",
     "models": "list what a server serves",
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Client commands: 1 for a server's error, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM.
     """
+    _open_closed_streams()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]
@@ -54,11 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
     if name in ("help", "-h", "--help"):
-        print(HELP, end="")
-        return 0
+        return _print(HELP)
     if name == "--version":
-        print(f"rill {_version()}")
-        return 0
+        return _print(f"rill {_version()}\n")
     print(_usage_error(name), file=sys.stderr)
     return 2
 
@@ -84,18 +83,33 @@ def _run_client(name: str, arguments: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has had enough; nothing more can be written, not even at exit
-        _discard_output()
-        return 0
     except OSError as error:
-        _discard_output()
-        print(f"error: cannot write{f' {error.filename}' * bool(error.filename)}: {error.strerror}", file=sys.stderr)
-        return 1
+        return _end_output(error)
     return status
 
 
-def _discard_output() -> None:
+def _open_closed_streams() -> None:
+    """Open the null device as each standard stream that the caller has closed (`rill … >&-`); Python has None there."""
+    for name, flags, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_WRONLY, "w"), ("stderr", os.O_WRONLY, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, encoding="utf-8", closefd=False))
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        return _end_output(error)
+    return 0
+
+
+def _end_output(error: OSError) -> int:
+    """Return the exit status after `error` in writing; nothing more can be written to stdout, not even at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader has had enough
+        return 0
+    print(f"error: cannot write{f' {error.filename}' * bool(error.filename)}: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _version() -> str:

@@ -99,6 +99,28 @@ def test_a_key_that_cannot_be_stored_is_not_needed(tiny_folder, tmp_path, monkey
         assert len("".join(client.generate("a", max_chars=5))) == 5
 
 
+@pytest.mark.parametrize("damage", ["short", "folder", "lost link"])
+def test_a_damaged_key_is_not_used(damage, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    key = tmp_path / "rill" / "resume.key"
+    key.parent.mkdir(parents=True)
+    if damage == "short":
+        key.write_bytes(b"x")
+    elif damage == "folder":
+        key.mkdir()
+    else:
+        key.symlink_to("nowhere")
+    with local_server(str(tiny_folder)) as target, Client(target) as client:
+        assert len("".join(client.generate("a", max_chars=5))) == 5
+
+
+def test_a_relative_state_folder_is_ignored(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    monkeypatch.chdir(tmp_path)
+    with local_server(str(tiny_folder)):
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_of_other_servers_do_not_count(tiny_folder, tmp_path, monkeypatch, capsys):
     """Neither the environment of `rill serve` nor a bearer token applies to private servers."""
     monkeypatch.setenv("RILL_SERVE_AUTH_TOKEN_FILE", str(tmp_path / "nothing"))
@@ -115,6 +137,7 @@ def test_settings_of_other_servers_do_not_count(tiny_folder, tmp_path, monkeypat
         (["--bundle", "{tiny}", "--device", "tpu"], "error: --device 'tpu' "),
         (["--bundle", "{tiny}", "--target", "127.0.0.1:1"], "error: give either a bundle or --target, not both"),
         (["--bundle", "{tiny}", "--model", "tiny"], "error: --model goes with --target"),
+        (["--target", "localhost:99999"], "error: target 'localhost:99999' has a port above 65535"),
         (["--device", "cpu"], "error: --device goes with a bundle"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from servers import ROOT
@@ -107,3 +108,24 @@ def test_python_m_rill_is_the_same():
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith("did you mean rill generate?\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("redirection", "status", "message"),
+    [
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        pytest.param(
+            ">/dev/full",
+            1,
+            "error: cannot write: No space left on device\n",
+            marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["--help", "--version"])
+def test_output_that_cannot_be_written_is_not_a_traceback(command, redirection, status, message):
+    shell = ["sh", "-c", f'exec "$0" -W error -m rill {command} {redirection}', sys.executable]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
