@@ -1,4 +1,4 @@
-"""Write a text by turns with a model, over one live session, in asyncio.
+"""Write a text in turns with a model, over one live session, in asyncio.
 
     python examples/chat_async.py 127.0.0.1:50051 "ROMEO:" "JULIET:"
 

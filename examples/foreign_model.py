@@ -2,8 +2,8 @@
 
     python examples/foreign_model.py poet/
 
-Writes poet/bundles/poet. Needs `pip install 'rill-text[train]'`, and a server to stream from the bundle:
-`rill generate "the " --bundle poet/bundles/poet`.
+Writes poet/bundles/poet. Needs `pip install 'rill-text[train]'`. With the extra `serve`,
+`rill generate "the " --bundle poet/bundles/poet` streams text from it.
 """
 
 import sys

@@ -39,7 +39,7 @@ def add_connection(parser: argparse.ArgumentParser, retry_seconds: float = RETRY
         type=float,
         default=retry_seconds,
         metavar="SECONDS",
-        help="how long to look for a server when one is lost; 0 does not (default: %(default)g)",
+        help="how long to look for a server when one is lost; 0: not at all (default: %(default)g)",
     )
 
 

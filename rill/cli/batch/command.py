@@ -4,7 +4,7 @@
     rill batch prompts.jsonl --out texts.jsonl --target HOST:PORT,HOST:PORT --max-chars 200
 
 prompts.jsonl has one JSON object a line: {"prompt": "ROMEO:"}, and any of "id", "max_chars", "temperature", "top_k",
-"top_p", "min_p", "seed", "stop", "include_stop" and "logit_bias" that is to differ from the flags. texts.jsonl gets one
+"top_p", "min_p", "seed", "stop", "include_stop" and "logit_bias" that should differ from the flags. texts.jsonl gets a
 line for each, in the same order, when all are complete; until then texts.jsonl.part has those that are. After Ctrl-C, a
 crash or a lost server, the same command continues. A prompt that is refused has an "error" instead of a "text".
 Exit status: 0 all lines have a text, 1 some were refused or the servers failed, 2 wrong usage or input, 130 Ctrl-C.
@@ -141,7 +141,8 @@ def _defaults(options: argparse.Namespace) -> dict[str, Any]:
 
 def _count(output: BatchOutput) -> str:
     refused = f", {output.refused:,} refused (their lines say why)" if output.refused else ""
-    return f"{output.done - output.refused:,} texts{refused}"
+    texts = output.done - output.refused
+    return f"{texts:,} {'text' if texts == 1 else 'texts'}{refused}"
 
 
 def _report(sentence: str) -> None:

@@ -1,1 +1,1 @@
-"""`rill chat`: a text that a person and a model write by turns."""
+"""`rill chat`: a text that a person and a model write in turns."""

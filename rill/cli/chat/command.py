@@ -1,4 +1,4 @@
-r"""Write a text by turns with a model.
+r"""Write a text in turns with a model.
 
     rill chat --bundle bundles/demo
     rill chat --target HOST:PORT --model shakespeare --temperature 0.7

@@ -1,4 +1,4 @@
-"""A text that a person and a model write by turns, and that outlives the servers it is written on. No terminal here.
+"""A text that a person and a model write in turns, and that outlives the servers it is written on. No terminal here.
 
 Its session is reopened elsewhere by the client when a server drains or is lost. Every action ends with a snapshot, so
 that there is a token for the position where the next one begins: a session that was given up is opened again from it.
