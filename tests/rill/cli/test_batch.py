@@ -242,7 +242,7 @@ def test_kills_lose_and_double_nothing(many, tmp_path, server, tiny_folder, wher
     assert killed(prompts, out, 50, 20, *source) == f"{part}: continuing after 17 of {MANY} lines\n"
     with running(prompts, out, *source) as process:
         said = process.communicate(timeout=60)[1].splitlines()
-        assert process.returncode == 1
+        assert process.returncode == 1, said
     assert said[:-1] == [
         f"{part}: removed an incomplete last line", f"{part}: continuing after 67 of {MANY} lines"
     ]  # fmt: skip
