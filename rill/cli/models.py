@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from rill.cli.flags import add_connection, add_timeout, connected
 from rill.client.sync import Client
+from rill.v1 import rill_pb2 as pb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,3 +41,14 @@ def run(options: argparse.Namespace) -> int:
         f"{response.streams_parked} parked" + (" (draining)" if response.draining else "")
     )
     return 0
+
+
+def find_generator(answer: pb.ListModelsResponse, name: str) -> pb.ModelInfo:
+    """Find the model of this name, or the first if it is empty. Raises ValueError unless it generates text."""
+    info: pb.ModelInfo
+    for info in answer.models:
+        if name in ("", info.name):
+            if not info.streamable:
+                raise ValueError(f"{info.name} is a tagging or bidirectional model: it generates no text")
+            return info
+    raise ValueError(f"there is no model {name!r}; the server has {', '.join(info.name for info in answer.models)}")

@@ -14,6 +14,7 @@ import grpc
 
 from rill.cli.batch.input import Prompt
 from rill.cli.batch.output import BatchOutput
+from rill.cli.models import find_generator
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.requests import finish_reason
@@ -62,7 +63,7 @@ class Servers:
         """
         ids = set()
         for client in self._clients:
-            info = _model_of(await client.models(), self._model)
+            info = find_generator(await client.models(), self._model)
             self._model = info.name
             ids.add(str(info.model_id))
         if len(ids) > 1:
@@ -140,17 +141,6 @@ class Batch:
 
     def _on_characters(self, count: int) -> None:
         self.characters += count
-
-
-def _model_of(answer: pb.ListModelsResponse, name: str) -> pb.ModelInfo:
-    """Find the model of this name, or the first if it is empty. Raises ValueError."""
-    info: pb.ModelInfo
-    for info in answer.models:
-        if name in ("", info.name):
-            if not info.streamable:
-                raise ValueError(f"{info.name} is a tagging or bidirectional model: it generates no text")
-            return info
-    raise ValueError(f"there is no model {name!r}; the server has {', '.join(info.name for info in answer.models)}")
 
 
 def _is_refusal(error: ServerError) -> bool:

@@ -24,6 +24,7 @@ import grpc.aio
 
 from rill.cli.flags import add_source, check_source, security_of
 from rill.cli.local_server import StartError, local_server
+from rill.cli.models import find_generator
 from rill.cli.verify.checks import Finding, Json, Subject, VerifyError, findings_of
 from rill.client.security import Security
 from rill.v1 import rill_pb2 as pb
@@ -151,13 +152,10 @@ async def _info(stub: TextGenerationStub, target: str, name: str) -> pb.ModelInf
         answer = await stub.ListModels(pb.ListModelsRequest(), timeout=ANSWER_SECONDS)
     except grpc.aio.AioRpcError as error:
         raise VerifyError(f"{target}: {error.details()} ({error.code().name})") from None
-    info: pb.ModelInfo
-    for info in answer.models:
-        if name in ("", info.name):
-            if not info.streamable:
-                raise VerifyError(f"{info.name} is a tagging or bidirectional model: it generates no text to compare")
-            return info
-    raise VerifyError(f"{target} has no model {name!r}; it has {', '.join(info.name for info in answer.models)}")
+    try:
+        return find_generator(answer, name)
+    except ValueError as error:
+        raise VerifyError(f"{target}: {error}") from None
 
 
 def _count(text: str) -> int:

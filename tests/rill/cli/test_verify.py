@@ -101,7 +101,7 @@ def test_running_servers(verify_here, tmp_path, tiny_folder, tiny_int8_folder):
         assert (status, [line.split()[0] for line in lines]) == (0, ["tiny"] * 5 + ["tiny-int8"] * 5)
         status, output, errors = verify_here("--target", one.target, "--model", "huge", *SMALLEST)
         assert (status, output) == (2, "")
-        assert errors == f"error: {one.target} has no model 'huge'; it has tiny\n"
+        assert errors == f"error: {one.target}: there is no model 'huge'; the server has tiny\n"
 
 
 def test_what_cannot_be_verified_is_one_line(verify_here, tmp_path, tiny_folder):
