@@ -1,5 +1,11 @@
 """Fixtures that many tests share; what they are made of is in tests/support."""
 
+import os
+
+# A process that is started with preexec_fn is forked, and gRPC's handlers of forks print in it or
+# abort it. gRPC reads this at import.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 import signal
 import subprocess
 import sys
