@@ -59,11 +59,12 @@ class FasterThreads:
         started = time.perf_counter()
         yield
         seconds = self._seconds.setdefault(threads, [])
-        if within == 0:
+        if within == 1:
             seconds.clear()
-        seconds.append(time.perf_counter() - started)
+        if within:
+            seconds.append(time.perf_counter() - started)
         torch.set_num_threads(self._fastest())
 
     def _fastest(self) -> int:
-        known = {threads: min(seconds[1:]) for threads, seconds in self._seconds.items() if len(seconds) > 1}
+        known = {threads: min(seconds) for threads, seconds in self._seconds.items() if seconds}
         return min(known, key=known.__getitem__, default=1)
