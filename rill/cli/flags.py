@@ -85,6 +85,9 @@ def check_source(options: argparse.Namespace, bundle: object) -> None:
         raise ValueError("give either a bundle or --target, not both")
     if bundle and options.model:
         raise ValueError("--model goes with --target; a bundle is one model")
+    for name in ("tls", "tls_ca", "tls_cert", "tls_key", "token_file", "plaintext_token"):
+        if bundle and getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} goes with --target; a private server needs no security")
     if options.device and not bundle:
         raise ValueError("--device goes with a bundle; a server at --target has a device of its own")
 

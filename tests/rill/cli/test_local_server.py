@@ -137,6 +137,7 @@ def test_settings_of_other_servers_do_not_count(tiny_folder, tmp_path, monkeypat
         (["--bundle", "{tiny}", "--device", "tpu"], "error: --device 'tpu' "),
         (["--bundle", "{tiny}", "--target", "127.0.0.1:1"], "error: give either a bundle or --target, not both"),
         (["--bundle", "{tiny}", "--model", "tiny"], "error: --model goes with --target"),
+        (["--bundle", "{tiny}", "--tls-ca", "ca.pem"], "error: --tls-ca goes with --target"),
         (["--target", "localhost:99999"], "error: target 'localhost:99999' has a port above 65535"),
         (["--device", "cpu"], "error: --device goes with a bundle"),
     ],
