@@ -202,6 +202,7 @@ def test_a_full_server_refuses_calls_without_reading_them(tiny_folder):
 NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
+@pytest.mark.long
 def test_a_reader_that_stops_is_ended(tiny_folder):
     """Its slot is freed, and it gets the status when it reads again; the text so far is right."""
     with (
@@ -247,6 +248,7 @@ def generate_action():
     return pb.InteractRequest(generate=pb.InteractRequest.Generate())
 
 
+@pytest.mark.long
 def test_a_client_that_was_away_continues(tiny_folder, monkeypatch):
     """No text is lost although the server has ended the stream."""
     monkeypatch.setattr("rill.client.sync.CHANNEL_OPTIONS", NARROW)

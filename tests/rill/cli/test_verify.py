@@ -63,6 +63,7 @@ def test_honest_bundles_pass(verify_here, tiny_folder, tiny_int8_folder):
     assert lines[0][5].startswith("7 texts, 1,050 characters")
 
 
+@pytest.mark.long
 def test_one_json_object_has_everything(run_command, tmp_path, tiny_folder):
     """It has the bundles that can be verified, even if others cannot."""
     done = run_command("rill", "verify", tmp_path / "nothing", tiny_folder, *SMALL, "--json")
@@ -82,6 +83,7 @@ def test_one_json_object_has_everything(run_command, tmp_path, tiny_folder):
     assert all(check["logprob_difference"] < 1e-5 and check["seconds"] > 0 for check in model["checks"])
 
 
+@pytest.mark.long
 def test_running_servers(verify_here, tmp_path, tiny_folder, tiny_int8_folder):
     """Two servers have one model, and the second another as well."""
     key = tmp_path / "key"

@@ -123,6 +123,7 @@ def served(tmp_path_factory):
 # The numbers
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_are_pytorchs(served):
     text = random_text(100_000)
     calls = {"gru": served.call(text=text), "lstm": served.call(model="lstm", text=text[:10_000])}

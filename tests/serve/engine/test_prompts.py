@@ -42,12 +42,14 @@ def token_after(stub, text, **request):
     return list(stub.Score(pb.ScoreRequest(text=text, **request), timeout=60))[-1].total.resume_token
 
 
+@pytest.mark.long
 def test_a_long_prompt_is_read(stub):
     messages = generate(stub, prompt="\n" + LONG)
     assert joined(messages) == joined(generate(stub, resume_token=token_after(stub, LONG)))
     assert messages[-1].usage.prompt_chars == len(LONG) + 1
 
 
+@pytest.mark.long
 def test_a_long_prompt_is_read_after_a_token(stub):
     begun = generate(stub, prompt="ab")[-1].resume_token
     expected = generate(stub, resume_token=token_after(stub, LONG, resume_token=begun))

@@ -44,6 +44,7 @@ def test_the_largest_seed_works(server, tiny):
         assert "".join(client.generate("x", max_chars=20, seed=2**64 - 1)) == reference(tiny, "x", 2**64 - 1, 20)
 
 
+@pytest.mark.long
 async def test_text_is_the_same_among_200_others(server, tiny):
     """Streams of all kinds come and go, some of them cancelled half-way."""
 
@@ -79,6 +80,7 @@ def test_text_is_the_same_in_rounds_of_any_length(tiny_folder, tiny, millisecond
     assert text == reference(tiny, "To be", 1, 2500)
 
 
+@pytest.mark.long
 def test_text_is_the_same_for_a_slow_reader(server, tiny):
     """A stream whose reader stops is parked after a bounded amount, costs nothing, and continues where it was."""
     count = 130_000
