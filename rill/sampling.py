@@ -23,8 +23,11 @@ class SamplingError(ValueError):
     """A sampling parameter is out of range. `parameter` is its name."""
 
     def __init__(self, parameter: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(parameter, message)  # what a copy, in another process too, is made of
         self.parameter = parameter
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ class UnknownCharacterError(ValueError):
     """A text has a character that is not in the vocabulary (for a tagger: a symbol); `position` is its index."""
 
     def __init__(self, character: str, position: int) -> None:
-        single = len(character) == 1
-        what = f"character {character!r} (U+{ord(character):04X})" if single else f"symbol {character!r}"
-        super().__init__(f"{what} at position {position} is not in the model's vocabulary")
+        super().__init__(character, position)  # what a copy, in another process too, is made of
         self.character = character
         self.position = position
+
+    def __str__(self) -> str:
+        single = len(self.character) == 1
+        what = f"character {self.character!r} (U+{ord(self.character):04X})" if single else f"symbol {self.character!r}"
+        return f"{what} at position {self.position} is not in the model's vocabulary"
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,22 @@ class RequestError(ServeError):
     """A field of the request is not valid: `field` is its name in rill.proto."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(field, message)  # what a copy, in another process too, is made of
         self.field = field
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class TokenError(ServeError):
     """A resume token cannot be used; `reason` is INVALID or EXPIRED."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)
         self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class OtherModelError(ServeError):

@@ -1,14 +1,15 @@
 """What a client raises, and what a server says about an error beside its status and message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+REQUEST_ID = "x-request-id"  # in the metadata that a client sends, and in those that a server's status comes with
 ENDED_EARLY = "the server ended the stream without a last message"
 
 Detail = TypeVar("Detail", bound=Message)
@@ -36,7 +37,7 @@ class ServerError(RillError):
 
     `code` is the gRPC status, `details` the server's message. `retry_seconds` says when to try again and `reason` why a
     token was refused, where the server says so. `resume_token` is the last state of a session that ended; it may be
-    empty.
+    empty. `request_id` is what the server's log has of the call; tracebacks show it. Errors can be pickled and copied.
     """
 
     def __init__(
@@ -46,19 +47,36 @@ class ServerError(RillError):
         retry_seconds: float | None = None,
         reason: str = "",
         resume_token: bytes = b"",
+        request_id: str = "",
     ) -> None:
-        super().__init__(details)
+        super().__init__(code, details)  # what a copy is made of; the attributes follow
         self.code, self.details = code, details
         self.retry_seconds, self.reason, self.resume_token = retry_seconds, reason, resume_token
+        self.request_id = ""
+        if request_id:
+            self.told(request_id)
+
+    def __str__(self) -> str:
+        return self.details
+
+    def told(self, request_id: str) -> Self:
+        """Note the id of the call, unless the server told it; return the error."""
+        if not self.request_id:
+            self.request_id = request_id
+            self.add_note(f"request id: {request_id}")
+        return self
 
     @classmethod
     def from_rpc(cls, error: grpc.RpcError) -> "ServerError":
         """Convert an error that gRPC raised."""
-        code, details, status = error.code(), error.details() or error.code().name, _status(error)
+        code, details = error.code(), error.details() or error.code().name
+        trailing = _trailing(error)
+        status = _status(trailing)
         if code is grpc.StatusCode.CANCELLED and details == code.name:
             # No server or application says this: gRPC does, if a server that was going away did not accept the call.
             code, details = grpc.StatusCode.UNAVAILABLE, "the server did not accept the call (CANCELLED)"
-        return cls(code, explain(details), _retry_seconds(status), _reason(status))
+        request_id = str(trailing.get(REQUEST_ID, ""))
+        return cls(code, explain(details), _retry_seconds(status), _reason(status), request_id=request_id)
 
 
 def explain(details: str) -> str:
@@ -69,13 +87,15 @@ def explain(details: str) -> str:
     return details
 
 
-def _status(error: grpc.RpcError) -> Status:
-    """Read the status details from the trailing metadata; empty if there are none."""
-    pairs = cast(Iterable[tuple[str, Any]], error.trailing_metadata() or ())
-    for key, value in pairs:
-        if key == "grpc-status-details-bin":
-            with suppress(DecodeError):
-                return Status.FromString(value)
+def _trailing(error: grpc.RpcError) -> dict[str, Any]:
+    """Return the trailing metadata."""
+    return dict(cast(Iterable[tuple[str, Any]], error.trailing_metadata() or ()))
+
+
+def _status(trailing: Mapping[str, Any]) -> Status:
+    """Read the status details; empty if there are none."""
+    with suppress(DecodeError):
+        return Status.FromString(trailing.get("grpc-status-details-bin", b""))
     return Status()
 
 
