@@ -1,13 +1,10 @@
 """A lock between exporters of one bundle, held while its folder is inspected and replaced. Standard library only."""
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from rill.train.record.lock import NO_LOCKS, acquire, release
 
 
 @contextmanager
@@ -19,29 +16,17 @@ def exclusive(folder: Path) -> Iterator[None]:
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":  # no lock there: exports of one bundle must not overlap
-        yield
-        return
     path = folder.with_name(f".{folder.name}.lock")
-    descriptor = _acquire(path)
+    try:
+        descriptor = acquire(path, wait=True)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        descriptor = None  # exports of one bundle must not overlap there
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is ours
-        os.close(descriptor)
-
-
-def _acquire(path: Path) -> int:
-    """Lock the file at `path`; returns its descriptor."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # the previous holder has removed this file: `path` is now another one
+        if descriptor is None:
+            path.unlink(missing_ok=True)
+        else:
+            release(path, descriptor)

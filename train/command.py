@@ -17,7 +17,7 @@ import argparse
 import io
 import os
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import Field, fields
 from typing import Any
 
@@ -25,7 +25,8 @@ from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import TrainError, did_you_mean
 from rill.train.loop.team import Team
 from rill.train.options import GENERAL, GROUPS, LENGTH, Option, flag_of, option_of
-from rill.train.plan import make_plan
+from rill.train.plan import Plan, make_plan, run_folder
+from rill.train.record.hold import hold, refuse_if_held
 from rill.train.record.recipe import recipe_names
 
 
@@ -41,15 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     team = _make_team()
     try:
         team.join()
-        plan = make_plan(_parse(arguments, team))
-        if plan.complete:
-            if team.first:
-                print(f"{plan.folder} is complete")
-            team.wait()  # torchrun ends all processes as soon as one has ended
-            return 0
-        from rill.train.loop.train import train  # noqa: PLC0415  PyTorch: not for --help and mistakes
-
-        return train(plan, team)
+        return _carry_out(_parse(arguments, team), team)
     except (TrainError, OSError) as error:
         team.report(f"error: {error}")
         return 2
@@ -66,6 +59,35 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         team.leave()
+
+
+def _carry_out(options: dict[str, Any], team: Team) -> int:
+    """Plan the run that `options` ask for, hold its folder, and train it; the exit status."""
+    try:
+        plan = make_plan(options)
+    except TrainError:
+        if "out" in options or "recipe" in options:
+            refuse_if_held(run_folder(options))
+        raise
+    if plan.complete:
+        return _complete(plan, team)
+    with hold(plan.folder) if team.first else nullcontext("") as notice:
+        if notice:
+            print(notice)
+        team.wait()  # until the first process holds the folder
+        plan = make_plan(options)  # again: another process may have trained in between
+        if plan.complete:
+            return _complete(plan, team)
+        from rill.train.loop.train import train  # noqa: PLC0415  PyTorch: not for --help and mistakes
+
+        return train(plan, team)
+
+
+def _complete(plan: Plan, team: Team) -> int:
+    if team.first:
+        print(f"{plan.folder} is complete")
+    team.wait()  # torchrun ends all processes as soon as one has ended
+    return 0
 
 
 def _make_team() -> Team:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rill.train.config import DEFAULT_EPOCHS, HORIZONS, ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError, RunError
-from rill.train.record.folder import CONFIG, RESUME_MAY_CHANGE, SUMMARY, RunConfig, checkpoints, load_config
+from rill.train.record.folder import CONFIG, LOCK, RESUME_MAY_CHANGE, SUMMARY, RunConfig, checkpoints, load_config
 from rill.train.record.recipe import Recipe, load_recipe
 
 # Options of which giving one discards the recipe's values for the others.
@@ -40,7 +40,8 @@ def make_plan(options: dict[str, Any]) -> Plan:
     """
     options = dict(options)
     recipe = load_recipe(options.pop("recipe")) if "recipe" in options else None
-    folder = _run_folder(options.pop("out", None), recipe)
+    folder = run_folder(options)
+    options.pop("out", None)
     extend, resume = options.pop("extend_vocabulary", False), options.pop("resume", False)
     stored = _stored_config(folder, resume)
     if stored is not None and (folder / SUMMARY).exists():
@@ -57,17 +58,20 @@ def make_plan(options: dict[str, Any]) -> Plan:
     return Plan(folder, model, training, stored, Path(start) if start else None, extend)
 
 
-def _run_folder(out: str | None, recipe: Recipe | None) -> Path:
-    if out is None and recipe is None:
-        raise ConfigError("give --out, the run folder")
-    return Path("runs", Path(recipe.name).stem) if out is None and recipe else Path(str(out))
+def run_folder(options: dict[str, Any]) -> Path:
+    """The run folder that `options` name. Raises ConfigError."""
+    if "out" in options:
+        return Path(options["out"])
+    if "recipe" in options:
+        return Path("runs", Path(options["recipe"]).stem)
+    raise ConfigError("give --out, the run folder")
 
 
 def _stored_config(folder: Path, resume: bool) -> RunConfig | None:
     """The configuration of the run to resume in `folder`, if any. Raises RunError if something is in the way."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; give a folder")
-    if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
+    if not folder.exists() or all(path.suffix == ".tmp" or path.name == LOCK for path in folder.iterdir()):
         return None
     if not (folder / CONFIG).exists():
         raise RunError(f"{folder} is not empty and is not a run folder: it has no {CONFIG}; give another --out")

@@ -116,6 +116,7 @@ def start(text: Path, folder: Path) -> subprocess.Popen[str]:
 def test_killed_and_resumed_equals_uninterrupted(text: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(text, folder)
+    assert main(["--out", str(folder), "--resume"]) == 2  # the folder is held, until its holder is killed
     process.kill()
     process.communicate()
     assert not (folder / "summary.json").exists()

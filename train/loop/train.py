@@ -27,7 +27,7 @@ def train(plan: Plan, team: Team) -> int:
 
     Raises TrainError for what the user can fix, and OSError if a file cannot be written.
     """
-    team.wait()  # until all processes have made their plans, before the first one writes into the folder
+    team.wait()  # until all processes have made their plans, before the first one writes config.json
     display = Display(quiet=not team.first)
     start = load_run(plan.start) if plan.start else None
     if team.size > 1 and "-" in plan.training.corpus + plan.training.validation_corpus:

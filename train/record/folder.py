@@ -19,6 +19,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
+LOCK = ".train.lock"
 
 # The text itself is compared by its digest, and the weights that a run started from are in its first checkpoint.
 RESUME_MAY_CHANGE = ("device", "threads", "corpus", "validation_corpus", "start", "recipe")
