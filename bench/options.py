@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from rill.addresses import split_addresses
 from rill.bench.cores import two_cores
 
 PARTS = ("floor", "load", "open", "profile")
@@ -141,6 +142,16 @@ def options_of(arguments: list[str], about: str | None) -> Options:
     )
 
 
+def _address(typed: str) -> str:
+    try:
+        address, *more = split_addresses(typed)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if more or "://" in address:
+        raise argparse.ArgumentTypeError(f"must be one HOST:PORT, without TLS, not {typed!r}")
+    return address
+
+
 def _parser(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rill bench", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -164,7 +175,12 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
     add("--rates", type=float, nargs="+", default=list(PERCENTS), metavar="P", help="rates of the open loop, in percent"
         " of the measured capacity (default: 25 50 75 90 110 200)")  # fmt: skip
     add("--peers", action="store_true", help="also measure plain servers, and MLServer if it is installed")
-    add("--target", metavar="HOST:PORT", help="measure this running server; --bundle must be one that it serves")
+    add(
+        "--target",
+        type=_address,
+        metavar="HOST:PORT",
+        help="measure this running server; --bundle must be one that it serves",
+    )
     add("--device", default="auto", help="of the decode graph: auto, cpu, cuda or cuda:N (default: %(default)s)")
     add("--engines", type=int, default=1, metavar="N", help="processes of the server; the load of several has"
         " several connections (default: %(default)s)")  # fmt: skip

@@ -20,6 +20,8 @@ import psutil
 from rill.bench import BenchError
 from rill.bench.cores import on_core
 from rill.cli.local_server import StartError, address_of
+from rill.client.connection import options_for
+from rill.client.errors import ServerError
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -81,7 +83,8 @@ class Server:
     async def connected(self) -> AsyncIterator[Any]:
         """Connect; yields an object with `Generate`, over the `connections` in turn."""
         async with AsyncExitStack() as stack:
-            channels = [grpc.aio.insecure_channel(self.target, OWN_CONNECTION) for _ in range(self.connections)]
+            options = [*OWN_CONNECTION, *options_for(self.target)]
+            channels = [grpc.aio.insecure_channel(self.target, options) for _ in range(self.connections)]
             stubs = [self.stub(await stack.enter_async_context(channel)) for channel in channels]
             yield _InTurn(stubs) if self.connections > 1 else stubs[0]
 
@@ -162,11 +165,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 async def served_name(target: str, model_id: str) -> str:
     """Return the model's name at `target`. Raises BenchError if it is not served, or `target` cannot be reached."""
-    async with grpc.aio.insecure_channel(target) as channel:
+    async with grpc.aio.insecure_channel(target, options_for(target)) as channel:
         try:
             answer = await TextGenerationStub(channel).ListModels(pb.ListModelsRequest(), timeout=ANSWER_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise BenchError(f"{target}: {error.code().name}: {error.details()}") from None
+            failure = ServerError.from_rpc(error)
+            raise BenchError(f"{target}: {failure} ({failure.code.name})") from None
     for model in answer.models:
         if model.model_id == model_id:
             return str(model.name)

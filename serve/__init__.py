@@ -1,1 +1,6 @@
 """Serve bundles as streaming text over gRPC on ONNX Runtime."""
+
+import os
+
+# ONNX Runtime's official builds report their use to Microsoft, unless this is set before the first import of it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

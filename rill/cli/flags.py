@@ -59,6 +59,12 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         ("token-file", f"a bearer token for servers that ask for one (default: environment variable {TOKEN})"),
     ]:
         group.add_argument(f"--{name}", default="", metavar="FILE", help=text)
+    group.add_argument(
+        "--tls-server-name",
+        default="",
+        metavar="NAME",
+        help="connect with TLS, to a server whose certificate has this name instead of --target's",
+    )
     group.add_argument("--plaintext-token", action="store_true", help="send the token without TLS to other machines")
 
 
@@ -73,7 +79,7 @@ def connected(options: argparse.Namespace) -> Iterator[Connection]:
     try:
         yield Connection(options.target or DEFAULT_TARGET, security_of(options), options.retry_seconds)
     except ServerError as error:
-        if options.target or "failed to connect" not in str(error):
+        if options.target or not str(error).startswith("no server listens"):
             raise
         hint = f"no server at {DEFAULT_TARGET}: start one (rill serve BUNDLE), or use --bundle FOLDER or --target"
         raise ServerError(error.code, hint) from None
@@ -85,7 +91,7 @@ def check_source(options: argparse.Namespace, bundle: object) -> None:
         raise ValueError("give either a bundle or --target, not both")
     if bundle and options.model:
         raise ValueError("--model goes with --target; a bundle is one model")
-    for name in ("tls", "tls_ca", "tls_cert", "tls_key", "token_file", "plaintext_token"):
+    for name in ("tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file", "plaintext_token"):
         if bundle and getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} goes with --target; a private server needs no security")
     if options.device and not bundle:
@@ -105,6 +111,7 @@ def security_of(options: argparse.Namespace) -> Security:
         certificate=certificate,
         token=_token(options.token_file),
         plaintext_token=options.plaintext_token,
+        server_name=options.tls_server_name,
     )
 
 

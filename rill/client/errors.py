@@ -9,19 +9,12 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from rill.client.connection import explain
+
 REQUEST_ID = "x-request-id"  # in the metadata that a client sends, and in those that a server's status comes with
 ENDED_EARLY = "the server ended the stream without a last message"
 
 Detail = TypeVar("Detail", bound=Message)
-
-# What gRPC says about a connection that failed, and what it means.
-_TLS_MEANINGS = {
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate has expired or is not signed by a trusted authority",
-    "Hostname Verification": "the server's certificate is for another host",
-    "create security handshaker": "the certificates or the key given to this client are damaged or do not match",
-    "WRONG_VERSION_NUMBER": "the server does not use TLS",
-    "Socket closed": "the server closes new connections: it may require TLS or a client certificate that it trusts",
-}
 
 
 class RillError(Exception):
@@ -77,14 +70,6 @@ class ServerError(RillError):
             code, details = grpc.StatusCode.UNAVAILABLE, "the server did not accept the call (CANCELLED)"
         request_id = str(trailing.get(REQUEST_ID, ""))
         return cls(code, explain(details), _retry_seconds(status), _reason(status), request_id=request_id)
-
-
-def explain(details: str) -> str:
-    """Put the cause before gRPC's message about a failed connection, where TLS is the cause."""
-    for sign, meaning in _TLS_MEANINGS.items():
-        if sign in details and details.startswith("failed to connect"):
-            return f"{meaning} ({details})"
-    return details
 
 
 def _trailing(error: grpc.RpcError) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How a client authenticates itself and its servers: TLS, certificates, and a bearer token."""
 
+import re
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -7,9 +8,11 @@ import grpc
 import grpc.aio
 
 from rill.addresses import is_local
+from rill.client.connection import Options, options_for
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
+TLS_SCHEME = "https://"
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["TextGeneration"].methods]
 
 
@@ -18,9 +21,10 @@ class Security:
     """How to connect. By default connections are in plain text and anonymous.
 
     `tls` trusts the certificate authorities of this system, `root_certificates` (PEM) other ones instead. `certificate`
-    is the client's own key and certificate chain (PEM), for servers that require one. Both imply TLS. `token` is a
-    bearer token; in plain text it is sent to this machine only, unless `plaintext_token` is set. Raises ValueError for
-    values that make no sense.
+    is the client's own key and certificate chain (PEM), for servers that require one. `server_name` is the name in the
+    server's certificate, where that is not the host of the address. All of them imply TLS, as an address https://HOST
+    does. `token` is a bearer token; in plain text it is sent to this machine only, unless `plaintext_token` is set, and
+    never through a proxy. Raises ValueError for values that make no sense.
     """
 
     tls: bool = False
@@ -28,24 +32,32 @@ class Security:
     certificate: tuple[bytes, bytes] | None = field(default=None, repr=False)
     token: str = field(default="", repr=False)
     plaintext_token: bool = False
+    server_name: str = ""
 
     def __post_init__(self) -> None:
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise ValueError("a bearer token must be printable ASCII without spaces")
         if self.root_certificates == b"":  # unlike None, which means plain text
             raise ValueError("root_certificates (--tls-ca) has no certificate of an authority")
+        if not re.fullmatch(r"[\w.:-]*", self.server_name, re.ASCII):
+            raise ValueError(f"server_name (--tls-server-name) must be a host name, not {self.server_name!r}")
 
-    def channel(self, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
-        """Return a channel to HOST:PORT. Raises ValueError if the token would be sent there in plain text."""
-        if credentials := self._credentials(address):
-            return grpc.secure_channel(address, credentials, options)
-        return grpc.insecure_channel(address, options)
+    def channel(self, address: str, options: Options) -> grpc.Channel:
+        """Return a channel to a canonical address (`rill.addresses`).
 
-    def aio_channel(self, address: str, options: list[tuple[str, int]]) -> grpc.aio.Channel:
+        Raises ValueError if the token would be sent there in plain text.
+        """
+        place, credentials, options = self._connection(address, options)
+        if credentials:
+            return grpc.secure_channel(place, credentials, options)
+        return grpc.insecure_channel(place, options)
+
+    def aio_channel(self, address: str, options: Options) -> grpc.aio.Channel:
         """Return a channel for asyncio; see `channel`."""
-        if credentials := self._credentials(address):
-            return grpc.aio.secure_channel(address, credentials, options)
-        return grpc.aio.insecure_channel(address, options)
+        place, credentials, options = self._connection(address, options)
+        if credentials:
+            return grpc.aio.secure_channel(place, credentials, options)
+        return grpc.aio.insecure_channel(place, options)
 
     def stub(self, channel: grpc.Channel | grpc.aio.Channel) -> TextGenerationStub:
         """Return the service on a channel; its calls carry the token."""
@@ -56,17 +68,21 @@ class Security:
                 setattr(stub, name, call)
         return stub
 
-    def _credentials(self, address: str) -> grpc.ChannelCredentials | None:
-        """Return None for plain text. Raises ValueError."""
-        if self.tls or self.root_certificates or self.certificate:
-            key, chain = self.certificate or (None, None)
-            return grpc.ssl_channel_credentials(self.root_certificates, key, chain)
-        if self.token and not self.plaintext_token and not is_local(address):
-            raise ValueError(
-                f"the bearer token would go to {address} in plain text, readable on the way: use TLS "
-                "(--tls, or --tls-ca FILE for an authority of your own), or allow it with --plaintext-token"
-            )
-        return None
+    def _connection(self, address: str, options: Options) -> tuple[str, grpc.ChannelCredentials | None, Options]:
+        """Return where to connect, with which credentials (None: in plain text) and options. Raises ValueError."""
+        place = address.removeprefix(TLS_SCHEME)
+        implied = self.root_certificates or self.certificate or self.server_name
+        if not (self.tls or implied or place != address):
+            if self.token and not self.plaintext_token and not is_local(address):
+                raise ValueError(
+                    f"the bearer token would go to {address} in plain text, readable on the way: use TLS "
+                    "(--tls, or --tls-ca FILE for an authority of your own), or allow it with --plaintext-token"
+                )
+            return place, None, [*options, *options_for(place, is_direct=bool(self.token))]
+        key, chain = self.certificate or (None, None)
+        credentials = grpc.ssl_channel_credentials(self.root_certificates, key, chain)
+        names = ("grpc.ssl_target_name_override", "grpc.default_authority") if self.server_name else ()
+        return place, credentials, [*options, *options_for(place), *((name, self.server_name) for name in names)]
 
 
 PLAIN = Security()

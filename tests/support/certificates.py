@@ -59,6 +59,7 @@ def make_certificate(
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
     if issuer:
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-        builder = builder.add_extension(names, critical=False)
+        is_name = address[-1].isalpha()
+        host = x509.DNSName(address) if is_name else x509.IPAddress(ipaddress.ip_address(address))
+        builder = builder.add_extension(x509.SubjectAlternativeName([host]), critical=False)
     return Certificate(builder.sign((issuer.private_key if issuer else key), hashes.SHA256()), key)

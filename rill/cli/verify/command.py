@@ -22,10 +22,12 @@ from dataclasses import asdict, replace
 import grpc
 import grpc.aio
 
+from rill.addresses import split_addresses
 from rill.cli.flags import add_source, check_source, security_of
 from rill.cli.local_server import StartError, local_server
 from rill.cli.models import find_generator
 from rill.cli.verify.checks import Finding, Json, Subject, VerifyError, findings_of
+from rill.client.errors import ServerError
 from rill.client.security import Security
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 def _servers(bundle: str | None, options: argparse.Namespace) -> Iterator[tuple[list[str], Security]]:
     """Yield each HOST:PORT of --target, or of two servers of the bundle, with one key and different rounds."""
     if bundle is None:
-        yield [target.strip() for target in options.target.split(",")], security_of(options)
+        yield split_addresses(options.target), security_of(options)
         return
     with tempfile.NamedTemporaryFile() as key, ExitStack() as stack:
         key.write(secrets.token_bytes(32))
@@ -151,7 +153,8 @@ async def _info(stub: TextGenerationStub, target: str, name: str) -> pb.ModelInf
     try:
         answer = await stub.ListModels(pb.ListModelsRequest(), timeout=ANSWER_SECONDS)
     except grpc.aio.AioRpcError as error:
-        raise VerifyError(f"{target}: {error.details()} ({error.code().name})") from None
+        failure = ServerError.from_rpc(error)
+        raise VerifyError(f"{target}: {failure} ({failure.code.name})") from None
     try:
         return find_generator(answer, name)
     except ValueError as error:

@@ -2,14 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager, suppress
 
 import pytest
 from certificates import make_certificate
 from servers import ROOT, run_server
 
-from rill.client.errors import explain
+from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError
 from rill.client.security import Security
 from rill.client.sync import Client
 
@@ -91,36 +95,96 @@ def test_what_is_wrong_is_said_in_one_line(secured):
         assert not token or token not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("target", "is_here"),
-    [
-        ("127.0.0.1:1", True),
-        ("127.9.9.9:1", True),
-        ("localhost:1", True),
-        ("[::1]:1", True),
-        ("ipv4:127.0.0.1:1", True),
-        ("ipv6:[::1]:1", True),
-        ("dns:///localhost:1", True),
-        ("unix:/run/rill.sock", True),
-        ("203.0.113.7:1", False),
-        ("localhost.example.com:1", False),
-        ("127.0.0.1.example.com:1", False),
-        ("dns:///example.com:1", False),
-        ("dns://127.0.0.1/example.com:1", False),
-        ("[2001:db8::1]:1", False),
-        ("localhost:1,example.com:1", False),
-    ],
-)
-def test_a_token_goes_in_plain_text_to_this_machine_only(target, is_here):
-    if is_here:
-        Client(target, security=Security(token=TOKEN)).close()
-        return
+@pytest.mark.parametrize("target", ["127.0.0.1:1", "[::1]:1", "dns:///localhost:1", "unix:/run/rill.sock"])
+def test_a_token_goes_to_this_machine_in_plain_text(target):
+    Client(target, security=Security(token=TOKEN)).close()
+
+
+@pytest.mark.parametrize("target", ["203.0.113.7:1", "http://203.0.113.7:1", "localhost:1,example.com:1"])
+def test_a_token_goes_to_other_machines_with_tls_only(target):
     with pytest.raises(ValueError, match="in plain text") as caught:
         Client(target, security=Security(token=TOKEN))
     assert TOKEN not in str(caught.value)
     Client(target).close()
     Client(target, security=Security(tls=True, token=TOKEN)).close()
     Client(target, security=Security(token=TOKEN, plaintext_token=True)).close()
+    Client("https://203.0.113.7", security=Security(token=TOKEN)).close()
+
+
+@contextmanager
+def http_proxy():
+    """A proxy that answers nothing: yields its URL, and the list of what it was asked."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as connection:
+                        asked.append(connection.recv(65_536))
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+PROXIES = ("http_proxy", "https_proxy", "grpc_proxy")
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+async def test_nothing_for_this_machine_goes_through_a_proxy(server, variable, monkeypatch):
+    with http_proxy() as (url, asked):
+        monkeypatch.setenv(variable, url)
+        security = Security(token=TOKEN)
+        for target in (server.target, f"localhost:{server.port}", f"ipv4:{server.target}", f"0.0.0.0:{server.port}"):
+            with Client(target, security=security) as client:
+                assert client.models(timeout=20).models
+            async with AsyncClient(target, security=security) as client:
+                assert (await client.models(timeout=20)).models
+        assert not asked
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+def test_no_token_goes_to_another_machine_through_a_proxy_in_plain_text(variable, monkeypatch):
+    """An address of documentation (RFC 5737), which nothing answers."""
+    with http_proxy() as (url, asked):
+        monkeypatch.setenv(variable, url)
+        security = Security(token=TOKEN, plaintext_token=True)
+        with Client("203.0.113.7:1", security=security) as client, pytest.raises(ServerError):
+            client.models(timeout=0.3)
+        assert not asked
+        with Client("203.0.113.7:1") as client, pytest.raises(ServerError) as caught:
+            client.models(timeout=20)
+        assert asked[0].startswith(b"CONNECT 203.0.113.7:1 ")
+        assert f"the environment variable {variable} names" in str(caught.value)
+
+
+def test_commands_ignore_proxies_for_this_machine(secured, tiny_folder, monkeypatch):
+    with http_proxy() as (url, asked):
+        for variable in PROXIES:
+            monkeypatch.setenv(variable, url)
+        assert rill("generate", "a", "--max-chars", 20, *secured.flags, token=TOKEN).returncode == 0
+        assert rill("generate", "a", "--max-chars", 20, "--bundle", tiny_folder).returncode == 0
+        assert not asked  # not even by ONNX Runtime, for its telemetry
+
+
+def test_the_name_in_the_certificate_can_be_given(secured, tiny_folder, tmp_path):
+    authority = make_certificate("authority")
+    ca, _ = authority.write(tmp_path, "authority")
+    chain, key = make_certificate("server", authority, "text.example.com").write(tmp_path, "server")
+    with run_server(tiny_folder, "--tls-cert", chain, "--tls-key", key) as running:
+        done = rill("models", "--target", running.target, "--tls-ca", ca)
+        assert "the server's certificate is for another host: --tls-server-name" in done.stderr
+        done = rill("models", "--target", running.target, "--tls-ca", ca, "--tls-server-name", "text.example.com")
+        assert done.returncode == 0, done.stderr
+        trusted = Security(root_certificates=authority.chain, server_name="text.example.com")
+        with Client(f"https://{running.target}", security=trusted) as client:
+            assert client.models().models
+
+
+def test_a_name_of_a_server_is_a_host_name():
+    with pytest.raises(ValueError, match=r"server_name \(--tls-server-name\) must be a host name"):
+        Security(server_name="a b")
 
 
 def test_secrets_are_not_shown():
@@ -138,7 +202,3 @@ def test_tokens_that_no_call_can_carry_are_refused(token):
 def test_no_authorities_at_all_are_not_plain_text():
     with pytest.raises(ValueError, match="has no certificate of an authority"):
         Security(root_certificates=b"")
-
-
-def test_a_stream_that_breaks_says_nothing_of_tls():
-    assert explain("Socket closed") == "Socket closed"
