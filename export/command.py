@@ -149,6 +149,7 @@ def _foreign_job(options: argparse.Namespace) -> Job:
         rename[old] = new
     path = options.from_state_dict
     name = path.stem if options.name is None else options.name
-    require_bundle_name(name)
+    for precision in options.precision:
+        require_bundle_name(name, precision)
     reset, update = options.reset or RESETS[0], options.update or UPDATES[0]
     return Job(str(path), name, options.out, checkpoint=Checkpoint(path, options.vocabulary, rename, reset, update))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rill.bundle import require_name
 from rill.export.errors import UnsupportedError
 
 RESETS = ("after", "before")  # where a GRU's reset gate acts: after the recurrent product, or before it
@@ -52,11 +53,11 @@ def bundle_folder_name(name: str, precision: str) -> str:
     return name if precision == "fp32" else f"{name}-{precision}"
 
 
-def require_bundle_name(name: str) -> None:
-    """Raise UnsupportedError unless a bundle's folder can have this name."""
-    if name in ("", ".", "..") or any(character in "/\\\0" for character in name):
-        raise UnsupportedError(f"{name!r} cannot be the name of a bundle: it becomes a folder in --out")
+def require_bundle_name(name: str, precision: str = "fp32") -> None:
+    """Raise UnsupportedError unless a bundle of this name and precision can be written, and read by the server."""
     try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UnsupportedError(f"{name!r} cannot be the name of a bundle: it is not UTF-8; rename the run") from None
+        require_name(bundle_folder_name(name, precision) if name else name)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{name[:80]!r} cannot be the name of a bundle: {error}; rename the run, or for a checkpoint give --name"
+        ) from None

@@ -67,7 +67,7 @@ def export_loaded(
     LossError if int8 loses too much and `allow_loss` is not given, and BundleError if a different bundle is there and
     `force` is not given.
     """
-    require_bundle_name(name)
+    require_bundle_name(name, precision)
     folder = Path(out) / bundle_folder_name(name, precision)
     on_progress("building the graphs")
     summary = _training_summary(run)

@@ -14,6 +14,7 @@ complete and undamaged.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,12 @@ _MANIFEST_BYTES = 64 * 2**20  # a limit far above any real vocabulary, because t
 _GRAPH_BYTES = 2**31 - 1  # no ONNX model is larger
 # Limits far above any model of this kind: memory is reserved for the states of all streams.
 _MAX_LAYERS, _MAX_HIDDEN, _MAX_SYMBOLS = 1_000, 100_000, 2_000_000
-_MAX_NAME = 255
+_MAX_NAME = (
+    249  # bytes in UTF-8: while a bundle is written, `.NAME.lock` is beside it, and a file's name has at most 255
+)
+# Characters that would break the line of a log or a terminal, or reorder it: controls, line ends and bidirectional
+# embeddings. The list is fixed, because the categories of Unicode change with Python's version.
+_NOT_IN_NAMES = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff/\\\\]")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,22 @@ class Bundle:
         return DECODE.key in self.graphs
 
 
+def require_name(name: str) -> None:
+    """Raise ValueError, with the reason, unless a bundle can have this name. Export and `read_bundle` both ask here.
+
+    A name becomes the name of a folder; it stands in logs and metrics, and clients give it in requests.
+    """
+    if not name:
+        raise ValueError("it is empty")
+    if name.startswith("."):
+        raise ValueError("it begins with a dot, so its folder would be hidden")
+    if wrong := _NOT_IN_NAMES.search(name):
+        what = f"it contains {wrong[0]!r} (U+{ord(wrong[0]):04X})"
+        raise ValueError(f"{what}, so it is not UTF-8" if "\ud800" <= wrong[0] <= "\udfff" else what)
+    if (size := len(name.encode())) > _MAX_NAME:
+        raise ValueError(f"it has {size} bytes in UTF-8, more than {_MAX_NAME}")
+
+
 def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[str, ...] = ()) -> str:
     """sha256, in hex, over the graphs in the order of their keys, the vocabulary and a tagger's labels."""
     digest = hashlib.sha256()
@@ -143,10 +165,13 @@ def read_bundle(folder: str | Path) -> Bundle:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a bundle: no such folder; make one with rill export RUN --out FOLDER")
-    if not path.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with rill export")
+    try:
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a bundle: no such folder; make one with rill export RUN --out FOLDER")
+        if not path.is_file():
+            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with rill export")
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be read ({error.strerror}); check its permissions") from None
     data = _read_file(path, _MANIFEST_BYTES)
     try:
         manifest: dict[str, Any] = json.loads(data.decode())
@@ -241,8 +266,10 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 def _name(manifest: Mapping[str, Any]) -> str:
     name = _string(manifest, "name")
-    if len(name) > _MAX_NAME or not name.isprintable():
-        raise ValueError(f"'name' must have at most {_MAX_NAME} characters, all printable")
+    try:
+        require_name(name)
+    except ValueError as error:
+        raise ValueError(f"{name[:80]!r} cannot be the 'name' of a bundle: {error}") from None
     return name
 
 

@@ -1,11 +1,13 @@
 """The symbols of a model, in the order of their ids. Standard library only: the server imports this module too."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 UNKNOWN = "<unk>"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class UnknownCharacterError(ValueError):
@@ -28,7 +30,8 @@ class Vocabulary:
 
     `<unk>` stands for all symbols without an id of their own; a model reads it and never generates it. With
     `characters` every other symbol is one Unicode character; without, as in taggers, it may be longer. Raises
-    ValueError for an empty vocabulary, a repeated or empty symbol, and with `characters` for a longer symbol.
+    ValueError for an empty vocabulary, a repeated or empty symbol, half a surrogate pair (no message and no file in
+    UTF-8 can hold it), and with `characters` for a longer symbol.
     """
 
     symbols: tuple[str, ...]
@@ -44,6 +47,8 @@ class Vocabulary:
                 raise ValueError("the vocabulary has an empty symbol")
             if self.characters and len(symbol) != 1 and symbol != UNKNOWN:
                 raise ValueError(f"the vocabulary symbol {symbol!r} is not one character")
+            if _SURROGATE.search(symbol):
+                raise ValueError(f"the vocabulary symbol {symbol!r} has half a surrogate pair, which no text can hold")
 
     @classmethod
     def of_text(cls, text: str, min_count: int = 1) -> "Vocabulary":

@@ -1,11 +1,59 @@
 """Reading a bundle: it is whole, or refused in one sentence."""
 
 import json
+import shutil
 
 import pytest
-from random_models import save_bundle
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from random_models import make_run, save_bundle
 
 from rill.bundle import FORMAT_VERSION, MANIFEST, BundleError, read_bundle
+from rill.export.errors import UnsupportedError
+from rill.export.graphs.build import build_bundle
+from rill.export.jobs import require_bundle_name
+from rill.export.write import manifest_of, write_bundle
+
+# Some are what people call things; the others would break a line, a path or an encoding.
+NAMES = [
+    *(
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "三国\u3000演义",
+        "my\u00a0poems",
+        "\U0001f469\u200d\U0001f4bb",
+    ),
+    *(
+        "e\u0301",
+        "\u200fשלום\u200e",
+        "a b",
+        "\ufeffx",
+        "\U000e0067",
+        "\ue000",
+        "\u0378",
+        "\uffff",
+        "[bold]x[/]",
+        "-x",
+        "a,b",
+        "%s",
+    ),
+    *(
+        "x" * 249,
+        "é" * 124,
+        "x" * 250,
+        "é" * 125,
+        "",
+        ".",
+        "..",
+        ".x",
+        "a/b",
+        "a\\b",
+        "a\0",
+        "tab\tname",
+        "a\nb",
+        "a\r",
+    ),
+    *("a\x1b[2J", "a\x7f", "a\x85", "a\u2028b", "a\u2029b", "a\u202eb", "a\u2066b", "a\udcff"),
+]
 
 
 def edit(folder, change):
@@ -31,7 +79,7 @@ def edit(folder, change):
         (lambda f: edit(f, lambda m: m.update(model=[])), "lacks 'task'"),
         (lambda f: edit(f, lambda m: m.update(model=None)), "is wrong"),
         (lambda f: edit(f, lambda m: m.update(name="")), "'name' must be a non-empty string"),
-        (lambda f: edit(f, lambda m: m.update(name="a\ud800")), "is wrong: .* all printable"),
+        (lambda f: edit(f, lambda m: m.update(name="a\ud800")), r"is wrong: 'a\\ud800' cannot be the 'name'"),
         (lambda f: edit(f, lambda m: m.update(model_id=7)), "'model_id' must be a non-empty string"),
         (lambda f: edit(f, lambda m: m.update(model_id="0" * 64)), "model_id does not match"),
         (lambda f: edit(f, lambda m: m.update(precision="fp16")), "precision 'fp16' is not one of fp32, int8"),
@@ -66,7 +114,7 @@ def edit(folder, change):
         (lambda f: edit(f, lambda m: m["graphs"].update(model="model.onnx")), "is wrong"),
         (lambda f: edit(f, lambda m: m["graphs"]["decode"].update(file="model.onnx")), "'model.onnx' instead of 'dec"),
         (lambda f: edit(f, lambda m: m.pop("vocabulary")), "lacks 'vocabulary'"),
-        (lambda f: edit(f, lambda m: m["vocabulary"].append("\ud800")), "is wrong"),
+        (lambda f: edit(f, lambda m: m["vocabulary"].append("\ud800")), "has half a surrogate pair"),
         (lambda f: edit(f, lambda m: m["vocabulary"].pop()), "model_id does not match"),
         (lambda f: edit(f, lambda m: m["vocabulary"].append("a")), "repeats a symbol"),
         (lambda f: edit(f, lambda m: m["vocabulary"].append(7)), "is wrong"),
@@ -90,3 +138,61 @@ def test_a_damaged_bundle_is_refused_in_one_sentence(tmp_path, tiny_run, damage,
 def test_no_such_folder_is_said_so(tmp_path):
     with pytest.raises(BundleError, match="no such folder"):
         read_bundle(tmp_path / "nothing")
+
+
+def is_exported(name):
+    try:
+        require_bundle_name(name)
+    except UnsupportedError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("names") / "small"
+    return folder, save_bundle(make_run(hidden=4), folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_and_server_agree_about_names(name, small, tmp_path):
+    """Whatever name export takes can be written to disk, and is read there."""
+    folder, _ = small
+    shutil.copytree(folder, tmp_path / "copy")
+    edit(tmp_path / "copy", lambda m: m.update(name=name))
+    if is_exported(name):
+        bundle = build_bundle(make_run(hidden=4), name)
+        write_bundle(bundle, manifest_of(bundle, {}, {}), tmp_path / name)
+        assert read_bundle(tmp_path / name).name == read_bundle(tmp_path / "copy").name == name
+    else:
+        with pytest.raises(BundleError, match=r"manifest\.json is wrong: .*'name'") as caught:
+            read_bundle(tmp_path / "copy")
+        assert str(caught.value).isprintable()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.one_of(st.text(st.characters()), st.text(max_size=3).map(lambda text: "x" * 247 + text)))
+def test_export_and_server_agree_about_any_name(name, small):
+    folder, _ = small
+    edit(folder, lambda m: m.update(name=name))
+    accepted = is_exported(name)
+    try:
+        assert read_bundle(folder).name == name
+        assert accepted
+    except BundleError:
+        assert not accepted
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(symbols=st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8))
+@example(symbols={"\0", "\ue000", "\uffff", "\u2028", "\U0010ffff", '"', "\\", "\x7f"})
+def test_any_characters_can_be_a_vocabulary(symbols, tmp_path):
+    symbols = tuple(symbols)
+    bundle = build_bundle(make_run(symbols, hidden=2), "any")
+    write_bundle(bundle, manifest_of(bundle, {}, {}), tmp_path / "any")
+    assert read_bundle(tmp_path / "any").vocabulary.symbols == symbols
+
+
+def test_half_a_surrogate_pair_is_not_a_symbol():
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        make_run(("a", "\udfff"))

@@ -1,6 +1,7 @@
 """Several models in one server: turns by time, and bundles that are added, changed and removed while streams run."""
 
 import asyncio
+import json
 import shutil
 import signal
 import threading
@@ -184,26 +185,78 @@ def test_a_token_finds_its_model(served, store):
         running_stream.close()
 
 
-@pytest.mark.parametrize("what", ["empty", "half", "names"])
+def edit(folder, **change):
+    """Change entries of a bundle's manifest."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | change))
+
+
+def spoil(served, store):
+    """Put bundles that cannot be served into a folder of bundles; returns what the log says about each."""
+    for name in ("damaged", "half", "not-json", "old-format", "newline", "a-copy"):
+        put(store / "c", served / name)
+    graph = served / "damaged" / "decode.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    (served / "half" / MANIFEST).unlink()
+    (served / "not-json" / MANIFEST).write_text("{")
+    edit(served / "old-format", format_version=1)
+    edit(served / "newline", name="a\nb")
+    edit(served / "a-copy", name="a")
+    (served / "lost+found").mkdir()  # not a bundle
+    return [
+        f"{graph} is damaged: its checksum differs from the manifest; export the run again",
+        f"{served / 'half'} is not a bundle: it has no manifest.json",
+        f"{served / 'not-json' / MANIFEST} is not JSON",
+        f"{served / 'old-format' / MANIFEST} has an older format",
+        f"{served / 'newline' / MANIFEST} is wrong: 'a\\nb' cannot be the 'name' of a bundle",
+        f"{served / 'a-copy'} is named 'a' as {served / 'a'} is; export it under another name, or remove it",
+    ]
+
+
+def test_bad_bundles_in_a_folder_do_not_stop_the_server(served, store):
+    told = spoil(served, store)
+    with run_server(served) as running, running.client() as client:
+        assert running.line.endswith("(models: a, b; provider: CPUExecutionProvider)\n")
+        put(store / "c", served / "c")
+        put(store / "c", served / "d")  # a copy: named `c`
+        edit(served / "d", name="c")
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: list(models_of(client)) == ["a", "b", "c"])
+        status, log = running.stop()
+    assert status == 0
+    for line in told:
+        assert log.count(line) == 2, line  # at the start and at the reload
+    assert log.count("; it is not served") == 2 * len(told) + 1
+    assert "lost+found" not in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("what", ["empty", "half", "bad", "given", "names"])
 def test_folders_that_cannot_be_served(what, tmp_path, store, run_command):
     folder = tmp_path / "served"
     folder.mkdir()
+    paths = [folder]
     if what == "half":
-        put(store / "b", folder / "b")
         put(store / "c", folder / "c")
         (folder / "c" / MANIFEST).unlink()
+    if what == "bad":
+        spoil(folder, store)
+        shutil.rmtree(folder / "a-copy")
+    if what == "given":  # by its name: it is asked for, so it must be served
+        paths = [store / "b", folder / "nothing"]
     if what == "names":
-        put(store / "old/a", folder / "a")
-        put(store / "new/a", folder / "z")
-    done = run_command("rill.serve", folder, "--port", 0)
+        paths = [store / "old/a", store / "new/a"]
+    done = run_command("rill.serve", *paths, "--port", 0)
     assert done.returncode == 2
     message = {
-        "empty": f"{folder} is not a bundle: it has no manifest.json",
-        "half": f"{folder / 'c'} is not a bundle: it has no manifest.json",
-        "names": "two bundles are named 'a'",
+        "empty": f"error: {folder} is not a bundle: it has no manifest.json",
+        "half": f"error: {folder / 'c'} is not a bundle: it has no manifest.json",
+        "bad": f"error: none of the 5 bundles can be served; the first: {folder}/damaged/decode.onnx is damaged",
+        "given": f"error: {folder / 'nothing'} is not a bundle: no such folder",
+        "names": "error: two bundles are named 'a'",
     }
     assert message[what] in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 # ---- the set of models in process
@@ -289,12 +342,13 @@ async def test_models_keep_the_order_given_whatever_changes(served, store, tmp_p
         put(store / "old/a", served / "0")
         same = models.served
         await models.reload()
-        assert models.served == same  # two would be named `a`
-        assert len(models.all) == 4  # the newcomers end
+        assert models.names == ["c", "a", "b"]  # the one in `0` is named `a`, too, but its folder is not
+        assert models.served[1] is not same[1]
+        assert models.served[::2] == same[::2]
+        assert len(models.all) == 4  # the old `a` ends
         shutil.rmtree(served / "0")
         await models.reload()
         assert models.names == ["c", "a", "b"]
-        assert models.served[1] is not same[1]
         shutil.rmtree(served)
         await models.reload()
         assert models.names == ["c"]
@@ -338,6 +392,47 @@ async def test_a_bundle_that_cannot_be_loaded_is_refused(served, store, monkeypa
     assert models.default is not before[0]
     await models.close()
     assert engines() == 0
+
+
+async def test_a_start_without_the_bundles_that_fail(served, store, caplog):
+    """One that fails in ONNX Runtime, and one that no other user may read (`lost+found` of a disk, for example)."""
+    make = model_maker(ServerConfig([], max_streams=8), print)
+
+    def make_or_fail(bundle):
+        if bundle.name == "a":
+            raise RuntimeError("out of memory")
+        return make(bundle)
+
+    models = Catalog([str(served)], make_or_fail)
+    await models.start()
+    assert models.names == ["b"]
+    assert "out of memory; it is not served" in caplog.text
+    await models.close()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await Catalog([str(served / "b"), str(served / "a")], make_or_fail).start()
+    assert engines() == 0
+
+
+async def test_a_folder_that_may_not_be_read_is_named(served, monkeypatch, caplog):
+    is_file = type(served).is_file
+
+    def is_file_or_secret(path):
+        if path.parent.name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(type(served), "is_file", is_file_or_secret)
+    async with loaded(served) as models:
+        assert models.names == ["b"]
+    assert f"{served / 'a'} cannot be read (Permission denied); check its permissions; it is not served" in caplog.text
+
+
+async def test_a_bundle_is_found_and_given(served):
+    """The order of the paths chooses the default; a bundle counts once."""
+    async with loaded(served / "b", served) as models:
+        assert models.names == ["b", "a"]
+    async with loaded(served, served / "b") as models:
+        assert models.names == ["a", "b"]
 
 
 async def test_streams_and_the_event_loop_run_while_a_bundle_loads(served, store):
