@@ -46,8 +46,9 @@ def export_run(
 ) -> Exported:
     """Export a run folder under its own name; see `export_loaded`. Raises RunError for a run that cannot be read."""
     on_progress("reading the run")
+    summary = _training_summary(Path(run_folder))  # first: if training ends now, the weights may be other ones
     run, name = load_run(run_folder), Path(run_folder).resolve().name
-    return export_loaded(run, name, out, precision, force, check, allow_loss, on_progress)
+    return export_loaded(run, name, out, precision, force, check, allow_loss, on_progress, summary)
 
 
 def export_loaded(
@@ -59,10 +60,12 @@ def export_loaded(
     check: bool = False,
     allow_loss: bool = False,
     on_progress: OnProgress = _ignore,
+    summary: dict[str, Any] | None = None,
 ) -> Exported:
     """Export a run to the bundle `out`/NAME (int8: `out`/NAME-int8), verified before it is written.
 
     With `check` nothing is written: the bundle must exist and equal the run's, and is verified as it is on disk.
+    `summary` describes the training; without it, the run's summary.json does.
     Raises UnsupportedError for a run that cannot be exported, ParityError if a graph differs from the model,
     LossError if int8 loses too much and `allow_loss` is not given, and BundleError if a different bundle is there and
     `force` is not given.
@@ -70,7 +73,7 @@ def export_loaded(
     require_bundle_name(name, precision)
     folder = Path(out) / bundle_folder_name(name, precision)
     on_progress("building the graphs")
-    summary = _training_summary(run)
+    summary = _training_summary(run.folder) if summary is None else summary
     bundle = build_bundle(run, folder.name, precision)
     if check:
         bundle = _read_same(folder, bundle)
@@ -128,9 +131,9 @@ def _read_same(folder: Path, bundle: Bundle) -> Bundle:
     return on_disk
 
 
-def _training_summary(run: Run) -> dict[str, Any]:
+def _training_summary(folder: Path) -> dict[str, Any]:
     """Read the run's summary.json; empty if the training has not finished."""
-    path = run.folder / "summary.json"
+    path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:

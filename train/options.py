@@ -43,6 +43,16 @@ def flag_of(declared: Field[Any]) -> str:
     return (option and option.flag) or "--" + name.replace("_", "-")
 
 
+def words_of(declared: Field[Any], value: Any) -> list[str]:
+    """The words of a command line that give a field's option this value; none for true and false by default."""
+    flag = flag_of(declared)
+    if isinstance(value, bool):
+        return [] if value is declared.default else [flag]
+    if isinstance(value, tuple):
+        return [flag, *value]
+    return [flag, str(value).removesuffix(".0")]
+
+
 def whole(default: int | None, group: str, help: str, low: int = 0, high: int | None = None) -> Any:
     """A whole number from `low` to `high`."""
     limit = "" if high is None else f" and at most {high}"

@@ -1,13 +1,16 @@
 """What a run is to be, settled from the options, a recipe and the run folder before PyTorch is loaded."""
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rill.train.config import DEFAULT_EPOCHS, HORIZONS, ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError, RunError
+from rill.train.options import words_of
 from rill.train.record.folder import CONFIG, LOCK, RESUME_MAY_CHANGE, SUMMARY, RunConfig, checkpoints, load_config
 from rill.train.record.recipe import Recipe, load_recipe
+from rill.train.text.files import is_stream, name_of
 
 # Options of which giving one discards the recipe's values for the others.
 ALTERNATIVES = (
@@ -16,6 +19,7 @@ ALTERNATIVES = (
     ("validation", "validation_characters", "validation_corpus"),
 )
 MAY_DIFFER_FROM_START = ("dropout",)
+NOT_FOR_A_COMPLETE_RUN = ("device", "threads")  # which a script may give it again
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,14 @@ def make_plan(options: dict[str, Any]) -> Plan:
     """Make the plan that `options` ask for: values by the names of the configurations' fields, plus `out`,
     `resume` and `extend_vocabulary`. Raises ConfigError, RunError.
     """
-    options = dict(options)
+    given, options = options, dict(options)
     recipe = load_recipe(options.pop("recipe")) if "recipe" in options else None
     folder = run_folder(options)
     options.pop("out", None)
     extend, resume = options.pop("extend_vocabulary", False), options.pop("resume", False)
     stored = _stored_config(folder, resume)
     if stored is not None and (folder / SUMMARY).exists():
+        _refuse_options(folder, stored, given)
         return Plan(folder, stored.model, stored.training, stored, complete=True)
     start = options.get("start", stored.training.start if stored else "")
     if extend and not start:
@@ -55,6 +60,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     model, training = configure(folder, stored, recipe, start_config, options)
     if not training.corpus:
         raise ConfigError("no text to train on; give --corpus")
+    _refuse_streams(folder, training, None if stored is None else options)
     return Plan(folder, model, training, stored, Path(start) if start else None, extend)
 
 
@@ -75,9 +81,55 @@ def _stored_config(folder: Path, resume: bool) -> RunConfig | None:
         return None
     if not (folder / CONFIG).exists():
         raise RunError(f"{folder} is not empty and is not a run folder: it has no {CONFIG}; give another --out")
+    if not resume and (folder / SUMMARY).exists():
+        further = shlex.join(["--from", str(folder), "--out", "NEW"])
+        raise RunError(f"{folder} already holds a complete run; choose another --out, or train it further: {further}")
     if not resume:
         raise RunError(f"{folder} already holds a run; continue it with --resume or choose another --out")
     return load_config(folder)
+
+
+def _refuse_options(folder: Path, stored: RunConfig, options: dict[str, Any]) -> None:
+    """Raise RunError for `options` that the complete run in `folder` does not have."""
+    changes: dict[str, list[str]] = {}  # the words of the command line that ask for them
+    for section in (stored.training, stored.model):
+        for declared in fields(section):
+            name = declared.name
+            if name in options and name not in NOT_FOR_A_COMPLETE_RUN and options[name] != getattr(section, name):
+                changes[name] = words_of(declared, options[name])
+    if options.get("extend_vocabulary") and not stored.training.start:
+        changes["extend_vocabulary"] = ["--extend-vocabulary"]
+    if not changes:
+        return
+    complaint = f"{folder} is complete, without {shlex.join(word for words in changes.values() for word in words)}"
+    if stored.model.task == "tag":
+        raise RunError(f"{complaint}; train another one, with another --out")
+    fixed = {declared.name for declared in fields(ModelConfig)} - set(MAY_DIFFER_FROM_START)
+    further = ["rill", "train", "--from", str(folder), "--out", "NEW"]
+    further += [] if "corpus" in changes else ["--corpus", *stored.training.corpus]
+    further += [word for name, words in changes.items() if name not in {*fixed, "start"} for word in words]
+    way = "to train another model, choose another --out; this one" if changes.keys() & fixed else "it"
+    raise RunError(f"{complaint}; {way} is trained further by {shlex.join(further)}")
+
+
+def _refuse_streams(folder: Path, training: TrainingConfig, resumed: dict[str, Any] | None) -> None:
+    """Raise an error for a text that can be read only once, and is to be read again.
+
+    `resumed` holds the options that a run is resumed with. Raises ConfigError and RunError.
+    """
+    streams: list[str] = []
+    for name in ("corpus", "validation_corpus"):
+        for spec in filter(is_stream, getattr(training, name)):
+            if resumed is not None and name not in resumed:
+                flag = "--" + name.replace("_", "-")
+                raise RunError(
+                    f"{folder} was started with a text from {name_of(spec)}, which cannot be read again; give the text"
+                    f" with {flag} FILE, or pipe it again with {flag} -"
+                )
+            streams.append(name_of(spec))
+    for stream in streams:
+        if streams.count(stream) > 1:
+            raise ConfigError(f"{stream} can be read only once, but is given {streams.count(stream)} times")
 
 
 def load_start_config(start: str, folder: Path, stored: RunConfig | None) -> RunConfig:

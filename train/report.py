@@ -24,7 +24,7 @@ from rich.text import Text
 
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError, TrainError
-from rill.train.options import flag_of, option_of
+from rill.train.options import option_of, words_of
 from rill.train.record.display import perplexity
 from rill.train.record.files import replace_file
 from rill.train.record.folder import CONFIG, METRICS, SUMMARY
@@ -157,17 +157,12 @@ def _command(folder: Path, config: dict[str, Any], recipe: Recipe | None) -> str
         base |= recipe.model | recipe.training
         words += ["--recipe", recipe.name]
     for declared in options:
-        name, flag = declared.name, flag_of(declared)
+        name = declared.name
         value = stored.get(name, base[name])
         value = tuple(value) if isinstance(value, list) else value
         if name == "recipe" or option_of(declared) is None or value is None or value == base[name]:
             continue
-        if isinstance(value, bool):
-            words.append(flag)
-        elif isinstance(value, tuple):
-            words += [flag, *value]
-        else:
-            words += [flag, str(value).removesuffix(".0")]
+        words += words_of(declared, value)
     if start and config.get("vocabulary") != start.get("vocabulary"):
         words.append("--extend-vocabulary")
     return shlex.join([*words, "--out", str(folder)])

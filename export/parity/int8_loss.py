@@ -16,6 +16,7 @@ from rill.export.parity.compare import Array, decode_feeds, session, zero_states
 from rill.sampling import Sampling
 from rill.train.errors import TrainError
 from rill.train.record.run import Run
+from rill.train.text.files import is_stream
 from rill.train.text.split import known_characters, read_texts
 
 CHARACTERS = 65_536  # of the text, at most
@@ -51,7 +52,12 @@ def measure_loss(run: Run, bundle: Bundle, fp32: Bundle) -> Loss:
 
 
 def _validation(run: Run) -> Array | None:
-    """The held-out text as ids [tracks, time]; None if the corpus is missing or changed, or nothing was held out."""
+    """The held-out text as ids [tracks, time]; None if the corpus is missing or changed, or nothing was held out.
+
+    A corpus that came through a pipe is missing: what is in the pipe now is meant for another program.
+    """
+    if any(map(is_stream, run.training.corpus + run.training.validation_corpus)):
+        return None
     try:
         texts = read_texts(run.training)
     except (TrainError, OSError):

@@ -151,6 +151,15 @@ def test_without_the_text_the_model_generates_one(sentences, bundles, tmp_path, 
     assert measure_loss(run, int8, fp32) == loss or loses is never_held_out  # the same text each time
 
 
+@pytest.mark.parametrize("corpora", [{"corpus": ("-",)}, {"validation_corpus": ("/dev/stdin",)}])
+def test_a_text_that_came_through_a_pipe_is_not_read_again(bundles, short_texts, monkeypatch, corpora):
+    """Standard input now belongs to whoever runs the export."""
+    run, int8, fp32 = bundles
+    run = replace(run, training=replace(run.training, **corpora))
+    monkeypatch.setattr(measuring, "read_texts", lambda training: pytest.fail("it was read"))
+    assert measure_loss(run, int8, fp32).text == WRITTEN
+
+
 def test_a_generated_text_is_measured_as_by_pytorch(bundles, short_texts):
     run, int8, fp32 = bundles
     run = replace(run, training=replace(run.training, corpus=("nowhere",)))

@@ -292,7 +292,8 @@ def test_lengths_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_existing_run_is_not_overwritten(text: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "model.safetensors").read_bytes()
     assert main(["--corpus", str(text), "--out", str(finished)]) == 2
-    assert "already holds a run; continue it with --resume or choose another --out" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "already holds a complete run; choose another --out, or train it further: --from " in errors
     assert (finished / "model.safetensors").read_bytes() == before
 
 

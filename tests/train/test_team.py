@@ -354,7 +354,7 @@ def test_all_stop_at_the_same_evaluation(results: Results) -> None:
 MISTAKES = {
     "uneven": "error: a batch of 5 rows cannot be shared by 2 processes; change --batch\n",
     "tagger": "error: a tagger trains in one process\n",
-    "in the way": "error: random already holds a run; continue it with --resume or choose another --out\n",
+    "in the way": "error: random already holds a complete run; choose another --out, or train it further: --from",
     "no corpus": "error: 'nowhere.txt' is neither a file, a folder, '-' nor a named corpus",
     "standard input": "error: several processes cannot share standard input; name a file\n",
 }

@@ -16,6 +16,7 @@ from rill.train.record.display import Display
 from rill.train.record.folder import RunConfig, save_config
 from rill.train.record.run import Run, load_run
 from rill.train.text.data import Data, tagged_data, text_data
+from rill.train.text.files import is_stream, name_of
 from rill.train.text.split import TextSplit, read_sequences, read_texts
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
@@ -30,8 +31,9 @@ def train(plan: Plan, team: Team) -> int:
     team.wait()  # until all processes have made their plans, before the first one writes config.json
     display = Display(quiet=not team.first)
     start = load_run(plan.start) if plan.start else None
-    if team.size > 1 and "-" in plan.training.corpus + plan.training.validation_corpus:
-        raise ConfigError("several processes cannot share standard input; name a file")
+    streams = [spec for spec in plan.training.corpus + plan.training.validation_corpus if is_stream(spec)]
+    if team.size > 1 and streams:
+        raise ConfigError(f"several processes cannot share {name_of(streams[0])}; name a file")
     device = resolve_device(team.device(plan.training.device))
     prepare_cpu(plan.training.threads)
 
