@@ -23,6 +23,7 @@ from typing import Any
 
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import TrainError, did_you_mean
+from rill.train.loop.cores import let_threads_sleep
 from rill.train.loop.team import Team
 from rill.train.options import GENERAL, GROUPS, LENGTH, Option, flag_of, option_of
 from rill.train.plan import Plan, make_plan, run_folder
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         return report(arguments[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # do not stop for a sample that the terminal cannot show
+    let_threads_sleep()
     team = _make_team()
     try:
         team.join()

@@ -191,7 +191,7 @@ class TrainingConfig(_Section):
     threads: int = whole(
         0,
         TRAINING,
-        "CPU threads; 0: one per core, or under --max-minutes a single one where that is faster",
+        "CPU threads; 0: one per core, or under --max-minutes as many as are fastest at the moment",
         0,
         MAX_THREADS,
     )
