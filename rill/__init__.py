@@ -17,40 +17,53 @@ if TYPE_CHECKING:
     from rill.client.errors import RillError, ServerError, SessionStateError
     from rill.client.requests import finish_reason, generate_request
     from rill.client.security import Security
+    from rill.client.streams import AsyncMessageStream, AsyncTextStream, MessageStream, TextStream
     from rill.client.sync import Client, Session
+
+    __version__: str
 
 __all__ = [
     "AsyncClient",
+    "AsyncMessageStream",
     "AsyncSession",
+    "AsyncTextStream",
     "Client",
+    "MessageStream",
     "RillError",
     "Security",
     "ServerError",
     "Session",
     "SessionStateError",
+    "TextStream",
     "finish_reason",
     "generate_request",
 ]
 
 _MODULES = {
     "AsyncClient": "aio",
+    "AsyncMessageStream": "streams",
     "AsyncSession": "aio",
+    "AsyncTextStream": "streams",
     "Client": "sync",
+    "MessageStream": "streams",
     "RillError": "errors",
     "Security": "security",
     "ServerError": "errors",
     "Session": "sync",
     "SessionStateError": "errors",
+    "TextStream": "streams",
     "finish_reason": "requests",
     "generate_request": "requests",
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("rill.programs").version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"rill.client.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

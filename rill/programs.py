@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 DISTRIBUTION = "rill-text"
+UNKNOWN_VERSION = "0+unknown"  # of a checkout that is not installed
 
 # By command: the module whose `main` runs it, and the extra that installs what it needs.
 PROGRAMS = {
@@ -26,6 +27,16 @@ def run(name: str, arguments: list[str]) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return status
+
+
+def version() -> str:
+    """Return the version that is installed, or UNKNOWN_VERSION."""
+    from importlib import metadata  # noqa: PLC0415  # takes longer than everything else here
+
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return UNKNOWN_VERSION
 
 
 def _problem(name: str, extra: str, missing: str) -> str:

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 
-from rill.programs import DISTRIBUTION, PROGRAMS
+from rill.programs import PROGRAMS, version
 from rill.programs import run as run_program
 
 # In the order of the help. Each client command is a module with `add_arguments(parser)` and `run(options)`.
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name in ("help", "-h", "--help"):
         return _print(HELP)
     if name == "--version":
-        return _print(f"rill {_version()}\n")
+        return _print(f"rill {version()}\n")
     print(_usage_error(name), file=sys.stderr)
     return 2
 
@@ -110,13 +110,6 @@ def _end_output(error: OSError) -> int:
         return 0
     print(f"error: cannot write{f' {error.filename}' * bool(error.filename)}: {error.strerror}", file=sys.stderr)
     return 1
-
-
-def _version() -> str:
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "(not installed: run from a checkout)"
 
 
 def _usage_error(name: str) -> str:

@@ -2,24 +2,33 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
 
 from rill.addresses import split_addresses
+from rill.client import values
 from rill.client.connection import CHANNEL_OPTIONS
-from rill.client.errors import ServerError
+from rill.client.errors import REQUEST_ID, ServerError
 from rill.client.failover import Failover
 from rill.client.interaction import InteractProtocol
-from rill.client.requests import generate_request, sampling_message
+from rill.client.requests import (
+    checked_id,
+    generate_action,
+    generate_request,
+    open_action,
+    sampling_message,
+    score_request,
+)
 from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import SessionBase
 from rill.client.steps import Generation, Reply
+from rill.client.streams import AsyncMessageStream, AsyncTextStream, end_call
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -48,27 +57,31 @@ class AsyncSession(SessionBase):
         fed: pb.InteractResponse.Fed = (await self._wait(self._protocol.feed(text))).take()
         return fed
 
-    async def generate(self, **parameters: Any) -> AsyncGenerator[str, None]:
-        """Yield the pieces of a text as they arrive, up to its limit, a stop or `pause`. Parameters as for `stream`."""
-        async with aclosing(self.stream(**parameters)) as messages:
-            async for message in messages:
-                if message.text:
-                    yield message.text
+    def generate(
+        self,
+        *,
+        max_chars: int | None = None,
+        stop: str | Iterable[str] = (),
+        include_stop: bool = False,
+        logprobs: int | None = None,
+        chars_per_second: float = 0.0,
+    ) -> AsyncTextStream:
+        """Return the pieces of a text, up to its limit, a stop or `pause`; see `Session.generate`."""
+        action = generate_action(max_chars, stop, include_stop, logprobs, chars_per_second)
+        return AsyncTextStream(self._generated(action), self.pause, self.request_id)
 
-    async def stream(self, **parameters: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Yield the messages of a text, which begins when the first is asked for; see `Session.stream`.
-
-        Where a loop over it may be left early, `contextlib.aclosing` pauses the text at once.
-        """
-        generation = self._protocol.generate(**parameters)
-        try:
-            while (message := (await self._wait(generation)).take()) is not None:
-                yield message
-        finally:
-            self.pause()
-            while not generation.is_over:
-                generation.messages.clear()
-                await self._wait(generation)
+    def stream(
+        self,
+        *,
+        max_chars: int | None = None,
+        stop: str | Iterable[str] = (),
+        include_stop: bool = False,
+        logprobs: int | None = None,
+        chars_per_second: float = 0.0,
+    ) -> AsyncMessageStream[pb.GenerateResponse]:
+        """Return the messages of a text; see `Session.stream`."""
+        action = generate_action(max_chars, stop, include_stop, logprobs, chars_per_second)
+        return AsyncMessageStream(self._generated(action), self.pause, self.request_id)
 
     def pause(self) -> None:
         """End the text that is being generated, if one is, where it is: its iterator ends after what has arrived."""
@@ -76,9 +89,18 @@ class AsyncSession(SessionBase):
             self._protocol.pause()
         self._nudge.set()
 
-    def update(self, **sampling: Any) -> None:
+    def update(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        logit_bias: Mapping[str, float] | None = None,
+    ) -> None:
         """Change how characters are chosen; see `Session.update`."""
-        self._protocol.update(sampling_message(sampling))
+        self._protocol.update(sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias))
 
     async def snapshot(self) -> pb.InteractResponse.Snapshot:
         """Return the state as it is: a `resume_token` and its `position`."""
@@ -92,9 +114,21 @@ class AsyncSession(SessionBase):
         if self._call:
             # gRPC lets nobody else end the loop over the actions when a call has ended by itself.
             self._actions.put_nowait(None)
-            self._call.cancel()
+            end_call(self._call)
         if self._reading:
             await asyncio.wait([self._reading])
+
+    async def _generated(self, action: pb.InteractRequest.Generate) -> AsyncGenerator[pb.GenerateResponse, None]:
+        generation = self._protocol.generate(action)
+        try:
+            while (message := (await self._wait(generation)).take()) is not None:
+                yield message
+        finally:
+            if not generation.is_over:
+                self.pause()
+            while not generation.is_over:
+                generation.messages.clear()
+                await self._wait(generation)
 
     async def _wait(self, awaited: Awaited) -> Awaited:
         """Handle events until this is ready."""
@@ -124,7 +158,8 @@ class AsyncSession(SessionBase):
     def _connect(self) -> None:
         actions: asyncio.Queue[pb.InteractRequest | None] = asyncio.Queue()
         stub, timeout = self._stubs[self._protocol.address], self._protocol.time_left()
-        self._actions, self._call = actions, stub.Interact(_until_none(actions), timeout=timeout)
+        metadata = ((REQUEST_ID, self.request_id),)
+        self._actions, self._call = actions, stub.Interact(_until_none(actions), timeout=timeout, metadata=metadata)
         self._events = aiter(self._call)
         self._protocol.connected(actions.put_nowait)
 
@@ -173,34 +208,72 @@ class AsyncClient:
         self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
-    async def generate(
-        self, prompt: str = "", *, timeout: float | None = None, **parameters: Any
-    ) -> AsyncGenerator[str, None]:
-        """Yield the pieces of a text as they arrive.
-
-        `parameters` are those of `generate_request`, which raises ValueError; `timeout` is for the whole text, in
-        seconds. Raises ServerError. Closing the iterator cancels the call.
-        """
-        async with aclosing(self.stream(generate_request(prompt, **parameters), timeout=timeout)) as messages:
-            async for message in messages:
-                if message.text:
-                    yield message.text
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        model: str = "",
+        max_chars: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        logit_bias: Mapping[str, float] | None = None,
+        stop: str | Iterable[str] = (),
+        include_stop: bool = False,
+        logprobs: int | None = None,
+        resume_token: bytes = b"",
+        resume_every: int = 1024,
+        chars_per_second: float = 0.0,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AsyncTextStream:
+        """Return the pieces of a text as they arrive; see `Client.generate` and `AsyncTextStream`."""
+        request = generate_request(
+            prompt,
+            model=model,
+            max_chars=max_chars,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            logit_bias=logit_bias,
+            stop=stop,
+            include_stop=include_stop,
+            logprobs=logprobs,
+            resume_token=resume_token,
+            resume_every=resume_every,
+            chars_per_second=chars_per_second,
+        )
+        calls = self._calls("Generate", self._text(request, timeout), request_id)
+        return AsyncTextStream(calls.messages(), calls.cancel, calls.request_id)
 
     def stream(
-        self, request: pb.GenerateRequest, *, timeout: float | None = None
-    ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Return the messages of a text; see `generate`."""
-        return self._messages("Generate", Failover(request, len(self._stubs), self._retry_seconds, timeout))
+        self, request: pb.GenerateRequest, *, timeout: float | None = None, request_id: str = ""
+    ) -> AsyncMessageStream[pb.GenerateResponse]:
+        """Return the messages of a text; see `generate`. A request without max_chars is sent as it is: endless."""
+        calls = self._calls("Generate", self._text(request, timeout), request_id)
+        return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)
 
     def score(
-        self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
-    ) -> AsyncGenerator[pb.ScoreResponse, None]:
+        self,
+        text: str,
+        *,
+        model: str = "",
+        resume_token: bytes = b"",
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AsyncMessageStream[pb.ScoreResponse]:
         """Return messages with the log-probabilities of the characters of `text` in nats, and a total on the last.
 
-        Raises ServerError. Closing the iterator cancels the call.
+        `timeout` and `request_id` are as for `generate`. Raises TypeError or ValueError.
         """
-        request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
-        return self._messages("Score", Scoring(request, len(self._stubs), self._retry_seconds, timeout))
+        request = score_request(text, model, resume_token)
+        score = Scoring(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+        calls = self._calls("Score", score, request_id)
+        return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)
 
     def interact(
         self,
@@ -209,33 +282,45 @@ class AsyncClient:
         *,
         timeout: float | None = None,
         on_interrupted: Callable[[ServerError], None] | None = None,
-        **sampling: Any,
+        request_id: str = "",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        logit_bias: Mapping[str, float] | None = None,
     ) -> AsyncSession:
         """Return a live state on a server, which an async with statement opens; see `AsyncSession`.
 
-        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. `timeout` is for the whole session, in seconds.
-        `on_interrupted` is called with the error of a server that is lost, before the session is reopened elsewhere;
-        it must not use the session. Raises ValueError for parameters that no message can hold.
+        `timeout` is for the whole session, in seconds; None and infinity are no limit. `on_interrupted` is called with
+        the error of a server that is lost, before the session is reopened elsewhere; it must not use the session.
+        `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
+        parameter's name, for values that no server takes.
         """
+        sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
         protocol = InteractProtocol(
-            pb.InteractRequest.Open(model=model, resume_token=resume_token, sampling=sampling_message(sampling)),
+            open_action(model, resume_token, sampling),
             len(self._stubs),
             self._retry_seconds,
-            timeout,
+            values.timeout(timeout),
             on_interrupted=on_interrupted,
+            request_id=checked_id(request_id),
         )
         return AsyncSession(self._stubs, protocol)
 
-    async def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
+    async def models(self, *, timeout: float | None = None, request_id: str = "") -> pb.ListModelsResponse:
         """Return what is served, and how busy the server is. Raises ServerError."""
-        attempts = Attempts(len(self._stubs), timeout=timeout)
+        metadata = ((REQUEST_ID, checked_id(request_id)),)
+        attempts = Attempts(len(self._stubs), timeout=values.timeout(timeout))
         while True:
             ask = self._stubs[attempts.address].ListModels
             try:
-                served: pb.ListModelsResponse = await ask(pb.ListModelsRequest(), timeout=attempts.time_left())
+                served: pb.ListModelsResponse = await ask(
+                    pb.ListModelsRequest(), timeout=attempts.time_left(), metadata=metadata
+                )
                 return served
             except grpc.RpcError as error:
-                failure = ServerError.from_rpc(error)
+                failure = ServerError.from_rpc(error).told(metadata[0][1])
             attempts.failed(failure)
 
     async def close(self) -> None:
@@ -249,18 +334,60 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _messages(self, method: str, repeated: Failover | Scoring) -> AsyncGenerator[Any, None]:
-        while (request := repeated.request()) is not None:
-            call = getattr(self._stubs[repeated.address], method)(request, timeout=repeated.time_left())
-            error = None
-            try:
-                async for message in call:
-                    if (shown := repeated.received(message)) is not None:
-                        yield shown
-            except grpc.RpcError as raised:
-                error = raised
-            finally:
-                call.cancel()
-            await asyncio.sleep(repeated.ended(error))
-        if (last := repeated.lost_end()) is not None:
-            yield last
+    def _text(self, request: pb.GenerateRequest, timeout: float | None) -> Failover:
+        return Failover(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+
+    def _calls(self, method: str, repeated: Failover | Scoring, request_id: str) -> "_Calls":
+        return _Calls([getattr(stub, method) for stub in self._stubs], repeated, checked_id(request_id))
+
+
+class _Calls:
+    """The calls that one text or score takes, and the loop over them. It does not refer to the iterator of the user."""
+
+    def __init__(self, methods: Sequence[Any], repeated: Failover | Scoring, request_id: str) -> None:
+        self._methods, self._repeated, self.request_id = methods, repeated, request_id
+        self._is_cancelled = asyncio.Event()
+        self._call: Any = None
+
+    async def messages(self) -> AsyncGenerator[Any, None]:
+        """Yield the messages. Raises ServerError."""
+        repeated, metadata = self._repeated, ((REQUEST_ID, self.request_id),)
+        try:
+            while (request := repeated.request()) is not None:
+                method = self._methods[repeated.address]
+                call = self._call = method(request, timeout=repeated.time_left(), metadata=metadata)
+                error = None
+                try:
+                    async for message in call:
+                        if (shown := repeated.received(message)) is not None:
+                            yield shown
+                except grpc.RpcError as raised:
+                    error = raised
+                except asyncio.CancelledError:
+                    if not self._is_ended_by_us():
+                        raise
+                finally:
+                    end_call(call)
+                if self._is_cancelled.is_set() or await self._is_cancelled_within(repeated.ended(error)):
+                    return
+            if (last := repeated.lost_end()) is not None:
+                yield last
+        except ServerError as failure:
+            failure.told(self.request_id)
+            raise
+
+    def cancel(self) -> None:
+        """End the loop, from another task."""
+        self._is_cancelled.set()
+        if self._call is not None:
+            end_call(self._call)
+
+    def _is_ended_by_us(self) -> bool:
+        """Tell whether gRPC raised CancelledError because of `cancel`, and not because the task is cancelled."""
+        task = asyncio.current_task()
+        return self._is_cancelled.is_set() and not (task and task.cancelling())
+
+    async def _is_cancelled_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(self._is_cancelled.wait(), seconds)
+        return False

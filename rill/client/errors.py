@@ -46,15 +46,14 @@ class ServerError(RillError):
         self.code, self.details = code, details
         self.retry_seconds, self.reason, self.resume_token = retry_seconds, reason, resume_token
         self.request_id = ""
-        if request_id:
-            self.told(request_id)
+        self.told(request_id)
 
     def __str__(self) -> str:
         return self.details
 
     def told(self, request_id: str) -> Self:
         """Note the id of the call, unless the server told it; return the error."""
-        if not self.request_id:
+        if request_id and not self.request_id:
             self.request_id = request_id
             self.add_note(f"request id: {request_id}")
         return self

@@ -13,7 +13,7 @@ An action that the server answers returns a `Reply` or a `Generation`: call `tak
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -45,8 +45,10 @@ class InteractProtocol(Attempts):
         timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_interrupted: Callable[[ServerError], None] | None = None,
+        request_id: str = "",
     ) -> None:
         super().__init__(addresses, retry_seconds, timeout, clock)
+        self.request_id = request_id
         self.seed, self.model_id = 0, ""
         self.position = self.resume_position = 0
         self.resume_token = b""
@@ -82,23 +84,9 @@ class InteractProtocol(Attempts):
         self._snapshot_step()
         return step
 
-    def generate(
-        self,
-        max_chars: int = 0,
-        stop: Iterable[str] = (),
-        include_stop: bool = False,
-        logprobs: int | None = None,
-        chars_per_second: float = 0.0,
-    ) -> Generation:
+    def generate(self, action: pb.InteractRequest.Generate) -> Generation:
         """Let the model generate text."""
         self._check_idle("generate")
-        action = _Request.Generate(
-            max_chars=max_chars,
-            stop=stop,
-            include_stop=include_stop,
-            logprobs=logprobs,
-            chars_per_second=chars_per_second,
-        )
         generation, before = Generation(action, self.position), self._generation
         if before and before.has_ended and before.action.stop and not action.stop:
             generation.stale_stops_after = before.call
@@ -384,6 +372,7 @@ class InteractProtocol(Attempts):
         if self.error:
             return
         error.resume_token = self.resume_token
+        error.told(self.request_id)
         self.error = error
         for step in self._steps:
             if isinstance(step, Feed | Snapshot):

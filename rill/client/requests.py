@@ -1,23 +1,26 @@
 """Build requests from plain parameters."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import secrets
+from collections.abc import Iterable, Mapping
 
+from rill.client import values
 from rill.v1 import rill_pb2 as pb
+
+MAX_CHARS = 400  # of a text that is requested without a limit, as for `rill generate`
 
 
 def generate_request(
     prompt: str = "",
     *,
     model: str = "",
-    max_chars: int = 0,
+    max_chars: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     seed: int | None = None,
     logit_bias: Mapping[str, float] | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Iterable[str] = (),
     include_stop: bool = False,
     logprobs: int | None = None,
     resume_token: bytes = b"",
@@ -28,35 +31,86 @@ def generate_request(
 
         request = generate_request("ROMEO:", max_chars=400, temperature=0.7, stop=["JULIET:"], logprobs=2)
 
-    Raises ValueError for values that no message can hold, such as a negative seed.
+    A `max_chars` of None is 400, and 0 is endless. `stop` is one text or several. Raises TypeError or ValueError, with
+    the parameter's name, for values that no server takes, such as a negative seed.
     """
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     return pb.GenerateRequest(
-        model=model,
-        prompt=prompt,
-        max_chars=max_chars,
-        sampling=sampling_message({**sampling, "logit_bias": logit_bias}),
-        stop=stop,
-        include_stop=include_stop,
-        logprobs=logprobs,
-        resume_token=resume_token,
-        resume_every=resume_every,
-        chars_per_second=chars_per_second,
+        model=values.text("model", model),
+        prompt=values.text("prompt", prompt),
+        max_chars=chars_limit(max_chars),
+        sampling=sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias),
+        stop=values.texts("stop", stop),
+        include_stop=values.flag("include_stop", include_stop),
+        logprobs=None if logprobs is None else values.logprobs(logprobs),
+        resume_token=values.data("resume_token", resume_token),
+        resume_every=values.whole("resume_every", resume_every, 2**64 - 1),
+        chars_per_second=values.chars_per_second(chars_per_second),
     )
+
+
+def generate_action(
+    max_chars: int | None,
+    stop: str | Iterable[str],
+    include_stop: bool,
+    logprobs: int | None,
+    chars_per_second: float,
+) -> pb.InteractRequest.Generate:
+    """Build the action of a session that generates a text; see `generate_request`."""
+    return pb.InteractRequest.Generate(
+        max_chars=chars_limit(max_chars),
+        stop=values.texts("stop", stop),
+        include_stop=values.flag("include_stop", include_stop),
+        logprobs=None if logprobs is None else values.logprobs(logprobs),
+        chars_per_second=values.chars_per_second(chars_per_second),
+    )
+
+
+def open_action(model: str, resume_token: bytes, sampling: pb.Sampling) -> pb.InteractRequest.Open:
+    """Build the first action of a session. Raises TypeError or ValueError."""
+    return pb.InteractRequest.Open(
+        model=values.text("model", model), resume_token=values.data("resume_token", resume_token), sampling=sampling
+    )
+
+
+def score_request(text: str, model: str, resume_token: bytes) -> pb.ScoreRequest:
+    """Build the request for a score. Raises TypeError or ValueError."""
+    return pb.ScoreRequest(
+        text=values.text("text", text),
+        model=values.text("model", model),
+        resume_token=values.data("resume_token", resume_token),
+    )
+
+
+def sampling_message(
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int | None = None,
+    logit_bias: Mapping[str, float] | None = None,
+) -> pb.Sampling:
+    """Build the message of all parameters that are not None. Raises TypeError or ValueError, with the name."""
+    return pb.Sampling(
+        temperature=None if temperature is None else values.temperature(temperature),
+        top_k=None if top_k is None else values.top_k(top_k),
+        top_p=None if top_p is None else values.top_p(top_p),
+        min_p=None if min_p is None else values.min_p(min_p),
+        seed=None if seed is None else values.seed(seed),
+        logit_bias=None if logit_bias is None else values.logit_bias(logit_bias),
+    )
+
+
+def chars_limit(max_chars: int | None) -> int:
+    """Return how many characters a message is to ask for; 0 is endless. Raises TypeError or ValueError."""
+    return MAX_CHARS if max_chars is None else values.whole("max_chars", max_chars, values.MOST_CHARS)
+
+
+def checked_id(request_id: str) -> str:
+    """Return the id, or a new one if it is empty. Raises TypeError or ValueError."""
+    return secrets.token_hex(8) if request_id == "" else values.request_id(request_id)
 
 
 def finish_reason(number: int) -> str:
     """Return LENGTH, STOP or DRAINING, or the number of a reason that only newer servers know."""
     known = pb.FinishReason.DESCRIPTOR.values_by_number.get(number)
     return known.name.removeprefix("FINISH_REASON_") if known else str(number)
-
-
-def sampling_message(parameters: dict[str, Any]) -> pb.Sampling:
-    """Build the message of all parameters that are not None. Raises ValueError, with the name, for invalid values."""
-    sampling = pb.Sampling()
-    for name, value in parameters.items():
-        try:
-            sampling.MergeFrom(pb.Sampling(**{name: value}))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{name}: {error}") from None
-    return sampling

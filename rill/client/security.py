@@ -1,8 +1,10 @@
 """How a client authenticates itself and its servers: TLS, certificates, and a bearer token."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -64,8 +66,7 @@ class Security:
         stub = TextGenerationStub(channel)
         if self.token:
             for name in METHODS:
-                call = partial(getattr(stub, name), metadata=(("authorization", f"Bearer {self.token}"),))
-                setattr(stub, name, call)
+                setattr(stub, name, partial(_authorized, getattr(stub, name), f"Bearer {self.token}"))
         return stub
 
     def _connection(self, address: str, options: Options) -> tuple[str, grpc.ChannelCredentials | None, Options]:
@@ -83,6 +84,13 @@ class Security:
         credentials = grpc.ssl_channel_credentials(self.root_certificates, key, chain)
         names = ("grpc.ssl_target_name_override", "grpc.default_authority") if self.server_name else ()
         return place, credentials, [*options, *options_for(place), *((name, self.server_name) for name in names)]
+
+
+def _authorized(
+    method: Callable[..., Any], authorization: str, *request: Any, metadata: Sequence[tuple[str, str]] = (), **rest: Any
+) -> Any:
+    """Make a call with one more pair of metadata."""
+    return method(*request, metadata=(*metadata, ("authorization", authorization)), **rest)
 
 
 PLAIN = Security()

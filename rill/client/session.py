@@ -9,6 +9,11 @@ class SessionBase:
     _protocol: InteractProtocol
 
     @property
+    def request_id(self) -> str:
+        """The id of the session's calls in the logs of servers."""
+        return self._protocol.request_id
+
+    @property
     def seed(self) -> int:
         """The seed that the session was opened with, or that the server drew."""
         return self._protocol.seed

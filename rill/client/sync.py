@@ -12,23 +12,32 @@ A stream that breaks is continued (`rill.client.failover`): the application sees
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import grpc
 
 from rill.addresses import split_addresses
+from rill.client import values
 from rill.client.connection import CHANNEL_OPTIONS
-from rill.client.errors import ServerError
+from rill.client.errors import REQUEST_ID, ServerError
 from rill.client.failover import Failover
 from rill.client.interaction import InteractProtocol
-from rill.client.requests import generate_request, sampling_message
+from rill.client.requests import (
+    checked_id,
+    generate_action,
+    generate_request,
+    open_action,
+    sampling_message,
+    score_request,
+)
 from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import SessionBase
 from rill.client.steps import Generation, Reply
+from rill.client.streams import MessageStream, TextStream, end_call
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -66,29 +75,38 @@ class Session(SessionBase):
         fed: pb.InteractResponse.Fed = self._wait(reply).take()
         return fed
 
-    def generate(self, **parameters: Any) -> Generator[str, None, None]:
-        """Yield the pieces of a text as they arrive, up to its limit, a stop or `pause`. Parameters as for `stream`."""
-        with closing(self.stream(**parameters)) as messages:
-            for message in messages:
-                if message.text:
-                    yield message.text
+    def generate(
+        self,
+        *,
+        max_chars: int | None = None,
+        stop: str | Iterable[str] = (),
+        include_stop: bool = False,
+        logprobs: int | None = None,
+        chars_per_second: float = 0.0,
+    ) -> TextStream:
+        """Return the pieces of a text, up to its limit, a stop or `pause`; see `TextStream` and rill.proto.
 
-    def stream(self, **parameters: Any) -> Generator[pb.GenerateResponse, None, None]:
-        """Yield the messages of a text, which begins when the first is asked for.
-
-        `parameters`: max_chars, stop, include_stop, logprobs and chars_per_second, as in rill.proto. An iterator that
-        is left early pauses the text; what was generated and not taken belongs to it all the same.
+        It begins when the first piece is asked for; closing it pauses the text. A `max_chars` of None is 400, and 0 is
+        endless. Raises TypeError or ValueError, with the parameter's name, for values that no server takes.
         """
-        with self._changed:
-            generation = self._protocol.generate(**parameters)
-        try:
-            while (message := self._wait(generation).take()) is not None:
-                yield message
-        finally:
-            self.pause()
-            while not generation.is_over:
-                generation.messages.clear()
-                self._wait(generation)
+        action = generate_action(max_chars, stop, include_stop, logprobs, chars_per_second)
+        return TextStream(self._generated(action), self.pause, self.request_id)
+
+    def stream(
+        self,
+        *,
+        max_chars: int | None = None,
+        stop: str | Iterable[str] = (),
+        include_stop: bool = False,
+        logprobs: int | None = None,
+        chars_per_second: float = 0.0,
+    ) -> MessageStream[pb.GenerateResponse]:
+        """Return the messages of a text; see `generate`.
+
+        What was generated and not taken, when the iterator is closed, belongs to the text all the same.
+        """
+        action = generate_action(max_chars, stop, include_stop, logprobs, chars_per_second)
+        return MessageStream(self._generated(action), self.pause, self.request_id)
 
     def pause(self) -> None:
         """End the text that is being generated, if one is, where it is: its iterator ends after what has arrived."""
@@ -96,14 +114,25 @@ class Session(SessionBase):
             self._protocol.pause()
             self._changed.notify_all()
 
-    def update(self, **sampling: Any) -> None:
-        """Change temperature, top_k, top_p, min_p, seed or logit_bias, for the characters to come.
+    def update(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        logit_bias: Mapping[str, float] | None = None,
+    ) -> None:
+        """Change how the characters to come are chosen; None leaves a parameter as it is.
 
-        The server does not answer. Values without meaning end the session with a ServerError, which the next `feed` or
-        text raises; a snapshot that is requested right behind them may be of the state before.
+        The server does not answer. Values that it refuses end the session with a ServerError, which the next `feed` or
+        text raises; a snapshot that is requested right behind them may be of the state before. Raises TypeError or
+        ValueError for values that no server takes, which change nothing.
         """
+        sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
         with self._changed:
-            self._protocol.update(sampling_message(sampling))
+            self._protocol.update(sampling)
 
     def snapshot(self) -> pb.InteractResponse.Snapshot:
         """Return the state as it is: a `resume_token` and its `position`."""
@@ -119,7 +148,20 @@ class Session(SessionBase):
             self._changed.notify_all()
             if self._call:
                 self._actions.put(None)
-                self._call.cancel()
+                end_call(self._call)
+
+    def _generated(self, action: pb.InteractRequest.Generate) -> Generator[pb.GenerateResponse, None, None]:
+        with self._changed:
+            generation = self._protocol.generate(action)
+        try:
+            while (message := self._wait(generation).take()) is not None:
+                yield message
+        finally:
+            if not generation.is_over:
+                self.pause()
+            while not generation.is_over:
+                generation.messages.clear()
+                self._wait(generation)
 
     def _wait(self, awaited: Awaited) -> Awaited:
         """Handle events, or let another thread handle them, until this is ready."""
@@ -169,7 +211,8 @@ class Session(SessionBase):
     def _connect(self) -> None:
         self._actions = actions = queue.SimpleQueue[pb.InteractRequest | None]()
         stub, timeout = self._stubs[self._protocol.address], self._protocol.time_left()
-        self._call = stub.Interact(iter(actions.get, None), timeout=timeout)
+        metadata = ((REQUEST_ID, self.request_id),)
+        self._call = stub.Interact(iter(actions.get, None), timeout=timeout, metadata=metadata)
         self._protocol.connected(actions.put)
 
     def __enter__(self) -> Self:
@@ -205,33 +248,82 @@ class Client:
         self._stubs = [security.stub(channel) for channel in self._channels]
 
     def generate(
-        self, prompt: str = "", *, timeout: float | None = None, **parameters: Any
-    ) -> Generator[str, None, None]:
-        """Yield the pieces of a text as they arrive.
+        self,
+        prompt: str = "",
+        *,
+        model: str = "",
+        max_chars: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        logit_bias: Mapping[str, float] | None = None,
+        stop: str | Iterable[str] = (),
+        include_stop: bool = False,
+        logprobs: int | None = None,
+        resume_token: bytes = b"",
+        resume_every: int = 1024,
+        chars_per_second: float = 0.0,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> TextStream:
+        """Return the pieces of a text as they arrive; what else the server says is in attributes, see `TextStream`.
 
-        `parameters` are those of `generate_request`, which raises ValueError; `timeout` is for the whole text, in
-        seconds. Raises ServerError. Closing the iterator cancels the call.
+            text = client.generate("ROMEO:", temperature=0.7, stop="JULIET:")
+            for piece in text:
+                print(piece, end="", flush=True)
+            print(text.seed, text.finish_reason)
+
+        Parameters are those of `generate_request`. A `max_chars` of None is 400, and 0 is endless. `timeout` is for the
+        whole text, in seconds; None and infinity are no limit. `request_id` names the call in the logs of servers; by
+        default, one is made. Raises TypeError or ValueError, with the parameter's name, for values that no server
+        takes, before any call.
         """
-        with closing(self.stream(generate_request(prompt, **parameters), timeout=timeout)) as messages:
-            for message in messages:
-                if message.text:
-                    yield message.text
+        request = generate_request(
+            prompt,
+            model=model,
+            max_chars=max_chars,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            logit_bias=logit_bias,
+            stop=stop,
+            include_stop=include_stop,
+            logprobs=logprobs,
+            resume_token=resume_token,
+            resume_every=resume_every,
+            chars_per_second=chars_per_second,
+        )
+        calls = self._calls("Generate", self._text(request, timeout), request_id)
+        return TextStream(calls.messages(), calls.cancel, calls.request_id)
 
     def stream(
-        self, request: pb.GenerateRequest, *, timeout: float | None = None
-    ) -> Generator[pb.GenerateResponse, None, None]:
-        """Return the messages of a text; see `generate`."""
-        return self._messages("Generate", Failover(request, len(self._stubs), self._retry_seconds, timeout))
+        self, request: pb.GenerateRequest, *, timeout: float | None = None, request_id: str = ""
+    ) -> MessageStream[pb.GenerateResponse]:
+        """Return the messages of a text; see `generate`. A request without max_chars is sent as it is: endless."""
+        calls = self._calls("Generate", self._text(request, timeout), request_id)
+        return MessageStream(calls.messages(), calls.cancel, calls.request_id)
 
     def score(
-        self, text: str, *, model: str = "", resume_token: bytes = b"", timeout: float | None = None
-    ) -> Generator[pb.ScoreResponse, None, None]:
+        self,
+        text: str,
+        *,
+        model: str = "",
+        resume_token: bytes = b"",
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> MessageStream[pb.ScoreResponse]:
         """Return messages with the log-probabilities of the characters of `text` in nats, and a total on the last.
 
-        Raises ServerError. Closing the iterator cancels the call.
+        `timeout` and `request_id` are as for `generate`. Raises TypeError or ValueError.
         """
-        request = pb.ScoreRequest(model=model, resume_token=resume_token, text=text)
-        return self._messages("Score", Scoring(request, len(self._stubs), self._retry_seconds, timeout))
+        request = score_request(text, model, resume_token)
+        score = Scoring(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+        calls = self._calls("Score", score, request_id)
+        return MessageStream(calls.messages(), calls.cancel, calls.request_id)
 
     def interact(
         self,
@@ -240,33 +332,45 @@ class Client:
         *,
         timeout: float | None = None,
         on_interrupted: Callable[[ServerError], None] | None = None,
-        **sampling: Any,
+        request_id: str = "",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        logit_bias: Mapping[str, float] | None = None,
     ) -> Session:
         """Return a live state on a server, which a with statement opens; see `Session`.
 
-        `sampling`: temperature, top_k, top_p, min_p, seed, logit_bias. `timeout` is for the whole session, in seconds.
-        `on_interrupted` is called with the error of a server that is lost, before the session is reopened elsewhere;
-        it must not use the session. Raises ValueError for parameters that no message can hold.
+        `timeout` is for the whole session, in seconds; None and infinity are no limit. `on_interrupted` is called with
+        the error of a server that is lost, before the session is reopened elsewhere; it must not use the session.
+        `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
+        parameter's name, for values that no server takes.
         """
+        sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
         protocol = InteractProtocol(
-            pb.InteractRequest.Open(model=model, resume_token=resume_token, sampling=sampling_message(sampling)),
+            open_action(model, resume_token, sampling),
             len(self._stubs),
             self._retry_seconds,
-            timeout,
+            values.timeout(timeout),
             on_interrupted=on_interrupted,
+            request_id=checked_id(request_id),
         )
         return Session(self._stubs, protocol)
 
-    def models(self, *, timeout: float | None = None) -> pb.ListModelsResponse:
+    def models(self, *, timeout: float | None = None, request_id: str = "") -> pb.ListModelsResponse:
         """Return what is served, and how busy the server is. Raises ServerError."""
-        attempts = Attempts(len(self._stubs), timeout=timeout)
+        metadata = ((REQUEST_ID, checked_id(request_id)),)
+        attempts = Attempts(len(self._stubs), timeout=values.timeout(timeout))
         while True:
             ask = self._stubs[attempts.address].ListModels
             try:
-                served: pb.ListModelsResponse = ask(pb.ListModelsRequest(), timeout=attempts.time_left())
+                served: pb.ListModelsResponse = ask(
+                    pb.ListModelsRequest(), timeout=attempts.time_left(), metadata=metadata
+                )
                 return served
             except grpc.RpcError as error:
-                failure = ServerError.from_rpc(error)
+                failure = ServerError.from_rpc(error).told(metadata[0][1])
             attempts.failed(failure)
 
     def close(self) -> None:
@@ -280,18 +384,50 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _messages(self, method: str, repeated: Failover | Scoring) -> Generator[Any, None, None]:
+    def _text(self, request: pb.GenerateRequest, timeout: float | None) -> Failover:
+        return Failover(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+
+    def _calls(self, method: str, repeated: Failover | Scoring, request_id: str) -> "_Calls":
+        return _Calls([getattr(stub, method) for stub in self._stubs], repeated, checked_id(request_id))
+
+
+class _Calls:
+    """The calls that one text or score takes, and the loop over them. It does not refer to the iterator of the user."""
+
+    def __init__(self, methods: Sequence[Any], repeated: Failover | Scoring, request_id: str) -> None:
+        self._methods, self._repeated, self.request_id = methods, repeated, request_id
+        self._is_cancelled = threading.Event()
+        self._call: Any = None
+
+    def messages(self) -> Generator[Any, None, None]:
+        """Yield the messages. Raises ServerError."""
+        try:
+            yield from self._received()
+        except ServerError as error:
+            error.told(self.request_id)
+            raise
+
+    def cancel(self) -> None:
+        """End the loop, from another thread."""
+        self._is_cancelled.set()
+        if self._call is not None:
+            end_call(self._call)
+
+    def _received(self) -> Generator[Any, None, None]:
+        repeated, metadata = self._repeated, ((REQUEST_ID, self.request_id),)
         while (request := repeated.request()) is not None:
-            call = getattr(self._stubs[repeated.address], method)(request, timeout=repeated.time_left())
+            method = self._methods[repeated.address]
+            call = self._call = method(request, timeout=repeated.time_left(), metadata=metadata)
             error = None
             try:
-                for message in call:
+                for message in call if not self._is_cancelled.is_set() else ():
                     if (shown := repeated.received(message)) is not None:
                         yield shown
             except grpc.RpcError as raised:
                 error = raised
             finally:
-                call.cancel()
-            time.sleep(repeated.ended(error))
+                end_call(call)
+            if self._is_cancelled.is_set() or self._is_cancelled.wait(repeated.ended(error)):
+                return
         if (last := repeated.lost_end()) is not None:
             yield last

@@ -72,7 +72,7 @@ def key(tmp_path):
 def reading(target, **parameters):
     """A client and a reader of an endless paced text, which has begun to come."""
     with Client(target) as client:
-        reader = Reader(client, generate_request("To be", chars_per_second=3000, **parameters))
+        reader = Reader(client, generate_request("To be", **{"max_chars": 0, "chars_per_second": 3000, **parameters}))
         reader.start()
         try:
             yield client, reader

@@ -153,13 +153,13 @@ def test_ipv6(tiny_folder):
 
 def test_waiting_calls_are_refused_at_a_drain(tiny_folder):
     with run_server(tiny_folder, "--max-streams", 1, "--drain-seconds", 2) as running, running.client() as client:
-        first = client.generate("a")
+        first = client.generate("a", max_chars=0)
         next(first)
         errors = []
 
         def wait():
             try:
-                list(client.generate("b"))
+                list(client.generate("b", max_chars=0))
             except ServerError as error:
                 errors.append(error.code)
 
@@ -175,7 +175,7 @@ def test_waiting_calls_are_refused_at_a_drain(tiny_folder):
 
 def test_a_second_signal_ends_at_once(tiny_folder):
     with run_server(tiny_folder, "--drain-seconds", 60) as running, running.client() as client:
-        pieces = client.generate("a")
+        pieces = client.generate("a", max_chars=0)
         next(pieces)
         running.process.send_signal(signal.SIGTERM)
         wait_until(lambda: client.models().draining)
@@ -284,7 +284,7 @@ def test_a_profile_has_the_time_of_each_stage(tiny_folder, tmp_path):
     with run_server(tiny_folder, "--profile", report) as running:
         with running.client() as client:
             texts = ["".join(client.generate("To be", max_chars=700, seed=seed)) for seed in range(3)]
-            pieces = client.generate("a", seed=1)
+            pieces = client.generate("a", max_chars=0, seed=1)
             next(pieces)
             pieces.close()  # a cancelled write must not disturb it
         running.stop()

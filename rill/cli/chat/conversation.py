@@ -15,6 +15,7 @@ import grpc
 
 from rill.client.aio import AsyncClient, AsyncSession
 from rill.client.errors import ServerError
+from rill.client.requests import sampling_message
 from rill.client.retry import Attempts
 from rill.v1 import rill_pb2 as pb
 
@@ -110,6 +111,7 @@ class Chat:
 
     async def update(self, **sampling: Any) -> None:
         """Change how characters are chosen. In another session: opening one is answered, and an update is not."""
+        sampling_message(**sampling)  # a ValueError is better before anything is done
         await self._settle()
         self._keep(await self._open("", self.at.token, sampling))
         self.at = replace(self.at, sampling={**self.at.sampling, **sampling})

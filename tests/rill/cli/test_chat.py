@@ -154,8 +154,8 @@ def test_what_it_does_not_begin_with(server, tmp_path, capsys):
     cases = [
         (["--target", "127.0.0.1:1"], 1, "UNAVAILABLE"),
         (["--target", ","], 2, "target must be HOST:PORT"),
-        (["--target", server.target, "--temperature", "-1"], 1, "temperature must be"),
-        (["--target", server.target, "--seed", "-1"], 2, "seed: "),
+        (["--target", server.target, "--temperature", "-1"], 2, "temperature must be"),
+        (["--target", server.target, "--seed", "-1"], 2, "seed must be"),
         (["--target", server.target, "--model", "nobody"], 1, "NOT_FOUND"),
         (["--target", server.target, "--retry-seconds", "-1"], 2, "retry_seconds must be"),
     ]
@@ -313,7 +313,7 @@ async def test_what_fails_leaves_the_text_where_it_was(server, tmp_path):
             before = chat.at
             for act, argument in (
                 (chat.feed, "漢"),
-                (lambda top_p: chat.update(top_p=top_p), -1),
+                (lambda bias: chat.update(logit_bias=bias), {"漢": 1.0}),
                 (chat.load, b"nothing"),
             ):
                 with pytest.raises(ServerError) as caught:

@@ -216,9 +216,10 @@ def test_every_character_once(calls, max_chars, stop, every, tokens, seed, resum
 def begun(addresses=1, retry_seconds=30.0, clock=None, timeout=None, **parameters):
     """A text of which three characters were delivered, without a token; and its clock."""
     now = [100.0]
-    text = Failover(generate_request("prompt", **parameters), addresses, retry_seconds, timeout, lambda: now[0])
+    request = generate_request("prompt", **{"max_chars": 0, **parameters})
+    text = Failover(request, addresses, retry_seconds, timeout, lambda: now[0])
     text.request()
-    for message in answers(generate_request("prompt"), [1, 2]):
+    for message in answers(generate_request("prompt", max_chars=0), [1, 2]):
         text.received(message)
     return text, now
 
@@ -272,7 +273,7 @@ def test_a_call_that_a_server_did_not_take_up_is_made_again():
     untaken = Broken(Code.CANCELLED, message="CANCELLED")
     text, _ = begun()
     assert text.ended(untaken) <= 0.05
-    text = Failover(generate_request("prompt"), addresses=2)
+    text = Failover(generate_request("prompt", max_chars=0), addresses=2)
     assert text.ended(untaken) == 0
     with pytest.raises(ServerError, match="CANCELLED") as caught:
         text.ended(untaken)
@@ -295,16 +296,16 @@ def test_what_cannot_be_mended_is_raised():
 
 
 def test_before_anything_came_every_address_is_tried_once():
-    text = Failover(generate_request("prompt"), addresses=2)
+    text = Failover(generate_request("prompt", max_chars=0), addresses=2)
     assert text.ended(Broken(Code.UNAVAILABLE)) == 0
     assert text.address == 1
     with pytest.raises(ServerError, match="gone"):
         text.ended(Broken(Code.UNAVAILABLE))
-    text = Failover(generate_request("prompt"))
+    text = Failover(generate_request("prompt", max_chars=0))
     with pytest.raises(ServerError, match="without a last message"):
         text.ended(None)
     for error in (full(), refused(), refused("RESUME_TOKEN_OTHER_MODEL", Code.FAILED_PRECONDITION)):
-        text = Failover(generate_request(resume_token=b"x"), addresses=2)
+        text = Failover(generate_request(resume_token=b"x", max_chars=0), addresses=2)
         with pytest.raises(ServerError):
             text.ended(error)
 
@@ -673,7 +674,7 @@ async def test_closing_an_asyncio_iterator_cancels_its_call():
 
     with listening(Scripted(watched)) as (target, _):
         async with AsyncClient(target) as client:
-            pieces = client.generate("prompt")
+            pieces = client.generate("prompt", max_chars=0)
             assert await anext(pieces)
             assert active[-1].is_active()
             await pieces.aclose()

@@ -12,7 +12,8 @@ from rill.client.errors import ServerError, SessionStateError
 from rill.client.interaction import NO_STOP, InteractProtocol
 from rill.v1 import rill_pb2 as pb
 
-Event, Output, Open = pb.InteractResponse, pb.GenerateResponse, pb.InteractRequest.Open
+Event, Output = pb.InteractResponse, pb.GenerateResponse
+Open, Generate = pb.InteractRequest.Open, pb.InteractRequest.Generate
 LENGTH, STOP, DRAINING = pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP, pb.FINISH_REASON_DRAINING
 Code = grpc.StatusCode
 GONE = ServerError(Code.UNAVAILABLE, "gone")
@@ -127,7 +128,7 @@ class World:
                 self.read += number
                 self.feeds.append((number, protocol.feed("x" * number)))
             case "generate":
-                self.texts.append((protocol.generate(max_chars=number), [], number, self.read, self.version))
+                self.texts.append((protocol.generate(Generate(max_chars=number)), [], number, self.read, self.version))
             case "pause":
                 protocol.pause()
             case "update":
@@ -262,7 +263,7 @@ def test_a_refused_update_whose_status_was_lost_is_refused_again(protocol, sent)
 
 def test_received_text_comes_before_the_error(sent):
     protocol = opened(sent, retry_seconds=0)
-    generation = protocol.generate()
+    generation = protocol.generate(Generate())
     protocol.pause()
     protocol.received(Event(output=Output(text="abc", position=0)))
     protocol.received(Event(output=Output(position=3, finish_reason=DRAINING, resume_token=b"drained")))
@@ -275,7 +276,7 @@ def test_received_text_comes_before_the_error(sent):
 
 
 def test_text_behind_an_update_is_held_until_a_token_includes_it(protocol):
-    generation = protocol.generate()
+    generation = protocol.generate(Generate())
     protocol.received(Event(output=Output(text="abc")))
     protocol.update(pb.Sampling(temperature=0.5))
     protocol.received(Event(output=Output(text="de", position=3)))
@@ -289,7 +290,7 @@ def test_text_behind_an_update_is_held_until_a_token_includes_it(protocol):
 
 @pytest.mark.parametrize("output", [Output(text="x", position=2), Output(text="x", position=4), Output(text="abd")])
 def test_another_text_is_data_loss(protocol, sent, output):
-    generation = protocol.generate()
+    generation = protocol.generate(Generate())
     protocol.received(Event(output=Output(text="abc")))
     assert protocol.ended(GONE) is not None
     protocol.connected(sent.append)
@@ -304,7 +305,7 @@ def test_another_text_is_data_loss(protocol, sent, output):
 
 
 def test_a_stop_whose_message_was_lost(protocol, sent):
-    generation = protocol.generate(stop=["c"], include_stop=True)
+    generation = protocol.generate(Generate(stop=["c"], include_stop=True))
     protocol.received(Event(output=Output(text="abc")))
     protocol.ended(GONE)
     protocol.connected(sent.append)
@@ -318,9 +319,9 @@ def test_a_stop_whose_message_was_lost(protocol, sent):
 
 def test_stops_of_a_generation_that_ended_do_not_come_back(protocol, sent):
     """A token has them; the state of the call that is lost had not."""
-    protocol.generate(stop=["x"])
+    protocol.generate(Generate(stop=["x"]))
     protocol.received(Event(output=Output(text="abc", finish_reason=STOP, resume_token=b"end")))
-    protocol.generate(max_chars=9)
+    protocol.generate(Generate(max_chars=9))
     assert list(sent[-1].generate.stop) == []
     protocol.received(Event(output=Output(text="d", position=3)))
     for _ in range(2):
@@ -336,7 +337,7 @@ def test_stops_of_a_generation_that_ended_do_not_come_back(protocol, sent):
 
 
 def test_a_pause_during_an_outage_ends_the_text_at_once(protocol, sent):
-    generation = protocol.generate()
+    generation = protocol.generate(Generate())
     protocol.received(Event(output=Output(text="abc")))
     protocol.ended(GONE)
     protocol.pause()
@@ -392,15 +393,15 @@ def test_pause_is_sent_once_and_only_while_it_generates(protocol, sent):
 
     protocol.pause()
     assert pauses() == 0
-    protocol.generate(max_chars=2)
+    protocol.generate(Generate(max_chars=2))
     protocol.pause()
     protocol.pause()
     protocol.received(Event(output=Output(text="ab", finish_reason=LENGTH)))
     protocol.pause()
     assert pauses() == 1
     with pytest.raises(SessionStateError, match="the model is generating"):  # its Paused is still to come
-        protocol.generate()
+        protocol.generate(Generate())
     protocol.received(Event(paused=Event.Paused(position=2)))
     protocol.pause()
     assert pauses() == 1
-    protocol.generate()
+    protocol.generate(Generate())

@@ -190,7 +190,7 @@ def draining(folder):
     with ExitStack() as stack:
         running = stack.enter_context(run_server(folder, "--drain-seconds", 20))
         client = stack.enter_context(running.client())
-        pieces = client.generate(chars_per_second=20)
+        pieces = client.generate(max_chars=0, chars_per_second=20)
         stack.callback(pieces.close)
         next(pieces)
         running.process.send_signal(signal.SIGTERM)

@@ -50,12 +50,12 @@ def test_a_conversation_is_the_text_of_generate(client):
 
 def test_pause_ends_the_iterator_after_what_was_made(client):
     with client.interact(seed=3) as session:
-        pieces = session.generate(chars_per_second=2000)
+        pieces = session.generate(max_chars=0, chars_per_second=2000)
         made = next(pieces)
         threading.Timer(0.1, session.pause).start()
         made += text(pieces)
         assert session.position == len(made)
-        for piece in session.generate(chars_per_second=2000):
+        for piece in session.generate(max_chars=0, chars_per_second=2000):
             made += piece
             session.pause()
         assert session.snapshot().position == len(made)
@@ -83,7 +83,7 @@ def test_snapshots_in_the_midst_of_a_text(client):
             places.extend(session.snapshot() for _ in range(5))
 
         askers = [threading.Thread(target=ask) for _ in range(3)]
-        for piece in session.generate(chars_per_second=3000):
+        for piece in session.generate(max_chars=0, chars_per_second=3000):
             made += piece
             if len(made) > 100 and not askers[0].ident:
                 for asker in askers:
@@ -103,7 +103,7 @@ def test_snapshots_in_the_midst_of_a_text(client):
 
 def test_an_iterator_left_early_pauses(client):
     with client.interact(seed=5) as session:
-        for _ in session.generate(chars_per_second=1000):
+        for _ in session.generate(max_chars=0, chars_per_second=1000):
             break
         assert session.feed("a").chars == 1
         assert session.position == session.snapshot().position
@@ -115,7 +115,7 @@ def test_order_errors_change_nothing(client):
         session.feed("a")
     with pytest.raises(ValueError, match="seed"):
         client.interact(seed=-1)
-    with pytest.raises(ValueError, match="warmth"):
+    with pytest.raises(TypeError, match="warmth"):
         client.interact(warmth=1)
     with client.interact(seed=5) as session:
         made = ""
@@ -130,8 +130,8 @@ def test_order_errors_change_nothing(client):
 def test_a_refused_action_ends_the_session_with_the_state_before_it(client):
     for refuse in (
         lambda session: session.feed("漢"),
-        lambda session: list(session.generate(logprobs=99)),
-        lambda session: (session.update(temperature=-1), session.feed("")),
+        lambda session: list(session.generate(stop=[str(number) for number in range(33)])),
+        lambda session: (session.update(logit_bias={"漢": 1.0}), session.feed("")),
     ):
         with client.interact(seed=5) as session:
             made = text(session.generate(max_chars=30))
@@ -147,7 +147,7 @@ def test_a_refused_action_ends_the_session_with_the_state_before_it(client):
 def test_what_cannot_be_opened(client):
     for parameters, code in [
         ({"model": "nobody"}, Code.NOT_FOUND),
-        ({"temperature": -1}, Code.INVALID_ARGUMENT),
+        ({"logit_bias": {"漢": 1.0}}, Code.INVALID_ARGUMENT),
         ({"resume_token": b"x"}, Code.INVALID_ARGUMENT),
     ]:
         with pytest.raises(ServerError) as caught, client.interact(**parameters):
@@ -167,7 +167,7 @@ def test_the_slot_is_free_after_the_with_statement(client):
 
 def test_a_closed_session_says_so(client):
     with client.interact() as session:
-        pieces = session.generate(chars_per_second=100)
+        pieces = session.generate(max_chars=0, chars_per_second=100)
         next(pieces)
         threading.Timer(0.1, session.close).start()
         with pytest.raises(ServerError) as caught:
@@ -178,7 +178,7 @@ def test_a_closed_session_says_so(client):
 def test_the_next_address_and_a_timeout(server):
     with Client(f"127.0.0.1:1,{server.target}") as client, client.interact(timeout=0.5) as session:
         with pytest.raises(ServerError) as caught:
-            list(session.generate(chars_per_second=10))
+            list(session.generate(max_chars=0, chars_per_second=10))
         assert caught.value.code is Code.DEADLINE_EXCEEDED
 
 
@@ -187,7 +187,7 @@ async def test_asyncio_has_the_same(server, client):
         async with asynchronous.interact(seed=7, temperature=0.9) as session:
             assert (await session.feed("To be")).chars == 5
             made = await joined(session.generate(max_chars=100))
-            async for piece in session.generate(chars_per_second=2000):
+            async for piece in session.generate(max_chars=0, chars_per_second=2000):
                 made += piece
                 if len(made) > 150:
                     session.pause()
@@ -195,7 +195,7 @@ async def test_asyncio_has_the_same(server, client):
                     assert (await session.snapshot()).position >= len(made)
             assert session.position == len(made)
             session.update(seed=8)
-            async with aclosing(session.stream(chars_per_second=1000)) as messages:
+            async with aclosing(session.stream(max_chars=0, chars_per_second=1000)) as messages:
                 async for _ in messages:
                     break
             assert (await session.snapshot()).position > len(made)
@@ -207,14 +207,14 @@ async def test_asyncio_has_the_same(server, client):
 async def test_cancelling_who_waits_does_not_end_an_asyncio_session(server):
     async with AsyncClient(server.target) as client, client.interact(seed=7) as session:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(joined(session.generate(chars_per_second=1)), 0.3)
+            await asyncio.wait_for(joined(session.generate(max_chars=0, chars_per_second=1)), 0.3)
         assert (await session.feed("a")).chars == 1
 
 
 async def test_a_refused_update_is_told_in_asyncio_too(server):
     async with AsyncClient(server.target) as client, client.interact(seed=7) as session:
         await session.feed("abc")
-        session.update(temperature=-1)
+        session.update(logit_bias={"漢": 1.0})
         with pytest.raises(ServerError) as caught:
             await session.feed("")
         # gRPC's asyncio half may lose the reason, if the next action was on its way.
@@ -297,7 +297,7 @@ def test_stops_end_with_their_generation(pair, client):
     with Client(f"{one.target},{other.target}") as both, both.interact(seed=7) as session:
         whole = text(client.generate(seed=7, max_chars=200))
         stop = whole[50:53]
-        made = text(session.generate(stop=[stop]))
+        made = text(session.generate(max_chars=0, stop=[stop]))
         assert made == whole[: whole.index(stop)]
         end(one, signal.SIGKILL)
         made += text(session.generate(max_chars=200 - len(made)))
@@ -314,7 +314,7 @@ def test_a_session_waits_for_its_server_to_be_back(tiny_folder, client, tmp_path
         session = stack.enter_context(stack.enter_context(server.client()).interact(seed=7))
         places = []
         made = ""
-        for piece in session.generate(chars_per_second=2000):
+        for piece in session.generate(max_chars=0, chars_per_second=2000):
             made += piece
             if len(made) > 300 and first:
                 asker = threading.Thread(target=lambda: places.extend(session.snapshot() for _ in range(5)))
@@ -348,7 +348,7 @@ async def test_without_retries_a_session_ends_with_its_server(tiny_folder, is_id
         async with AsyncClient(drained.target, retry_seconds=0) as client, client.interact(seed=7) as session:
             await session.feed("To be")
             made = await joined(session.generate(max_chars=10))
-            pieces = session.generate(chars_per_second=200)
+            pieces = session.generate(max_chars=0, chars_per_second=200)
             if is_idle:
                 await asyncio.to_thread(end, drained, signal.SIGTERM)
             else:
@@ -367,7 +367,7 @@ async def test_without_retries_a_session_ends_with_its_server(tiny_folder, is_id
 
 def test_close_and_pause_end_the_wait_for_a_server(tiny_folder):
     with run_server(tiny_folder) as server, server.client() as client, client.interact(seed=7) as session:
-        pieces = session.generate(chars_per_second=1000)
+        pieces = session.generate(max_chars=0, chars_per_second=1000)
         made = next(pieces)
         server.stop(signal.SIGKILL)
         threading.Timer(0.5, session.pause).start()
@@ -382,6 +382,6 @@ def test_ctrl_c_ends_a_session_that_waits(client):
     with client.interact(seed=7) as session:
         threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            text(session.generate(chars_per_second=5))
+            text(session.generate(max_chars=0, chars_per_second=5))
         with pytest.raises(ServerError, match="closed"):
             session.feed("a")

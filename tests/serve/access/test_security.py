@@ -481,7 +481,7 @@ def test_a_call_is_no_longer_counted_however_it_ends(token_server):
                 list(client.generate("漢"))
             assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
             with pytest.raises(ServerError) as caught:
-                list(client.generate("a", timeout=0.05))
+                list(client.generate("a", max_chars=0, timeout=0.05))
             assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
             wait_until(lambda: client.models().streams_running == 0)
         streams = [client.stream(pb.GenerateRequest(prompt="a")) for _ in range(2)]

@@ -191,7 +191,7 @@ def test_a_client_that_disappears_leaves_its_slot(server):
 def test_deadlines_end_streams(server):
     with server.client() as client:
         with pytest.raises(ServerError) as caught:
-            "".join(client.generate("a", timeout=0.3))
+            "".join(client.generate("a", max_chars=0, timeout=0.3))
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     wait_until(lambda: running(server) == (0, 0))
 

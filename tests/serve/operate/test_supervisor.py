@@ -126,7 +126,7 @@ def test_streams_that_do_not_finish_in_time_end_as_draining(tiny_folder):
         run_server(tiny_folder, *TWO, "--drain-seconds", 1.2) as running,
         clients_of_both(running, retry_seconds=0) as clients,
     ):
-        streams = [client.stream(generate_request("a", chars_per_second=100)) for client in clients]
+        streams = [client.stream(generate_request("a", max_chars=0, chars_per_second=100)) for client in clients]
         heard = [[next(stream)] for stream in streams]
         running.process.send_signal(signal.SIGINT)
         for messages, stream in zip(heard, streams, strict=True):
@@ -140,7 +140,7 @@ def test_streams_that_do_not_finish_in_time_end_as_draining(tiny_folder):
 def test_a_second_signal_ends_at_once(tiny_folder):
     with run_server(tiny_folder, *TWO, "--drain-seconds", 100) as running, clients_of_both(running) as clients:
         processes = workers_of(running)
-        streams = [client.generate("a") for client in clients]
+        streams = [client.generate("a", max_chars=0) for client in clients]
         for stream in streams:
             next(stream)
         running.process.send_signal(signal.SIGTERM)
@@ -189,7 +189,7 @@ def test_one_page_of_metrics(tiny_folder):
         for client, count in zip(clients, (300, 50), strict=True):
             assert len("".join(client.generate("a", max_chars=count))) == count
         wait_until(lambda: figure("generated_characters_total") == 350)
-        streams = [client.generate("a", chars_per_second=1) for client in clients]
+        streams = [client.generate("a", max_chars=0, chars_per_second=1) for client in clients]
         for stream in streams:
             next(stream)
         wait_until(lambda: figure("streams_running") == 2)
@@ -232,7 +232,7 @@ def test_a_killed_parent_leaves_no_process_behind(tiny_folder):
     with run_server(tiny_folder, *TWO, "--drain-seconds", 1.2) as running:
         processes = workers_of(running)
         with Client(running.target, retry_seconds=0) as client:
-            messages = client.stream(generate_request("a", chars_per_second=100))
+            messages = client.stream(generate_request("a", max_chars=0, chars_per_second=100))
             heard = [next(messages)]
             running.process.kill()
             with pytest.raises(ServerError):
