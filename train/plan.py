@@ -44,7 +44,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     """
     given, options = options, dict(options)
     recipe = load_recipe(options.pop("recipe")) if "recipe" in options else None
-    folder = run_folder(options)
+    folder = run_folder(given)
     options.pop("out", None)
     extend, resume = options.pop("extend_vocabulary", False), options.pop("resume", False)
     stored = _stored_config(folder, resume)
