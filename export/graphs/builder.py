@@ -1,14 +1,23 @@
 """A small builder for ONNX graphs: operators are called like functions, and equal graphs give equal bytes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 21  # the oldest opset with the present form of all operators used here; needs ONNX Runtime >= 1.18
-IR_VERSION = 10  # the file format of that opset
+
+class Format(NamedTuple):
+    """The version of the operators, and of the file format that came with it."""
+
+    opset: int
+    ir_version: int
+
+
+# The oldest opset with all operators of the portable graph in their present form; run in ONNX Runtime 1.16.
+PORTABLE = Format(opset=14, ir_version=8)
+SERVING = Format(opset=21, ir_version=10)  # likewise of the serving graphs; needs ONNX Runtime >= 1.18
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 
@@ -27,8 +36,8 @@ def tensor(name: str, dtype: int, shape: Shape) -> onnx.ValueInfoProto:
 class Graph:
     """The nodes and constants of a graph under construction.
 
-    A value is represented by its name (str). `Graph("step", within=outer)` is the body of a loop in `outer`; it may
-    use the values of `outer`.
+    A value is represented by its name (str). `Graph("step", within=outer)` is the body of a loop, or a branch, in
+    `outer`; it may use the values of `outer`.
     """
 
     def __init__(self, name: str, within: "Graph | None" = None) -> None:
@@ -65,12 +74,12 @@ class Graph:
         return helper.make_graph(self._nodes, self.name, inputs, outputs, self._constants)
 
 
-def model_bytes(graph: onnx.GraphProto, metadata: Mapping[str, str], microsoft: bool = False) -> bytes:
+def model_bytes(graph: onnx.GraphProto, metadata: Mapping[str, str], form: Format, microsoft: bool = False) -> bytes:
     """The checked model, serialised; `microsoft` says that it uses that domain. Raises onnx's ValidationError."""
-    opsets = [helper.make_opsetid("", OPSET)]
+    opsets = [helper.make_opsetid("", form.opset)]
     if microsoft:
         opsets.append(helper.make_opsetid(MICROSOFT, 1))
-    model = helper.make_model(graph, producer_name="rill", opset_imports=opsets, ir_version=IR_VERSION)
+    model = helper.make_model(graph, producer_name="rill", opset_imports=opsets, ir_version=form.ir_version)
     helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)

@@ -7,6 +7,8 @@ outputs   logits        f32   [batch, time, vocab]; taggers: [batch, time, label
           next_state_h  as state_h   the state after the last step: the next call's `state_h`
           next_state_c  as state_c   LSTMs only
 
+Batch and time may be 0: then the logits are empty, and the states are returned as they are.
+
 The second direction of a bidirectional model starts at the end of the text: its state enters there and leaves at the
 beginning.
 
@@ -17,9 +19,11 @@ symbol); everything else is float32.
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from rill.export.graphs.arithmetic import TABLE_STEPS, WEIGHT_STEPS, Quantized
-from rill.export.graphs.builder import FLOAT, INT64, Graph, model_bytes, tensor
+from rill.export.graphs.builder import BOOL, FLOAT, INT64, PORTABLE, Graph, Shape, model_bytes, tensor
 from rill.export.graphs.weights import Layer, Matrix, Weights
 from rill.train.config import ModelConfig
 
@@ -36,19 +40,63 @@ def states_of(config: ModelConfig) -> tuple[tuple[str, tuple[int | str, ...]], .
 
 def model_graph(config: ModelConfig, weights: Weights, precision: str, metadata: Mapping[str, str]) -> bytes:
     """Build and serialise the portable graph."""
-    vocabulary, states = weights.vocabulary_size, states_of(config)
-    g = Graph("model")
+    main, states = Graph("model"), states_of(config)
+    outputs: list[tuple[str, Shape]] = [("logits", ("batch", "time", len(weights.linear)))]
+    outputs += [(f"next_{name}", shape) for name, shape in states]
+
+    def branch(graph: Graph) -> onnx.GraphProto:
+        return graph.finish([], [tensor(f"{graph.name}.{name}", FLOAT, shape) for name, shape in outputs])
+
+    # Runtimes crash, or answer wrongly, in recurrent operators of length 0.
+    main.ops(
+        "If",
+        main.op("Cast", main.op("Size", "tokens"), to=BOOL),
+        out=[name for name, _ in outputs],
+        then_branch=branch(_texts(main, config, weights, precision)),
+        else_branch=branch(_nothing(main, config, len(weights.linear))),
+    )
+    return model_bytes(
+        main.finish(
+            inputs=[
+                tensor("tokens", INT64, ["batch", "time"]),
+                *(tensor(name, FLOAT, shape) for name, shape in states),
+            ],
+            outputs=[tensor(name, FLOAT, shape) for name, shape in outputs],
+        ),
+        metadata,
+        PORTABLE,
+    )
+
+
+def _nothing(main: Graph, config: ModelConfig, outputs: int) -> Graph:
+    """The branch for no text: no logits, and the states as they were."""
+    g = Graph("nothing", within=main)
+    shape = g.op("Concat", g.op("Shape", "tokens"), g.constant([outputs]), axis=0)
+    # Some runtimes do not know the default value.
+    zero = numpy_helper.from_array(np.zeros(1, np.float32))
+    g.op("ConstantOfShape", shape, value=zero, out="nothing.logits")
+    for name, _ in states_of(config):
+        g.op("Identity", name, out=f"nothing.next_{name}")
+    return g
+
+
+def _texts(main: Graph, config: ModelConfig, weights: Weights, precision: str) -> Graph:
+    """The branch for texts of at least one symbol."""
+    states = states_of(config)
+    g = Graph("texts", within=main)
     by_time = g.op("Transpose", "tokens", perm=[1, 0])  # ONNX's recurrent operators take time first
     if weights.embedding is None:
         # OneHot(indices, depth, [off, on]) -> (time, batch, vocab)
-        x = g.op("OneHot", by_time, g.constant(vocabulary), g.constant(np.array([0, 1], np.float32)))
+        off_on = g.constant(np.array([0, 1], np.float32))
+        x = g.op("OneHot", by_time, g.constant(weights.vocabulary_size), off_on)
     else:
         x = g.op("Gather", _matrix(g, "embedding.weight", weights.embedding, 0, precision), by_time)
 
     # Two directions are folded into one axis (0 keeps an axis); the axis of a single one is removed.
     fold = g.constant([0, 0, config.features] if config.bidirectional else [1])
     # By part of the state and by layer, each (directions, batch, hidden).
-    entry = [g.ops("Split", name, out=config.layers, axis=0, num_outputs=config.layers) for name, _ in states]
+    each = g.constant([config.directions] * config.layers)
+    entry = [g.ops("Split", name, each, out=config.layers, axis=0) for name, _ in states]
     exit_ = []
     for index in range(config.layers):
         directions = weights.layers[index * config.directions : (index + 1) * config.directions]
@@ -61,28 +109,16 @@ def model_graph(config: ModelConfig, weights: Weights, precision: str, metadata:
         exit_.append(final)
     for (name, _), layers in zip(states, zip(*exit_, strict=True), strict=True):
         if config.layers > 1:
-            g.op("Concat", *layers, axis=0, out=f"next_{name}")
+            g.op("Concat", *layers, axis=0, out=f"texts.next_{name}")
         else:
-            g.op("Identity", *layers, out=f"next_{name}")
+            g.op("Identity", *layers, out=f"texts.next_{name}")
 
     by_batch = g.op("Transpose", x, perm=[1, 0, 2])
     # Three dimensions: with a plain matrix, ONNX Runtime fuses DequantizeLinear and MatMul into a product that also
     # rounds the states (seen in 1.31.1).
     product = g.op("MatMul", by_batch, _matrix(g, "linear.weight", weights.linear.T[None], 2, precision))
-    g.op("Add", product, g.constant(weights.linear_bias.astype(np.float32), "linear.bias"), out="logits")
-    return model_bytes(
-        g.finish(
-            inputs=[
-                tensor("tokens", INT64, ["batch", "time"]),
-                *(tensor(name, FLOAT, shape) for name, shape in states),
-            ],
-            outputs=[
-                tensor("logits", FLOAT, ["batch", "time", len(weights.linear)]),
-                *(tensor(f"next_{name}", FLOAT, shape) for name, shape in states),
-            ],
-        ),
-        metadata,
-    )
+    g.op("Add", product, g.constant(weights.linear_bias.astype(np.float32), "linear.bias"), out="texts.logits")
+    return g
 
 
 def _layer(

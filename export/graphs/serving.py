@@ -43,7 +43,7 @@ from onnx import numpy_helper
 
 from rill.bundle import Variant
 from rill.export.graphs.arithmetic import ARITHMETICS, Arithmetic, Operand
-from rill.export.graphs.builder import FLOAT, INT64, Graph, model_bytes, tensor
+from rill.export.graphs.builder import FLOAT, INT64, SERVING, Graph, model_bytes, tensor
 from rill.export.graphs.choice import Choice
 from rill.export.graphs.portable import states_of
 from rill.export.graphs.steps import Character, Input, Output, State, step_of
@@ -109,7 +109,7 @@ def decode_graph(
         ],
         outputs=[*outputs, *(tensor(f"next_{name}", FLOAT, shape) for name, shape in states)],
     )
-    return model_bytes(graph, metadata, microsoft=precision == "int8")
+    return model_bytes(graph, metadata, SERVING, microsoft=precision == "int8")
 
 
 def _network(a: Arithmetic, config: ModelConfig, weights: Weights, entry: list[State]) -> tuple[Operand, list[State]]:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graph_parts import body_of, initializers, nodes
 from random_models import LETTERS, make_run
 
 from rill.bundle import FILES, VARIANTS
@@ -339,8 +340,7 @@ def test_verification_catches_a_wrong_filter(monkeypatch, catches, key, change, 
 
 def _with_changed_constant(graph: bytes, pick, change) -> bytes:
     model = onnx.load_from_string(graph)
-    graphs = [model.graph, *(a.g for n in model.graph.node for a in n.attribute if a.name == "body")]
-    tensor = next(t for g in graphs for t in g.initializer if pick(t))
+    tensor = next(tensor for tensor in initializers(model) if pick(tensor))
     array = onnx.numpy_helper.to_array(tensor).copy()
     tensor.CopyFrom(onnx.numpy_helper.from_array(change(array), tensor.name))
     return model.SerializeToString()
@@ -367,12 +367,12 @@ def test_verification_catches_wrong_output_weights_of_a_serving_graph(tiny, tiny
 
 
 def _reverse(model):
-    gru = next(node for node in model.graph.node if node.op_type == "GRU")
+    gru = next(node for node in nodes(model) if node.op_type == "GRU")
     gru.attribute.append(onnx.helper.make_attribute("direction", "reverse"))
 
 
 def _other_reset(model):
-    gru = next(node for node in model.graph.node if node.op_type == "GRU")
+    gru = next(node for node in nodes(model) if node.op_type == "GRU")
     next(attribute for attribute in gru.attribute if attribute.name == "linear_before_reset").i = 0
 
 
@@ -392,8 +392,7 @@ def _next_rows_state(model):
 
 
 def _body(model):
-    scan = next(node for node in model.graph.node if node.op_type == "Scan")
-    return next(attribute.g for attribute in scan.attribute if attribute.name == "body")
+    return body_of(model, "Scan", "body")
 
 
 def _subtracted_bias(model):
@@ -467,7 +466,7 @@ def test_verification_catches_wrong_log_probabilities(catches, change):
 def test_portable_graph_describes_itself(tiny):
     model = onnx.load_from_string(tiny.graphs["model"])
     onnx.checker.check_model(model, full_check=True)
-    assert {node.domain for node in model.graph.node} == {""}
+    assert {node.domain for node in nodes(model)} == {""}
     assert [value.name for value in model.graph.input] == ["tokens", "state_h"]
     assert [value.name for value in model.graph.output] == ["logits", "next_state_h"]
     assert [d.dim_param or d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [

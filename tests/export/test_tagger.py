@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from graph_parts import initializers, nodes
 from random_models import make_run, save_run
 
 from rill.bundle import MANIFEST, BundleError, read_bundle
@@ -176,7 +177,7 @@ def test_the_worst_state_is_that_of_all_parts():
 
 def _initializer(change, suffix):
     def apply(model):
-        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(suffix))
+        tensor = next(tensor for tensor in initializers(model) if tensor.name.endswith(suffix))
         array = onnx.numpy_helper.to_array(tensor).copy()
         change(array)
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
@@ -200,13 +201,13 @@ def _swap_states(model):
 
 def _without_sum(model):
     # The last sum becomes the last layer's output alone.
-    add = [node for node in model.graph.node if node.op_type == "Add"][-2]
+    add = [node for node in nodes(model) if node.op_type == "Add"][-2]
     add.op_type, add.input[:] = "Identity", [add.input[1]]
 
 
 def _attribute(name, value):
     def apply(model):
-        node = next(node for node in model.graph.node if node.op_type in ("GRU", "LSTM", "RNN"))
+        node = next(node for node in nodes(model) if node.op_type in ("GRU", "LSTM", "RNN"))
         kept = [attribute for attribute in node.attribute if attribute.name != name]
         del node.attribute[:]
         node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
