@@ -14,6 +14,8 @@ from typing import Any, TextIO, get_args
 
 from configargparse import ArgumentParser, ConfigFileParser, ConfigFileParserException, RawDescriptionHelpFormatter
 
+from rill.addresses import abstract_name, checked_host, socket_path
+
 ENVIRONMENT = "RILL_SERVE_"  # then the flag's name in capitals
 LOG_FORMATS = ("text", "json")
 COUNT = (0, 1_000_000)  # bounds
@@ -32,7 +34,10 @@ class ServerConfig:
     """A field is the flag of its name, with dashes for underscores; a field that is true by default is --no-NAME."""
 
     bundles: Sequence[str] = ()  # arguments and --bundle
-    host: str = _option("127.0.0.1", "address to listen on")
+    host: str = _option(
+        "127.0.0.1",
+        "address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv6 and IPv4, unix:PATH a socket without --port",
+    )
     port: int = _option(50051, "port to listen on; 0 takes a free one", (0, 65_535))
     engines: int = _option(1, "processes on the port, each with these limits; for CPUs with many cores", (1, 1024))
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
@@ -200,6 +205,18 @@ def _add(parser: Any, option: Any) -> None:
     parser.add_argument(f"--{flag}", type=kind, default=default, help=about, **how)
 
 
+def _fault_of_host(flag: str, host: str, engines: int) -> str:
+    """Return what is wrong with a host to listen on, empty if nothing."""
+    try:
+        if flag != "--host" or (socket_path(host) is None and abstract_name(host) is None):
+            checked_host(host)
+        elif engines > 1:
+            return f"--engines needs a port, which processes can share: {flag} {host} is a Unix socket"
+    except ValueError as error:
+        return f"{flag} {error}"
+    return ""
+
+
 def _fault(config: ServerConfig) -> str:
     """Return what is wrong with the values, empty if nothing."""
     for option in fields(config):
@@ -208,6 +225,9 @@ def _fault(config: ServerConfig) -> str:
             low, high = bounds
             wanted = f"from {low} to {high}" if high < float("inf") else f"a finite number of at least {low}"
             return f"--{option.name.replace('_', '-')} must be {wanted}, not {value}"
+    for flag, host in (("--host", config.host), ("--metrics-host", config.metrics_host)):
+        if fault := _fault_of_host(flag, host, config.engines):
+            return fault
     if config.profile and not config.profile.parent.is_dir():
         return f"--profile {config.profile}: there is no folder {config.profile.parent}"
     if config.engines > 1 and config.profile:

@@ -24,6 +24,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from rill.addresses import checked_host, join
 from rill.serve.errors import StartError
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -167,10 +168,12 @@ def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[in
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(folder))
     try:
-        server, thread = start_http_server(port, host.strip("[]"), registry)
+        name = checked_host(host)
+        # A server of HTTP listens on one address only, and every client tries this one.
+        server, thread = start_http_server(port, "127.0.0.1" if name == "localhost" else name, registry)
     except OSError as error:
-        raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from None
-    log.info("metrics: http://%s:%d/metrics", host, server.server_port)
+        raise StartError(f"cannot serve metrics on {join(host, port)}: {error.strerror}") from None
+    log.info("metrics: http://%s/metrics", join(host, server.server_port))
     try:
         yield server.server_port
     finally:

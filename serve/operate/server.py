@@ -35,6 +35,7 @@ from rill.serve.observe.metrics import IS_SHARED, count_unauthenticated
 from rill.serve.operate.gauges import keep_current
 from rill.serve.operate.grpc_options import grpc_options
 from rill.serve.operate.memory import prepare_memory
+from rill.serve.operate.ports import bind, require_free
 from rill.serve.operate.profile import Profile, ProfilingCall, ProfilingResponses, ProfilingTimer
 from rill.v1 import rill_pb2 as pb
 
@@ -70,6 +71,8 @@ async def serve(config: ServerConfig, parent: Parent | None = None) -> None:
     tokens = ResumeTokens(parent.keys if parent else load_keys(config), config.resume_ttl)
     certificates = load_certificates(config)
     bearers = BearerTokens(config.auth_token_file) if config.auth_token_file else None
+    if not parent:
+        require_free(config)  # before any model is loaded
     stop: Stop = asyncio.Queue()
     profile = Profile() if config.profile else None
     models = Catalog(config.bundles, model_maker(config, stop.put_nowait, profile))
@@ -85,9 +88,9 @@ async def serve(config: ServerConfig, parent: Parent | None = None) -> None:
             service = TextGeneration(models, tokens, config, clients, messages, make_call)
         else:
             service = TextGeneration(models, tokens, config, clients)
-        async with listening(service, models, config, certificates, bearers) as (port, healths):
+        async with listening(service, models, config, certificates, bearers) as (address, healths):
             print(
-                f"rill: listening on {config.host}:{port} (models: {', '.join(models.names)}; "
+                f"rill: listening on {address} (models: {', '.join(models.names)}; "
                 f"provider: {models.default.provider})",
                 flush=True,
             )
@@ -202,8 +205,8 @@ async def listening(
     config: ServerConfig,
     certificates: Certificates | None = None,
     bearers: BearerTokens | None = None,
-) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
-    """Run a gRPC server; gives its port and its health service. Raises StartError if the port is not available."""
+) -> AsyncIterator[tuple[str, health.aio.HealthServicer]]:
+    """Run a gRPC server; gives its address and its health service. Raises StartError if that is not available."""
     server = grpc.aio.server(
         interceptors=[RequireToken(bearers, count_unauthenticated)] if bearers else [],
         options=grpc_options(config, len(models.all)),
@@ -213,23 +216,15 @@ async def listening(
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     if config.reflection:
         reflection.enable_server_reflection((SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    try:
-        host = f"[{config.host}]" if ":" in config.host.strip("[]") and config.host[0] != "[" else config.host
-        address = f"{host}:{config.port}"
-        port = (
-            server.add_secure_port(address, certificates.credentials())
-            if certificates
-            else server.add_insecure_port(address)
-        )
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise port_error(config)
+    if certificates:
+        address = bind(config, partial(server.add_secure_port, server_credentials=certificates.credentials()))
+    else:
+        address = bind(config, server.add_insecure_port)
     for name in ("", SERVICE.full_name):
         await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     await server.start()
     try:
-        yield port, healths
+        yield address, healths
     finally:
         await server.stop(STOP_SECONDS)
         service.close()
@@ -247,8 +242,3 @@ async def _drain(service: TextGeneration, models: Catalog, seconds: float) -> No
         await asyncio.sleep(0.01)
     for model in models.all:
         model.drain()
-
-
-def port_error(config: ServerConfig) -> StartError:
-    """Return the error of a port that is not available."""
-    return StartError(f"cannot listen on {config.host}:{config.port}: in use, or not an address of this machine")

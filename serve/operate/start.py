@@ -3,11 +3,11 @@
 import asyncio
 import sys
 
-from rill.addresses import is_loopback
 from rill.serve.config import Options, ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.logs import start_logging, stderr
 from rill.serve.observe.metrics import page
+from rill.serve.operate.ports import is_exposed
 from rill.serve.operate.server import check, log, serve
 from rill.serve.operate.supervisor import serve_together
 
@@ -16,7 +16,7 @@ def start(options: Options) -> int:
     """Serve until a signal; returns the exit status: 2 if the server could not start, 1 if it could not continue."""
     config = options.config
     writer = start_logging(config.log_format, config.access_log, stderr())
-    if not is_loopback(config.host) and (exposure := exposure_of(config)):
+    if is_exposed(config.host) and (exposure := exposure_of(config)):
         log.warning("listening on %s %s", config.host, exposure)
     try:
         if options.check:

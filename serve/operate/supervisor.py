@@ -7,21 +7,20 @@ processes drain and end.
 """
 
 import asyncio
-import errno
 import os
 import pickle
 import signal
-import socket
 import sys
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from rill.serve.config import ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.metrics import forget, shared_page
-from rill.serve.operate.server import listen_for_signals, load_keys, log, log_token_lifetime, port_error
+from rill.serve.operate.ports import reserved
+from rill.serve.operate.server import listen_for_signals, load_keys, log, log_token_lifetime
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a process is replaced: doubled each time it does not start
 LAST_SECONDS = 5.0  # to end, beyond the drain; then processes are killed
@@ -130,38 +129,6 @@ class Worker:
         if self._process and self._process.returncode is None:
             self._process.kill()
             await self.ended()
-
-
-@contextmanager
-def reserved(config: ServerConfig) -> Iterator[int]:
-    """Hold the port, so that only this user's processes that share it can listen on it; port 0 takes a free one.
-
-    Raises StartError if it is in use.
-    """
-    host, port = config.host.strip("[]"), config.port
-    with ExitStack() as stack:
-        held = 0
-        try:
-            for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                keeper = stack.enter_context(socket.socket(family, kind))
-                # Connections of a server that has ended do not matter.
-                keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    keeper.bind((address[0], port, *address[2:]))
-                except OSError as error:
-                    if error.errno != errno.EADDRNOTAVAIL:  # a name may have addresses that are not used here
-                        raise
-                    continue
-                # Only after the bind, which thus fails if any process has the port, even one that would share it.
-                keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-                keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                held += 1
-                port = keeper.getsockname()[1]
-        except (OSError, UnicodeError):  # the latter for a name that is not a valid host name
-            raise port_error(config) from None
-        if not held:
-            raise port_error(config)
-        yield port
 
 
 def _reload(workers: Sequence[Worker]) -> None:

@@ -58,7 +58,7 @@ def run_server(*arguments: object, program: Sequence[str] = ("-m", "rill.serve")
         try:
             assert process.stdout
             line = process.stdout.readline()
-            found = re.fullmatch(r"rill: listening on (\S+:\d+) \(models: .*; provider: \w+\)\n", line)
+            found = re.fullmatch(r"rill: listening on (\S+) \(models: .*; provider: \w+\)\n", line)
             if not found:
                 process.kill()
                 raise AssertionError(f"the server did not start: {line!r} {process.communicate()[1]!r}")

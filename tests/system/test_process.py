@@ -147,7 +147,7 @@ def test_ipv6(tiny_folder):
             probe.bind(("::1", 0))
         except OSError:
             pytest.skip("no IPv6 here")
-    with run_server(tiny_folder, "--host", "::1") as running, Client(running.target.replace("::1", "[::1]")) as client:
+    with run_server(tiny_folder, "--host", "::1") as running, running.client() as client:
         assert len("".join(client.generate("a", max_chars=5))) == 5
 
 

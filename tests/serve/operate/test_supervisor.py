@@ -26,8 +26,9 @@ from rill.serve.command import main
 from rill.serve.config import ServerConfig
 from rill.serve.errors import StartError
 from rill.serve.operate import server as server_module
+from rill.serve.operate.ports import reserved
 from rill.serve.operate.server import SERVICE
-from rill.serve.operate.supervisor import reserved, serve_together
+from rill.serve.operate.supervisor import serve_together
 from rill.v1 import rill_pb2 as pb
 
 TWO = ("--engines", 2)
