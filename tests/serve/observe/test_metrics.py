@@ -287,6 +287,7 @@ def test_calls_without_a_token_and_beyond_the_limit_are_counted(folder, tmp_path
 def test_made_up_names_do_not_become_labels(folder):
     with run_server(folder, "--metrics-port", 0) as server, grpc.insecure_channel(server.target) as channel:
         page, stub = page_of(server), TextGenerationStub(channel)
+        page.wait_for("models", 2)  # from then on there are all gauges
         before = len(page.samples)
         for number in range(30):
             metadata = (("x-request-id", f"mine-{number}"),)
