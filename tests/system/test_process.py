@@ -18,7 +18,6 @@ from random_models import save_bundle
 from servers import ROOT, run_server, wait_until
 
 from rill.client.errors import ServerError
-from rill.client.sync import Client
 from rill.serve.engine.devices import gpu_count
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
