@@ -133,7 +133,7 @@ class Toml(ConfigFileParser):  # type: ignore[misc]  # configargparse has no typ
     def parse(self, stream: TextIO) -> dict[str, Any]:
         """Return the values as configargparse wants them: text, or lists of text."""
         try:
-            table = tomllib.loads(stream.read())
+            table = tomllib.loads(stream.read().removeprefix("\ufeff"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigFileParserException(f"not valid TOML: {error}") from None
         for key, value in table.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rill.cli.local_server import local_server
+from rill.cli.texts import read_lines, text_argument
 from rill.client.errors import ServerError
 from rill.client.retry import RETRY_SECONDS
 from rill.client.security import Security
@@ -138,12 +139,18 @@ def add_sampling(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         help="add X to the logit of character C; -inf bans it; may be repeated",
     )
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT appears; may be repeated"
+        "--stop",
+        type=text_argument,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before TEXT appears; may be repeated",
     )
     parser.add_argument("--include-stop", action="store_true", help="end after the TEXT of --stop instead")
 
 
 def _bias(text: str) -> tuple[str, float]:
+    text = text_argument(text)
     character, separator, value = text[:1], text[1:2], text[2:]
     if separator != "=":
         raise argparse.ArgumentTypeError(f"must be CHARACTER=NUMBER, not {text!r}")
@@ -159,7 +166,7 @@ def _seconds(text: str) -> float:
 def _token(path: str) -> str:
     if not path:
         return os.environ.get(TOKEN, "").strip()
-    lines = map(str.strip, _read("--token-file", path).decode("ascii", "replace").splitlines())
+    lines = map(str.strip, read_lines("--token-file", path))
     tokens = [line for line in lines if line and not line.startswith("#")]
     if len(tokens) != 1:
         raise ValueError(f"--token-file {path} must hold one token, on a line of its own; it has {len(tokens)}")

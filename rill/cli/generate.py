@@ -3,6 +3,7 @@
     rill generate "ROMEO:" --bundle bundles/demo
     rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
     rill generate --target HOST:PORT --max-chars 0 | head -c 1000
+    rill generate --prompt-file scene.txt
     rill generate "To be" --save-token here.token && rill generate --resume-token here.token
 
 Without --bundle the text comes from a running server (`rill serve`). The stream of a server that drains or is lost
@@ -20,6 +21,7 @@ from typing import Any
 
 from rill.cli.files import read_token, write_token
 from rill.cli.flags import add_connection, add_sampling, add_timeout, connected
+from rill.cli.texts import read_text, text_argument
 from rill.client.requests import finish_reason, generate_request
 from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
@@ -27,7 +29,10 @@ from rill.v1 import rill_pb2 as pb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("prompt", nargs="?", default="", help="text that the model reads first")
+    parser.add_argument("prompt", nargs="?", type=_prompt, help="text that the model reads first; - is standard input")
+    parser.add_argument(
+        "--prompt-file", type=read_text, metavar="FILE", help="a file with that text, in UTF-8; - is standard input"
+    )
     parser.add_argument("--max-chars", type=int, default=400, help="characters; 0 is endless (default: 400)")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text (default: the server draws one)")
     add_sampling(parser)
@@ -57,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Raises ServerError, ValueError and OSError."""
+    if options.logprobs is not None and not options.json:
+        raise ValueError("--logprobs goes with --json: a text alone does not show them")
+    if options.prompt is not None and options.prompt_file is not None:
+        raise ValueError("give either a prompt or --prompt-file, not both")
     request = _request(options)
     with (
         connected(options) as (target, security, retry_seconds),
@@ -84,7 +93,9 @@ def _request(options: argparse.Namespace) -> pb.GenerateRequest:
     parameters = {name: getattr(options, name) for name in names}
     if options.resume_every is None:
         parameters["resume_every"] = 64 if options.save_token else 1024
-    return generate_request(options.prompt, logit_bias=dict(options.logit_bias), **parameters)
+    return generate_request(
+        options.prompt or options.prompt_file or "", logit_bias=dict(options.logit_bias), **parameters
+    )
 
 
 class ReceivedText:
@@ -142,6 +153,10 @@ def json_line(message: pb.GenerateResponse, is_first: bool) -> str:
     if message.HasField("usage"):
         line["usage"] = {field.name: getattr(message.usage, field.name) for field in message.usage.DESCRIPTOR.fields}
     return json.dumps(line, ensure_ascii=False)
+
+
+def _prompt(argument: str) -> str:
+    return read_text(argument) if argument == "-" else text_argument(argument)
 
 
 def _new_file(path: str) -> Path:

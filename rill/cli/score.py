@@ -3,7 +3,7 @@
     rill score book.txt --bundle bundles/demo
     rill score - --per-char < book.txt
 
-Files are UTF-8 and are read as a corpus is: without a byte order mark, every line end as one newline.
+Files are UTF-8, or UTF-16 with a byte order mark, and are read as a corpus is: every line end as one newline.
 """
 
 import argparse
@@ -14,13 +14,14 @@ from collections.abc import Iterator
 
 from rill.cli.flags import add_connection, add_timeout, connected
 from rill.cli.progress import ProgressBar
+from rill.cli.texts import read_text
 from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("text", type=_text, metavar="FILE", help="the text, in UTF-8; - is standard input")
+    parser.add_argument("text", type=read_text, metavar="FILE", help="the text, in UTF-8; - is standard input")
     parser.add_argument("--per-char", action="store_true", help="also print each character's log-probability, in nats")
     parser.add_argument("--json", action="store_true", help="print JSON: with --per-char one line a message")
     add_timeout(parser)
@@ -49,17 +50,6 @@ def run(options: argparse.Namespace) -> int:
             f"{total.bits_per_char:.4f} bits per character, perplexity {total.perplexity:.4f}"
         )
     return 0
-
-
-def _text(path: str) -> str:
-    try:
-        with open(0 if path == "-" else path, encoding="utf-8-sig", closefd=path != "-") as file:
-            return file.read()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise argparse.ArgumentTypeError(f"{path} is not UTF-8: byte {byte:#04x} at offset {error.start}") from None
 
 
 def _line(message: pb.ScoreResponse) -> str:

@@ -40,7 +40,7 @@ def number(name: str, value: Any, lowest: float, highest: float, condition: str)
 
 def temperature(value: Any) -> float:
     """Return a temperature."""
-    return number("temperature", value, 0.0, LARGEST_FLOAT32, "of at least 0 that a float32 holds")
+    return number("temperature", value, 0.0, LARGEST_FLOAT32, "from 0 to 3.4e38")
 
 
 def top_k(value: Any) -> int:
@@ -84,7 +84,7 @@ def logprobs(value: Any) -> int:
 
 def chars_per_second(value: Any) -> float:
     """Return a pace; 0 is none."""
-    return number("chars_per_second", value, 0.0, LARGEST_FLOAT32, "of at least 0 that a float32 holds")
+    return number("chars_per_second", value, 0.0, LARGEST_FLOAT32, "from 0 to 3.4e38")
 
 
 def flag(name: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ A call carries one in its metadata, `authorization: Bearer TOKEN`. All methods n
 service: load balancers call it, and it tells nothing but that the server is up.
 """
 
+import codecs
 import hashlib
 import hmac
 import time
@@ -97,7 +98,8 @@ def _refuser(message: str, on_refused: Callable[[], None]) -> Callable[[Any, Any
 def _digests(path: str) -> list[bytes]:
     """Return the SHA-256 of each token. Raises StartError, which quotes no token."""
     try:
-        lines = read_file(FLAG, path).decode("ascii").splitlines()
+        content = read_file(FLAG, path).removeprefix(codecs.BOM_UTF8)  # which editors on Windows write
+        lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError:
         raise StartError(f"{FLAG} {path} is not plain ASCII text") from None
     digests = []

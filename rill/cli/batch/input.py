@@ -6,6 +6,7 @@
 The file may have millions of lines. It is read twice, line by line: first to check all of it, then to generate.
 """
 
+import codecs
 import hashlib
 import json
 import math
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rill.client.requests import generate_request
+from rill.client.values import LARGEST_FLOAT32, MOST_CHARS, SMALLEST_FLOAT32
 from rill.v1 import rill_pb2 as pb
 
 LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
 MOST_STOPS = 32  # as in rill.proto
-LARGEST_FLOAT32, SMALLEST_FLOAT32 = float.fromhex("0x1.fffffep127"), float.fromhex("0x1p-149")
 
 
 class PromptError(ValueError):
@@ -84,8 +85,10 @@ def _flag(value: Any) -> bool:
 
 
 def _stop(value: Any) -> list[str]:
+    if type(value) is str:  # one text, as in OpenAI's requests
+        value = [value]
     if type(value) is not list:
-        raise ValueError(f"must be a list of texts, not {_shown(value)}")
+        raise ValueError(f"must be a text or a list of texts, not {_shown(value)}")
     if len(value) > MOST_STOPS:
         raise ValueError(f"has {len(value)} texts; at most {MOST_STOPS} are allowed")
     if "" in value:
@@ -113,7 +116,7 @@ _bias = _number(lambda x: x == -math.inf or abs(x) <= LARGEST_FLOAT32, 'that a f
 KEYS: dict[str, Callable[[Any], Any]] = {
     "prompt": _text,
     "id": _id,
-    "max_chars": _whole(1, 2**62 - 1),  # an endless text would never be complete
+    "max_chars": _whole(1, MOST_CHARS),  # an endless text would never be complete
     "temperature": _number(lambda x: 0 <= x <= LARGEST_FLOAT32, "of at least 0"),
     "top_k": _whole(0, 2**32 - 1),
     "top_p": _number(lambda x: SMALLEST_FLOAT32 <= x <= 1, "above 0 and up to 1"),
@@ -161,15 +164,22 @@ def read(
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines as they are, line ends included."""
+    """Yield the lines as they are, line ends included, without empty ones at the end."""
     try:
         with path.open("rb") as file:
-            number = 1
+            number, blank = 1, b""  # the first empty line since the last one with content
             while raw := file.readline(LONGEST_LINE):
+                if number == 1 and raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                    raise PromptError(f"{path} is UTF-16; save it as UTF-8")
                 if len(raw) == LONGEST_LINE:
                     raise PromptError(f"{path}, line {number}: is longer than {LONGEST_LINE:,} bytes")
-                yield raw
                 number += 1
+                if not raw.strip():
+                    blank = blank or raw
+                    continue
+                if blank:
+                    yield blank
+                yield raw
     except OSError as error:
         raise PromptError(f"cannot read {path}: {error.strerror}") from None
 

@@ -5,6 +5,7 @@ order of their completion; a run that is killed leaves whole lines there, up to 
 the fingerprint of its run: a digest of everything that its text depends on.
 """
 
+import codecs
 import json
 import os
 import sys
@@ -80,7 +81,7 @@ class BatchOutput:
         with replaced(self.out) as ordered:
             for offset in self._offsets:
                 self._file.seek(offset - 1)
-                ordered.write(self._file.readline())
+                ordered.write(_line(self._file.readline()))
         self.part.unlink()
         self.is_complete = True
 
@@ -104,6 +105,9 @@ class BatchOutput:
         for number, raw in enumerate(self._file, 1):
             if not raw.endswith(b"\n"):
                 return
+            if not raw.strip():  # an editor's
+                self._end += len(raw)
+                continue
             try:
                 found = json.loads(raw)
                 line, run, is_refused = found["line"], found["run"], "error" in found
@@ -141,3 +145,8 @@ class BatchOutput:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _line(raw: bytes) -> bytes:
+    """Return a line as it was written, although an editor may have saved the file with its own marks and line ends."""
+    return raw.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n") + b"\n"

@@ -111,7 +111,8 @@ class _Pipe:
 
     def __init__(self) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's would wait for the line
-        sys.stdin.reconfigure(encoding="utf-8-sig")  # type: ignore[union-attr]
+        # Python on Unix would keep the line ends of files from Windows.
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline=None)  # type: ignore[union-attr]
 
     async def line(self) -> str | None:
         try:

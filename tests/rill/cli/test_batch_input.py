@@ -52,6 +52,21 @@ def test_seeds_depend_on_the_base_and_the_line(path):
     assert seeds(0)[:2] == [4311062187307671, 3533322918161014]  # texts of earlier runs stay the same
 
 
+def test_a_text_as_stop_is_one_stop(path):
+    (prompt,) = prompts_of(path, {"prompt": "a", "stop": "the"})
+    assert list(prompt.request.stop) == ["the"]
+
+
+def test_what_editors_on_windows_save(path):
+    lines = b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b\\r\\n"}\r\n\r\n  \r\n'
+    assert [prompt.request.prompt for prompt in prompts_of(path, lines)] == ["a", "b\r\n"]
+    for encoding in ("utf-16", "utf-16-be"):
+        with pytest.raises(PromptError, match=r"prompts.jsonl is UTF-16; save it as UTF-8$"):
+            prompts_of(path, '\ufeff{"prompt": "a"}\n'.encode(encoding))
+    with pytest.raises(PromptError, match="line 2: is not JSON"):
+        prompts_of(path, b'{"prompt": "a"}\r\n\r\n\r\n{"prompt": "b"}\r\n')
+
+
 def test_what_json_files_have(path):
     assert prompts_of(path) == []
     lines = b'\xef\xbb\xbf{"prompt": "a\\u2028b"}\r\n{"prompt":"a\xe2\x80\xa8b"}'  # no last line end
@@ -61,7 +76,7 @@ def test_what_json_files_have(path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"\n", "is not JSON: Expecting value"),
+        (b"\n{}", "is not JSON: Expecting value"),
         (b'{"prompt": "a"\n', "is not JSON: Expecting ',' delimiter at character"),
         (b'{"prompt": "\xff"}\n', "is not UTF-8: invalid start byte at byte 12"),
         (b"[" * 100_000, "is nested too deep"),
@@ -89,7 +104,8 @@ def test_what_json_files_have(path):
         ({"prompt": "a", "min_p": 1.01}, '"min_p" must be a number from 0 to 1, not 1.01'),
         ({"prompt": "a", "seed": 2**64}, '"seed" must be from 0 to'),
         ({"prompt": "a", "seed": None}, '"seed" must be a whole number, not null'),
-        ({"prompt": "a", "stop": "b"}, '"stop" must be a list of texts, not "b"'),
+        ({"prompt": "a", "stop": 5}, '"stop" must be a text or a list of texts, not 5'),
+        ({"prompt": "a", "stop": ""}, '"stop" has an empty text'),
         ({"prompt": "a", "stop": [1]}, '"stop" must be a text, not 1'),
         ({"prompt": "a", "stop": [""]}, '"stop" has an empty text'),
         ({"prompt": "a", "stop": ["b"] * 33}, '"stop" has 33 texts'),

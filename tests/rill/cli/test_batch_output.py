@@ -142,3 +142,26 @@ def test_each_line_is_written_at_once_and_stays_when_the_disk_is_full(tmp_path, 
             output.finish()
     assert sizes == [1, 2, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["out.part"]
+
+
+def test_a_part_that_an_editor_has_saved_is_continued(tmp_path):
+    """With a byte order mark, line ends of Windows, and an empty line at the end; the output has none of them."""
+    plain, edited = tmp_path / "plain.jsonl", tmp_path / "edited.jsonl"
+    for out in (plain, edited):
+        fill(out, 4, [2, 1])
+        if out == edited:
+            part = out.with_name("edited.jsonl.part")
+            part.write_bytes(b"\xef\xbb\xbf" + part.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+        with BatchOutput(out, 4, RUN) as output:
+            assert (output.done, output.torn) == (2, 0)
+            for line in (3, 4):
+                output.add(line, fields(line))
+            output.finish()
+    assert edited.read_bytes() == plain.read_bytes()
+    edited.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes().replace(b"\n", b"\r\n"))
+    with BatchOutput(edited, 4, RUN) as output:
+        assert output.is_complete
+    part = tmp_path / "other.jsonl.part"
+    part.write_text(plain.read_text(), encoding="utf-16")
+    with pytest.raises(OutputError, match="was not written by rill batch"):
+        BatchOutput(tmp_path / "other.jsonl", 4, RUN)

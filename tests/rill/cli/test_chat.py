@@ -87,8 +87,8 @@ def test_what_is_refused_is_said_in_a_sentence_and_changes_nothing(server, tmp_p
         "/nope": "there is no /nope; /help lists the commands, and // begins a line with /",
         "/": "there is no /; /help lists the commands, and // begins a line with /",
         "/temp": "/temp needs a number, as in: /temp 0.7",
-        "/temp -1": "temperature must be a finite number >= 0, not -1.0 (INVALID_ARGUMENT)",
-        "/temp nan": "temperature must be a finite number >= 0, not nan (INVALID_ARGUMENT)",
+        "/temp -1": "temperature must be a number from 0 to 3.4e38, not -1.0)",
+        "/temp nan": "temperature must be a number from 0 to 3.4e38, not nan)",
         "/top-p 2": "top_p must be",
         "/top-k 1.5": "/top-k needs a whole number, as in: /top-k 7",
         "/top-k -1": "/top-k must be from 0 to 2^32 - 1, not -1",
@@ -137,6 +137,24 @@ def test_save_load_fork_and_back(server, tmp_path):
     assert said[5] == "(at character 40 of that text)"
     status, again, _ = chat_of([""], "--target", server.target, "--max-chars", 40, "--load", file)
     assert (status, again) == (0, second)
+
+
+def test_a_script_from_windows_is_the_same(server):
+    flags = ("--target", server.target, "--max-chars", "40")
+    done = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "-m", "rill", "chat", *flags],
+            cwd=ROOT,
+            input=script,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        for script in (b"/seed 7\nTo be\\\n\nor not", b"\xef\xbb\xbf/seed 7\r\nTo be\\\r\n\r\nor not")
+    ]
+    assert [one.returncode for one in done] == [0, 0]
+    assert done[0].stdout == done[1].stdout
+    assert len(done[0].stdout.decode()) == 120
 
 
 def test_a_stop_ends_a_turn(server):
