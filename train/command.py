@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainError, OSError) as error:
         team.report(f"error: {error}")
         return 2
+    except MemoryError:
+        team.report("error: out of memory; use a smaller text, --batch, --window or --hidden")
+        return 2
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
             team.report("error: out of memory; use a smaller --batch, --window or --hidden")
@@ -161,7 +164,7 @@ def _add_option(group: argparse._ArgumentGroup, declared: Field[Any], option: Op
     if option.kind is bool:
         group.add_argument(flag, dest=name, action="store_false" if default is True else "store_true", help=text)
     elif option.several:
-        group.add_argument(flag, dest=name, nargs="+", action=_Tuple, metavar=option.metavar, help=text)
+        group.add_argument(flag, dest=name, nargs="+", action=_Tuple, const=option, metavar=option.metavar, help=text)
     else:
         group.add_argument(flag, dest=name, type=option.kind, metavar=option.metavar, help=text)
 
@@ -172,4 +175,5 @@ class _Tuple(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        setattr(namespace, self.dest, tuple(values))
+        before = getattr(namespace, self.dest, ()) if self.const.adds else ()
+        setattr(namespace, self.dest, (*before, *(value for word in values for value in self.const.parse(word))))

@@ -4,6 +4,7 @@ Each field declares its option of `rill train`: the command makes its parser fro
 it comes from the command line, a recipe or config.json, is checked by them.
 """
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -16,9 +17,11 @@ from rill.train.options import (
     LENGTH,
     MODEL,
     TRAINING,
+    encodings,
     number,
     one_of,
     option_of,
+    suffixes,
     text,
     texts,
     truth,
@@ -29,6 +32,7 @@ MAX_THREADS = 1024
 MAX_LAYERS, MAX_UNITS = 1000, 2**20  # far above any real model, so that computing its shapes is quick
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
+LATER = ("suffix", "encoding", "held_out")  # fields that the first runs did not have
 
 
 class _Section:
@@ -115,9 +119,10 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """How a model is trained. Raises ConfigError for impossible values.
 
-    Data: `prepare` cleans the text. `validation` is the held-out fraction at the end, unless `validation_characters` or
-    `validation_corpus` is given. `corpus_sha256` is the digest of the data, by which a resumed run checks that it
-    reads the same text.
+    Data: of the folders in `corpus`, the files with a `suffix` are read (none: .txt and .md), in their `encoding`.
+    `prepare` cleans the text. `validation` is the held-out fraction, at the end or of drawn lines or documents as
+    `held_out` says, unless `validation_characters` or `validation_corpus` is given. `corpus_sha256` is the digest of
+    the data, by which a resumed run checks that it reads the same text.
 
     Length: exactly one of `steps`, `epochs` and `max_minutes`; `patience` may end a run earlier.
 
@@ -135,12 +140,21 @@ class TrainingConfig(_Section):
     corpus: tuple[str, ...] = texts(
         (),
         GENERAL,
-        "text files, folders (their .txt and .md files), - (standard input), shakespeare, sanguo or pydoc;"
+        "text files, folders (their .txt and .md files, or those of --suffix), quoted patterns such as"
+        " 'src/**/*.py', - (standard input), shakespeare, sanguo or pydoc;"
         " with --task tag: JSON lines, or subtraction:BITS;"
         " required unless a run is resumed or the recipe names a corpus",
         "SPEC",
     )
+    suffix: tuple[str, ...] = suffixes((), DATA, "which files of a folder to read (default .txt .md)")
+    encoding: str = encodings("utf-8", DATA, "encoding of the files; of several (utf-8,cp1252), the first that fits")
     validation_corpus: tuple[str, ...] = texts((), DATA, "hold out another corpus", "SPEC")
+    held_out: str = one_of(
+        "tail",
+        DATA,
+        "what to hold out: the end of the text, or lines or documents (files) drawn by --seed",
+        *("tail", "lines", "documents"),
+    )
     corpus_sha256: str = ""
     prepare: str = one_of(
         "none",
@@ -150,7 +164,7 @@ class TrainingConfig(_Section):
     )
     characters: int = whole(0, DATA, "use the first N characters only; 0: all")
     min_count: int = whole(1, DATA, "characters that occur less often become <unk>", 1)
-    validation: float = number(0.1, DATA, "fraction held out at the end of the text", "FRACTION", below=1.0)
+    validation: float = number(0.1, DATA, "fraction of the text that is held out", "FRACTION", below=1.0)
     validation_characters: int = whole(0, DATA, "hold out the N characters after --characters; 0: use --validation")
     start: str = text("", GENERAL, "start with the weights and the vocabulary of another run", "RUN", flag="--from")
     steps: int | None = whole(None, LENGTH, "optimizer steps", 1)
@@ -213,8 +227,30 @@ class TrainingConfig(_Section):
             raise ConfigError("validation_characters are the ones after the first --characters; give that too")
         if self.validation_characters and self.validation_corpus:
             raise ConfigError("give validation_characters or validation_corpus, not both")
+        if self.held_out != "tail" and (self.characters or self.validation_corpus or not self.validation):
+            raise ConfigError(
+                f"held_out {self.held_out!r} draws a fraction of the whole corpus; give it with validation, but without"
+                " characters and validation_corpus"
+            )
         if self.patience and not self.holds_out:
             raise ConfigError("patience needs a validation loss; with validation 0 there is none")
+
+    def to_json(self) -> dict[str, Any]:
+        """The section as JSON-ready values; LATER fields only where they differ from the default.
+
+        So a run of the defaults has the same config.json, and its checkpoint the same digest, as before.
+        """
+        section = super().to_json()
+        return {
+            declared.name: section[declared.name]
+            for declared in fields(self)
+            if declared.name not in LATER or section[declared.name] != declared.default
+        }
+
+    @property
+    def encodings(self) -> tuple[str, ...]:
+        """The encodings to try, by the names that Python gives them."""
+        return tuple(codecs.lookup(name).name for name in self.encoding.split(","))
 
     @property
     def holds_out(self) -> bool:

@@ -1,5 +1,6 @@
 """The options of `rill train`: functions that make fields of a dataclass, each with its option as metadata."""
 
+import codecs
 import math
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 # The groups of options in --help, in their order.
 GENERAL, DATA, MODEL, LENGTH = "options", "data", "model", "length of the run, one of"
 TRAINING, EVALUATION = "training", "evaluation and samples"
+ENCODINGS = ("utf-8", "cp1252", "latin-1", "utf-16-le", "gb18030", "shift_jis")  # examples of them
 GROUPS = (GENERAL, DATA, MODEL, LENGTH, TRAINING, EVALUATION)
 
 
@@ -16,8 +18,9 @@ GROUPS = (GENERAL, DATA, MODEL, LENGTH, TRAINING, EVALUATION)
 class Option:
     """How a field is given on the command line, and which values it accepts.
 
-    `kind` is the type of the value, or of each value where `several` may follow the flag. `requirement` completes the
-    sentence "NAME must be …". `flag` is given where it is not `--name`.
+    `kind` is the type of the value, or of each value where `several` may follow the flag; `parse` makes values of each
+    word that follows it, and with `adds` they join those of the same flag before. `requirement` completes the sentence
+    "NAME must be …". `flag` is given where it is not `--name`.
     """
 
     group: str
@@ -29,6 +32,8 @@ class Option:
     choices: tuple[str, ...] = ()
     several: bool = False
     flag: str = ""
+    parse: Callable[[str], tuple[str, ...]] = lambda word: (word,)
+    adds: bool = False
 
 
 def option_of(declared: Field[Any]) -> Option | None:
@@ -106,6 +111,38 @@ def texts(default: tuple[str, ...], group: str, help: str, metavar: str) -> Any:
         return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
 
     return _field(default, Option(group, help, str, metavar, "a list of strings", accepts, several=True))
+
+
+def suffixes(default: tuple[str, ...], group: str, help: str) -> Any:
+    """A tuple of suffixes of file names, such as `.txt`; the command line also takes `txt`, `*.TXT` and `.txt,.md`."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, tuple) and all(
+            isinstance(each, str) and re.fullmatch(r"\.[^/,*]*[^/,*.]", each) and each == each.lower() for each in value
+        )
+
+    def parse(word: str) -> tuple[str, ...]:
+        return tuple("." + part.strip().lstrip("*.").lower() for part in word.split(",") if part.strip())
+
+    form = "suffixes of file names in small letters, such as .txt (all files: --corpus 'FOLDER/**')"
+    return _field(default, Option(group, help, str, ".SUFFIX", form, accepts, several=True, parse=parse, adds=True))
+
+
+def encodings(default: str, group: str, help: str) -> Any:
+    """Names of text encodings that Python has, with commas between them."""
+
+    def is_encoding(name: str) -> bool:
+        try:
+            information: Any = codecs.lookup(name)
+        except (LookupError, ValueError):
+            return False
+        return bool(information._is_text_encoding)  # not rot13 and base64, which map text to text and bytes to bytes
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, str) and all(map(is_encoding, value.split(",")))
+
+    form = f"names of text encodings, such as {', '.join(ENCODINGS)}"
+    return _field(default, Option(group, help, str, "NAME", form, accepts, choices=ENCODINGS))
 
 
 def _field(default: object, option: Option) -> Any:

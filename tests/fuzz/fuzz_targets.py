@@ -52,7 +52,8 @@ from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import CorpusError, RunError
 from rill.train.record.folder import RunConfig, save_config
 from rill.train.record.run import load_run
-from rill.train.text.corpus import decode, load_corpus
+from rill.train.text.corpus import load_corpus
+from rill.train.text.decoding import decode
 from rill.train.text.tagging import load_tagged
 from rill.v1 import rill_pb2 as pb
 from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary

@@ -1,6 +1,8 @@
 """Text is read exactly, or refused with a reason."""
 
+import gzip
 import io
+import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from rill.train.errors import CorpusError
 from rill.train.text import named
-from rill.train.text.corpus import load_corpus
+from rill.train.text.corpus import load_corpus, read_corpus
 
 
 def test_files_are_joined_in_the_order_given(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_line_ends_become_newlines_and_the_byte_order_mark_goes(tmp_path: Path) 
         ("ünï".encode("latin-1"), r"byte 0xfc at offset 0"),
         (b"good \xe2\x82", r"byte 0xe2 at offset 5"),
         (b"text\0more", r"bad\.txt is not text: it has a NUL byte at offset 4"),
-        ("text".encode("utf-16"), r"bad\.txt looks like UTF-16"),
+        ("text".encode("utf-16-le"), r"bad\.txt looks like UTF-16-LE without a byte order mark; give --encoding"),
         (b"", r"bad\.txt is empty"),
         (b"\xef\xbb\xbf", r"bad\.txt is empty"),
     ],
@@ -70,6 +72,14 @@ def test_empty_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         load_corpus(["-"])
 
 
+def test_a_path_without_a_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--corpus "$TEXT"`, where TEXT is not set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(CorpusError, match="'' is neither a file, a folder"):
+        load_corpus([""])
+
+
 def test_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(CorpusError, match="standard input is closed"):
@@ -82,6 +92,160 @@ def test_empty_files_in_a_folder_are_skipped_unless_all_are_empty(tmp_path: Path
         load_corpus([str(tmp_path)])
     (tmp_path / "b.txt").write_text("b\n")
     assert load_corpus([str(tmp_path)]) == "b\n"
+
+
+# Which files of a folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with all that folders have."""
+    folder = tmp_path / "texts"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / ".git" / "hidden.txt").write_text("hidden\n")
+    (folder / ".draft.txt").write_text("hidden\n")
+    (folder / "A.TXT").write_text("capital\n")
+    (folder / "b.txt").write_text("small\n")
+    (folder / "deep" / "er" / "c.Md").write_text("markdown\n")
+    (folder / "deep" / "d.txt.gz").write_bytes(gzip.compress(b"packed\r\n"))
+    (folder / "tune.abc").write_text("X:1\n")
+    (folder / "empty.txt").touch()
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "folder.txt").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "e.txt").write_text("linked\n")
+    (folder / "again.txt").symlink_to(folder / "b.txt")
+    (folder / "itself.txt").symlink_to("itself.txt")
+    (folder / "loop").symlink_to(folder)
+    (folder / "other").symlink_to(tmp_path / "elsewhere")
+    return folder
+
+
+def test_a_folder_is_read_without_hidden_files_and_links_are_followed_once(folder: Path) -> None:
+    corpus = read_corpus([str(folder)])
+    assert corpus.documents == ["capital\n", "small\n", "packed\n", "markdown\n", "linked\n"]
+    assert corpus.files == 5
+    assert corpus.notes == (f"{folder} has 1 links that lead nowhere, such as {folder}/itself.txt",)
+
+
+def test_other_suffixes_are_read_where_they_are_named(folder: Path) -> None:
+    assert read_corpus([str(folder)], (".abc",)).documents == ["X:1\n"]
+    assert read_corpus([str(folder)], (".abc", ".md")).documents == ["markdown\n", "X:1\n"]
+    assert read_corpus([str(folder / "b.txt")], (".abc",)).documents == ["small\n"]  # a file by name is read anyway
+
+
+@pytest.mark.parametrize(
+    ("pattern", "documents"),
+    [
+        ("*.txt", ["small\n"]),
+        ("*.*", ["capital\n", "small\n", "X:1\n"]),
+        ("?.[tT][xX]*", ["capital\n", "small\n"]),
+        ("*/d*", ["packed\n"]),
+        ("**/*.Md", ["markdown\n"]),
+        ("deep/**", ["packed\n", "markdown\n"]),
+        ("**/er/**/*", ["markdown\n"]),
+        (".*", ["hidden\n"]),
+        ("other/*", ["linked\n"]),
+    ],
+)
+def test_patterns(folder: Path, pattern: str, documents: list[str]) -> None:
+    assert read_corpus([f"{folder}/{pattern}"]).documents == documents
+
+
+def test_patterns_and_suffixes_join(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert read_corpus(["texts/**"], (".abc", ".md")).documents == ["markdown\n", "X:1\n"]
+    with pytest.raises(CorpusError, match=r"'texts/\*\*' matches no file with the suffix \.log$"):
+        read_corpus(["texts/**"], (".log",))
+    (folder / "[1].txt").write_text("brackets\n")
+    (folder / "[x]").mkdir()
+    (folder / "[x]" / "f.txt").write_text("in brackets\n")
+    assert read_corpus(["texts/[1].txt"]).documents == ["brackets\n"]  # a path wins over a pattern
+    assert read_corpus(["texts/[x]/*"]).documents == ["in brackets\n"]
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert read_corpus(["~/texts/*.abc"]).documents == ["X:1\n"]  # quoted, so that no shell has read the ~
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (
+            "tunes",
+            r"tunes has no \.txt or \.md files, but 2 \.abc, 1 \.log; name what to read with --suffix \.abc \.log$",
+        ),
+        ("hidden", r"hidden has no \.txt or \.md files: it has no files, or hidden ones only"),
+        ("broken", r"broken has no \.txt or \.md files, but 1 links that lead nowhere, such as broken/a\.txt"),
+        ("nameless", r"but 1 without a suffix; name what to read with --corpus 'nameless/\*'"),
+        ("tunes/*.ab", r"'tunes/\*\.ab' matches no file$"),
+        ("tunes/*.{abc,log}", r"matches no file; write one pattern for each choice in \{\}"),
+        ("nowhere/*.abc", r"'nowhere/\*\.abc' matches no file: there is no folder nowhere"),
+        ("tunes/*/*", r"matches no file"),
+    ],
+)
+def test_what_is_not_found_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, complaint: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("tunes/1.abc", "tunes/2.ABC", "tunes/x.log", "hidden/.x.txt", "broken/x", "nameless/README"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("x")
+    (tmp_path / "broken" / "a.txt").symlink_to("nowhere")
+    with pytest.raises(CorpusError, match=complaint):
+        load_corpus([spec])
+
+
+def test_files_of_another_suffix_that_are_the_bulk_are_mentioned(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("Tunes.\n")
+    for number in range(10):
+        (tmp_path / f"{number}.abc").write_text("X:1\n")
+    assert read_corpus([str(tmp_path)]).notes == ()
+    (tmp_path / "last.abc").write_text("X:1\n")
+    (note,) = read_corpus([str(tmp_path)]).notes
+    assert note.endswith("has 11 files that were not read; add --suffix .abc to read those instead")
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vanish = Path.open
+
+    def vanished(path: Path, *how: str) -> object:
+        if path.name == "b.txt":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return vanish(path, *how)
+
+    monkeypatch.setattr(Path, "open", vanished)
+    with pytest.raises(CorpusError, match=r"texts/b\.txt cannot be read: No such file or directory"):
+        load_corpus([str(folder)])
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_device_is_not_a_text(device: str) -> None:
+    with pytest.raises(CorpusError, match=f"{device} is a device, not a text"):
+        load_corpus([device])
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, "naïve\n".encode())
+    os.close(writer)
+    assert load_corpus([f"/dev/fd/{reader}"]) == "naïve\n"
+    os.close(reader)
+
+
+def test_a_text_larger_than_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rill.train.text.corpus.memory_limit", lambda: 2**30)
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CorpusError, match=r"sparse\.txt has more than 1,073,741,824 bytes, too many for this machine"):
+        load_corpus([str(tmp_path)])
+    (tmp_path / "sparse.txt").unlink()
+    monkeypatch.setattr("rill.train.text.corpus.memory_limit", lambda: 2**22)
+    (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(bytes(2**23)))
+    with pytest.raises(CorpusError, match=r"bomb\.txt\.gz, unpacked, has more than"):
+        load_corpus([str(tmp_path)])
+
+
+# Names
 
 
 def test_a_name_wins_over_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

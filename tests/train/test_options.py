@@ -25,6 +25,7 @@ from rill.train.nets.initialization import initialize
 from rill.train.nets.model import CharacterModel
 from rill.train.record.folder import RunConfig
 from rill.train.record.run import load_run
+from rill.train.text.corpus import Corpus
 from rill.train.text.data import text_data
 from rill.train.text.held_out import HeldOutText, Measurement
 from rill.train.text.split import TextSplit, read_texts
@@ -57,7 +58,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def texts_of(text: str, **options: Any) -> TextSplit:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rill.train.text.split.load_corpus", "".join)
+        patch.setattr("rill.train.text.split.read_corpus", lambda specs, *how: Corpus(["".join(specs)], 0))
         return read_texts(TrainingConfig(steps=1, corpus=(text,), **options))
 
 

@@ -13,7 +13,8 @@ from rill.train.loop.team import Team
 from rill.train.loop.trainer import Trainer
 from rill.train.plan import Plan
 from rill.train.record.display import Display
-from rill.train.record.folder import RunConfig, save_config
+from rill.train.record.files import replace_file
+from rill.train.record.folder import HELD_OUT, RunConfig, save_config
 from rill.train.record.run import Run, load_run
 from rill.train.text.data import Data, tagged_data, text_data
 from rill.train.text.files import is_stream, name_of
@@ -21,6 +22,7 @@ from rill.train.text.split import TextSplit, read_sequences, read_texts
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 DEEP = 4  # layers
+SHOWN = 3  # of the names of a corpus, which may be a thousand files
 
 
 def train(plan: Plan, team: Team) -> int:
@@ -44,15 +46,19 @@ def train(plan: Plan, team: Team) -> int:
     elif team.first:
         plan.folder.mkdir(parents=True, exist_ok=True)
         save_config(plan.folder, config)
+    if team.first and data.drawn and not (plan.folder / HELD_OUT).exists():
+        replace_file(plan.folder / HELD_OUT, data.drawn.encode())
     parameters = sum(weight.numel() for weight in trainer.model.parameters())
     display.line(
-        f"{' '.join(config.training.corpus)}: {data.description}; {parameters:,} parameters; {device}"
+        f"{_shown(config.training.corpus)}: {data.description}; {parameters:,} parameters; {device}"
         f"{f' × {team.size} processes' if team.size > 1 else ''}; from step {trainer.position.step}"
     )
     if config.model.layers >= DEEP and not config.model.residual and trainer.position.step == 0:
         display.line(
             f"note: {config.model.layers} layers without --residual often learn nothing but character frequencies"
         )
+    for note in data.notes if plan.stored is None else ():
+        display.line(f"note: {note}")
     with Interrupt() as interrupt, display:
         stopped = trainer.run(interrupt)
     if stopped:
@@ -62,6 +68,11 @@ def train(plan: Plan, team: Team) -> int:
     if interrupt.requested:
         display.line(f"interrupted too late: {plan.folder} is complete")
     return 0
+
+
+def _shown(corpus: tuple[str, ...]) -> str:
+    more = len(corpus) - SHOWN
+    return " ".join(corpus[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _read_data(plan: Plan, start: Run | None, device: torch.device) -> tuple[RunConfig, Data]:

@@ -19,10 +19,11 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.txt"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
+HELD_OUT = "held_out.txt"  # only where it was drawn: elsewhere it is the end of the text
 LOCK = ".train.lock"
 
 # The text itself is compared by its digest, and the weights that a run started from are in its first checkpoint.
-RESUME_MAY_CHANGE = ("device", "threads", "corpus", "validation_corpus", "start", "recipe")
+RESUME_MAY_CHANGE = ("device", "threads", "corpus", "suffix", "encoding", "validation_corpus", "start", "recipe")
 
 
 @dataclass(frozen=True)

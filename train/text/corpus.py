@@ -2,71 +2,131 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rill.train.errors import CorpusError
+from rill.train.text.decoding import UTF_8, decode, memory_limit, read_bytes, read_up_to
+from rill.train.text.files import Files, files_in, files_like, is_pattern, is_stream, name_of
 from rill.train.text.named import NAMED
 
 TEXT_SUFFIXES = (".txt", ".md")
+MANY_OTHERS = 10  # times as many files of other suffixes as files that are read
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of a corpus, none of them empty; the number of files that they were read from; and notes for the
+    user.
+    """
+
+    documents: list[str]
+    files: int
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def text(self) -> str:
+        """All documents, one after another."""
+        return join(self.documents)
+
+
+def join(documents: Sequence[str]) -> str:
+    """One document after another: one that does not end with a newline gets one before the next begins."""
+    separated = [text if text.endswith("\n") else text + "\n" for text in documents[:-1]]
+    return "".join([*separated, *documents[-1:]])
+
+
+def read_corpus(specs: Sequence[str], suffixes: Sequence[str] = (), encodings: Sequence[str] = (UTF_8,)) -> Corpus:
+    """Read the text that `specs` name, in their order.
+
+    A spec is a named corpus, `-` for standard input, a file, a pattern for files, or a folder: all its files with one
+    of the `suffixes` (default: .txt and .md) at any depth, in the order of their paths, without empty ones. A name wins
+    over a path (`./pydoc` is the path), and a path over a pattern. Files may be compressed by gzip, and have one of the
+    `encodings`. Raises CorpusError.
+    """
+    reader = _Reader(suffixes, encodings)
+    for spec in specs:
+        reader.read(spec)
+    if not reader.documents:
+        raise CorpusError(f"the corpus {' '.join(specs)} is empty")
+    return Corpus(reader.documents, reader.files, tuple(reader.notes))
 
 
 def load_corpus(specs: Sequence[str]) -> str:
-    """Read the text that `specs` name, in their order, one document after another.
-
-    A spec is a named corpus, `-` for standard input, a file, or a folder: all its .txt and .md files at any depth, in
-    the order of their paths, without empty ones. A name wins over a path (`./pydoc` is the path). A document that does
-    not end with a newline gets one before the next begins. Raises CorpusError, OSError.
-    """
-    documents = [document for spec in specs for document in _documents(spec)]
-    if not any(documents):
-        raise CorpusError(f"the corpus {' '.join(specs)} is empty")
-    separated = [text if text.endswith("\n") else text + "\n" for text in documents[:-1]]
-    return "".join([*separated, documents[-1]])
-
-
-def _documents(spec: str) -> list[str]:
-    if spec in NAMED:
-        return [NAMED[spec]()]
-    if spec == "-":
-        return [decode(read_standard_input("a text"), "standard input")]
-    path = Path(spec)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
-        if not files:
-            raise CorpusError(f"{path} has no {' or '.join(TEXT_SUFFIXES)} files; name other files one by one")
-        texts = [text for file in files if (text := decode(file.read_bytes(), str(file)))]
-        if not texts:
-            raise CorpusError(f"all {' and '.join(TEXT_SUFFIXES)} files in {path} are empty")
-        return texts
-    if not path.exists():
-        raise CorpusError(f"{spec!r} is neither a file, a folder, '-' nor a named corpus ({', '.join(NAMED)})")
-    text = decode(path.read_bytes(), str(path))
-    if not text:
-        raise CorpusError(f"{path} is empty")
-    return [text]
+    """Read the text that `specs` name, as `read_corpus` does."""
+    return read_corpus(specs).text
 
 
 def read_standard_input(content: str) -> bytes:
     """All bytes of standard input, which should be `content`. Raises CorpusError if it is closed."""
     if sys.stdin is None:
         raise CorpusError(f"standard input is closed; pipe {content} into it, or name a file")
-    return sys.stdin.buffer.read()
+    if sys.stdin.buffer.isatty():
+        print(f"reading {content} from the terminal, up to Ctrl-D", file=sys.stderr)
+    return read_up_to(sys.stdin.buffer, memory_limit(), "standard input")
 
 
-def decode(data: bytes, source: str) -> str:
-    """Decode UTF-8 `data`: without a byte order mark, and with every line end (CR LF, CR) as one newline.
+class _Reader:
+    """Reads one spec after another."""
 
-    Raises CorpusError, naming `source` and the offset of the first byte that is not UTF-8 text.
-    """
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CorpusError(f"{source} looks like UTF-16; convert it to UTF-8 first")
-    nul = data.find(b"\0")
-    if nul >= 0:
-        raise CorpusError(f"{source} is not text: it has a NUL byte at offset {nul}")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{source} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})"
-        ) from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    def __init__(self, suffixes: Sequence[str], encodings: Sequence[str]) -> None:
+        self._suffixes, self._encodings = suffixes, encodings
+        self._left = memory_limit()
+        self.documents: list[str] = []
+        self.files = 0
+        self.notes: list[str] = []
+
+    def read(self, spec: str) -> None:
+        """Read what `spec` names. Raises CorpusError, OSError."""
+        path = _path(spec)
+        if spec in NAMED:
+            self.documents.append(NAMED[spec]())
+        elif spec == "-":
+            self._add(read_standard_input("a text"), name_of(spec))
+        elif path.is_dir() and spec:
+            suffixes = self._suffixes or TEXT_SUFFIXES
+            self._read_files(files_in(path, suffixes), spec, f"{' and '.join(suffixes)} files in {spec}")
+        elif (path.exists() and spec) or is_stream(spec):
+            self.files += 1
+            if not self._add(read_bytes(path, self._left), spec):
+                raise CorpusError(f"{spec} is empty")
+        elif is_pattern(spec):
+            self._read_files(files_like(str(path), self._suffixes), spec, f"files like {spec!r}")
+        else:
+            raise CorpusError(f"{spec!r} is neither a file, a folder, '-' nor a named corpus ({', '.join(NAMED)})")
+
+    def _read_files(self, found: Files, spec: str, what: str) -> None:
+        before = self.files
+        for path in found.paths:
+            self.files += self._add(read_bytes(path, self._left), str(path))
+        read = self.files - before
+        if not read:
+            raise CorpusError(f"all {what} are empty")
+        if found.broken:
+            self.notes.append(f"{spec} has {len(found.broken):,} links that lead nowhere, such as {found.broken[0]}")
+        others = [suffix for suffix, count in found.others.most_common(3) if suffix and count > MANY_OTHERS * read]
+        if others:
+            self.notes.append(
+                f"{spec} has {found.others.total():,} files that were not read; add --suffix {' '.join(others)} to read"
+                " those instead"
+            )
+
+    def _add(self, data: bytes, source: str) -> bool:
+        """Add the document in `data`; whether it has any text."""
+        self._left -= len(data)
+        text = decode(data, source, self._encodings, self._left)
+        if text:
+            self.documents.append(text)
+        return bool(text)
+
+
+def _path(spec: str) -> Path:
+    """The path that `spec` may be; a shell leaves `~` in --corpus=~/book.txt and in a quoted pattern as it is."""
+    path = Path(spec)
+    if spec.startswith("~") and not path.exists():
+        try:
+            return path.expanduser()
+        except RuntimeError:  # there is no such user
+            pass
+    return path

@@ -15,11 +15,15 @@ RESIDENT = 0.25  # of the free memory of a GPU: a text that needs more stays in 
 
 
 class Data(NamedTuple):
-    """Batches to train on, the held-out data, if any, and a description for the user."""
+    """Batches to train on, the held-out data, if any, a description and notes for the user, and the held-out text if it
+    was drawn.
+    """
 
     windows: Windows
     held_out: HeldOut | None
     description: str
+    notes: tuple[str, ...] = ()
+    drawn: str = ""
 
 
 def text_data(training: TrainingConfig, vocabulary: Vocabulary, texts: TextSplit, device: torch.device) -> Data:
@@ -38,11 +42,14 @@ def text_data(training: TrainingConfig, vocabulary: Vocabulary, texts: TextSplit
     if training.holds_out:
         held_out = HeldOutText(torch.tensor(vocabulary.encode(known), device=device), training.window)
     dropped = len(texts.held_out) - len(known)
+    files = f"{texts.files:,} file{'s' if texts.files > 1 else ''}, " if texts.files else ""
     return Data(
         windows,
         held_out,
-        f"{len(texts.training) + len(texts.held_out):,} characters, {len(vocabulary):,} distinct,"
+        f"{files}{len(texts.training) + len(texts.held_out):,} characters, {len(vocabulary):,} distinct,"
         f" {held_out.characters if held_out else 0:,} held out{f' ({dropped:,} unseen dropped)' if dropped else ''}",
+        texts.notes,
+        texts.held_out if training.held_out != "tail" else "",
     )
 
 

@@ -3,22 +3,31 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rill.train.config import TrainingConfig
-from rill.train.errors import CorpusError
-from rill.train.text.corpus import load_corpus
-from rill.train.text.tagging import TaggedSequence, load_tagged, split_tagged
+from rill.train.errors import ConfigError, CorpusError
+from rill.train.text.corpus import Corpus, join, read_corpus
+from rill.train.text.order import looks_sorted
+from rill.train.text.tagging import SPLIT_STREAM, TaggedSequence, load_tagged, split_tagged
 from rill.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class TextSplit:
-    """The text to train on, the held-out text (may be empty), and the text whose characters are the vocabulary."""
+    """The text to train on, the held-out text (may be empty), and the text whose characters are the vocabulary.
+
+    `files` is the number of files that were read; `notes` are for the user.
+    """
 
     training: str
     held_out: str
     alphabet: str
+    files: int = 0
+    notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """The SHA-256 of both texts."""
@@ -47,10 +56,12 @@ class SequenceSplit:
 
 
 def read_sequences(config: TrainingConfig) -> SequenceSplit:
-    """Read and split tagged sequences as `config` says. Raises CorpusError, OSError."""
-    sequences = load_tagged(config.corpus)
+    """Read and split tagged sequences as `config` says. Raises ConfigError, CorpusError, OSError."""
+    if config.held_out != "tail":
+        raise ConfigError("held_out is for text; the held-out sequences of a tagger are drawn in any case")
+    sequences = load_tagged(config.corpus, config.suffix, config.encodings)
     if config.validation_corpus:
-        return SequenceSplit(sequences, load_tagged(config.validation_corpus))
+        return SequenceSplit(sequences, load_tagged(config.validation_corpus, config.suffix, config.encodings))
     return SequenceSplit(*split_tagged(sequences, config.validation, config.seed))
 
 
@@ -60,7 +71,11 @@ def read_texts(config: TrainingConfig) -> TextSplit:
     Text held out as a fraction is part of the corpus and shares its vocabulary; text held out after the first
     `characters`, or from another corpus, may have characters that the vocabulary lacks.
     """
-    text = _prepare(load_corpus(config.corpus), config.prepare)
+    corpus = read_corpus(config.corpus, config.suffix, config.encodings)
+    files, notes = corpus.files, corpus.notes
+    if config.held_out != "tail":
+        return TextSplit(*_drawn(corpus, config), files, notes)
+    text = _prepare(corpus.text, config.prepare)
     if config.characters:
         needed = config.characters + config.validation_characters
         if len(text) < needed:
@@ -70,11 +85,47 @@ def read_texts(config: TrainingConfig) -> TextSplit:
             )
         text, after = text[: config.characters], text[config.characters : needed]
     if config.validation_corpus:
-        return TextSplit(text, _prepare(load_corpus(config.validation_corpus), config.prepare), text)
+        other = read_corpus(config.validation_corpus, config.suffix, config.encodings)
+        return TextSplit(text, _prepare(other.text, config.prepare), text, files + other.files, notes + other.notes)
     if config.validation_characters:
-        return TextSplit(text, after, text)
+        return TextSplit(text, after, text, files, notes)
     cut = len(text) - int(len(text) * config.validation)
-    return TextSplit(text[:cut], text[cut:], text)
+    if config.validation and looks_sorted(corpus.text):
+        notes += (
+            "the lines are in sorted order, so the held-out end differs from the rest; --held-out lines draws it from"
+            " everywhere",
+        )
+    return TextSplit(text[:cut], text[cut:], text, files, notes)
+
+
+def _drawn(corpus: Corpus, config: TrainingConfig) -> tuple[str, str, str]:
+    """The text to train on, the held-out lines or documents, which are drawn from the seed, and both together.
+
+    All keep their order. Raises CorpusError if one of the two would be empty.
+    """
+    parts = corpus.documents if config.held_out == "documents" else re.findall(r"[^\n]*\n|[^\n]+", corpus.text)
+    chosen = _draw([len(part) for part in parts], config.validation, config.seed)
+    if not 0 < len(chosen) < len(parts):
+        raise CorpusError(
+            f"{config.validation:.0%} of {len(parts):,} {config.held_out} cannot be held out; use another --validation,"
+            " or --held-out tail"
+        )
+    sides = [[part for index, part in enumerate(parts) if (index in chosen) == held] for held in (False, True)]
+    training, held_out = (_prepare(join(side), config.prepare) for side in sides)
+    return training, held_out, training + held_out
+
+
+def _draw(sizes: Sequence[int], fraction: float, seed: int) -> set[int]:
+    """Indices of parts of these sizes, drawn from `seed`, which have about a `fraction` of the whole size."""
+    wanted = fraction * sum(sizes)
+    chosen: set[int] = set()
+    for index in np.random.default_rng((seed, SPLIT_STREAM)).permutation(len(sizes)).tolist():
+        if wanted <= 0:
+            break
+        if sizes[index] < 2 * wanted:  # it comes closer to what is wanted
+            chosen.add(index)
+            wanted -= sizes[index]
+    return chosen
 
 
 def known_characters(text: str, vocabulary: Vocabulary) -> str:

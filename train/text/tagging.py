@@ -12,7 +12,9 @@ from torch import Tensor
 
 from rill.train.errors import CorpusError
 from rill.train.text import subtraction
-from rill.train.text.corpus import decode, read_standard_input
+from rill.train.text.corpus import read_standard_input
+from rill.train.text.decoding import UTF_8, decode, memory_limit, read_bytes
+from rill.train.text.files import files_like, is_pattern, is_stream
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 SPLIT_STREAM = 2**32 - 1  # seeds the split as (seed, epoch) seeds an epoch: no epoch has this number
@@ -25,37 +27,42 @@ class TaggedSequence(NamedTuple):
     labels: tuple[str, ...]
 
 
-def load_tagged(specs: Sequence[str]) -> list[TaggedSequence]:
+def load_tagged(
+    specs: Sequence[str], suffixes: Sequence[str] = (), encodings: Sequence[str] = (UTF_8,)
+) -> list[TaggedSequence]:
     """Read the sequences that `specs` name, in their order.
 
-    A spec is a file of JSON lines, `-` for JSON lines on standard input, or `subtraction:BITS[:msb]`. A line is an
-    object with `symbols` and `labels`, equally long lists of strings that are not empty; other keys and blank lines are
-    ignored. A name wins over a path (`./subtraction` is the path). Raises CorpusError, OSError.
+    A spec is a file of JSON lines, a pattern for such files (with one of the `suffixes`, if there are any), `-` for
+    JSON lines on standard input, or `subtraction:BITS[:msb]`. A line is an object with `symbols` and `labels`, equally
+    long lists of strings that are not empty; other keys and blank lines are ignored. A name wins over a path
+    (`./subtraction` is the path). Raises CorpusError, OSError.
     """
-    return [sequence for spec in specs for sequence in _sequences(spec)]
+    found: list[TaggedSequence] = []
+    for spec in specs:
+        path = Path(spec)
+        if spec.partition(":")[0] == subtraction.NAME:
+            found += [TaggedSequence(*pair) for pair in subtraction.subtraction(spec)]
+        elif spec == "-":
+            found += _sequences(read_standard_input("JSON lines"), "standard input", encodings)
+        elif path.is_dir():
+            raise CorpusError(f"{path} is a folder; name its files of JSON lines one by one, or as '{path}/*.jsonl'")
+        elif path.exists() or is_stream(spec):
+            found += _sequences(read_bytes(path, memory_limit()), spec, encodings)
+        elif is_pattern(spec):
+            for file in files_like(spec, suffixes).paths:
+                found += _sequences(read_bytes(file, memory_limit()), str(file), encodings)
+        else:
+            raise CorpusError(f"{spec!r} is neither a file of JSON lines, '-' nor {subtraction.NAME}:BITS")
+    return found
 
 
-def _sequences(spec: str) -> list[TaggedSequence]:
-    if spec.partition(":")[0] == subtraction.NAME:
-        return [TaggedSequence(symbols, labels) for symbols, labels in subtraction.subtraction(spec)]
-    source = "standard input" if spec == "-" else spec
+def _sequences(data: bytes, source: str, encodings: Sequence[str]) -> list[TaggedSequence]:
     # Not str.splitlines: JSON strings may contain other line ends, such as U+2028.
-    lines = enumerate(decode(_read(spec), source).split("\n"), start=1)
+    lines = enumerate(decode(data, source, encodings).split("\n"), start=1)
     sequences = [_parse(line, f"{source}, line {number}") for number, line in lines if line.strip()]
     if not sequences:
         raise CorpusError(f"{source} is empty")
     return sequences
-
-
-def _read(spec: str) -> bytes:
-    if spec == "-":
-        return read_standard_input("JSON lines")
-    path = Path(spec)
-    if path.is_dir():
-        raise CorpusError(f"{path} is a folder; name its files of JSON lines one by one")
-    if not path.exists():
-        raise CorpusError(f"{spec!r} is neither a file of JSON lines, '-' nor {subtraction.NAME}:BITS")
-    return path.read_bytes()
 
 
 def _parse(line: str, location: str) -> TaggedSequence:
