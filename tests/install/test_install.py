@@ -195,7 +195,10 @@ def test_train_export_and_serve_from_the_wheel(builds: Builds, serve_cpu: Enviro
 
 FOREIGN = '''"""A program of somebody else's."""
 
-from rill import Client, Security
+from collections.abc import AsyncIterator, Iterator
+
+import rill
+from rill import AsyncClient, AsyncTextStream, Client, Security, ServerError, TextStream
 
 
 def first_line(target: str, token: str) -> str:
@@ -206,19 +209,140 @@ def first_line(target: str, token: str) -> str:
     return text.partition("\\n")[0]
 
 
+def with_details(client: Client) -> tuple[str, int | None]:
+    with client.generate("To be", stop="the", logit_bias={"a": -1.0}, logprobs=2, request_id="order-66") as text:
+        whole: str = "".join(text)
+    reason: str | None = text.finish_reason
+    token: bytes = text.resume_token
+    likely: list[tuple[str, float]] = [(entry.character, entry.logprob) for entry in text.logprobs]
+    count: int = text.usage.generated_chars if text.usage else len(likely)
+    print(reason, token, count, rill.__version__)
+    return whole, text.seed
+
+
+def pieces(text: TextStream) -> Iterator[str]:
+    return iter(text)
+
+
+def scored(client: Client) -> float:
+    total: float = 0.0
+    for message in client.score("To be"):
+        total += sum(message.logprobs)
+    return total
+
+
+def in_session(client: Client) -> str:
+    try:
+        with client.interact(temperature=0.7, top_k=5) as session:
+            session.update(top_p=0.5)
+            return "".join(session.generate(max_chars=100, stop=["\\n"]))
+    except ServerError as error:
+        return error.request_id
+
+
+async def in_asyncio(client: AsyncClient) -> AsyncIterator[str]:
+    text: AsyncTextStream = client.generate("To be", max_chars=0)
+    async for piece in text:
+        yield piece
+    async with client.interact(seed=3) as session:
+        print((await session.feed("To be")).logprob)
+
+
 models: int = len(Client("127.0.0.1:50051").models().models)
 '''
+MISTAKES = {
+    "max_chars=400": 'max_chars="400"',
+    "temperature=0.7, seed": "temprature=0.7, seed",
+    "seed=7)": "seed=7.5)",
+    'stop="the"': "stop=3",
+    'request_id="order-66"': "request_id=66",
+    "reason: str | None = text.finish_reason": "reason: str | None = text.finished",
+    "token: bytes": "token: str",
+    "text.usage.generated_chars if": "text.usage.generated_characters if",
+    "top_k=5": "top_k=5.5",
+    "session.update(top_p=0.5)": "session.update(warmth=0.5)",
+    "session.generate(max_chars=100": "session.generate(chars=100",
+    "return error.request_id": "return error.id",
+    "(await session.feed": "(session.feed",
+    "client.score(": "client.scores(",
+    "models: int": "models: str",
+}
 
 
-def test_type_checkers_accept_a_foreign_program_and_find_its_mistake(builds: Builds, tmp_path):
+@pytest.fixture(scope="module")
+def type_checkers(builds: Builds, tmp_path_factory) -> Environment:
     pyright = "pyright" if shutil.which("node") else "pyright[nodejs]"
-    environment = create(tmp_path / "venv", [builds.requirement(), "mypy", pyright, "types-protobuf"])
+    return create(tmp_path_factory.mktemp("types"), [builds.requirement(), "mypy", pyright, "types-protobuf"])
+
+
+def test_type_checkers_accept_a_foreign_program_and_find_its_mistakes(type_checkers: Environment, tmp_path):
+    wrong = FOREIGN
+    for right, mistake in MISTAKES.items():
+        assert wrong.count(right) == 1, right
+        wrong = wrong.replace(right, mistake)
+    expected = {
+        number
+        for number, (one, other) in enumerate(zip(FOREIGN.splitlines(), wrong.splitlines(), strict=True), 1)
+        if one != other
+    }
     (tmp_path / "right.py").write_text(FOREIGN)
-    (tmp_path / "wrong.py").write_text(FOREIGN.replace("models: int", "models: str"))
-    environment.run("mypy", "--strict", "right.py", cwd=tmp_path)
-    wrong = environment.run("mypy", "--strict", "wrong.py", cwd=tmp_path, status=1).stdout
-    assert "Found 1 error" in wrong
-    pythonpath = ["--pythonpath", environment.path("python")]
-    environment.run("pyright", *pythonpath, "right.py", cwd=tmp_path)
-    wrong = environment.run("pyright", *pythonpath, "wrong.py", cwd=tmp_path, status=1).stdout
-    assert "1 error" in wrong
+    (tmp_path / "wrong.py").write_text(wrong)
+    mypy, pyright = ["mypy", "--strict"], ["pyright", "--pythonpath", type_checkers.path("python")]
+    for checker in (mypy, pyright):
+        type_checkers.run(*checker, "right.py", cwd=tmp_path)
+        report = type_checkers.run(*checker, "wrong.py", cwd=tmp_path, status=1).stdout
+        found = {int(line) for line in re.findall(r"wrong\.py:(\d+)(?::\d+)?(?: -|:) error", report)}
+        assert expected <= found, report
+
+
+OPENTELEMETRY = """
+import asyncio
+import sys
+from opentelemetry import trace
+from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcInstrumentorClient
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+spans, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(spans))
+trace.set_tracer_provider(provider)
+GrpcInstrumentorClient().instrument()
+GrpcAioInstrumentorClient().instrument()
+from rill import AsyncClient, Client, ServerError
+
+with Client(sys.argv[1]) as client:
+    text = client.generate("a", max_chars=50, seed=7)
+    whole = "".join(text)
+    assert (len(whole), text.finish_reason) == (50, "LENGTH")
+    with client.generate("a", max_chars=0, chars_per_second=100) as endless:
+        next(endless)
+    assert sum(len(message.logprobs) for message in client.score("abc")) == 3
+    try:
+        next(client.generate("\N{GRINNING FACE}"))
+    except ServerError as error:
+        assert error.request_id
+    with client.interact(seed=7) as session:
+        session.feed("a")
+        assert len("".join(session.generate(max_chars=30))) == 30
+
+async def run():
+    async with AsyncClient(sys.argv[1]) as client:
+        assert "".join([piece async for piece in client.generate("a", max_chars=50, seed=7)]) == whole
+        async with client.generate("a", max_chars=0, chars_per_second=100) as endless:
+            await anext(endless)
+        async with client.interact(seed=7) as session:
+            await session.feed("a")
+            assert len("".join([piece async for piece in session.generate(max_chars=30)])) == 30
+        while (await client.models()).streams_running:
+            await asyncio.sleep(0.05)
+
+asyncio.run(run())
+print(*sorted({span.name.rpartition("/")[2] for span in spans.get_finished_spans()}))
+"""
+
+
+def test_a_client_instrumented_by_opentelemetry(builds: Builds, tmp_path, server: Server):
+    packages = ["opentelemetry-sdk", "opentelemetry-instrumentation-grpc"]
+    environment = create(tmp_path / "venv", [builds.requirement(), *packages])
+    done = environment.run("python", "-c", OPENTELEMETRY, server.target, cwd=tmp_path)
+    assert done.stdout == "Generate Interact ListModels Score\n"
