@@ -23,8 +23,10 @@ def split_addresses(target: str) -> list[str]:
     """Return the canonical form of each address in "HOST:PORT[,HOST:PORT…]", as people type them.
 
     The port is 50051 where none is given; of a URL it is that of its scheme. Raises ValueError, with a sentence, for
-    what is not an address.
+    what is not an address, and TypeError for what is not a str.
     """
+    if not issubclass(kind := type(target), str):
+        raise TypeError(f"target must be a str such as 'HOST:PORT,HOST:PORT', not {kind.__name__}")
     addresses = [address.strip() for address in target.split(",")]
     if not all(addresses):
         raise ValueError(f"target must be HOST:PORT or several separated by commas, not {target!r}")

@@ -54,7 +54,7 @@ class AsyncSession(SessionBase):
 
     async def feed(self, text: str) -> pb.InteractResponse.Fed:
         """Let the model read `text`; return the `logprob` that it gave it, in nats."""
-        fed: pb.InteractResponse.Fed = (await self._wait(self._protocol.feed(text))).take()
+        fed: pb.InteractResponse.Fed = (await self._wait(self._protocol.feed(values.text("text", text)))).take()
         return fed
 
     def generate(
@@ -335,6 +335,8 @@ class AsyncClient:
         await self.close()
 
     def _text(self, request: pb.GenerateRequest, timeout: float | None) -> Failover:
+        if not isinstance(request, pb.GenerateRequest):
+            raise TypeError(f"request must be a GenerateRequest, as `generate_request` returns, not {type(request)}")
         return Failover(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
 
     def _calls(self, method: str, repeated: Failover | Scoring, request_id: str) -> "_Calls":

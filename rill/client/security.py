@@ -15,6 +15,12 @@ from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
 TLS_SCHEME = "https://"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "root_certificates": (bytes, type(None)),
+    "certificate": (tuple, type(None)),
+    "token": (str,),
+    "server_name": (str,),
+}
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["TextGeneration"].methods]
 
 
@@ -37,6 +43,12 @@ class Security:
     server_name: str = ""
 
     def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            kind = type(getattr(self, name))
+            if not issubclass(kind, kinds):
+                raise TypeError(f"{name} must be {' or '.join(one.__name__ for one in kinds)}, not {kind.__name__}")
+        if self.certificate and [type(part) for part in self.certificate] != [bytes, bytes]:
+            raise TypeError("certificate must be two of bytes: the private key and the certificate chain, in PEM")
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise ValueError("a bearer token must be printable ASCII without spaces")
         if self.root_certificates == b"":  # unlike None, which means plain text

@@ -71,7 +71,7 @@ class Session(SessionBase):
     def feed(self, text: str) -> pb.InteractResponse.Fed:
         """Let the model read `text`; return the `logprob` that it gave it, in nats."""
         with self._changed:
-            reply = self._protocol.feed(text)
+            reply = self._protocol.feed(values.text("text", text))
         fed: pb.InteractResponse.Fed = self._wait(reply).take()
         return fed
 
@@ -385,6 +385,8 @@ class Client:
         self.close()
 
     def _text(self, request: pb.GenerateRequest, timeout: float | None) -> Failover:
+        if not isinstance(request, pb.GenerateRequest):
+            raise TypeError(f"request must be a GenerateRequest, as `generate_request` returns, not {type(request)}")
         return Failover(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
 
     def _calls(self, method: str, repeated: Failover | Scoring, request_id: str) -> "_Calls":

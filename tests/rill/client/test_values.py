@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rill.client import values
 from rill.client.aio import AsyncClient
 from rill.client.requests import generate_request
+from rill.client.security import Security
 from rill.client.sync import Client
 
 NOBODY = "127.0.0.1:1"  # a call to it would be a ServerError
@@ -103,6 +104,35 @@ async def test_a_bad_value_of_a_call_is_named_before_it(name, value):
                 begin(**given)
         with pytest.raises((ValueError, TypeError), match=rf"^{name}\b"):
             await asynchronous.models(**given)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_how_a_client_is_made_is_checked(kind):
+    for target in (None, ["a:1", "b:2"], 50051, b"a:1", ("a", 1)):
+        with pytest.raises(TypeError, match=r"^target must be a str"):
+            kind(target)
+    for wrong in (
+        {"token": None},
+        {"token": b"secret"},
+        {"server_name": None},
+        {"root_certificates": "pem"},
+        {"certificate": b"pem"},
+        {"certificate": (b"key",)},
+        {"certificate": ("key", "chain")},
+    ):
+        with pytest.raises(TypeError, match=f"^{next(iter(wrong))} must be ") as caught:
+            kind("a:1", security=Security(**wrong))
+        assert "secret" not in str(caught.value)
+
+
+def test_what_is_read_is_checked_before_a_session_changes(server):
+    with server.client() as client, client.interact(seed=5) as session:
+        for text in (b"a", None, "\ud83d"):
+            with pytest.raises((ValueError, TypeError), match=r"^text "):
+                session.feed(text)
+        assert session.feed("a").chars == 1
+        with pytest.raises(TypeError, match=r"^request must be a GenerateRequest"):
+            client.stream("To be")
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, good in GOOD.items() for value in good])
