@@ -3,7 +3,7 @@
     rill export runs/shakespeare --out bundles/
     rill export runs/* --out bundles/ --precision fp32 int8 --jobs 2 --json report.json
     rill export runs/* --out bundles/ --check
-    rill export --from-state-dict weights.pt --vocabulary symbols.json --name mine --out bundles/
+    rill export --from-state-dict weights.pt --vocabulary symbols.json --text book.txt --out bundles/
 
 Before a bundle is written, ONNX Runtime runs its graphs and compares them with PyTorch; a bundle that differs is not
 written.
@@ -21,7 +21,7 @@ from rill.export.errors import UnsupportedError
 from rill.export.flags import add_jobs, add_json, write_json
 from rill.export.jobs import RESETS, UPDATES, Checkpoint, Job, require_bundle_name
 
-FOREIGN_OPTIONS = ("vocabulary", "rename", "name", "reset", "update")
+FOREIGN_OPTIONS = ("vocabulary", "text", "rename", "name", "reset", "update")
 
 
 class UsageError(ValueError):
@@ -70,8 +70,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-loss", action="store_true", help="accept int8 bundles that predict clearly worse")
     add_json(parser, "also write the closing table to this file")
     foreign = parser.add_argument_group("a checkpoint that Rill did not train")
-    foreign.add_argument("--from-state-dict", type=Path, metavar="FILE", help="PyTorch weights: .pt or .safetensors")
-    foreign.add_argument("--vocabulary", type=Path, metavar="FILE", help="a JSON list of the characters in id order")
+    foreign.add_argument(
+        "--from-state-dict",
+        type=Path,
+        metavar="FILE",
+        help="PyTorch weights: .safetensors, or a file by torch.save, of which nothing is run",
+    )
+    foreign.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="JSON: the characters in id order, as a list, {character: id} or {id: character} "
+        "(default: the vocabulary in the checkpoint)",
+    )
+    foreign.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="a text of the kind that the model was trained on: its bits per character are measured",
+    )
     foreign.add_argument(
         "--rename", nargs="+", action="extend", metavar="OLD=NEW", help="Rill's names for tensors it does not recognise"
     )
@@ -93,8 +110,10 @@ def _require_consistent(options: argparse.Namespace) -> None:
                 raise UsageError(f"--{name} is about a checkpoint; use it with --from-state-dict")
     elif options.run:
         raise UsageError("give either RUN folders or --from-state-dict, not both")
-    elif options.vocabulary is None:
-        raise UsageError("--from-state-dict needs --vocabulary: the weights do not contain the characters")
+    elif options.vocabulary is None and options.from_state_dict.suffix == ".safetensors":
+        raise UsageError(
+            "--from-state-dict needs --vocabulary here: a .safetensors file does not contain the characters"
+        )
     if options.check and options.force:
         raise UsageError("--check writes nothing, so --force has no effect; give one of them")
 
@@ -152,4 +171,5 @@ def _foreign_job(options: argparse.Namespace) -> Job:
     for precision in options.precision:
         require_bundle_name(name, precision)
     reset, update = options.reset or RESETS[0], options.update or UPDATES[0]
-    return Job(str(path), name, options.out, checkpoint=Checkpoint(path, options.vocabulary, rename, reset, update))
+    checkpoint = Checkpoint(path, options.vocabulary, rename, reset, update, options.text)
+    return Job(str(path), name, options.out, checkpoint=checkpoint)

@@ -13,13 +13,17 @@ UPDATES = ("keeps", "replaces")  # what a GRU's update gate of 1 does to the sta
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file of a foreign state dict, and how to read it (`rill.export.foreign.run`)."""
+    """The file of a foreign state dict, and how to read it (`rill.export.foreign.run`).
+
+    `vocabulary` None means the one that lies in the file. `text` is what the model is measured on.
+    """
 
     path: Path
-    vocabulary: Path
+    vocabulary: Path | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     reset: str = RESETS[0]
     update: str = UPDATES[0]
+    text: Path | None = None
 
 
 @dataclass(frozen=True)

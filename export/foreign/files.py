@@ -1,11 +1,9 @@
-"""Foreign files: the tensors of a PyTorch or safetensors checkpoint, and a vocabulary in JSON."""
+"""Foreign files: the tensors of a PyTorch or safetensors checkpoint, and what else lies in it."""
 
-import json
-import pickle
-import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -13,116 +11,137 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rill.export.errors import ForeignError
-from rill.vocabulary import UNKNOWN, Vocabulary
+from rill.export.foreign.checkpoints import CheckpointError, StoredTensor, UnreadTensor, read_checkpoint
+from rill.export.foreign.kinds import SAVE, kind_of_folder, other_kind
+from rill.export.foreign.pickles import Instance
+from rill.export.foreign.state_dicts import AnyTensor, StateDict, find_state_dicts
+from rill.export.foreign.vocabularies import FoundVocabulary, find_vocabularies
 
-_SAVE_IT = "torch.save(model.state_dict(), 'weights.pt') or safetensors.torch.save_file(model.state_dict(), ...)"
+_SAVE_IT = f"{SAVE} or safetensors.torch.save_file(model.state_dict(), ...)"
+_START = 4096  # bytes by which a file's kind is recognised
+
+
+class Checkpoint(NamedTuple):
+    """The tensors of a model by name, the vocabularies beside them, and what was noticed, in words."""
+
+    tensors: dict[str, Tensor]
+    vocabularies: list[FoundVocabulary]
+    notes: tuple[str, ...] = ()
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a safetensors, torch.save or pickle file; nothing that is pickled in it runs. Raises ForeignError."""
+    path = Path(path)
+    if path.is_dir():
+        raise ForeignError(f"{path} is {kind_of_folder(path)}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError as error:
+        raise ForeignError(f"{path} cannot be read: {error.strerror}") from None
+    if start[8:9] == b"{" and start[:1] != b"\x80":  # in safetensors, JSON follows the length of the header
+        try:
+            return Checkpoint(safetensors.torch.load(path.read_bytes()), [])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ForeignError(f"{path} is a damaged safetensors file: {error}") from None
+    if kind := other_kind(path, start):
+        raise ForeignError(f"{path} is {kind}")
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        raise ForeignError(f"{path} {error}; save it again with {_SAVE_IT}") from None
+    except OSError as error:
+        raise ForeignError(f"{path} cannot be read: {error.strerror or error}") from None
+    return checkpoint_of(content, path)
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors or torch.save file, by name. Raises ForeignError.
+    """Read the tensors of a file, by name; see `load_checkpoint`. Raises ForeignError."""
+    return load_checkpoint(path).tensors
 
-    A torch.save file may contain weights only: a pickle with anything else in it is refused, never run.
-    """
-    path = Path(path)
+
+def checkpoint_of(content: object, source: str | Path) -> Checkpoint:
+    """Find the model in `content`, a state dict or what holds one. Raises ForeignError if there is none, or several."""
+    found = find_state_dicts(content)
+    recurrent = [each for each in found if each.is_recurrent]
+    choice = _different(recurrent or found)
+    if not choice:
+        raise ForeignError(f"{source} {_what_it_is(content)}; save one with {_SAVE_IT}")
+    if len(choice) > 1 and not recurrent and len({each.parent for each in choice}) == 1:
+        choice = [_joined(choice)]
+    if len(choice) > 1:
+        places = ", ".join(each.where or "the file itself" for each in choice[:8])
+        raise ForeignError(f"{source} holds several state dicts ({places}); save one alone with {_SAVE_IT}")
+    chosen = choice[0]
+    if chosen.is_recurrent and not chosen.has_ends:
+        chosen = _joined([chosen, *(each for each in found if each.parent == chosen.parent and not each.is_recurrent)])
+    if chosen.refusal:
+        raise ForeignError(f"{source}: {chosen.refusal}")
+    tensors = {name: _loaded(tensor, name, source) for name, tensor in chosen.tensors.items()}
+    counters = [name for name, tensor in tensors.items() if not tensor.ndim and not tensor.is_floating_point()]
+    notes = list(chosen.notes)
+    if ignored := [*chosen.ignored, *counters]:
+        more = f" and {len(ignored) - 8} more" if len(ignored) > 8 else ""
+        notes.append(f"not weights, so not read: {', '.join(ignored[:8])}{more}")
+    weights = {name: tensor for name, tensor in tensors.items() if name not in counters}
+    return Checkpoint(weights, find_vocabularies(content), tuple(notes))
+
+
+def _loaded(tensor: AnyTensor, name: str, source: str | Path) -> Tensor:
+    if isinstance(tensor, UnreadTensor):
+        raise ForeignError(f"{source}: {name} is {tensor.kind}")
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise ForeignError(f"{path} cannot be read: {error.strerror}") from None
-    if start[8:] == b"{":  # in safetensors, JSON follows the length of the header; not so in a pickle or zip
-        try:
-            return safetensors.torch.load(path.read_bytes())
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ForeignError(f"{path} is a damaged safetensors file: {error}") from None
-    return state_dict_in(_load_pickled_weights(path), path)
+        return tensor.load() if isinstance(tensor, StoredTensor) else tensor
+    except CheckpointError as error:
+        raise ForeignError(f"{source} {error} ({name}); save it again with {_SAVE_IT}") from None
+    except (RuntimeError, MemoryError) as error:
+        raise ForeignError(f"{source}: {name} cannot be read ({type(error).__name__})") from None
 
 
-def load_vocabulary_file(path: str | Path) -> Vocabulary:
-    """Read a vocabulary from a JSON array of one-character strings in id order; `<unk>` may be among them.
+def _different(found: list[StateDict]) -> list[StateDict]:
+    """State dicts without copies, such as that of a module that lies beside it."""
+    kept: list[StateDict] = []
+    for each in sorted(found, key=lambda each: not each.is_module):  # a module says more
+        if not any(_are_same(each, other) for other in kept):
+            kept.append(each)
+    return kept
 
-    Raises ForeignError naming the first wrong position.
-    """
-    path = Path(path)
+
+def _are_same(one: StateDict, other: StateDict) -> bool:
+    if one.tensors.keys() != other.tensors.keys():
+        return False
     try:
-        symbols = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ForeignError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ForeignError(f"{path} is not JSON: {error}") from None
-    if isinstance(symbols, dict):
-        raise ForeignError(
-            f"{path} must hold a JSON array of characters in id order, not an object; "
-            "json.dump(sorted(ids, key=ids.get), file) makes one of {character: id}"
-        )
-    if not isinstance(symbols, list):
-        raise ForeignError(f"{path} must hold a JSON array of characters in id order, not {json.dumps(symbols)[:40]}")
-    return vocabulary_of(symbols, str(path))
+        return all(_are_equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+    except CheckpointError:
+        return False
 
 
-def vocabulary_of(symbols: Sequence[object], source: str) -> Vocabulary:
-    """Make a vocabulary of one-character strings in id order. Raises ForeignError naming the first wrong one."""
-    first: dict[str, int] = {}
-    for position, symbol in enumerate(symbols):
-        what = f"{source}: {symbol!r:.40} at position {position}"
-        if not isinstance(symbol, str):
-            raise ForeignError(f"{what} is not a string")
-        if len(symbol) != 1 and symbol != UNKNOWN:
-            raise ForeignError(f"{what} is not one character; these are models of characters")
-        if "\ud800" <= symbol <= "\udfff":
-            raise ForeignError(f"{what} is half a surrogate pair, which cannot occur in a text")
-        if first.setdefault(symbol, position) != position:
-            raise ForeignError(f"{what} is already at position {first[symbol]}")
-    if not first:
-        raise ForeignError(f"{source} has no symbols")
-    return Vocabulary(tuple(first))
+def _are_equal(*pair: AnyTensor) -> bool:
+    first, second = (each.load() if isinstance(each, StoredTensor) else each for each in pair)
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)) or first.shape != second.shape:
+        return False
+    if first.is_meta or second.is_meta or first.layout != torch.strided or second.layout != torch.strided:
+        return False
+    return torch.equal(first, second)
 
 
-def state_dict_in(content: object, source: str | Path) -> dict[str, Tensor]:
-    """Find the state dict: `content` itself, or the only one among its values. Raises ForeignError."""
-    if _is_state_dict(content):
-        return dict(content)  # type: ignore[call-overload, no-any-return]  # a mapping, as just seen
+def _joined(parts: list[StateDict]) -> StateDict:
+    """A model that was saved in parts: each part's name begins the names of its tensors."""
+    first = parts[0]
+    names = [str(part.key) for part in parts]
+    tensors = {
+        f"{key}.{name}": tensor for key, part in zip(names, parts, strict=True) for name, tensor in part.tensors.items()
+    }
+    notes = [note for part in parts for note in part.notes]
+    if len(parts) > 1:
+        notes.append(f"one model in parts: {', '.join(names)}")
+    return replace(first, tensors=tensors if len(parts) > 1 else first.tensors, notes=tuple(notes))
+
+
+def _what_it_is(content: object) -> str:
+    if isinstance(content, Instance):
+        return f"holds an object ({content.path or 'unknown'}), not a state dict"
     if not isinstance(content, Mapping):
-        raise ForeignError(f"{source} holds a {type(content).__name__}, not a state dict; save one with {_SAVE_IT}")
-    inner = {str(key): value for key, value in content.items() if _is_state_dict(value)}
-    recurrent = {key: value for key, value in inner.items() if any("weight_hh" in name for name in value)}
-    choice = recurrent or inner
-    if len(choice) == 1:
-        return dict(*choice.values())
-    if choice:
-        raise ForeignError(f"{source} holds several state dicts ({', '.join(choice)}); save one alone with {_SAVE_IT}")
-    strange = next((repr(key) for key, value in content.items() if not isinstance(value, Tensor)), "nothing")
-    raise ForeignError(
-        f"{source} is not a state dict: it holds {strange} instead of tensors by name; save one with {_SAVE_IT}"
-    )
-
-
-def _is_state_dict(content: object) -> bool:
-    """Whether `content` maps names to tensors, at least one."""
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    )
-
-
-def _load_pickled_weights(path: Path) -> object:
-    """Load a torch.save file that contains weights only. Raises ForeignError."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
-                if archive.testzip() is not None:
-                    raise ForeignError(f"{path} is damaged: a checksum in it is wrong")
-        with warnings.catch_warnings(action="ignore"):  # PyTorch's, about files that are refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except ForeignError:
-        raise
-    except pickle.UnpicklingError:
-        raise ForeignError(
-            f"{path} holds more than weights, or is not a PyTorch file; pickled objects are never loaded, because "
-            f"that runs any code in them: save the weights alone, with {_SAVE_IT}"
-        ) from None
-    except Exception as error:  # torch.load raises many kinds, depending on the wrong byte
-        raise ForeignError(
-            f"{path} is damaged, or neither a safetensors file nor a state dict by torch.save "
-            f"({type(error).__name__}); save one with {_SAVE_IT}"
-        ) from None
+        return f"holds a {type(content).__name__}, not a state dict"
+    strange = next((repr(key)[:80] for key in content), "nothing")
+    return f"is not a state dict: it holds {strange} instead of tensors by name"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rill.export.errors import ForeignError
+from rill.export.foreign.reasons import in_words, of_another_kind, of_ends
 from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
 from rill.vocabulary import Vocabulary
@@ -42,7 +43,8 @@ class Placement:
 
     source: str
     tensors: dict[str, Tensor]
-    sources: dict[str, str]
+    sources: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)  # what a rename to nothing has removed
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Assign the tensors in `names`, and drop those renamed to nothing."""
@@ -57,6 +59,8 @@ class Placement:
                         f"{OUTPUT_BIAS}"
                     )
                 self._assign(name, theirs)
+        self.dropped = [name for name in self.tensors if names.get(name) == ""]
+        self._require_tied_alone()
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if names.get(name) != ""}
 
     def refuse_unsupported(self) -> None:
@@ -84,9 +88,11 @@ class Placement:
         """Infer cell, sizes and biases from the shapes of the recurrent weights."""
         layers = 1 + max((int(name.split("_l")[1]) for name in self.sources if name.startswith("rnn.")), default=-1)
         if not layers:
+            reason = of_another_kind(self.tensors)
             raise self._error(
-                "has no recurrent weights under PyTorch's names (weight_ih_l0, weight_hh_l0, …); if they have other "
-                f"names, give --rename NAME=rnn.weight_ih_l0 and so on; it has {self._listed(self.tensors)}"
+                f"has no recurrent weights under PyTorch's names (weight_ih_l0, weight_hh_l0, …); "
+                f"{reason or 'if they have other names, give --rename NAME=rnn.weight_ih_l0 and so on'}; it has "
+                f"{self._listed(self.tensors)}"
             )
         for layer, part in product(range(layers), ("weight_ih", "weight_hh")):
             name = f"rnn.{part}_l{layer}"
@@ -100,15 +106,24 @@ class Placement:
                 f"has {self._described('rnn.weight_hh_l0')}, where rows and columns must be (H, H) for an RNN, "
                 "(3H, H) for a GRU or (4H, H) for an LSTM"
             )
+        widths = [self._tensor(f"rnn.weight_hh_l{layer}").shape[1] for layer in range(layers)]
+        if len(set(widths)) > 1:
+            raise self._error(
+                f"has layers of different widths, {', '.join(map(str, widths))} units; the layers of a model here have "
+                "one width"
+            )
         inputs = self._tensor("rnn.weight_ih_l0").shape[1]
         bias = any(name.startswith("rnn.bias") for name in self.sources)
         return Cell(_CELLS[rows // hidden], layers, hidden, inputs, bias)
 
-    def assign_ends(self, cell: Cell, symbols: int) -> None:
-        """Assign the output layer, and the embedding unless the input is one-hot."""
+    def assign_ends(self, cell: Cell, symbols: int | None) -> None:
+        """Assign the output layer, and the embedding unless the input is one-hot.
+
+        `symbols` is the size of the vocabulary, if that is known.
+        """
         readings = self._readings(cell)
         if not readings:
-            self._refuse_ends(cell)
+            self._refuse_ends(cell, symbols)
         best = [pair for pair in readings if len(self.tensors[pair[1]]) == symbols] or readings
         best = [pair for pair in best if not self._is_contradicted(pair, cell)]
         best = [pair for pair in best if (pair[0] is not None) == any(first is not None for first, _ in best)]
@@ -134,18 +149,28 @@ class Placement:
     def refuse_leftovers(self) -> None:
         """Refuse tensors without an assignment: they could mean another computation."""
         if left := self._free():
-            drops = " ".join(f"--rename {name}=" for name in left[:3]) + " …" * (len(left) > 3)
+            told = in_words({name: self.tensors[name] for name in left})
             raise self._error(
-                f"has tensors that no model here uses: {self._listed(left)}; rename them, or, if the model computes "
-                f"the same without them, drop them with {drops}"
+                f"has tensors that no model here uses: {self._listed(left)}{f' ({told})' if told else ''}; a model "
+                "that computes with them cannot be exported; --rename NAME= drops what generating never uses"
             )
+
+    @property
+    def symbols(self) -> int:
+        """The number of symbols: rows of the output weight."""
+        return len(self._tensor(OUTPUT))
 
     def weights(self, vocabulary: Vocabulary, cell: Cell) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The weights as f32 under Rill's names, zeros for missing biases, and notes about both."""
-        rows = len(self._tensor(OUTPUT))
+        rows = self.symbols
         if rows != len(vocabulary):
+            padding = (
+                "; if a row is padding that no text has, give its id a character of the private use area, such as "
+                '"\\ue000"'
+            )
             raise self._error(
                 f"has {self._described(OUTPUT)}, so a model of {rows} symbols, but the vocabulary has {len(vocabulary)}"
+                f"{padding if 0 < rows - len(vocabulary) <= 4 else ''}"
             )
         converted = {ours: self._as_float32(theirs) for ours, theirs in self.sources.items()}
         rounded = [self.sources[ours] for ours, (_, exact) in converted.items() if not exact]
@@ -160,6 +185,8 @@ class Placement:
             notes.append(f"rounded to float32: {', '.join(rounded)}")
         if zeros:
             notes.append(f"not in the checkpoint, so zeros: {', '.join(zeros)}")
+        if self.dropped:
+            notes.append(f"dropped by --rename: {', '.join(self.dropped)}")
         return weights | zeros, tuple(notes)
 
     def check_shapes(self, weights: Mapping[str, Tensor], model: ModelConfig, symbols: int) -> None:
@@ -176,7 +203,8 @@ class Placement:
     def _assign(self, ours: str, theirs: str) -> None:
         if self.sources.setdefault(ours, theirs) != theirs:
             raise self._error(
-                f"has two tensors for {ours}, {self.sources[ours]} and {theirs}; drop one with --rename {theirs}="
+                f"has two tensors for {ours}, {self.sources[ours]} and {theirs}; drop the one that the model does not "
+                "use with --rename NAME="
             )
 
     def _numbered(self, modules: Mapping[str, list[re.Match[str]]]) -> list[str]:
@@ -186,10 +214,9 @@ class Placement:
         numbers = {tuple(map(int, re.findall(r"\d{1,9}", module))): module for module in modules}
         if not single or len(patterns) > 1 or len(numbers) < len(modules):
             listed = ", ".join(sorted(modules))
-            example = next(iter(modules.values()))[0]
             raise self._error(
-                f"has several recurrent modules ({listed}); assign the layers with --rename {example[0]}="
-                f"rnn.{example['tensor']}_l0 and so on, or drop tensors with --rename NAME="
+                f"has several recurrent modules ({listed}); if they are layers, one after another, say which is which "
+                "with --rename NAME=rnn.weight_ih_l0 and so on; two models that work together cannot be expressed here"
             )
         return [numbers[key] for key in sorted(numbers)]
 
@@ -236,16 +263,40 @@ class Placement:
         one, other = (self.tensors[name] for name in readings[0] if name)
         return torch.equal(one, other)
 
-    def _refuse_ends(self, cell: Cell) -> None:
+    def _refuse_ends(self, cell: Cell, symbols: int | None) -> None:
+        ends = {name: self.tensors[name] for name in self._ends()}
+        if reason := of_ends(ends, cell.name, cell.hidden, cell.inputs, symbols):
+            raise self._error(f"cannot be exported: {reason}")
         message = (
             f"has no matrices that fit as ends of a {cell.name} with {cell.hidden} units that reads {cell.inputs} "
             f"numbers: the output layer must be (V, {cell.hidden}) for V symbols, the embedding (V, {cell.inputs}), "
-            f"and without embedding V is {cell.inputs}; it has {self._listed(self._ends()) or 'none'}"
+            f"and without embedding V is {cell.inputs}; it has {self._listed(ends) or 'none'}"
         )
-        shared = [name for name in self._ends() if self.tensors[name].shape[1] == cell.hidden == cell.inputs]
-        if len(shared) == 1:
-            message += f"; if both ends share {shared[0]}, give --rename {shared[0]}={EMBEDDING},{OUTPUT}"
+        # Only where nothing else is left that a model with two ends would have.
+        if len(ends) == 1 and cell.hidden == cell.inputs and all(tensor.ndim == 1 for tensor in self._unplaced(ends)):
+            ((name, matrix),) = ends.items()
+            if matrix.shape[1] == cell.hidden:
+                message += f"; if both ends share {name}, give --rename {name}={EMBEDDING},{OUTPUT}"
         raise self._error(message)
+
+    def _unplaced(self, ends: Mapping[str, Tensor]) -> list[Tensor]:
+        """Tensors that are neither recurrent nor ends."""
+        return [self.tensors[name] for name in self._free() if name not in ends]
+
+    def _require_tied_alone(self) -> None:
+        """Refuse one tensor as both ends beside matrices that only a model with two ends has."""
+        if self.sources.get(EMBEDDING) is None or self.sources.get(EMBEDDING) != self.sources.get(OUTPUT):
+            return
+        others = [
+            name
+            for name, tensor in self.tensors.items()
+            if tensor.ndim == 2 and name not in self.sources.values() and not _OTHER_RECURRENT.fullmatch(name)
+        ]
+        if others:
+            raise self._error(
+                f"has {self._listed(others)} beside {self.sources[EMBEDDING]}, so that is not both the embedding and "
+                "the output layer; a model that has more matrices cannot be expressed here"
+            )
 
     def _refuse_ambiguity(self, readings: Sequence[tuple[str | None, str]]) -> None:
         embeddings, outputs = (
@@ -257,8 +308,8 @@ class Placement:
             if names and ours not in self.sources
         ]
         raise self._error(
-            f"is ambiguous: {', and '.join(choices)}; settle it with --rename {outputs[0]}={OUTPUT} or the like, "
-            "and drop what the model does not need with --rename NAME="
+            f"is ambiguous: {', and '.join(choices)}; say which with --rename NAME={EMBEDDING} or "
+            f"--rename NAME={OUTPUT}, as the model's forward uses them"
         )
 
     def _as_float32(self, name: str) -> tuple[Tensor, bool]:

@@ -1,9 +1,10 @@
 """Turn a foreign checkpoint, a PyTorch GRU, LSTM or tanh-RNN that Rill did not train, into a run that can be exported.
 
-A state dict holds the weights but not the model, so the model is inferred from names and shapes. Recurrent weights are
-recognised by PyTorch's names (`weight_ih_l0`, …, or `weight_ih` in a cell); they determine cell, layers, hidden size
-and biases. The embedding and the output layer are recognised by shape, and where shapes are ambiguous by name.
-Anything unclear or left over is an error that says which rename settles it.
+A state dict holds the weights but not the model, so the model is inferred from names and shapes. Weights that the model
+computes from other tensors, as weight norm does, are computed first. Recurrent weights are recognised by PyTorch's
+names (`weight_ih_l0`, …, or `weight_ih` in a cell); they determine cell, layers, hidden size and biases. The embedding
+and the output layer are recognised by shape, and where shapes are ambiguous by name. Anything unclear or left over is
+an error that says what it is.
 
 Some properties leave no trace in the weights and are assumed: gates stacked in PyTorch's order, tanh in an RNN (not
 relu), plain layers one after another (no residual sums, no activation between), an embedding that is a plain table (no
@@ -18,8 +19,10 @@ from pathlib import Path
 from torch import Tensor
 
 from rill.export.errors import ForeignError
-from rill.export.foreign.files import load_state_dict_file, load_vocabulary_file, state_dict_in, vocabulary_of
+from rill.export.foreign.files import Checkpoint, checkpoint_of, load_checkpoint
+from rill.export.foreign.folding import fold
 from rill.export.foreign.placing import EMBEDDING, Cell, Placement
+from rill.export.foreign.vocabularies import choose_vocabulary, load_vocabulary_file, vocabulary_of
 from rill.export.jobs import RESETS, UPDATES
 from rill.export.pipeline import Exported, export_loaded
 from rill.train.config import ModelConfig, TrainingConfig
@@ -41,7 +44,7 @@ class ForeignRun(Run):
 
 def export_state_dict(
     state_dict: Mapping[str, object] | str | Path,
-    vocabulary: Sequence[str] | str | Path,
+    vocabulary: Sequence[str] | Mapping[object, object] | str | Path | None,
     out: str | Path,
     name: str | None = None,
     *,
@@ -54,10 +57,11 @@ def export_state_dict(
 ) -> Exported:
     """Export a foreign model as the bundle `out`/NAME, verified like every export.
 
-    `state_dict` is the result of `model.state_dict()` or a file of it; `vocabulary` the symbols in id order or a JSON
-    file of them. NAME defaults to the file's name without its suffix. `rename`, `reset` and `update` are those of
-    `run_of_state_dict`; `precision`, `force` and `allow_loss` those of `export_loaded`. Raises ForeignError and the
-    errors of `export_loaded`.
+    `state_dict` is the result of `model.state_dict()` or a file of it; `vocabulary` the symbols in id order,
+    {character: id}, {id: character}, a file of one of them, or None for the one that lies in the checkpoint. NAME
+    defaults to the file's name without its suffix. `rename`, `reset` and `update` are those of `run_of_state_dict`;
+    `precision`, `force` and `allow_loss` those of `export_loaded`. Raises ForeignError and the errors of
+    `export_loaded`.
     """
     if isinstance(state_dict, str | Path):
         run = foreign_run(state_dict, vocabulary, rename, reset, update)
@@ -71,19 +75,19 @@ def export_state_dict(
 
 def foreign_run(
     path: str | Path,
-    vocabulary: Sequence[str] | str | Path,
+    vocabulary: Sequence[str] | Mapping[object, object] | str | Path | None,
     rename: Mapping[str, str] | None = None,
     reset: str = "after",
     update: str = "keeps",
 ) -> ForeignRun:
     """Make a run of a checkpoint file and a vocabulary; see `run_of_state_dict`. Raises ForeignError."""
     symbols = _vocabulary(vocabulary)  # first, because it is quick to read
-    return run_of_state_dict(load_state_dict_file(path), symbols, rename, reset, update, source=path)
+    return _run_of(load_checkpoint(path), symbols, rename, reset, update, path)
 
 
 def run_of_state_dict(
     state_dict: Mapping[str, object],
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
     rename: Mapping[str, str] | None = None,
     reset: str = "after",
     update: str = "keeps",
@@ -92,23 +96,37 @@ def run_of_state_dict(
     """Make a run of the generator that has these weights, with its tensors under Rill's names. Raises ForeignError.
 
     `state_dict` maps names to tensors, or contains such a mapping (many checkpoints do, under "state_dict" or "model").
-    `rename` maps a tensor of it to Rill's name (several with commas, "" to drop it): `embedding.weight`,
-    `rnn.weight_ih_l0`, …, `linear.weight`, `linear.bias`. `reset` is where a GRU's reset gate acts, `after` the
-    recurrent product or `before` it; `update` is what its update gate does to the state when it is 1: it `keeps` it, as
-    in PyTorch, Keras and ONNX, or `replaces` it by the candidate, as in Chung et al. 2014.
+    `vocabulary` None means the one that lies beside it. `rename` maps a tensor of it to Rill's name (several with
+    commas, "" to drop it): `embedding.weight`, `rnn.weight_ih_l0`, …, `linear.weight`, `linear.bias`. `reset` is where
+    a GRU's reset gate acts, `after` the recurrent product or `before` it; `update` is what its update gate does to the
+    state when it is 1: it `keeps` it, as in PyTorch, Keras and ONNX, or `replaces` it by the candidate, as in Chung et
+    al. 2014.
 
     Tensors of other types are converted to float32, and noted if that changed a value. `source` appears in messages.
     """
+    return _run_of(checkpoint_of(state_dict, source), vocabulary, rename, reset, update, source)
+
+
+def _run_of(
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
+    rename: Mapping[str, str] | None,
+    reset: str,
+    update: str,
+    source: str | Path,
+) -> ForeignRun:
     _require_one_of("reset", reset, RESETS)
     _require_one_of("update", update, UPDATES)
-    found = Placement(str(source), state_dict_in(state_dict, source), {})
+    tensors, folded = fold(checkpoint.tensors, str(source))
+    found = Placement(str(source), tensors)
     found.rename(rename or {})
     found.refuse_unsupported()
     found.assign_recurrent()
     cell = found.cell()
-    found.assign_ends(cell, len(vocabulary))
+    found.assign_ends(cell, None if vocabulary is None else len(vocabulary))
     found.assign_output_bias()
     found.refuse_leftovers()
+    vocabulary, told = _settle_vocabulary(vocabulary, checkpoint, found.symbols, str(source))
     weights, notes = found.weights(vocabulary, cell)
     try:
         model = ModelConfig(
@@ -126,14 +144,35 @@ def run_of_state_dict(
         if cell.name != "gru":
             raise ForeignError(f"{source}: update 'replaces' is for GRUs; {cell.name} has no update gate")
         weights |= _with_z_negated(weights, cell)
+    notes = (*checkpoint.notes, *folded, *told, *notes)
     # The length of training is unknown, but a TrainingConfig must have one.
     return ForeignRun(Path(source), model, TrainingConfig(steps=1), vocabulary, (), weights, found.sources, notes)
 
 
-def _vocabulary(vocabulary: Sequence[str] | str | Path) -> Vocabulary:
+def _vocabulary(vocabulary: Sequence[str] | Mapping[object, object] | str | Path | None) -> Vocabulary | None:
     if isinstance(vocabulary, str | Path):
         return load_vocabulary_file(vocabulary)
-    return vocabulary_of(vocabulary, "the vocabulary")
+    return None if vocabulary is None else vocabulary_of(vocabulary, "the vocabulary")
+
+
+def _settle_vocabulary(
+    given: Vocabulary | None, checkpoint: Checkpoint, symbols: int, source: str
+) -> tuple[Vocabulary, list[str]]:
+    """The vocabulary that was given, or else the checkpoint's; and notes about the latter. Raises ForeignError."""
+    if given is None:
+        found = choose_vocabulary(checkpoint.vocabularies, symbols, source)
+        return vocabulary_of(found.symbols, f"{source}{found.where}"), [
+            f"the vocabulary is the one of {len(found.symbols)} symbols at {found.where} in the file"
+        ]
+    fitting = [found for found in checkpoint.vocabularies if len(found.symbols) == symbols]
+    if fitting and all(found.symbols != given.symbols for found in fitting):
+        other = fitting[0]
+        at = next(index for index, symbol in enumerate(other.symbols) if given.symbols[index : index + 1] != (symbol,))
+        return given, [
+            f"WARNING: the file has another vocabulary, at {other.where}, where the id {at} is {other.symbols[at]!r}; "
+            "leave out --vocabulary to use it"
+        ]
+    return given, []
 
 
 def _with_z_negated(weights: Mapping[str, Tensor], cell: Cell) -> dict[str, Tensor]:

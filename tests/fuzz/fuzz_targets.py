@@ -36,7 +36,8 @@ from rill.cli.generate import json_line
 from rill.client.errors import ServerError
 from rill.client.failover import Failover
 from rill.export.errors import ForeignError
-from rill.export.foreign.files import load_state_dict_file, load_vocabulary_file
+from rill.export.foreign.files import load_state_dict_file
+from rill.export.foreign.vocabularies import load_vocabulary_file
 from rill.export.write import is_replaceable, manifest_of
 from rill.sampling import Sampling
 from rill.serve.api.requests import STOP_CHARACTERS, check_text, parameters_of, spec_of
