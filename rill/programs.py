@@ -1,7 +1,12 @@
 """The programs that need extras, found by name so that the `rill` command imports none of them."""
 
-import sys
+import os
+import signal
 from importlib import import_module
+from types import FrameType
+
+from rill.log_lines import report_error
+from rill.streams import run_with_streams
 
 DISTRIBUTION = "rill-text"
 UNKNOWN_VERSION = "0+unknown"  # of a checkout that is not installed
@@ -13,18 +18,29 @@ PROGRAMS = {
     "serve": ("rill.serve.command", "serve"),
     "bench": ("rill.bench.command", "bench"),
 }
+RUN_MODELS = ("export", "serve", "bench")  # with ONNX Runtime
+LONGEST_REASON = 300  # characters
 
 
 def run(name: str, arguments: list[str]) -> int:
     """Run the program `name` with its `arguments`; return its exit status, or 2 if its extra is not installed."""
+    if name == "serve":
+        _take_signals()
+    return run_with_streams(lambda: _run(name, arguments))
+
+
+def _run(name: str, arguments: list[str]) -> int:
     module, extra = PROGRAMS[name]
     try:
+        if name in RUN_MODELS and not {"-h", "--help"} & {*arguments} and (problem := _half_a_runtime(name)):
+            report_error(problem, arguments)
+            return 2
         status: int = import_module(module).main(arguments)
-    except ModuleNotFoundError as error:
-        problem = _problem(name, extra, error.name or "")
+    except ImportError as error:
+        problem = _problem(name, extra, error)
         if not problem:
             raise
-        print(f"error: {problem}", file=sys.stderr)
+        report_error(problem, arguments if name == "serve" else ())
         return 2
     return status
 
@@ -39,11 +55,57 @@ def version() -> str:
         return UNKNOWN_VERSION
 
 
-def _problem(name: str, extra: str, missing: str) -> str:
-    """Say why the module `missing` is not there; empty if that is a bug of ours."""
-    if missing == f"rill.{name}":
+def _half_a_runtime(name: str) -> str:
+    """Say how to mend ONNX Runtime if it is incomplete; empty if it is whole or not there."""
+    from rill.onnx_runtime import conflict, is_half, remedy  # noqa: PLC0415  # not for --help
+
+    if not is_half():
+        return ""
+    return f"rill {name} needs ONNX Runtime, and its module 'onnxruntime' is incomplete: {conflict() or remedy()}"
+
+
+def _take_signals() -> None:
+    """Let SIGHUP end nothing, and SIGTERM and Ctrl-C end the process, until the program handles them itself.
+
+    Loading it takes most of a second. As PID 1 of a container, a process without handlers would ignore SIGTERM.
+    """
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)  # an exception could be caught by whatever is being imported
+
+
+def _problem(name: str, extra: str, error: ImportError) -> str:
+    """Say why a module cannot be imported; empty if that is a bug of ours."""
+    missing, is_missing = error.name or _raised_in(error), isinstance(error, ModuleNotFoundError)
+    if is_missing and missing == f"rill.{name}":
         return f"rill/{name} is not a link to {name}/: run git config core.symlinks true, then git checkout -- rill"
     package = missing.partition(".")[0]
     if not package or package == "rill":
         return ""
-    return f"rill {name} needs the package {package!r}; install it with: pip install '{DISTRIBUTION}[{extra}]'"
+    install = f"pip install '{DISTRIBUTION}[{extra}]'"
+    if is_missing:
+        return f"rill {name} needs the package {package!r}; install it with: {install}"
+    if package == "onnxruntime":
+        from rill.onnx_runtime import remedy  # noqa: PLC0415  # only here
+
+        advice = remedy()
+    else:
+        from importlib.metadata import packages_distributions  # noqa: PLC0415  # only here
+
+        distributions = " ".join(packages_distributions().get(package, [package]))
+        advice = f"install it again: pip uninstall --yes {distributions}, then {install}"
+    reason = " ".join(str(error).split())[:LONGEST_REASON]
+    return f"rill {name} cannot load the package {package!r} ({reason}); {advice}"
+
+
+def _raised_in(error: ImportError) -> str:
+    """Return the name of the module that raised it."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""

@@ -5,16 +5,19 @@ RILL_SERVE_MAX_STREAMS=100 in the environment, and max-streams = 100 in a TOML f
 """
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, NoReturn, TextIO, get_args
 
 from configargparse import ArgumentParser, ConfigFileParser, ConfigFileParserException, RawDescriptionHelpFormatter
 
 from rill.addresses import abstract_name, checked_host, socket_path
+from rill.log_lines import report_error
 
 ENVIRONMENT = "RILL_SERVE_"  # then the flag's name in capitals
 LOG_FORMATS = ("text", "json")
@@ -113,18 +116,44 @@ class Options:
 
 def options_of(arguments: Sequence[str] | None, about: str | None) -> Options:
     """Read the options. If they are not valid, print a sentence that says why and exit with status 2."""
-    parser = _parser(about)
-    values = vars(parser.parse_args(arguments))
-    known = {action.env_var for action in parser._actions if getattr(action, "env_var", None)}
-    for name in os.environ:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(about, arguments)
+    environment = {name: value for name, value in os.environ.items() if not is_service_link(name, value)}
+    values = vars(parser.parse_args(arguments, env_vars=environment))
+    known = [action.env_var for action in parser._actions if getattr(action, "env_var", None)]
+    for name in environment:
         if name.startswith(ENVIRONMENT) and name not in known:
-            parser.error(f"the environment variable {name} does not name an option; --help lists them")
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists the options"
+            parser.error(f"the environment variable {name} does not name an option; {hint}")
     check, _ = values.pop("check_config"), values.pop("config")
     values["bundles"] += values.pop("bundle")
     config = ServerConfig(**values)
     if fault := _fault(config):
         parser.error(fault)
     return Options(config, check, parser.format_values())
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Tell whether a variable is the address of a service: Kubernetes gives those of a namespace to all its programs.
+
+    A service named rill-serve has RILL_SERVE_PORT=tcp://…, and one named rill-serve-metrics RILL_SERVE_METRICS_PORT.
+    """
+    return any(re.fullmatch(pattern, name) and re.fullmatch(form, value) for pattern, form in _SERVICE_LINKS)
+
+
+_ADDRESS = r"(tcp|udp|sctp)://\S+"
+_HOST = r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*|[^\s/]+\.[^\s/]+"
+_SERVICE_LINKS = (  # names and values
+    (r"\w+_SERVICE_HOST", _HOST),
+    (r"\w+_SERVICE_PORT(_\w+)?", r"\d+"),
+    (r"\w+_PORT", _ADDRESS),
+    (r"\w+_PORT_\d+_(TCP|UDP|SCTP)", _ADDRESS),
+    (r"\w+_PORT_\d+_(TCP|UDP|SCTP)_PROTO", r"tcp|udp|sctp"),
+    (r"\w+_PORT_\d+_(TCP|UDP|SCTP)_PORT", r"\d+"),
+    (r"\w+_PORT_\d+_(TCP|UDP|SCTP)_ADDR", _HOST),
+    (r"\w+_NAME", r"/\S+/\S+"),  # of Docker's links, as the addresses
+)
 
 
 class Toml(ConfigFileParser):  # type: ignore[misc]  # configargparse has no types
@@ -152,8 +181,22 @@ def _text(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _parser(about: str | None) -> Any:
-    parser = ArgumentParser(
+class _Parser(ArgumentParser):  # type: ignore[misc]  # configargparse has no types
+    """Reports errors in the format of the log."""
+
+    arguments: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        _, is_unknown, flags = message.partition("unrecognized arguments: ")
+        if is_unknown and (close := get_close_matches(flags.split("=")[0].split()[0], self._option_string_actions, 1)):
+            message += f"; did you mean {close[0]}?"
+        report_error(message, self.arguments, f"{self.format_usage()}{self.prog}: error: ")
+        sys.exit(2)
+
+
+def _parser(about: str | None, arguments: Sequence[str]) -> Any:
+    parser = _Parser(
         prog="rill serve",
         usage="%(prog)s BUNDLE... [--FLAG VALUE...]    (--help lists the flags)",
         description=about,
@@ -161,6 +204,7 @@ def _parser(about: str | None) -> Any:
         config_file_parser_class=Toml,
         auto_env_var_prefix=ENVIRONMENT,
     )
+    parser.arguments = arguments
     parser.add_argument(
         "bundles",
         nargs="*",

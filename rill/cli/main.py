@@ -6,6 +6,7 @@ from importlib import import_module
 
 from rill.programs import PROGRAMS, version
 from rill.programs import run as run_program
+from rill.streams import end_output, run_with_streams
 
 # In the order of the help. Each client command is a module with `add_arguments(parser)` and `run(options)`.
 ABOUT = {
@@ -43,21 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
 
     Client commands: 1 for a server's error, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    _open_closed_streams()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]
     if name in PROGRAMS:
         return run_program(name, rest)
+    return run_with_streams(lambda: _run(name, rest))
+
+
+def _run(name: str, arguments: list[str]) -> int:
     if name in CLIENTS:
         try:
-            return _run_client(name, rest)
+            return _run_client(name, arguments)
         except KeyboardInterrupt:
             return 130
-    if name in ("help", "-h", "--help"):
-        return _print(HELP)
-    if name == "--version":
-        return _print(f"rill {version()}\n")
+    if name in ("help", "-h", "--help", "--version"):
+        print(f"rill {version()}\n" if name == "--version" else HELP, end="")
+        return 0
     print(_usage_error(name), file=sys.stderr)
     return 2
 
@@ -84,32 +87,8 @@ def _run_client(name: str, arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        return _end_output(error)
+        return end_output(error)
     return status
-
-
-def _open_closed_streams() -> None:
-    """Open the null device as each standard stream that the caller has closed (`rill … >&-`); Python has None there."""
-    for name, flags, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_WRONLY, "w"), ("stderr", os.O_WRONLY, "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, encoding="utf-8", closefd=False))
-
-
-def _print(text: str) -> int:
-    try:
-        print(text, end="", flush=True)
-    except OSError as error:
-        return _end_output(error)
-    return 0
-
-
-def _end_output(error: OSError) -> int:
-    """Return the exit status after `error` in writing; nothing more can be written to stdout, not even at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # the reader has had enough
-        return 0
-    print(f"error: cannot write{f' {error.filename}' * bool(error.filename)}: {error.strerror}", file=sys.stderr)
-    return 1
 
 
 def _usage_error(name: str) -> str:

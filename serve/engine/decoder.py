@@ -99,7 +99,7 @@ def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # ONNX Runtime keeps a pattern for every combination of shapes, and rounds have thousands of them.
     options.enable_mem_pattern = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised with the same text, and are logged in our format
     if provider == CUDA:
         # A node that silently falls back to the CPU would cost two copies a step: refuse the graph.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -5,12 +5,12 @@ import logging
 import os
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
+from rill.onnx_runtime import conflict
 from rill.serve.errors import StartError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -55,16 +55,9 @@ def gpu_count() -> int:
 
 
 def warn_about_two_runtimes() -> None:
-    """Log a warning if both distributions of ONNX Runtime are installed: they overwrite each other's files."""
-    installed = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            installed.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    if len(installed) > 1:
-        both = " and ".join(installed)
-        log.warning("%s are both installed and overwrite each other: uninstall both, then install one", both)
+    """Log a warning if several distributions of ONNX Runtime are installed."""
+    if several := conflict():
+        log.warning("%s", several)
 
 
 def numerics(provider: str) -> str:

@@ -10,12 +10,14 @@ import logging
 import os
 import queue
 import re
+import select
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
+from rill.log_lines import json_line
 from rill.serve.config import LOG_FORMATS
 from rill.serve.observe.metrics import DROPPED_LINES
 
@@ -46,16 +48,10 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "time": f"{seconds}.{int(record.msecs):03}Z",
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
+        fields = getattr(record, "fields", {})
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+            fields = {**fields, "traceback": self.formatException(record.exc_info)}
+        return json_line(record.created, record.levelname.lower(), record.getMessage(), **fields)
 
 
 FORMATS = dict(zip(LOG_FORMATS, (TextFormatter, JsonFormatter), strict=True))
@@ -117,11 +113,19 @@ class Writer(threading.Thread):
             if not line:
                 return
 
-    def stop(self) -> None:
-        """Write the remaining lines, as far as they are read, and end."""
+    def stop(self, last: bytes = b"") -> None:
+        """Write the remaining lines and a `last` one, as far as they are read, and end."""
         self._ending.set()
+        if last:
+            self._source.queue.put(last)
         self._source.queue.put(b"")
         self.join(STOP_SECONDS)
+
+    def error_line(self, error: str) -> bytes:
+        """Return the line of an error that ends the process; as text, it is the sentence that commands print."""
+        if isinstance(self._source.formatter, TextFormatter):
+            return f"error: {error}\n".encode(errors="backslashreplace")
+        return self._source.line(logging.makeLogRecord({"name": "rill", "levelname": "ERROR", "msg": error}))
 
     def _write(self, lines: list[bytes]) -> None:
         if missing := self._source.dropped - self._reported:
@@ -134,18 +138,27 @@ class Writer(threading.Thread):
             lines.append(self._source.line(logging.makeLogRecord(record)))
         try:
             for chunk in _chunks(lines):
-                left = memoryview(chunk)
-                while left:
-                    left = left[os.write(self._descriptor, left) :]
+                self._write_chunk(chunk)
         except OSError:  # the reader has closed it
             DROPPED_LINES.inc(len(lines))
+
+    def _write_chunk(self, chunk: bytes) -> None:
+        left = memoryview(chunk)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # another program has made the terminal or the pipe non-blocking
+                select.select([], [self._descriptor], [])
+
+
+_writers: list[Writer] = []  # of this process
 
 
 def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, Any] | None = None) -> Writer:
     """Write all logs from INFO on to `descriptor`, in a format of LOG_FORMATS; with `calls`, a line for each call.
 
-    All lines have the `fields`. Other libraries' logs, from WARNING on, are written the same way: no code that logs
-    waits for the reader.
+    All lines have the `fields`. Other libraries' logs, from WARNING on, Python's warnings and exceptions that nothing
+    catches are written the same way: no code that logs waits for the reader.
     """
     # Do not collect what no format shows (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -153,12 +166,30 @@ def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, 
     handler = QueueHandler(FORMATS[form](), fields)
     writer = Writer(descriptor, handler)
     writer.start()
+    _writers.append(writer)
     atexit.register(writer.stop)
     logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_exception
+    threading.excepthook = lambda thrown: _log_exception(thrown.exc_type, thrown.exc_value, thrown.exc_traceback)
+    sys.unraisablehook = lambda thrown: _log_exception(thrown.exc_type, thrown.exc_value, thrown.exc_traceback)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_shorten)
     logging.getLogger("rill").setLevel(logging.INFO)
     logging.getLogger("rill.calls").setLevel(logging.INFO if calls else logging.WARNING)
     return writer
+
+
+def finish_logging(error: str = "") -> None:
+    """Write the remaining lines, and last an `error` that ends the process, as far as they are read."""
+    for writer in _writers:
+        writer.stop(writer.error_line(error) if error else b"")
+
+
+def _log_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Log an exception that nothing catches, as Python's hooks report it."""
+    if issubclass(kind, SystemExit):  # a thread may end in this way
+        return
+    logging.getLogger("rill").critical("%s: %s", kind.__name__, error, exc_info=(kind, error, trace) if error else None)
 
 
 def _shorten(record: logging.LogRecord) -> bool:

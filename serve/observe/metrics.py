@@ -1,17 +1,13 @@
 """Prometheus metrics: the series of each model, and the page that serves them.
 
 Times are in seconds. Labels have few values: `model` is the name of a bundle that is or was served, empty for a call
-that has none. Everything here also works in prometheus_client's multi-process mode: each process writes its figures to
-files in the folder PROMETHEUS_MULTIPROC_DIR, and one process serves their sums.
+that has none. The page of several processes is in `engine_figures`.
 """
 
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from prometheus_client import (
     REGISTRY,
@@ -22,14 +18,10 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from rill.addresses import checked_host, join
 from rill.serve.errors import StartError
-
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# Whether another process serves the page for this one.
-IS_SHARED = FOLDER in os.environ
 
 log = logging.getLogger("rill")
 
@@ -90,28 +82,23 @@ for _result in ("ok", "partial", "failed"):
     RELOADS.labels(_result)
 DROPPED_LINES = Counter("rill_dropped_log_lines", "Log lines lost because stderr was not read.")
 
-STREAMS_RUNNING = Gauge(
-    "rill_streams_running", "Streams that hold a slot, including parked ones.", ["model"], multiprocess_mode="livesum"
-)
-STREAMS_WAITING = Gauge("rill_streams_waiting", "Calls waiting for a slot.", ["model"], multiprocess_mode="livesum")
+STREAMS_RUNNING = Gauge("rill_streams_running", "Streams that hold a slot, including parked ones.", ["model"])
+STREAMS_WAITING = Gauge("rill_streams_waiting", "Calls waiting for a slot.", ["model"])
 STREAMS_PARKED = Gauge(
     "rill_streams_parked",
     "Streams with a slot that wait for their reader, their pace, or the next action.",
     ["model"],
-    multiprocess_mode="livesum",
 )
-MODELS = Gauge("rill_models", "Models that accept calls.", multiprocess_mode="livemax")
+MODELS = Gauge("rill_models", "Models that accept calls.")
 MODEL_INFO = Gauge(
     "rill_model_info",
     "Always 1, for each model that accepts calls; details are in the labels.",
     ["model", "model_id", "precision", "provider", "numerics"],
-    multiprocess_mode="livemax",
 )
 BUILD_INFO = Gauge(
     "rill_build_info",
     "Always 1; versions are in the labels.",
     ["version", "onnxruntime", "grpc", "python"],
-    multiprocess_mode="livemax",
 )
 
 
@@ -154,19 +141,19 @@ def count_unauthenticated() -> None:
 
 
 @contextmanager
-def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[int | None]:
+def page(host: str, port: int | None, collector: Collector | None = None) -> Iterator[int | None]:
     """Serve the figures at http://HOST:PORT/metrics from threads of its own. Port 0: a free one; None: no page.
 
-    Gives the port. The figures are those of this process or, with `folder`, of all processes that run with it as
-    PROMETHEUS_MULTIPROC_DIR. Raises StartError if the port is not available.
+    Gives the port. The figures are those of this process or, if there is one, of `collector`. Raises StartError if the
+    port is not available.
     """
     if port is None:
         yield None
         return
     registry = REGISTRY
-    if folder:
+    if collector:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(folder))
+        registry.register(collector)
     try:
         name = checked_host(host)
         # A server of HTTP listens on one address only, and every client tries this one.
@@ -180,19 +167,3 @@ def page(host: str, port: int | None, folder: Path | None = None) -> Iterator[in
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-@contextmanager
-def shared_page(host: str, port: int | None) -> Iterator[dict[str, str]]:
-    """Serve a page of all processes that have the given variables in their environment. Raises StartError."""
-    if port is None:
-        yield {}
-        return
-    with TemporaryDirectory(prefix="rill-metrics-") as folder, page(host, port, Path(folder)):
-        yield {FOLDER: folder}
-
-
-def forget(pid: int, environment: Mapping[str, str]) -> None:
-    """Remove the gauges of a process that has ended; its counters stay. `environment` is that of `shared_page`."""
-    if environment:
-        mark_process_dead(pid, environment[FOLDER])

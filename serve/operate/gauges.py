@@ -13,7 +13,6 @@ from rill.programs import DISTRIBUTION
 from rill.serve.models.catalog import Catalog
 from rill.serve.observe.metrics import (
     BUILD_INFO,
-    IS_SHARED,
     MODEL_INFO,
     MODELS,
     STREAMS_PARKED,
@@ -33,10 +32,7 @@ async def keep_current(models: Catalog) -> None:
     while True:
         values = _values(models)
         for gauge, labels in shown - values.keys():
-            if IS_SHARED:  # prometheus_client cannot remove a series that other processes may have
-                gauge.labels(*labels).set(0)
-            else:
-                gauge.remove(*labels)
+            gauge.remove(*labels)
         for (gauge, labels), value in values.items():
             gauge.labels(*labels).set(value)
         MODELS.set(len(models.served))

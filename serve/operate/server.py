@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -31,12 +30,14 @@ from rill.serve.engine.devices import CPU, choose_device, warn_about_two_runtime
 from rill.serve.errors import BrokenEngineError, DrainingError, StartError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
-from rill.serve.observe.metrics import IS_SHARED, count_unauthenticated
+from rill.serve.observe.metrics import count_unauthenticated
 from rill.serve.operate.gauges import keep_current
 from rill.serve.operate.grpc_options import grpc_options
 from rill.serve.operate.memory import prepare_memory
 from rill.serve.operate.ports import bind, require_free
 from rill.serve.operate.profile import Profile, ProfilingCall, ProfilingResponses, ProfilingTimer
+from rill.serve.operate.signals import delivered, end_at_once
+from rill.streams import discard_output
 from rill.v1 import rill_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"]
@@ -54,17 +55,19 @@ Stop = asyncio.Queue[signal.Signals | BrokenEngineError]  # receives each reason
 class Parent:
     """What one of several processes on a port gets from its parent (`supervisor`), which receives the signals.
 
-    `listen` makes the queue receive a signal each time the parent says stop.
+    `listen` makes it call a function each time the parent says stop. `announce` tells it that the process listens.
     """
 
     keys: Sequence[bytes]  # of resume tokens
-    listen: Callable[[Stop], None]
+    listen: Callable[[Callable[[], None]], None]
+    announce: Callable[[str], None]
 
 
 async def serve(config: ServerConfig, parent: Parent | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the server at once.
 
-    Raises StartError, and BrokenEngineError after a drain because an engine cannot run any more.
+    A signal before the models are loaded ends the process at once, with status 128 + its number. Raises StartError, and
+    BrokenEngineError after a drain because an engine cannot run any more.
     """
     sys.setswitchinterval(GIL_SECONDS)
     prepare_memory()
@@ -73,47 +76,62 @@ async def serve(config: ServerConfig, parent: Parent | None = None) -> None:
     bearers = BearerTokens(config.auth_token_file) if config.auth_token_file else None
     if not parent:
         require_free(config)  # before any model is loaded
-    stop: Stop = asyncio.Queue()
     profile = Profile() if config.profile else None
-    models = Catalog(config.bundles, model_maker(config, stop.put_nowait, profile))
-    reloading = asyncio.create_task(_reload_on_hangup(models))
-    # Without a page nobody sees the gauges.
-    watching = asyncio.create_task(keep_current(models)) if config.metrics_port is not None or IS_SHARED else None
-    try:
-        await models.start()
-        (parent.listen if parent else listen_for_signals)(stop)  # not before: while loading, Ctrl-C ends at once
-        clients = ClientLimits(config.max_streams_per_client, bearers)
-        if profile:
-            messages, make_call = ProfilingResponses(profile, tokens), partial(ProfilingCall, profile)
-            service = TextGeneration(models, tokens, config, clients, messages, make_call)
-        else:
-            service = TextGeneration(models, tokens, config, clients)
-        async with listening(service, models, config, certificates, bearers) as (address, healths):
-            print(
-                f"rill: listening on {address} (models: {', '.join(models.names)}; "
-                f"provider: {models.default.provider})",
-                flush=True,
-            )
-            if not parent:
-                log_token_lifetime(config)
-            reason = await stop.get()
-            log.info("draining: %d calls", sum(model.calls for model in models.all))
-            await healths.enter_graceful_shutdown()
-            drained = asyncio.create_task(_drain(service, models, config.drain_seconds))
-            again = asyncio.create_task(stop.get())
-            await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
-            drained.cancel()
-            again.cancel()
-    finally:
-        await models.close()
-        reloading.cancel()
-        if watching:
-            watching.cancel()
+    stop: Stop = asyncio.Queue()
+    is_loaded, hangup = False, asyncio.Event()
+
+    def on_stop(number: signal.Signals = signal.SIGTERM) -> None:
+        if not is_loaded:  # nobody is served yet
+            end_at_once(128 + number)
+        stop.put_nowait(number)
+
+    handlers = {number: partial(on_stop, number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if parent:
+        parent.listen(on_stop)
+        handlers = {}
+    with delivered({**handlers, signal.SIGHUP: hangup.set}):
+        models = Catalog(config.bundles, model_maker(config, stop.put_nowait, profile))
+        service = _make_service(models, tokens, config, ClientLimits(config.max_streams_per_client, bearers), profile)
+        reloading = asyncio.create_task(_reload_on_hangup(models, hangup))
+        # Without a page nobody sees the gauges.
+        watching = asyncio.create_task(keep_current(models)) if config.metrics_port is not None else None
+        try:
+            await models.start()
+            is_loaded = True
+            async with listening(service, models, config, certificates, bearers) as (address, healths):
+                (parent.announce if parent else announce)(
+                    f"rill: listening on {address} (models: {', '.join(models.names)}; "
+                    f"provider: {models.default.provider})"
+                )
+                if not parent:
+                    log_token_lifetime(config)
+                reason = await stop.get()
+                log.info("draining: %s", _unfinished(sum(model.calls for model in models.all)))
+                await healths.enter_graceful_shutdown()
+                drained = asyncio.create_task(_drain(service, models, config.drain_seconds))
+                again = asyncio.create_task(stop.get())
+                await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
+                drained.cancel()
+                again.cancel()
+        finally:
+            await models.close()
+            reloading.cancel()
+            if watching:
+                watching.cancel()
     if config.profile and profile:
         profile.save(config.profile)
     log.info("stopped")
     if isinstance(reason, BrokenEngineError):
         raise reason
+
+
+def _make_service(
+    models: Catalog, tokens: ResumeTokens, config: ServerConfig, clients: ClientLimits, profile: Profile | None
+) -> TextGeneration:
+    if not profile:
+        return TextGeneration(models, tokens, config, clients)
+    messages, make_call = ProfilingResponses(profile, tokens), partial(ProfilingCall, profile)
+    return TextGeneration(models, tokens, config, clients, messages, make_call)
 
 
 async def check(config: ServerConfig) -> str:
@@ -130,21 +148,21 @@ async def check(config: ServerConfig) -> str:
         await models.close()
 
 
-async def _reload_on_hangup(models: Catalog) -> None:
+def announce(text: str) -> None:
+    """Print to stdout. Raises StartError where it cannot be written: whoever waits for it would wait forever."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        discard_output()
+        raise StartError(f"cannot write to stdout: {error.strerror}") from None
+
+
+async def _reload_on_hangup(models: Catalog, hangup: asyncio.Event) -> None:
     """Read the bundles again at each SIGHUP; any number of signals during a reload cause one more."""
-    hangup = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
     while True:
         await hangup.wait()
         hangup.clear()
         await models.reload()
-
-
-def listen_for_signals(stop: asyncio.Queue[Any]) -> None:
-    """Make `stop` receive SIGTERM and SIGINT."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.put_nowait, number)
 
 
 def load_keys(config: ServerConfig) -> list[bytes]:
@@ -242,3 +260,7 @@ async def _drain(service: TextGeneration, models: Catalog, seconds: float) -> No
         await asyncio.sleep(0.01)
     for model in models.all:
         model.drain()
+
+
+def _unfinished(calls: int) -> str:
+    return "no unfinished calls" if not calls else "1 unfinished call" if calls == 1 else f"{calls} unfinished calls"

@@ -1,35 +1,39 @@
 """Start the server as its options say: in this process, in several, or only checked."""
 
 import asyncio
-import sys
+from collections.abc import Sequence
 
 from rill.serve.config import Options, ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
-from rill.serve.observe.logs import start_logging, stderr
+from rill.serve.observe.logs import finish_logging, start_logging, stderr
 from rill.serve.observe.metrics import page
 from rill.serve.operate.ports import is_exposed
-from rill.serve.operate.server import check, log, serve
+from rill.serve.operate.server import announce, check, log, serve
 from rill.serve.operate.supervisor import serve_together
 
 
-def start(options: Options) -> int:
-    """Serve until a signal; returns the exit status: 2 if the server could not start, 1 if it could not continue."""
+def start(options: Options, messages: Sequence[str] = ()) -> int:
+    """Serve until a signal; returns the exit status: 2 if the server could not start, 1 if it could not continue.
+
+    `messages` are what libraries have written so far.
+    """
     config = options.config
-    writer = start_logging(config.log_format, config.access_log, stderr())
+    start_logging(config.log_format, config.access_log, stderr())
+    for message in messages:
+        log.warning("%s", message)
     if is_exposed(config.host) and (exposure := exposure_of(config)):
         log.warning("listening on %s %s", config.host, exposure)
     try:
         if options.check:
             found = asyncio.run(check(config))
-            print(f"{options.sources}\n{found}")
+            announce(f"{options.sources}\n{found}")
             return 0
         if config.engines > 1:
             return asyncio.run(serve_together(config))
         with page(config.metrics_host, config.metrics_port):
             asyncio.run(serve(config))
     except (StartError, BrokenEngineError) as error:
-        writer.stop()  # the error is the last line
-        print(f"error: {error}", file=sys.stderr)
+        finish_logging(str(error))
         return 2 if isinstance(error, StartError) else 1
     except KeyboardInterrupt:  # while loading; later it drains
         return 130

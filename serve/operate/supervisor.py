@@ -10,20 +10,27 @@ import asyncio
 import os
 import pickle
 import signal
-import sys
-from collections.abc import Coroutine, Mapping, Sequence
+import time
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
+from rill.processes import python_command, python_environment
 from rill.serve.config import ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
-from rill.serve.observe.metrics import forget, shared_page
+from rill.serve.observe.engine_figures import EngineFigures
+from rill.serve.observe.metrics import page
 from rill.serve.operate.ports import reserved
-from rill.serve.operate.server import listen_for_signals, load_keys, log, log_token_lifetime
+from rill.serve.operate.server import announce, load_keys, log, log_token_lifetime
+from rill.serve.operate.signals import delivered
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a process is replaced: doubled each time it does not start
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a process is replaced: doubled each time that fails
+STEADY_SECONDS = 60.0  # for which a process must serve, or its replacement has failed, too
+MOST_FAILURES = 6  # in a row of a process that does serve for a moment; then it does not count as one that serves
 LAST_SECONDS = 5.0  # to end, beyond the drain; then processes are killed
+LONGEST_LINE = 2**28  # bytes that a process may send at once: its figures
 
 Result = TypeVar("Result")
 
@@ -31,61 +38,69 @@ Result = TypeVar("Result")
 async def serve_together(config: ServerConfig) -> int:
     """Serve with `config.engines` processes until a signal, as `serve` does; returns the exit status.
 
-    Raises StartError or BrokenEngineError if one of them does not start, and BrokenEngineError if later none is left.
+    Raises StartError if one of them does not start, and BrokenEngineError if later none is left.
     """
-    keys = load_keys(config)
-    with reserved(config) as port, shared_page(config.metrics_host, config.metrics_port) as environment:
-        numbers = range(1, config.engines + 1)
-        workers = [Worker(number, replace(config, port=port), keys, environment) for number in numbers]
-        stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
-        listen_for_signals(stop)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, workers)
-        stopped = asyncio.create_task(stop.get())
-        try:
-            lines = await _unless(stopped, *(worker.start() for worker in workers))
-            if lines is None:
-                return 128 + stopped.result()  # as shells do; no client is served yet
-            print(lines[0], end="", flush=True)
-            log_token_lifetime(config)
-            await _unless(stopped, *(_keep_alive(worker, workers) for worker in workers))
-            return await _drain(workers, stop, config.drain_seconds)
-        finally:
-            await asyncio.gather(*(worker.kill() for worker in workers))
+    keys, figures = load_keys(config), EngineFigures()
+    stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    with reserved(config) as port, page(config.metrics_host, config.metrics_port, figures):
+        workers = [Worker(number, replace(config, port=port), keys, figures) for number in range(1, config.engines + 1)]
+        handlers = {number: partial(stop.put_nowait, number) for number in (signal.SIGTERM, signal.SIGINT)}
+        with delivered({**handlers, signal.SIGHUP: partial(_reload, workers)}):
+            stopped = asyncio.create_task(stop.get())
+            try:
+                lines = await _unless(stopped, *(worker.start() for worker in workers))
+                if lines is None:
+                    return 128 + stopped.result()  # as shells do; no client is served yet
+                announce(lines[0])
+                log_token_lifetime(config)
+                await _unless(stopped, *(_keep_alive(worker, workers) for worker in workers))
+                return await _drain(workers, stop, config.drain_seconds)
+            finally:
+                await asyncio.gather(*(worker.kill() for worker in workers))
 
 
 class Worker:
     """One process; `serving` tells whether it listens. When it has ended, it can be started again.
 
-    `environment` is added to the parent's.
+    `failures` counts how often in a row it did not start, or ended soon after. `is_lost` tells that it cannot be
+    counted on any more: the last start failed, or MOST_FAILURES did.
     """
 
-    def __init__(
-        self, number: int, config: ServerConfig, keys: Sequence[bytes], environment: Mapping[str, str]
-    ) -> None:
-        self.number, self.serving, self._environment = number, False, environment
-        self._input = pickle.dumps((number, config, keys))
+    def __init__(self, number: int, config: ServerConfig, keys: Sequence[bytes], figures: EngineFigures) -> None:
+        self.number, self.serving, self.failures, self.is_lost = number, False, 0, False
+        self._input, self._figures = pickle.dumps((number, config, keys)), figures
         self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._listening_since = 0.0  # time.monotonic()
         self._reload_later = False
 
     async def start(self) -> str:
-        """Start it; returns its "listening" line.
+        """Start it; returns its "listening" line. Raises StartError with the error that it reports instead."""
+        try:
+            line = await self._start()
+        except StartError:
+            self.failures += 1
+            self.is_lost = True
+            raise
+        self.serving, self.is_lost, self._listening_since = True, self.failures >= MOST_FAILURES, time.monotonic()
+        if self._reload_later:
+            self.reload()
+        return line
 
-        Raises StartError with the error it reports instead, and BrokenEngineError if it ends without one.
-        """
+    async def _start(self) -> str:
         # The process inherits the mask. Nothing else runs between here and its start.
         ours = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *(f"-W{option}" for option in sys.warnoptions),
-                "-P",
-                "-m",
-                "rill.serve.operate.worker",
+                *python_command("rill.serve.operate.worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env={**os.environ, **self._environment},
+                env=python_environment(),
+                limit=LONGEST_LINE,
             )
+        except OSError as error:
+            raise StartError(f"engine {self.number} cannot be started: {error.strerror}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         assert process.stdin
@@ -95,21 +110,22 @@ class Worker:
         line = (await process.stdout.readline()).decode()
         if not line.startswith("rill: listening"):
             status = await process.wait()
-            if line:
-                raise StartError(line.removeprefix("error: ").strip())
-            raise BrokenEngineError(f"engine {self.number} ended with status {status} while it was starting")
-        self.serving = True
+            reason = line.removeprefix("error: ").strip()
+            raise StartError(reason or f"engine {self.number} ended with status {status} while it was starting")
         log.info("engine %d is process %d", self.number, process.pid)
-        if self._reload_later:
-            self.reload()
-        return line
+        self._reading = asyncio.create_task(self._read_figures(process.stdout))
+        return line.rstrip("\n")
+
+    async def _read_figures(self, stdout: asyncio.StreamReader) -> None:
+        async for line in stdout:
+            with suppress(ValueError):  # a library has printed it
+                self._figures.update(self.number, line)
 
     def reload(self) -> None:
         """Make it read the bundles again, as soon as it serves."""
         self._reload_later = not self.serving
-        if self.serving and self._process:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGHUP)
+        if self.serving:
+            self._send(signal.SIGHUP)
 
     def stop(self) -> None:
         """Tell it to drain, or the second time to end at once."""
@@ -120,15 +136,27 @@ class Worker:
         """Wait for its end; returns its exit status."""
         assert self._process
         status = await self._process.wait()
-        self.serving = False
-        forget(self._process.pid, self._environment)
+        if self.serving:
+            is_early = time.monotonic() - self._listening_since < STEADY_SECONDS
+            self.failures = self.failures + 1 if is_early else 0
+            self.is_lost = self.failures >= MOST_FAILURES
+            self.serving = False
+            assert self._reading
+            await self._reading  # the last figures
+            self._figures.end(self.number)
         return status
 
     async def kill(self) -> None:
         """Kill it, if it has not ended."""
         if self._process and self._process.returncode is None:
-            self._process.kill()
+            self._send(signal.SIGKILL)
             await self.ended()
+
+    def _send(self, number: signal.Signals) -> None:
+        # asyncio's own `send_signal` would reap a process that has just ended, and its status be lost.
+        if self._process and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
 
 def _reload(workers: Sequence[Worker]) -> None:
@@ -149,21 +177,19 @@ async def _unless(stopped: asyncio.Task[Any], *coroutines: Coroutine[Any, Any, R
 
 
 async def _keep_alive(worker: Worker, workers: Sequence[Worker]) -> NoReturn:
-    """Restart `worker` whenever it has ended. Raises BrokenEngineError if that fails while no other serves."""
+    """Restart `worker` whenever it has ended. Raises BrokenEngineError once no process serves or can be expected to."""
     while True:
-        log.error("engine %d ended with status %d; restarting it", worker.number, await worker.ended())
-        pause = FIRST_PAUSE
+        reason = f"engine {worker.number} ended with status {await worker.ended()}"
+        log.error("%s; restarting it", reason)
         while not worker.serving:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            if all(other.is_lost and not other.serving for other in workers):
+                raise BrokenEngineError(f"no engine is left: {reason}")
+            await asyncio.sleep(min(FIRST_PAUSE * 2 ** max(worker.failures - 1, 0), LONGEST_PAUSE))
             try:
                 await worker.start()
             except StartError as error:
-                if not any(other.serving for other in workers):
-                    raise BrokenEngineError(f"no engine is left: {error}") from None
-                log.error("engine %d does not start: %s", worker.number, error)
-            except BrokenEngineError as error:
-                log.error("%s", error)
+                reason = str(error)
+                log.error("engine %d does not start: %s", worker.number, reason)
 
 
 async def _drain(workers: Sequence[Worker], stop: asyncio.Queue[signal.Signals], seconds: float) -> int:

@@ -1,7 +1,9 @@
 """The options of a server from flags, environment and file: precedence, and what is refused."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -86,7 +88,10 @@ def test_the_file_may_be_named_in_the_environment(read, tmp_path):
         ({"file": "[serve]\nport = 1"}, "serve is not a string, a number"),
         ({"file": "port 1"}, "not valid TOML"),
         ({"file": "no-reflection = 'perhaps'"}, "no-reflection"),
-        ({"max_strems": "3"}, "RILL_SERVE_MAX_STREMS"),
+        ({"max_strems": "3"}, "RILL_SERVE_MAX_STREMS does not name an option; did you mean RILL_SERVE_MAX_STREAMS?"),
+        ({"prot": "tcp://10.0.0.1:1"}, "RILL_SERVE_PROT does not name an option; did you mean RILL_SERVE_PORT?"),
+        ({"port": "many"}, "argument --port: invalid int value: 'many'"),
+        ({"service_host": "a name"}, "RILL_SERVE_SERVICE_HOST does not name an option"),
         ({"max_streams": "0"}, "--max-streams must be from 1"),
         ({"stall_seconds": "nan"}, "--stall-seconds must be a finite number"),
         ({"config": "/nowhere.toml"}, "/nowhere.toml"),
@@ -94,6 +99,59 @@ def test_the_file_may_be_named_in_the_environment(read, tmp_path):
 )
 def test_invalid_options_are_named(read, how, message):
     assert message in read("b", **how)
+
+
+@pytest.mark.parametrize("service", ["", "GRPC_", "METRICS_", "HOST_", "A_PORT_"])
+@pytest.mark.parametrize("address", ["10.96.12.7", "fd00::1"])
+def test_the_addresses_of_services_are_no_options(read, service, address):
+    """As Kubernetes sets them in each program of a namespace for services named rill-serve, rill-serve-metrics, …"""
+    links = {
+        "service_host": address,
+        "service_port": "50051",
+        "service_port_grpc": "50051",
+        "port": f"tcp://{address}:50051",
+        "port_50051_tcp": f"tcp://{address}:50051",
+        "port_50051_tcp_proto": "tcp",
+        "port_50051_tcp_port": "50051",
+        "port_50051_tcp_addr": address,
+        "port_53_udp": f"udp://{address}:53",
+        "name": "/web/rill-serve",
+    }
+    options = read("b", max_streams="7", **{f"{service}{name}": value for name, value in links.items()})
+    assert (options.config.port, options.config.metrics_port, options.config.max_streams) == (50051, None, 7)
+
+
+@pytest.mark.parametrize("asked", ["flag", "joined flag", "environment", "file"])
+def test_errors_are_json_where_json_is_asked_for(asked, tmp_path, monkeypatch, capsys):
+    (tmp_path / "rill.toml").write_text('log-format = "json"\n')
+    flags = {
+        "flag": ["--log-format", "json"],
+        "joined flag": ["--log-format=json"],
+        "file": ["--config", str(tmp_path / "rill.toml")],
+    }.get(asked, [])
+    if asked == "environment":
+        monkeypatch.setenv("RILL_SERVE_LOG_FORMAT", "json")
+    with pytest.raises(SystemExit, match="2"):
+        options_of(["b", "--max-strems=3", *flags], None)
+    output, errors = capsys.readouterr()
+    (line,) = errors.splitlines()
+    error = json.loads(line)
+    assert output == ""
+    assert error.keys() == {"time", "level", "message"}
+    assert error["level"] == "error"
+    assert error["message"] == "unrecognized arguments: --max-strems=3; did you mean --max-streams?"
+
+
+def test_every_line_of_a_server_that_does_not_start_is_json(tiny_folder, run_command):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for arguments in (["nowhere"], [tiny_folder, "--port", port], [tiny_folder, "--port", port, "--engines", 2]):
+            done = run_command("rill.serve", *arguments, "--log-format", "json")
+            assert done.returncode == 2
+            *_, last = [json.loads(line) for line in done.stderr.splitlines()]
+            assert last["level"] == "error"
 
 
 def test_nothing_to_serve_is_an_error(read):

@@ -11,12 +11,12 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
-from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from random_models import make_run, save_bundle
 from servers import run_server, wait_until
 
-from rill.serve.observe.metrics import page
+from rill.serve.observe import engine_figures
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -359,28 +359,41 @@ def test_a_replaced_model_continues_its_series(folder, tmp_path):
         assert page("reloads_total", result="ok") == 1
 
 
-def test_processes_that_share_a_folder_share_a_page(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    with run_server(folder) as one, run_server(folder) as other, page("127.0.0.1", 0, tmp_path) as port:
-        together = Page(f"http://127.0.0.1:{port}/metrics")
-        for server, count in ((one, 100), (other, 11)):
-            with grpc.insecure_channel(server.target) as channel:
-                generate(TextGenerationStub(channel), model="b", prompt="ab", max_chars=count)
-        with grpc.insecure_channel(one.target) as first, grpc.insecure_channel(other.target) as second:
-            calls = [TextGenerationStub(c).Generate(pb.GenerateRequest(chars_per_second=0.01)) for c in (first, second)]
-            for call in calls:
-                next(call)
-            together.wait_for("generated_characters_total", 111, model="b")
-            wait_until(lambda: together.streams(model="a") == (2, 0, 2))
-            assert together("prompt_characters_total", model="b") == 4
-            assert together("time_to_first_character_seconds_count", model="b") == 2
-            assert together("models") == 2
-            assert together("model_info") == 2
-            other.process.kill()
-            other.process.wait()
-            mark_process_dead(other.process.pid, str(tmp_path))
-            assert together.streams(model="a") == (1, 0, 1)
-            assert together("generated_characters_total", model="b") == 111
+def test_the_figures_of_several_processes_are_added_up():
+    """Those of a process that has ended stay, without its gauges."""
+
+    def figures(characters, running, seconds):
+        registry = CollectorRegistry()
+        Counter("rill_generated_characters", "", ["model"], registry=registry).labels("a").inc(characters)
+        Gauge("rill_streams_running", "", ["model"], registry=registry).labels("a").set(running)
+        Gauge("rill_models", "", registry=registry).set(2)
+        times = Histogram("rill_queue_time_seconds", "", ["model"], buckets=(1, 2), registry=registry)
+        for value in seconds:
+            times.labels("a").observe(value)
+        return engine_figures.own_figures(registry).encode()
+
+    def shown(name, **labels):
+        return total.get_sample_value(f"rill_{name}", labels)
+
+    together, total = engine_figures.EngineFigures(), CollectorRegistry()
+    total.register(together)
+    together.update(1, figures(100, 3, [0.5]))
+    together.update(2, figures(11, 1, [0.5, 1.5, 9]))
+    together.update(2, figures(12, 2, [0.5, 1.5, 9]))
+    assert (shown("generated_characters_total", model="a"), shown("streams_running", model="a")) == (112, 5)
+    assert shown("models") == 2
+    together.end(1)
+    together.end(3)
+    assert (shown("generated_characters_total", model="a"), shown("streams_running", model="a")) == (112, 2)
+    together.update(1, figures(5, 0, []))
+    assert (shown("generated_characters_total", model="a"), shown("streams_running", model="a")) == (117, 2)
+    together.end(1)
+    together.end(2)
+    assert (shown("generated_characters_total", model="a"), shown("streams_running", model="a")) == (117, None)
+    assert [shown("queue_time_seconds_bucket", model="a", le=le) for le in ("1.0", "2.0", "+Inf")] == [2, 3, 4]
+    assert shown("queue_time_seconds_count", model="a") == 4
+    assert shown("queue_time_seconds_sum", model="a") == 11.5
+    assert shown("models") is None
 
 
 def test_a_port_that_is_taken(tiny_folder, run_command):

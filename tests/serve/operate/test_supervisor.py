@@ -1,5 +1,7 @@
 """Several processes on one port (`--engines`): for clients, tokens and signals they are one server."""
 
+import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -8,7 +10,6 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from urllib.request import urlopen
 
 import grpc
@@ -24,11 +25,13 @@ from rill.client.requests import generate_request
 from rill.client.sync import Client
 from rill.serve.command import main
 from rill.serve.config import ServerConfig
-from rill.serve.errors import StartError
+from rill.serve.errors import BrokenEngineError, StartError
+from rill.serve.observe.engine_figures import EngineFigures
 from rill.serve.operate import server as server_module
+from rill.serve.operate import supervisor
 from rill.serve.operate.ports import reserved
 from rill.serve.operate.server import SERVICE
-from rill.serve.operate.supervisor import serve_together
+from rill.serve.operate.supervisor import Worker, serve_together
 from rill.v1 import rill_pb2 as pb
 
 TWO = ("--engines", 2)
@@ -119,7 +122,7 @@ def test_a_signal_to_all_processes_drains_once(tiny_folder):
         _, log = running.process.communicate(timeout=20)
         assert running.process.returncode == 0
         assert not any(process.is_running() for process in processes)
-        assert all(f"INFO draining: 1 calls engine={number}\n" in log for number in (1, 2))
+        assert all(f"INFO draining: 1 unfinished call engine={number}\n" in log for number in (1, 2))
 
 
 def test_streams_that_do_not_finish_in_time_end_as_draining(tiny_folder):
@@ -195,13 +198,18 @@ def test_one_page_of_metrics(tiny_folder):
             next(stream)
         wait_until(lambda: figure("streams_running") == 2)
         process = workers_of(running)[0]
-        folder = Path(process.environ()["PROMETHEUS_MULTIPROC_DIR"])
         made = figure("generated_characters_total")
         process.kill()
         wait_until(lambda: figure("streams_running") == 1)
         assert figure("generated_characters_total") >= made
         assert running.stop()[0] == 0
-        assert not folder.exists()
+
+
+def test_another_program_s_folder_of_metrics_does_not_matter(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "nowhere"))
+    with run_server(tiny_folder, *TWO, "--metrics-port", 0) as running:
+        address = running.process.stderr.readline().split()[-1]
+        wait_until(lambda: b"rill_models 1.0" in urlopen(address, timeout=20).read())
 
 
 def test_all_killed_and_none_can_be_started(tiny_folder, tmp_path):
@@ -213,6 +221,54 @@ def test_all_killed_and_none_can_be_started(tiny_folder, tmp_path):
         _, log = running.process.communicate(timeout=20)
         assert running.process.returncode == 1
         assert f"error: no engine is left: {tmp_path}/tiny is not a bundle: no such folder; make one with " in log
+
+
+def test_all_killed_and_none_can_say_why(tiny_folder, tmp_path, monkeypatch):
+    """As after an upgrade in place: what would start them is broken."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    with run_server(tiny_folder, *TWO) as running:
+        (tmp_path / "prometheus_client.py").write_text("raise ImportError('half of an upgrade')")
+        for process in workers_of(running):
+            process.kill()
+        _, log = running.process.communicate(timeout=30)
+        assert running.process.returncode == 1
+        assert "error: no engine is left: it cannot be loaded: ImportError: half of an upgrade\n" in log
+        assert "Traceback" not in log
+
+
+class CrashingWorker(Worker):
+    """Listens, and ends at once, as often as it is started."""
+
+    starts = 0
+
+    async def _start(self):
+        self.starts += 1
+        self._process = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", "exit(7)")
+        self._reading = asyncio.create_task(asyncio.sleep(0))
+        return "rill: listening"
+
+
+async def test_crashes_without_end_have_one(monkeypatch):
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0)
+    worker = CrashingWorker(1, ServerConfig(), [], EngineFigures())
+    await worker.start()
+    with pytest.raises(BrokenEngineError, match="no engine is left: engine 1 ended with status 7"):
+        await supervisor._keep_alive(worker, [worker])
+    assert worker.starts == supervisor.MOST_FAILURES
+
+
+async def test_crashes_of_one_engine_do_not_end_the_others(monkeypatch):
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0)
+    worker, healthy = (CrashingWorker(number, ServerConfig(), [], EngineFigures()) for number in (1, 2))
+    healthy.serving = True
+    await worker.start()
+    keeping = asyncio.create_task(supervisor._keep_alive(worker, [worker, healthy]))
+    while worker.starts < 2 * supervisor.MOST_FAILURES:
+        await asyncio.sleep(0.01)
+    assert not keeping.done()
+    healthy.serving, healthy.is_lost = False, True
+    with pytest.raises(BrokenEngineError):
+        await keeping
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
