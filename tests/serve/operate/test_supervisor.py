@@ -243,7 +243,7 @@ class CrashingWorker(Worker):
 
     async def _start(self):
         self.starts += 1
-        self._process = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", "exit(7)")
+        self._process = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", "import sys; sys.exit(7)")
         self._reading = asyncio.create_task(asyncio.sleep(0))
         return "rill: listening"
 
