@@ -34,6 +34,7 @@ from typing import Any, Protocol
 from rill.cli.chat.conversation import Chat
 from rill.cli.files import read_token, write_token
 from rill.cli.flags import Connection, add_connection, add_sampling, connected
+from rill.cli.texts import text_argument
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.retry import is_away
@@ -190,6 +191,7 @@ class ChatLoop:
 
     async def _answer(self, chat: Chat, line: str) -> None:
         """Do what a line says."""
+        line = text_argument(line)
         if line.startswith("/") and not line.startswith("//"):
             await self._command(chat, *_split(line))
             return
