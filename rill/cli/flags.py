@@ -17,30 +17,33 @@ from rill.client.retry import RETRY_SECONDS
 from rill.client.security import Security
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+LOOK_SECONDS = 3.0  # for a first server, unless --retry-seconds says for how long: it may just be starting
 LOCAL_RETRY_SECONDS = 2.0  # nobody restarts a private server
 TOKEN = "RILL_TOKEN"  # in the environment
 
 
 class Connection(NamedTuple):
-    """How a command reaches its servers; `target` is HOST:PORT, or several with commas between them."""
+    """How a command reaches its servers: as the parameters of a client."""
 
     target: str
     security: Security
     retry_seconds: float
+    connect_seconds: float | None = None
 
 
 def add_connection(parser: argparse.ArgumentParser, retry_seconds: float = RETRY_SECONDS) -> None:
-    """Add the flags that `connected` reads, and `--model`."""
+    """Add the flags that `connected` reads, and `--model`; `retry_seconds` is the default of --retry-seconds."""
     add_source(parser)
+    parser.set_defaults(usual_retry_seconds=retry_seconds)
     parser.add_argument(
         "--bundle", metavar="FOLDER", help="use this bundle, on a private server that ends with the command"
     )
     parser.add_argument(
         "--retry-seconds",
         type=float,
-        default=retry_seconds,
         metavar="SECONDS",
-        help="how long to look for a server when one is lost; 0: not at all (default: %(default)g)",
+        help="how long to look for a server when one is lost or full; 0: not at all (default: "
+        f"{retry_seconds:g}, and {LOOK_SECONDS:g} where none listens when the command begins)",
     )
 
 
@@ -73,12 +76,15 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 def connected(options: argparse.Namespace) -> Iterator[Connection]:
     """Choose the servers at --target, or start one of --bundle for the time inside the context. Raises ValueError."""
     check_source(options, options.bundle)
+    is_usual = options.retry_seconds is None
+    seconds = options.usual_retry_seconds if is_usual else options.retry_seconds
     if options.bundle:
         with local_server(options.bundle, "--device", options.device or "auto") as target:
-            yield Connection(target, Security(), min(options.retry_seconds, LOCAL_RETRY_SECONDS))
+            yield Connection(target, Security(), min(seconds, LOCAL_RETRY_SECONDS))
         return
     try:
-        yield Connection(options.target or DEFAULT_TARGET, security_of(options), options.retry_seconds)
+        target, look_seconds = options.target or DEFAULT_TARGET, LOOK_SECONDS if is_usual else None
+        yield Connection(target, security_of(options), seconds, look_seconds)
     except ServerError as error:
         if options.target or not str(error).startswith("no server listens"):
             raise

@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("give either a prompt or --prompt-file, not both")
     request = _request(options)
     with (
-        connected(options) as (target, security, retry_seconds),
-        Client(target, retry_seconds=retry_seconds, security=security) as client,
+        connected(options) as connection,
+        Client(**connection._asdict()) as client,
     ):
         received = ReceivedText()
         try:

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Raises ServerError and ValueError."""
     with (
-        connected(options) as (target, security, retry_seconds),
-        Client(target, retry_seconds=retry_seconds, security=security) as client,
+        connected(options) as connection,
+        Client(**connection._asdict()) as client,
     ):
         response = client.models(timeout=options.timeout)
     if options.json:

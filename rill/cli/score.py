@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Raises ServerError and ValueError."""
     total = pb.ScoreResponse.Total()
     with (
-        connected(options) as (target, security, retry_seconds),
-        Client(target, retry_seconds=retry_seconds, security=security) as client,
+        connected(options) as connection,
+        Client(**connection._asdict()) as client,
     ):
         messages = client.score(options.text, model=options.model, timeout=options.timeout)
         for message in messages if options.per_char else _with_progress(messages, len(options.text)):

@@ -12,9 +12,10 @@ import grpc.aio
 from rill.addresses import split_addresses
 from rill.client import values
 from rill.client.connection import CHANNEL_OPTIONS
-from rill.client.errors import REQUEST_ID, ServerError
+from rill.client.errors import ServerError, closed_error
 from rill.client.failover import Failover
 from rill.client.interaction import InteractProtocol
+from rill.client.origin import REQUEST_ID
 from rill.client.requests import (
     checked_id,
     generate_action,
@@ -23,7 +24,7 @@ from rill.client.requests import (
     sampling_message,
     score_request,
 )
-from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
+from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact, checked_seconds
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import SessionBase
@@ -203,8 +204,17 @@ class AsyncClient:
     Where a loop over an iterator may be left early, `contextlib.aclosing` cancels its call at once.
     """
 
-    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS, security: Security = PLAIN) -> None:
-        self._retry_seconds = checked_retry_seconds(retry_seconds)
+    def __init__(
+        self,
+        target: str,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        connect_seconds: float | None = None,
+        security: Security = PLAIN,
+    ) -> None:
+        self._retry_seconds = checked_seconds("retry_seconds", retry_seconds)
+        self._contact = FirstContact(connect_seconds)
+        self._closed = asyncio.Event()
         self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
@@ -271,7 +281,7 @@ class AsyncClient:
         `timeout` and `request_id` are as for `generate`. Raises TypeError or ValueError.
         """
         request = score_request(text, model, resume_token)
-        score = Scoring(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+        score = Scoring(request, *self._limits(timeout), contact=self._contact)
         calls = self._calls("Score", score, request_id)
         return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)
 
@@ -293,16 +303,15 @@ class AsyncClient:
         """Return a live state on a server, which an async with statement opens; see `AsyncSession`.
 
         `timeout` is for the whole session, in seconds; None and infinity are no limit. `on_interrupted` is called with
-        the error of a server that is lost, before the session is reopened elsewhere; it must not use the session.
+        the error of a server that is lost or full, before the session is opened elsewhere; it must not use it.
         `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
         parameter's name, for values that no server takes.
         """
         sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
         protocol = InteractProtocol(
             open_action(model, resume_token, sampling),
-            len(self._stubs),
-            self._retry_seconds,
-            values.timeout(timeout),
+            *self._limits(timeout),
+            contact=self._contact,
             on_interrupted=on_interrupted,
             request_id=checked_id(request_id),
         )
@@ -311,20 +320,24 @@ class AsyncClient:
     async def models(self, *, timeout: float | None = None, request_id: str = "") -> pb.ListModelsResponse:
         """Return what is served, and how busy the server is. Raises ServerError."""
         metadata = ((REQUEST_ID, checked_id(request_id)),)
-        attempts = Attempts(len(self._stubs), timeout=values.timeout(timeout))
+        attempts = Attempts(*self._limits(timeout), contact=self._contact)
         while True:
             ask = self._stubs[attempts.address].ListModels
             try:
                 served: pb.ListModelsResponse = await ask(
                     pb.ListModelsRequest(), timeout=attempts.time_left(), metadata=metadata
                 )
+                attempts.progressed()
                 return served
             except grpc.RpcError as error:
                 failure = ServerError.from_rpc(error).told(metadata[0][1])
-            attempts.failed(failure)
+            await asyncio.sleep(attempts.failed(failure))
+            if self._closed.is_set():
+                raise closed_error()
 
     async def close(self) -> None:
         """Close the connections; calls in progress end."""
+        self._closed.set()
         for channel in self._channels:
             await channel.close()
 
@@ -337,17 +350,22 @@ class AsyncClient:
     def _text(self, request: pb.GenerateRequest, timeout: float | None) -> Failover:
         if not isinstance(request, pb.GenerateRequest):
             raise TypeError(f"request must be a GenerateRequest, as `generate_request` returns, not {type(request)}")
-        return Failover(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+        return Failover(request, *self._limits(timeout), contact=self._contact)
+
+    def _limits(self, timeout: float | None) -> tuple[int, float, float | None]:
+        return len(self._stubs), self._retry_seconds, values.timeout(timeout)
 
     def _calls(self, method: str, repeated: Failover | Scoring, request_id: str) -> "_Calls":
-        return _Calls([getattr(stub, method) for stub in self._stubs], repeated, checked_id(request_id))
+        return _Calls([getattr(stub, method) for stub in self._stubs], repeated, checked_id(request_id), self._closed)
 
 
 class _Calls:
     """The calls that one text or score takes, and the loop over them. It does not refer to the iterator of the user."""
 
-    def __init__(self, methods: Sequence[Any], repeated: Failover | Scoring, request_id: str) -> None:
-        self._methods, self._repeated, self.request_id = methods, repeated, request_id
+    def __init__(
+        self, methods: Sequence[Any], repeated: Failover | Scoring, request_id: str, closed: asyncio.Event
+    ) -> None:
+        self._methods, self._repeated, self.request_id, self._closed = methods, repeated, request_id, closed
         self._is_cancelled = asyncio.Event()
         self._call: Any = None
 
@@ -356,6 +374,8 @@ class _Calls:
         repeated, metadata = self._repeated, ((REQUEST_ID, self.request_id),)
         try:
             while (request := repeated.request()) is not None:
+                if self._closed.is_set():
+                    raise closed_error()
                 method = self._methods[repeated.address]
                 call = self._call = method(request, timeout=repeated.time_left(), metadata=metadata)
                 error = None

@@ -10,9 +10,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from rill.client.connection import explain
-
-REQUEST_ID = "x-request-id"  # in the metadata that a client sends, and in those that a server's status comes with
-ENDED_EARLY = "the server ended the stream without a last message"
+from rill.client.origin import REQUEST_ID, Origin, origin_of
 
 Detail = TypeVar("Detail", bound=Message)
 
@@ -30,8 +28,11 @@ class ServerError(RillError):
 
     `code` is the gRPC status, `details` the server's message. `retry_seconds` says when to try again and `reason` why a
     token was refused, where the server says so. `resume_token` is the last state of a session that ended; it may be
-    empty. `request_id` is what the server's log has of the call; tracebacks show it. Errors can be pickled and copied.
+    empty. `request_id` is what the server's log has of the call; tracebacks show it. `origin` tells whether the status
+    is a server's own or the network's. Errors can be pickled and copied.
     """
+
+    origin = Origin.SERVER
 
     def __init__(
         self,
@@ -67,8 +68,33 @@ class ServerError(RillError):
         if code is grpc.StatusCode.CANCELLED and details == code.name:
             # No server or application says this: gRPC does, if a server that was going away did not accept the call.
             code, details = grpc.StatusCode.UNAVAILABLE, "the server did not accept the call (CANCELLED)"
-        request_id = str(trailing.get(REQUEST_ID, ""))
-        return cls(code, explain(details), _retry_seconds(status), _reason(status), request_id=request_id)
+        failure = cls(
+            code,
+            explain(details),
+            _retry_seconds(status),
+            _reason(status),
+            request_id=str(trailing.get(REQUEST_ID, "")),
+        )
+        failure.origin = origin_of(code, details, trailing)
+        return failure
+
+    @classmethod
+    def ended_early(cls) -> "ServerError":
+        """Return the error of a call that ended with OK and without its last message."""
+        failure = cls(grpc.StatusCode.UNAVAILABLE, "the server ended the stream without a last message")
+        failure.origin = Origin.NETWORK
+        return failure
+
+    def reworded(self, details: str) -> "ServerError":
+        """Return the same error with another message."""
+        other = ServerError(self.code, details, self.retry_seconds, self.reason, self.resume_token, self.request_id)
+        other.origin = self.origin
+        return other
+
+
+def closed_error() -> ServerError:
+    """Return the error of a call that is to be made by a client that is closed."""
+    return ServerError(grpc.StatusCode.CANCELLED, "the client is closed")
 
 
 def _trailing(error: grpc.RpcError) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import grpc
 
-from rill.client.errors import ENDED_EARLY, ServerError
-from rill.client.retry import RETRY_SECONDS, Attempts
+from rill.client.errors import ServerError
+from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.v1 import rill_pb2 as pb
 
 MOST_CHARS = 2**64 - 1  # that positions can count
@@ -44,8 +44,9 @@ class Failover(Attempts):
         retry_seconds: float = RETRY_SECONDS,
         timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        contact: FirstContact | None = None,
     ) -> None:
-        super().__init__(addresses, retry_seconds, timeout, clock)
+        super().__init__(addresses, retry_seconds, timeout, clock, contact)
         self._request = request
         # Positions count from the beginning of the stream, which is before this request's if that has a token.
         self._seed: int | None = None
@@ -116,7 +117,7 @@ class Failover(Attempts):
         """Return the seconds to wait before the next request, now that a call ended. Raises ServerError."""
         if self._finished or self._caught_up:  # the call did its work, whatever its status says
             return 0.0
-        failure = ServerError.from_rpc(error) if error else ServerError(grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
+        failure = ServerError.from_rpc(error) if error else ServerError.ended_early()
         refused = self._is_refused(failure)
         delay = self.failed(failure, f"the stream broke after {self._end - self._start:,} characters", refused)
         if refused:

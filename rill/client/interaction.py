@@ -18,8 +18,8 @@ from typing import Any
 
 import grpc
 
-from rill.client.errors import ENDED_EARLY, ServerError, SessionStateError
-from rill.client.retry import RETRY_SECONDS, Attempts
+from rill.client.errors import ServerError, SessionStateError
+from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.client.steps import Feed, Generation, Reply, Snapshot, Step, Update
 from rill.v1 import rill_pb2 as pb
 
@@ -44,10 +44,11 @@ class InteractProtocol(Attempts):
         retry_seconds: float = RETRY_SECONDS,
         timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        contact: FirstContact | None = None,
         on_interrupted: Callable[[ServerError], None] | None = None,
         request_id: str = "",
     ) -> None:
-        super().__init__(addresses, retry_seconds, timeout, clock)
+        super().__init__(addresses, retry_seconds, timeout, clock, contact)
         self.request_id = request_id
         self.seed, self.model_id = 0, ""
         self.position = self.resume_position = 0
@@ -169,7 +170,7 @@ class InteractProtocol(Attempts):
         self._send, self._is_open = None, False
         if self._caught_up:
             return 0.0
-        failure = error or ServerError(grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
+        failure = error or ServerError.ended_early()
         try:
             delay = self.failed(failure, f"the session broke after {self.position:,} characters")
         except ServerError as final:
@@ -179,7 +180,7 @@ class InteractProtocol(Attempts):
             generation.held.clear()
             if generation.is_pausing:
                 self._end_here(generation)
-        if self.is_first_failure and self.has_begun and self._on_interrupted:
+        if self.is_interrupted and self._on_interrupted:
             self._on_interrupted(failure)
         return delay
 

@@ -7,15 +7,24 @@ from collections.abc import Callable
 import grpc
 
 from rill.client.errors import ServerError
+from rill.client.origin import Origin
 
 RETRY_SECONDS = 30.0  # how long a client tries to continue, unless told otherwise
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds
+SHORTEST_CALL = 0.1  # seconds: with less than this left, what failed is more telling than that time is up
+CLOCKS_APART = 0.05  # seconds: at most so much of a deadline is left here when gRPC says that it has passed
+
+
+def is_full(error: ServerError) -> bool:
+    """Tell whether a server has no room now, and said when to try again."""
+    return error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_seconds is not None
 
 
 def is_away(error: ServerError) -> bool:
-    """Tell whether the same call may succeed later or at another address: a server is down, draining or full."""
-    is_full = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_seconds is not None
-    return is_full or error.code is grpc.StatusCode.UNAVAILABLE
+    """Tell whether the same call may succeed later or elsewhere: a server is down, draining or full, or the call was
+    lost on its way.
+    """
+    return is_full(error) or error.code is grpc.StatusCode.UNAVAILABLE or error.origin is not Origin.SERVER
 
 
 class Backoff:
@@ -39,11 +48,23 @@ class Backoff:
         self._failures = 0
 
 
+class FirstContact:
+    """For how many seconds a client looks for a server where none listens; it does so until one has answered once."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = None if seconds is None else checked_seconds("connect_seconds", seconds)
+
+    def made(self) -> None:
+        """Note that a server has answered: one that is lost now is waited for."""
+        self.seconds = None
+
+
 class Attempts:
     """The calls that one text, score, session or question takes: `address` is the number of the server to call next.
 
-    Before anything was received (`has_begun`), each address is tried once. After that, calls are repeated for up to
-    `retry_seconds` without progress. `timeout` is for all calls together, in seconds.
+    Calls are repeated for up to `retry_seconds` without progress, at one address after the other, and after all of them
+    with a pause. Before anything was received (`has_begun`), each is called at least once. `contact` is the client's,
+    if it has a limit of its own where nothing listens. `timeout` is for all calls together, in seconds.
     """
 
     def __init__(
@@ -52,19 +73,22 @@ class Attempts:
         retry_seconds: float = RETRY_SECONDS,
         timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        contact: FirstContact | None = None,
     ) -> None:
         self.address = 0
         self.has_begun = False
         self._addresses, self._retry_seconds, self._clock = addresses, retry_seconds, clock
+        self._contact = contact or FirstContact(None)
         self._deadline = None if timeout is None else clock() + timeout
         self._failures = 0  # in a row, without progress
-        self._failing_since: float | None = None
+        self._failing_since = 0.0
+        self._last: dict[int, ServerError] = {}  # of each address, without progress
         self._backoff = Backoff()
 
     @property
-    def is_first_failure(self) -> bool:
-        """Tell whether exactly one call has failed since the last progress."""
-        return self._failures == 1
+    def is_interrupted(self) -> bool:
+        """Tell whether the last failure began an outage; before any success, each address has to fail for that."""
+        return self._failures == (1 if self.has_begun else self._addresses)
 
     def time_left(self) -> float | None:
         """Return the time that the next call may take, in seconds; None if there is no limit."""
@@ -73,7 +97,9 @@ class Attempts:
     def progressed(self) -> None:
         """Note that something new was received: from here on there are `retry_seconds` again."""
         self.has_begun = True
-        self._failures, self._failing_since = 0, None
+        self._contact.made()
+        self._failures = 0
+        self._last.clear()
         self._backoff.reset()
 
     def failed(self, failure: ServerError, broken: str = "", token_refused: bool = False) -> float:
@@ -83,52 +109,81 @@ class Attempts:
         token.
         """
         if not (token_refused or self._may_repeat(failure)):
-            raise failure
+            raise self._final(failure)
         now = self._clock()
+        if not self._failures:
+            self._failing_since = now
         self._failures += 1
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        if not self.has_begun:
-            if self._failures >= self._addresses:
-                raise failure
-        elif now - self._failing_since >= self._retry_seconds:
-            raise self._given_up(failure, broken)
+        self._last.pop(self.address, None)  # so that the latest is the last one
+        self._last[self.address] = failure
+        failing_seconds = now - self._failing_since
+        delay, left = self._delay(failing_seconds), self.time_left()
+        is_late = left is not None and not self.has_begun and delay > left - SHORTEST_CALL
+        if is_late or self._is_hopeless(failing_seconds):
+            raise self._given_up(broken)
         if not token_refused:
             self.address = (self.address + 1) % self._addresses
-        return self._delay(failure, now - self._failing_since)
+        return delay if left is None else min(delay, left)
 
     def _may_repeat(self, failure: ServerError) -> bool:
-        if not self.has_begun:
-            return failure.code is grpc.StatusCode.UNAVAILABLE
-        if not self._retry_seconds:
+        if self.has_begun and not self._retry_seconds:
             return False
         match failure.code:
-            case grpc.StatusCode.INTERNAL | grpc.StatusCode.ABORTED:
+            case grpc.StatusCode.DEADLINE_EXCEEDED if (left := self.time_left()) is not None and left < CLOCKS_APART:
+                return False  # the caller's own, and not a proxy's
+            case grpc.StatusCode.INTERNAL | grpc.StatusCode.ABORTED if failure.origin is Origin.SERVER:
                 return failure.reason in ("ENGINE_ROUND_FAILED", "READER_STALLED")
             case grpc.StatusCode.FAILED_PRECONDITION:
                 return self._addresses > 1 and failure.reason == "RESUME_TOKEN_OTHER_MODEL"
+            case grpc.StatusCode.UNIMPLEMENTED:  # a proxy that is being reloaded: the method was there
+                return self.has_begun
             case _:
                 return is_away(failure)
 
-    def _delay(self, failure: ServerError, failing_seconds: float) -> float:
-        """No delay until every address has failed, and none beyond the last moment to try."""
-        if self._failures < self._addresses or not self.has_begun:
-            return 0.0
-        delay = min(self._backoff.next(failure.retry_seconds), self._retry_seconds - failing_seconds)
-        left = self.time_left()
-        return delay if left is None else min(delay, left)
+    def _is_hopeless(self, failing_seconds: float) -> bool:
+        """Tell whether the failures of all addresses are final by now."""
+        if self.has_begun:
+            return failing_seconds >= self._retry_seconds
+        if self._failures < self._addresses:
+            return False
+        return all(failing_seconds >= self._patience(failure) for failure in self._last.values())
 
-    def _given_up(self, failure: ServerError, broken: str) -> ServerError:
-        return ServerError(
-            failure.code,
+    def _patience(self, failure: ServerError) -> float:
+        """Return for how long an address is called that has not answered the call yet."""
+        if failure.origin is Origin.TLS or failure.code is grpc.StatusCode.FAILED_PRECONDITION:
+            return 0.0
+        seconds = self._contact.seconds
+        if seconds is not None and failure.origin is Origin.CONNECTION:
+            return min(seconds, self._retry_seconds)
+        return self._retry_seconds
+
+    def _delay(self, failing_seconds: float) -> float:
+        """No delay until every address has failed once more, and none beyond the last moment to try."""
+        if self._failures % self._addresses:
+            return 0.0
+        asked = [failure.retry_seconds for failure in self._last.values() if failure.retry_seconds is not None]
+        return min(self._backoff.next(min(asked, default=None)), max(self._retry_seconds - failing_seconds, 0.0))
+
+    def _given_up(self, broken: str) -> ServerError:
+        """Return the failure of the address called last, or that of another one which at least answered."""
+        last = [self._last.pop(self.address), *self._last.values()]
+        failure = next((failure for failure in last if failure.origin is Origin.SERVER), last[0])
+        if not self.has_begun:
+            return failure
+        return failure.reworded(
             f"{broken} and could not be continued within {self._retry_seconds:g} s "
-            f"({self._failures - 1} attempts): {failure}",
-            failure.retry_seconds,
-            failure.reason,
+            f"({self._failures - 1} attempts): {failure}"
         )
 
+    def _final(self, failure: ServerError) -> ServerError:
+        """Return a failure that ends all attempts; where time is up, with the reason for having needed it."""
+        if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and self._last:
+            return failure.reworded(f"{failure}; the last attempt before: {next(reversed(self._last.values()))}")
+        return failure
 
-def checked_retry_seconds(retry_seconds: float) -> float:
-    """Return `retry_seconds`. Raises ValueError for a negative number or NaN."""
-    if not retry_seconds >= 0:
-        raise ValueError(f"retry_seconds must be a number of at least 0, not {retry_seconds}")
-    return retry_seconds
+
+def checked_seconds(name: str, seconds: float) -> float:
+    """Return `seconds`. Raises ValueError, with the name, for a negative number or NaN."""
+    if not seconds >= 0:
+        raise ValueError(f"{name} must be a number of at least 0, not {seconds}")
+    return seconds

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import grpc
 
-from rill.client.errors import ENDED_EARLY, ServerError
-from rill.client.retry import RETRY_SECONDS, Attempts
+from rill.client.errors import ServerError
+from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.v1 import rill_pb2 as pb
 
 TOLERANCE = 1e-3  # nats a character: servers with other numerics differ by less, other models by more
@@ -25,8 +25,9 @@ class Scoring(Attempts):
         retry_seconds: float = RETRY_SECONDS,
         timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        contact: FirstContact | None = None,
     ) -> None:
-        super().__init__(addresses, retry_seconds, timeout, clock)
+        super().__init__(addresses, retry_seconds, timeout, clock, contact)
         self._request = request
         self._delivered, self._sum = 0, 0.0  # characters, nats
         self._at, self._call_sum = 0, 0.0  # the same in the present call
@@ -62,7 +63,7 @@ class Scoring(Attempts):
         """Return the seconds to wait before the next request, now that a call ended. Raises ServerError."""
         if self._finished:
             return 0.0
-        failure = ServerError.from_rpc(error) if error else ServerError(grpc.StatusCode.UNAVAILABLE, ENDED_EARLY)
+        failure = ServerError.from_rpc(error) if error else ServerError.ended_early()
         return self.failed(failure, f"the score broke after {self._delivered:,} characters")
 
     def lost_end(self) -> None:

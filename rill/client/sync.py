@@ -21,9 +21,10 @@ import grpc
 from rill.addresses import split_addresses
 from rill.client import values
 from rill.client.connection import CHANNEL_OPTIONS
-from rill.client.errors import REQUEST_ID, ServerError
+from rill.client.errors import ServerError, closed_error
 from rill.client.failover import Failover
 from rill.client.interaction import InteractProtocol
+from rill.client.origin import REQUEST_ID
 from rill.client.requests import (
     checked_id,
     generate_action,
@@ -32,7 +33,7 @@ from rill.client.requests import (
     sampling_message,
     score_request,
 )
-from rill.client.retry import RETRY_SECONDS, Attempts, checked_retry_seconds
+from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact, checked_seconds
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import SessionBase
@@ -235,15 +236,25 @@ class Client:
         with Client("10.0.0.5:50051,10.0.0.6:50051", security=Security(tls=True, token="...")) as client:
             print("".join(client.generate("To be", max_chars=400, seed=7)))
 
-    A call that finds its server down or draining is made at the next address. Once something was received, calls are
-    repeated for up to `retry_seconds` without progress (0: never), and the application sees everything once. The
+    A call that finds its server down, draining or full, or is lost on its way, is made at the next address: for up to
+    `retry_seconds` without progress, and with 0 once at each address until something was received. The application
+    sees everything once. `connect_seconds`, if given, is the limit while none listens and none has ever answered. The
     constructor raises ValueError for addresses and numbers that make no sense. Methods raise ServerError if no server
     can be reached or one refuses the call, with code DATA_LOSS if the servers' answers contradict each other.
     A client may be used by several threads, and as a context manager.
     """
 
-    def __init__(self, target: str, *, retry_seconds: float = RETRY_SECONDS, security: Security = PLAIN) -> None:
-        self._retry_seconds = checked_retry_seconds(retry_seconds)
+    def __init__(
+        self,
+        target: str,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        connect_seconds: float | None = None,
+        security: Security = PLAIN,
+    ) -> None:
+        self._retry_seconds = checked_seconds("retry_seconds", retry_seconds)
+        self._contact = FirstContact(connect_seconds)
+        self._closed = threading.Event()
         self._channels = [security.channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
@@ -321,7 +332,7 @@ class Client:
         `timeout` and `request_id` are as for `generate`. Raises TypeError or ValueError.
         """
         request = score_request(text, model, resume_token)
-        score = Scoring(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+        score = Scoring(request, *self._limits(timeout), contact=self._contact)
         calls = self._calls("Score", score, request_id)
         return MessageStream(calls.messages(), calls.cancel, calls.request_id)
 
@@ -343,16 +354,15 @@ class Client:
         """Return a live state on a server, which a with statement opens; see `Session`.
 
         `timeout` is for the whole session, in seconds; None and infinity are no limit. `on_interrupted` is called with
-        the error of a server that is lost, before the session is reopened elsewhere; it must not use the session.
+        the error of a server that is lost or full, before the session is opened elsewhere; it must not use it.
         `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
         parameter's name, for values that no server takes.
         """
         sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
         protocol = InteractProtocol(
             open_action(model, resume_token, sampling),
-            len(self._stubs),
-            self._retry_seconds,
-            values.timeout(timeout),
+            *self._limits(timeout),
+            contact=self._contact,
             on_interrupted=on_interrupted,
             request_id=checked_id(request_id),
         )
@@ -361,20 +371,23 @@ class Client:
     def models(self, *, timeout: float | None = None, request_id: str = "") -> pb.ListModelsResponse:
         """Return what is served, and how busy the server is. Raises ServerError."""
         metadata = ((REQUEST_ID, checked_id(request_id)),)
-        attempts = Attempts(len(self._stubs), timeout=values.timeout(timeout))
+        attempts = Attempts(*self._limits(timeout), contact=self._contact)
         while True:
             ask = self._stubs[attempts.address].ListModels
             try:
                 served: pb.ListModelsResponse = ask(
                     pb.ListModelsRequest(), timeout=attempts.time_left(), metadata=metadata
                 )
+                attempts.progressed()
                 return served
             except grpc.RpcError as error:
                 failure = ServerError.from_rpc(error).told(metadata[0][1])
-            attempts.failed(failure)
+            if self._closed.wait(attempts.failed(failure)):
+                raise closed_error()
 
     def close(self) -> None:
         """Close the connections; calls in progress end."""
+        self._closed.set()
         for channel in self._channels:
             channel.close()
 
@@ -387,17 +400,22 @@ class Client:
     def _text(self, request: pb.GenerateRequest, timeout: float | None) -> Failover:
         if not isinstance(request, pb.GenerateRequest):
             raise TypeError(f"request must be a GenerateRequest, as `generate_request` returns, not {type(request)}")
-        return Failover(request, len(self._stubs), self._retry_seconds, values.timeout(timeout))
+        return Failover(request, *self._limits(timeout), contact=self._contact)
+
+    def _limits(self, timeout: float | None) -> tuple[int, float, float | None]:
+        return len(self._stubs), self._retry_seconds, values.timeout(timeout)
 
     def _calls(self, method: str, repeated: Failover | Scoring, request_id: str) -> "_Calls":
-        return _Calls([getattr(stub, method) for stub in self._stubs], repeated, checked_id(request_id))
+        return _Calls([getattr(stub, method) for stub in self._stubs], repeated, checked_id(request_id), self._closed)
 
 
 class _Calls:
     """The calls that one text or score takes, and the loop over them. It does not refer to the iterator of the user."""
 
-    def __init__(self, methods: Sequence[Any], repeated: Failover | Scoring, request_id: str) -> None:
-        self._methods, self._repeated, self.request_id = methods, repeated, request_id
+    def __init__(
+        self, methods: Sequence[Any], repeated: Failover | Scoring, request_id: str, closed: threading.Event
+    ) -> None:
+        self._methods, self._repeated, self.request_id, self._closed = methods, repeated, request_id, closed
         self._is_cancelled = threading.Event()
         self._call: Any = None
 
@@ -418,6 +436,8 @@ class _Calls:
     def _received(self) -> Generator[Any, None, None]:
         repeated, metadata = self._repeated, ((REQUEST_ID, self.request_id),)
         while (request := repeated.request()) is not None:
+            if self._closed.is_set():
+                raise closed_error()
             method = self._methods[repeated.address]
             call = self._call = method(request, timeout=repeated.time_left(), metadata=metadata)
             error = None

@@ -16,6 +16,7 @@ import grpc.aio
 
 from rill.serve.access.reloaded_files import ReloadedFiles, read_file, warn_if_others_may_read
 from rill.serve.errors import StartError
+from rill.serve.request_ids import REQUEST_ID, request_id
 
 FLAG = "--auth-token-file"
 SHORTEST = 16  # characters of a token
@@ -90,7 +91,8 @@ def bearer_token(metadata: Metadata) -> bytes | None:
 def _refuser(message: str, on_refused: Callable[[], None]) -> Callable[[Any, Any], Awaitable[None]]:
     async def refuse(_: Any, context: Any) -> None:
         on_refused()
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
+        own_id = request_id(context.invocation_metadata() or ())
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, message, ((REQUEST_ID, own_id),))
 
     return refuse
 

@@ -2,10 +2,7 @@
 
 import asyncio
 import logging
-import random
-import re
 import time
-from collections.abc import Iterable
 
 import grpc
 import grpc.aio
@@ -17,9 +14,8 @@ from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import ServeError
 from rill.serve.observe.ledger import Ledger
 from rill.serve.observe.metrics import ModelMetrics, call_latency_of, calls_of, rejections_of
+from rill.serve.request_ids import REQUEST_ID, request_id
 
-REQUEST_ID = "x-request-id"  # in a call's metadata, and in its trailing metadata, which costs no message
-LONGEST_ID = 128  # characters
 # A client whose deadline has passed cancels at that moment, which may be before our own clock reaches it.
 DEADLINE_SECONDS = 0.1
 NOT_LOGGED = ("ListModels",)  # monitoring calls it often
@@ -138,11 +134,3 @@ class Call(ClientWait):
             fields["queued_seconds"] = round(self._first.queued_seconds, 6)
             fields["first_char_seconds"] = round(self._first.first_char_seconds, 6)
         return fields | {"total_seconds": round(seconds, 6)}
-
-
-def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the client's own id, in printable ASCII without spaces, or a new one: 16 hex digits."""
-    for key, value in metadata:
-        if key == REQUEST_ID and value:
-            return re.sub("[^!-~]", "_", str(value)[:LONGEST_ID])
-    return f"{random.getrandbits(64):016x}"

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from rill.serve.errors import RequestError
+from rill.serve.request_ids import REQUEST_ID, request_id
 
 Handler = Any  # grpc.RpcMethodHandler, which has parameters in the stubs only
 
@@ -45,6 +46,22 @@ class ServiceHandlers(grpc.GenericRpcHandler):
         """Return the handler of a call; None if the service has no such method."""
         name, handler = self._methods.get(handler_call_details.method, ("", None))
         return handler and (self._instead(name) or handler)
+
+
+class UnknownMethods(grpc.GenericRpcHandler):
+    """Answers every call, and so has to be the last handler: UNIMPLEMENTED with a request id, unlike a proxy's own."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
+        """Return a handler that reads no request."""
+        method = handler_call_details.method
+
+        async def refuse(_: Any, context: Any) -> None:
+            own_id = request_id(context.invocation_metadata() or ())
+            message = f"this server has no method {method}"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, message, ((REQUEST_ID, own_id),))
+
+        handler: Handler = grpc.stream_stream_rpc_method_handler(refuse)
+        return handler
 
 
 def _handler(method: MethodDescriptor, behavior: Callable[..., Any]) -> Handler:

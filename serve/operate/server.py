@@ -22,7 +22,7 @@ from rill.serve.access.certificates import Certificates
 from rill.serve.access.client_limits import ClientLimits
 from rill.serve.api.resume_tokens import KEY_BYTES, ResumeTokens, read_key
 from rill.serve.api.service import TextGeneration
-from rill.serve.api.wire import ServiceHandlers
+from rill.serve.api.wire import ServiceHandlers, UnknownMethods
 from rill.serve.config import ServerConfig
 from rill.serve.engine.decoder import Decoder, one_line
 from rill.serve.engine.device_turns import DeviceTurns
@@ -234,6 +234,7 @@ async def listening(
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     if config.reflection:
         reflection.enable_server_reflection((SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    server.add_generic_rpc_handlers([UnknownMethods()])
     if certificates:
         address = bind(config, partial(server.add_secure_port, server_credentials=certificates.credentials()))
     else:

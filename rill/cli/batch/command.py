@@ -59,8 +59,8 @@ async def _batch(
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    target, security, retry_seconds = connection
-    servers = Servers(target, options.model, retry_seconds, security)
+    target, security, retry_seconds, connect_seconds = connection
+    servers = Servers(target, options.model, retry_seconds, security, connect_seconds)
     try:
         return await _generate(options, servers, defaults, checked)
     finally:

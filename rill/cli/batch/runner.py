@@ -5,7 +5,6 @@ complete: memory grows neither with the input nor with the output.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -17,8 +16,9 @@ from rill.cli.batch.output import BatchOutput
 from rill.cli.models import find_generator
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
+from rill.client.origin import Origin
 from rill.client.requests import finish_reason
-from rill.client.retry import Backoff
+from rill.client.retry import Backoff, is_full
 from rill.client.security import PLAIN, Security
 from rill.v1 import rill_pb2 as pb
 
@@ -42,16 +42,29 @@ class Servers:
     """Running servers of one model, which share the texts; each continues those of another one that is lost.
 
     `model` is its name there, empty for the first server's first; call `model_id` before `text`. A text that finds no
-    free slot is requested again and again; one that no server can be reached for in `retry_seconds` is a ServerError.
+    free slot is requested again and again; one that no server can be reached for in `retry_seconds` (`connect_seconds`
+    while none has answered) is a ServerError.
     Made and used on one event loop.
     """
 
-    def __init__(self, target: str, model: str, retry_seconds: float, security: Security = PLAIN) -> None:
+    def __init__(
+        self,
+        target: str,
+        model: str,
+        retry_seconds: float,
+        security: Security = PLAIN,
+        connect_seconds: float | None = None,
+    ) -> None:
         addresses = target.split(",")
-        self._model, self._retry_seconds = model, retry_seconds
+        self._model = model
         # A client calls its first address as long as it is there.
         self._clients = [
-            AsyncClient(",".join(addresses[at:] + addresses[:at]), retry_seconds=retry_seconds, security=security)
+            AsyncClient(
+                ",".join(addresses[at:] + addresses[:at]),
+                retry_seconds=retry_seconds,
+                connect_seconds=connect_seconds,
+                security=security,
+            )
             for at in range(len(addresses))
         ]
         self._turns = cycle(self._clients)
@@ -77,7 +90,6 @@ class Servers:
         """
         request.model = self._model
         client, backoff = next(self._turns), Backoff(FIRST_WAIT, LONGEST_WAIT)
-        unreachable_since: float | None = None
         while True:
             parts, reason = [], pb.FINISH_REASON_UNSPECIFIED
             try:
@@ -89,14 +101,7 @@ class Servers:
             except ServerError as error:
                 if _is_refusal(error):
                     raise RefusedError(str(error)) from None
-                now = time.monotonic()
-                if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    unreachable_since = None
-                elif error.code is grpc.StatusCode.UNAVAILABLE and not parts:
-                    unreachable_since = now if unreachable_since is None else unreachable_since
-                    if now - unreachable_since >= self._retry_seconds:
-                        raise
-                else:  # with a text that had begun, the client has tried for as long as it may
+                if not is_full(error):  # the client has tried for as long as it may
                     raise
                 wait = backoff.next(error.retry_seconds)
             await asyncio.sleep(wait)
@@ -145,5 +150,7 @@ class Batch:
 
 def _is_refusal(error: ServerError) -> bool:
     """Tell whether the request is at fault, and not the moment. One that is too large to receive is."""
-    too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_seconds is None
+    too_large = (
+        error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.origin is Origin.SERVER and not is_full(error)
+    )
     return error.code is grpc.StatusCode.INVALID_ARGUMENT or too_large

@@ -87,9 +87,8 @@ async def _chat(options: argparse.Namespace, connection: Connection) -> int:
     loop = ChatLoop()
     if turn["chars_per_second"] is None:
         turn["chars_per_second"] = READING_SPEED if loop.is_terminal else 0
-    target, security, retry_seconds = connection
-    async with AsyncClient(target, retry_seconds=retry_seconds, security=security) as client:
-        chat = Chat(client, options.model, turn, retry_seconds, loop.report)
+    async with AsyncClient(**connection._asdict()) as client:
+        chat = Chat(client, options.model, turn, connection.retry_seconds, loop.report)
         try:
             await chat.begin(options.load, sampling)
             return await loop.run(chat)

@@ -4,7 +4,6 @@ Its session is reopened elsewhere by the client when a server drains or is lost.
 that there is a token for the position where the next one begins: a session that was given up is opened again from it.
 """
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -16,7 +15,6 @@ import grpc
 from rill.client.aio import AsyncClient, AsyncSession
 from rill.client.errors import ServerError
 from rill.client.requests import sampling_message
-from rill.client.retry import Attempts
 from rill.v1 import rill_pb2 as pb
 
 KEPT = 1_000_000  # characters of the text: as many as a server reads at once by default
@@ -218,19 +216,10 @@ class Chat:
         return session
 
     async def _open(self, model: str, token: bytes, sampling: Mapping[str, Any]) -> AsyncSession:
-        """Open another session. After the first, a server is waited for as the client does within a session."""
+        """Open another session, in place of the one that is open."""
         await self.close()
-        attempts = Attempts(retry_seconds=self._retry_seconds)
-        attempts.has_begun = self._has_begun
-        while True:
-            session = self._client.interact(model, token, on_interrupted=self._report_interruption, **sampling)
-            try:
-                return await self._stack.enter_async_context(session)
-            except ServerError as error:
-                failure, delay = error, attempts.failed(error, "the text broke")
-            if attempts.is_first_failure:
-                self._report_interruption(failure)
-            await asyncio.sleep(delay)
+        session = self._client.interact(model, token, on_interrupted=self._report_interruption, **sampling)
+        return await self._stack.enter_async_context(session)
 
     def _keep(self, session: AsyncSession) -> None:
         """Keep a session that stands at this position; its token is of it."""
@@ -249,4 +238,5 @@ class Chat:
             raise error
 
     def _report_interruption(self, error: ServerError) -> None:
-        self._report(f"interrupted ({error}); trying to continue for up to {self._retry_seconds:g} s")
+        what = f"interrupted ({error}); trying to continue" if self._has_begun else f"{error}; trying"
+        self._report(f"{what} for up to {self._retry_seconds:g} s")

@@ -144,7 +144,7 @@ def test_errors_are_reported_before_any_text(tmp_path, server, tiny_folder, caps
         ([good, *target, "--device", "cpu"], 2, "error: --device goes with a bundle"),
         ([good, *tiny, "--device", "tpu"], 2, "error: --device 'tpu' is not"),
         ([good, "--bundle", tmp_path], 2, "has no manifest.json"),
-        ([good, "--target", "127.0.0.1:1"], 1, "(UNAVAILABLE)\n"),
+        ([good, "--target", "127.0.0.1:1", "--retry-seconds", 0], 1, "(UNAVAILABLE)\n"),
         ([good, "--target", "a,,b"], 2, "error: target must be HOST:PORT or several"),
         ([good, *target, "--streams", "0"], 2, "must be from 1 to 1,000,000, not 0"),
         ([good, *target, "--out", tmp_path / "none" / "out"], 2, f"there is no folder {tmp_path / 'none'}"),
@@ -439,6 +439,7 @@ class Fake(TextGenerationServicer):
         if isinstance(error, Status):
             context.set_trailing_metadata((("grpc-status-details-bin", error.SerializeToString()),))
             await context.abort(Code.RESOURCE_EXHAUSTED, error.message)
+        context.set_trailing_metadata((("x-request-id", "1"),))
         await context.abort(error, "no")
 
 

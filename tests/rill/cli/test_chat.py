@@ -170,7 +170,7 @@ def test_what_it_does_not_begin_with(server, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.touch()
     cases = [
-        (["--target", "127.0.0.1:1"], 1, "UNAVAILABLE"),
+        (["--target", "127.0.0.1:1", "--retry-seconds", "0"], 1, "UNAVAILABLE"),
         (["--target", ","], 2, "target must be HOST:PORT"),
         (["--target", server.target, "--temperature", "-1"], 2, "temperature must be"),
         (["--target", server.target, "--seed", "-1"], 2, "seed must be"),

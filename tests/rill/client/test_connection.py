@@ -13,7 +13,7 @@ from rill.client.sync import Client
 
 
 def failure(target):
-    with Client(target) as client, pytest.raises(ServerError) as caught:
+    with Client(target, retry_seconds=0) as client, pytest.raises(ServerError) as caught:
         client.models(timeout=20)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     return str(caught.value)

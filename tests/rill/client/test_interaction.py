@@ -377,14 +377,28 @@ def test_errors_that_no_other_call_can_mend(protocol, code):
         fed.take()
 
 
-def test_before_the_first_state_every_address_is_tried_once():
-    protocol = InteractProtocol(Open(), addresses=2)
+def test_before_the_first_state_every_address_is_tried_at_least_once():
+    protocol = InteractProtocol(Open(), addresses=2, retry_seconds=0)
     first = protocol.open()
     for delay in (0, None):
         protocol.connected([].append)
         assert protocol.ended(GONE) == delay
     with pytest.raises(ServerError, match="gone"):
         first.take()
+
+
+def test_an_outage_is_reported_once():
+    """At the beginning only if there is nothing else to be done than to wait."""
+    interrupted = []
+    protocol = InteractProtocol(Open(), addresses=2, on_interrupted=interrupted.append)
+    protocol.open()
+    for reports in (0, 1, 1, 1):
+        assert protocol.ended(GONE) is not None
+        assert len(interrupted) == reports
+    protocol.progressed()
+    for _ in range(3):
+        protocol.ended(GONE)
+        assert len(interrupted) == 2
 
 
 def test_pause_is_sent_once_and_only_while_it_generates(protocol, sent):

@@ -127,8 +127,8 @@ def calls(request):
             with Client(target, **options) as client:
                 return [(message, each(message))[0] for message in client.score(text)]
 
-        def models(self, target):
-            with Client(target) as client:
+        def models(self, target, **options):
+            with Client(target, **options) as client:
                 return client.models()
 
     class Async:
@@ -139,9 +139,9 @@ def calls(request):
 
             return asyncio.run(run())
 
-        def models(self, target):
+        def models(self, target, **options):
             async def run():
-                async with AsyncClient(target) as client:
+                async with AsyncClient(target, **options) as client:
                     return await client.models()
 
             return asyncio.run(run())
@@ -227,7 +227,7 @@ def test_calls_that_a_server_did_not_accept_are_made_at_the_next_address(server,
         with Client(target) as client, client.interact() as session:
             assert session.feed("To be").chars == 5
         with pytest.raises(ServerError, match="did not accept the call") as caught:
-            calls.models(f"127.0.0.1:{port}")
+            calls.models(f"127.0.0.1:{port}", retry_seconds=0)
         assert caught.value.code is Code.UNAVAILABLE
     finally:
         unready.stop(None).wait()

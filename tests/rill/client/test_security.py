@@ -150,10 +150,10 @@ def test_no_token_goes_to_another_machine_through_a_proxy_in_plain_text(variable
     with http_proxy() as (url, asked):
         monkeypatch.setenv(variable, url)
         security = Security(token=TOKEN, plaintext_token=True)
-        with Client("203.0.113.7:1", security=security) as client, pytest.raises(ServerError):
+        with Client("203.0.113.7:1", retry_seconds=0, security=security) as client, pytest.raises(ServerError):
             client.models(timeout=0.3)
         assert not asked
-        with Client("203.0.113.7:1") as client, pytest.raises(ServerError) as caught:
+        with Client("203.0.113.7:1", retry_seconds=0) as client, pytest.raises(ServerError) as caught:
             client.models(timeout=20)
         assert asked[0].startswith(b"CONNECT 203.0.113.7:1 ")
         assert f"the environment variable {variable} names" in str(caught.value)

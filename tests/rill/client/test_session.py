@@ -154,7 +154,7 @@ def test_what_cannot_be_opened(client):
             pass
         assert caught.value.code is code
     assert caught.value.reason == "RESUME_TOKEN_INVALID"
-    with pytest.raises(ServerError) as caught, Client("127.0.0.1:1").interact():
+    with pytest.raises(ServerError) as caught, Client("127.0.0.1:1", retry_seconds=0).interact():
         pass
     assert caught.value.code is Code.UNAVAILABLE
 

@@ -256,7 +256,7 @@ def token_server(tiny_folder, tmp_path_factory):
 
 
 def holder(server, token):
-    return Client(server.target, security=Security(token=token))
+    return Client(server.target, retry_seconds=0, security=Security(token=token))
 
 
 def unauthenticated_calls(channel, metadata):
@@ -499,7 +499,7 @@ def test_waiting_calls_count_and_an_address_is_a_client(tiny_folder):
         run_server(tiny_folder, "--max-streams", 1, "--max-streams-per-client", 2) as running,
         grpc.insecure_channel(running.target) as channel,
         grpc.insecure_channel(running.target, [("grpc.use_local_subchannel_pool", 1)]) as another,
-        running.client() as client,
+        Client(running.target, retry_seconds=0) as client,
     ):
         runs = Security().stub(channel).Generate(pb.GenerateRequest(prompt="a"))
         next(runs)

@@ -14,8 +14,8 @@ import grpc
 import pytest
 from servers import run_server, wait_until
 
-from rill.serve.api.call import REQUEST_ID, request_id
 from rill.serve.observe import logs
+from rill.serve.request_ids import REQUEST_ID, request_id
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
