@@ -84,6 +84,11 @@ class Vocabulary:
         Raises UnknownCharacterError for a symbol without an id, unless there is `<unk>` to stand for it.
         """
         ids, unknown = self._ids, self.unknown_id
+        if isinstance(text, str):
+            try:
+                return list(map(ids.__getitem__, text))  # several times faster than what follows
+            except KeyError:
+                pass
         encoded = []
         for position, symbol in enumerate(text):
             index = ids.get(symbol, unknown)

@@ -17,6 +17,7 @@ import argparse
 import io
 import os
 import sys
+import time
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import Field, fields
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import TrainError, did_you_mean
 from rill.train.loop.cores import let_threads_sleep
+from rill.train.loop.process_age import process_age
 from rill.train.loop.team import Team
 from rill.train.options import GENERAL, GROUPS, LENGTH, Option, flag_of, option_of
 from rill.train.plan import Plan, make_plan, run_folder
@@ -34,6 +36,9 @@ from rill.train.record.recipe import recipe_names
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 done, 2 an error the user can fix, 128 + N stopped by signal N."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    began = time.monotonic()
+    if arguments and sys.argv[-len(arguments) :] == arguments:  # not called from another program
+        began -= process_age()
     if arguments[:1] == ["report"]:
         from rill.train.report import main as report  # noqa: PLC0415  training does not need it
 
@@ -44,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     team = _make_team()
     try:
         team.join()
-        return _carry_out(_parse(arguments, team), team)
+        return _carry_out(_parse(arguments, team), team, began)
     except (TrainError, OSError) as error:
         team.report(f"error: {error}")
         return 2
@@ -66,8 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
         team.leave()
 
 
-def _carry_out(options: dict[str, Any], team: Team) -> int:
-    """Plan the run that `options` ask for, hold its folder, and train it; the exit status."""
+def _carry_out(options: dict[str, Any], team: Team, began: float) -> int:
+    """Plan the run that `options` ask for, hold its folder, and train it; the exit status.
+
+    The command began at `began`, by time.monotonic.
+    """
     try:
         plan = make_plan(options)
     except TrainError:
@@ -85,7 +93,7 @@ def _carry_out(options: dict[str, Any], team: Team) -> int:
             return _complete(plan, team)
         from rill.train.loop.train import train  # noqa: PLC0415  PyTorch: not for --help and mistakes
 
-        return train(plan, team)
+        return train(plan, team, began)
 
 
 def _complete(plan: Plan, team: Team) -> int:

@@ -169,7 +169,9 @@ class TrainingConfig(_Section):
     start: str = text("", GENERAL, "start with the weights and the vocabulary of another run", "RUN", flag="--from")
     steps: int | None = whole(None, LENGTH, "optimizer steps", 1)
     epochs: int | None = whole(None, LENGTH, f"passes over the text (default {DEFAULT_EPOCHS} without a length)", 1)
-    max_minutes: float | None = number(None, LENGTH, "wall time, evaluation included", "M", zero=False)
+    max_minutes: float | None = number(
+        None, LENGTH, "minutes from the start of the program to its end, all included", "M", zero=False
+    )
     patience: int = whole(0, TRAINING, "stop after N evaluations without improvement; 0: never")
     batch: int = whole(32, TRAINING, "windows per batch", 1)
     window: int = whole(64, TRAINING, "characters per window", 1)
@@ -183,7 +185,7 @@ class TrainingConfig(_Section):
     optimizer: str = one_of("adamw", TRAINING, "optimizer", "adamw", "sgd", "rmsprop")
     momentum: float = number(0.0, TRAINING, "momentum of sgd and rmsprop", "M", below=1.0)
     learning_rate: float = number(5e-3, TRAINING, "peak learning rate", "R", zero=False)
-    warmup: int = whole(100, TRAINING, "steps of linear warm-up")
+    warmup: int = whole(100, TRAINING, "steps of linear warm-up; under --max-minutes at most 5 % of the time")
     schedule: str = one_of("cosine", TRAINING, "learning rate after the warm-up; cosine: to 1 %", "cosine", "constant")
     weight_decay: float = number(0.01, TRAINING, "weight decay", "R")
     clip: float = number(1.0, TRAINING, "largest norm of the gradient; 0: no limit", "N")

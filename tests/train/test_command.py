@@ -10,9 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +25,6 @@ from rill.train.loop.optimizer import learning_rate
 from rill.train.loop.trainer import Trainer
 from rill.train.record.curves import draw_curves
 from rill.train.record.run import load_run
-from rill.train.text.held_out import HeldOutText
 
 ROOT = Path(__file__).parent.parent.parent
 # Dropout, two layers and an epoch that does not end where the run is cut: everything a resume can get wrong.
@@ -139,38 +136,6 @@ def test_ctrl_c_saves_and_the_resumed_run_equals_uninterrupted(
     assert_same_run(folder, finished)
     assert main(["--out", str(folder), "--resume"]) == 0  # complete: nothing to do
     assert "is complete" in capfd.readouterr().out
-
-
-def test_max_minutes_ends_in_time(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three seconds by a clock that advances 10 ms per look, so that the load of the machine does not matter."""
-    clock = count(0, 0.01)
-    monkeypatch.setattr("rill.train.loop.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    arguments = ["--corpus", str(text), "--out", str(tmp_path / "run"), *TINY, "--max-minutes", "0.05"]
-    assert main(arguments) == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert 2.5 < summary["seconds"] < 3.2
-    assert summary["steps"] > 20
-
-
-def test_slow_evaluations_leave_time_to_train(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each evaluation takes two twentieths of the run; the missed ones are not caught up on."""
-    clock, measure = [0.0], HeldOutText.measure
-
-    def tick() -> float:
-        clock[0] += 0.001
-        return clock[0]
-
-    def slow(*arguments: Any) -> Any:
-        clock[0] += 0.3
-        return measure(*arguments)
-
-    monkeypatch.setattr("rill.train.loop.trainer.time", SimpleNamespace(monotonic=tick))
-    monkeypatch.setattr(HeldOutText, "measure", slow)
-    folder = tmp_path / "run"
-    assert main(["--corpus", str(text), "--out", str(folder), *TINY, "--max-minutes", "0.05"]) == 0
-    evaluations = len((folder / "metrics.jsonl").read_text().splitlines())
-    assert 4 <= evaluations <= 8
-    assert json.loads((folder / "summary.json").read_text())["steps"] > 20 * evaluations
 
 
 @pytest.mark.parametrize(
@@ -515,6 +480,16 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[99] > 0.95
     assert rates[99:] == sorted(rates[99:], reverse=True)
     assert rates[-1] == pytest.approx(0.01)
+
+
+def test_under_a_time_limit_the_warm_up_takes_a_share_of_the_time() -> None:
+    config = TrainingConfig(max_minutes=1.0, learning_rate=0.2, schedule="constant")
+    slow = [learning_rate(config, step, step / 100) / 0.2 for step in range(100)]  # 100 steps in all
+    assert slow[:6] == pytest.approx([0.01, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert slow[5:] == [1.0] * 95
+    quick = [learning_rate(config, step, step / 1e6) / 0.2 for step in (0, 49, 99, 1000)]
+    assert quick == pytest.approx([0.01, 0.5, 1.0, 1.0])
+    assert learning_rate(TrainingConfig(max_minutes=1.0, warmup=0, learning_rate=0.2), 0, 0.0) == 0.2
 
 
 def test_a_constant_learning_rate_warms_up_only_on_request() -> None:

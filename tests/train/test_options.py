@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,10 @@ from rill.train.nets.model import CharacterModel
 from rill.train.record.folder import RunConfig
 from rill.train.record.run import load_run
 from rill.train.text.corpus import Corpus
-from rill.train.text.data import text_data
+from rill.train.text.data import _encode, text_data
 from rill.train.text.held_out import HeldOutText, Measurement
 from rill.train.text.split import TextSplit, read_texts
-from rill.vocabulary import Vocabulary
+from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 TINY = ["--hidden", "8", "--batch", "4", "--window", "8", "--threads", "1", "--device", "cpu"]
 EVENLY = ["--schedule", "constant", "--warmup", "0"]  # a step does not depend on the length of the run
@@ -279,6 +281,31 @@ def test_optimizers_by_hand(name: str, momentum: float) -> None:
         torch.testing.assert_close(weight.detach(), w)
 
 
+def test_training_does_not_load_the_compiler_of_pytorch(sentences: Path, tmp_path: Path) -> None:
+    """Loading it takes as long as PyTorch itself."""
+    code = """
+import sys
+from rill.train.command import main
+assert main(sys.argv[1:]) == 0
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    words = ["--corpus", str(sentences), "--out", str(tmp_path / "run"), *TINY, "--steps", "2"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8")), st.integers(1, 2))
+def test_texts_are_encoded_as_the_vocabulary_says(text: str, other: str, min_count: int) -> None:
+    vocabulary = Vocabulary.of_text(text * min_count, min_count)
+    known = other if min_count > 1 else "".join(c for c in other if c in text)
+    for part in (text, known):
+        assert _encode(vocabulary, part).tolist() == vocabulary.encode(part)
+    if known != other:
+        with pytest.raises(UnknownCharacterError):
+            _encode(vocabulary, other)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop"])
 def test_the_state_of_an_optimizer(name: str, momentum: float) -> None:
@@ -409,7 +436,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def script(*values: float) -> None:
         coming: Iterator[float] = iter(values)
 
-        def measured(held_out: HeldOutText, model: CharacterModel, limit: int | None = None) -> Measurement:
+        def measured(
+            held_out: HeldOutText, model: CharacterModel, limit: int | None = None, stop: object = None
+        ) -> Measurement:
             value = next(coming, None)
             return measure(held_out, model, limit) if value is None else Measurement(value, 1)
 

@@ -1,7 +1,8 @@
 """The optimizers, and the learning rate over a run."""
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -9,16 +10,24 @@ from torch import nn
 from rill.train.config import TrainingConfig
 
 FINAL_RATE = 0.01
+WARMUP_SHARE = 0.05  # of the time of a run under --max-minutes, at most
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """Make the optimizer that `config` names: AdamW, SGD or RMSprop."""
     rate, decay, momentum = config.learning_rate, config.weight_decay, config.momentum
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay)
+        return _plain(torch.optim.SGD)(parameters, lr=rate, momentum=momentum, weight_decay=decay)
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=rate, momentum=momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+        return _plain(torch.optim.RMSprop)(parameters, lr=rate, momentum=momentum, weight_decay=decay)
+    return _plain(torch.optim.AdamW)(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+def _plain(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """`kind` without the wrappers around its methods, which load the compiler of PyTorch: as long as PyTorch itself."""
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def state_names(config: TrainingConfig) -> set[str]:
@@ -32,8 +41,12 @@ def state_names(config: TrainingConfig) -> set[str]:
 def learning_rate(config: TrainingConfig, step: int, done: float) -> float:
     """The rate of a step: linear warm-up over `warmup` steps, times 1 or a cosine down to 1 %.
 
-    `done` is the share of the run that is done, 0 to 1.
+    `done` is the share of the run that is done, 0 to 1. Where that is a share of the time, the warm-up takes at most
+    5 % of it, so that slow steps do not make it most of the run.
     """
     cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    warm = (step + 1) / config.warmup if config.warmup else 1.0
+    if config.max_minutes is not None:
+        warm = max(warm, done / WARMUP_SHARE)
+    warm = min(warm, 1.0)
     return config.learning_rate * warm * (cosine if config.schedule == "cosine" else 1.0)

@@ -1,6 +1,8 @@
 """Carry out a plan: read the text, build the trainer, run it, and say how it ended."""
 
+import time
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 
@@ -25,11 +27,14 @@ DEEP = 4  # layers
 SHOWN = 3  # of the names of a corpus, which may be a thousand files
 
 
-def train(plan: Plan, team: Team) -> int:
+def train(plan: Plan, team: Team, began: float) -> int:
     """Train as planned; the exit status: 0, or 128 + N if signal N stopped the run.
 
+    The command began at `began`, by time.monotonic.
     Raises TrainError for what the user can fix, and OSError if a file cannot be written.
     """
+    if find_spec("matplotlib") is None:  # rather than at the end of the run, which draws its curves
+        raise ModuleNotFoundError(name="matplotlib")
     team.wait()  # until all processes have made their plans, before the first one writes config.json
     display = Display(quiet=not team.first)
     start = load_run(plan.start) if plan.start else None
@@ -40,7 +45,7 @@ def train(plan: Plan, team: Team) -> int:
     prepare_cpu(plan.training.threads)
 
     config, data = _read_data(plan, start, device)
-    trainer = Trainer(plan.folder, config, data, device, display, team, start)
+    trainer = Trainer(plan.folder, config, data, device, display, team, start, time.monotonic() - began)
     if plan.stored is not None:
         trainer.resume()
     elif team.first:

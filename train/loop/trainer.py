@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from rill.train.loop.interrupt import Interrupt
 from rill.train.loop.optimizer import learning_rate, make_optimizer
 from rill.train.loop.start import copy_weights
 from rill.train.loop.team import Team
+from rill.train.loop.time_limit import TimeLimit
 from rill.train.nets.cells import State
 from rill.train.nets.initialization import initialize
 from rill.train.nets.model import CharacterModel
@@ -36,7 +38,7 @@ from rill.train.text.held_out import Measurement
 
 AUTOMATIC_EVALUATIONS = 20
 EVALUATED_CHARACTERS = 2048  # of each of the 16 held-out tracks, during the run; at the end, all of them
-MAX_RESERVE = 0.1  # of --max-minutes, for the last validation
+FEWEST_CHARACTERS = 64  # of each track, where --max-minutes leaves no time for more
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
 SAMPLE_LENGTH = 200
 
@@ -45,7 +47,8 @@ class Trainer:
     """One run: `Trainer(...)` checks that it can be trained; `run` trains it until it ends or is interrupted.
 
     With a `team` of several processes, each trains on its rows of every batch, and the first one writes the run folder.
-    Raises ConfigError if the model does not fit in memory or the processes cannot share the run.
+    The process was started `elapsed` seconds ago, which count as time of a run under --max-minutes. Raises ConfigError
+    if the model does not fit in memory or the processes cannot share the run.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Trainer:
         display: Display,
         team: Team,
         start: Run | None = None,
+        elapsed: float = 0.0,
     ) -> None:
         self.folder, self.config, self.training = folder, config, config.training
         self.device, self.display, self.team = device, display, team
@@ -75,8 +79,10 @@ class Trainer:
         self.position = Position()
         self._started = time.monotonic()
         self._last_checkpoint = self._started
-        self._training_since: float | None = None  # the share that was done soon after the last evaluation
-        self._reserved_seconds = 0.0  # for the last validation of a run under --max-minutes
+        self._process_started = self._started - elapsed
+        self._limit: TimeLimit | None = None
+        self._part = EVALUATED_CHARACTERS  # of each held-out track, during the run
+        self._kept: Measurement | None = None  # of the weights to keep, if this process has measured them
 
     def resume(self) -> None:
         """Continue from the newest good checkpoint, or from the beginning if there is none. Raises RunError."""
@@ -103,26 +109,49 @@ class Trainer:
         """
         timed = self.training.max_minutes is not None
         threads = FasterThreads() if timed and not self.training.threads and self.team.size == 1 else None
-        if timed:
-            self._validate()
         board = TensorBoard(self.folder, self.position.step) if self.team.first else None
         with closing(board) if board else nullcontext():
+            limit = self._begin_limit()
             while True:
-                since = time.monotonic() - self._last_checkpoint
-                done, stop, overdue = self.team.maximum(self.done(), interrupt.requested, since > CHECKPOINT_SECONDS)
+                steps = self.position.step - self.position.evaluated_step
+                done, stop, overdue, due = self.team.maximum(
+                    self.done(),
+                    interrupt.requested,
+                    time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS,
+                    limit.evaluation_is_due(steps) if limit else 0,
+                )
                 if stop:
                     self._stop()
                     return int(stop)
-                if self._evaluation_is_due(done):
-                    self._evaluate(done, board)
+                if self._evaluation_is_due(done, bool(due)):
+                    with limit.evaluation() if limit else nullcontext():
+                        self._evaluate(done, board)
                 elif overdue and self.position.step:
                     self._checkpoint()
                 if (done >= 1 and self.position.step) or self._has_stalled():
                     break
-                with threads.step() if threads else nullcontext():
+                with threads.step() if threads else nullcontext(), limit.step() if limit else nullcontext():
                     self._step(done)
         self._finish()
         return 0
+
+    def _begin_limit(self) -> TimeLimit | None:
+        """The time limit of a run under --max-minutes. Measures the model once, to learn what an evaluation takes."""
+        if self.training.max_minutes is None:
+            return None
+        elapsed = time.monotonic() - self._process_started
+        spent = self.position.seconds
+        limit = self._limit = TimeLimit(self.training.max_minutes, elapsed, spent, time.monotonic, time.thread_time)
+        share = 0.0  # of the held-out data, for an evaluation
+        if self.held_out is not None:
+            self.held_out.measure(self.model, FEWEST_CHARACTERS)  # the first pass is slower than others
+            self._measure(self.model, EVALUATED_CHARACTERS, limit.end_of_first())
+            usual = self.held_out.part(EVALUATED_CHARACTERS) / self.held_out.characters
+            affordable = min(1.0, -self.team.maximum(-limit.affordable)[0] / usual)
+            self._part = max(FEWEST_CHARACTERS, int(affordable * EVALUATED_CHARACTERS))
+            share = affordable * usual
+        limit.begin(share, SAMPLE_LENGTH * len(self.training.prefix))
+        return limit
 
     def _stop(self) -> None:
         self._checkpoint()
@@ -131,9 +160,8 @@ class Trainer:
 
     def done(self) -> float:
         """The share of the run that is done, from 0 to 1; under --max-minutes it may exceed 1."""
-        if self.training.max_minutes is not None:
-            available = max(self.training.max_minutes * 60 - self._reserved_seconds, 1e-9)
-            return (time.monotonic() - self._started) / available
+        if self._limit is not None:
+            return self._limit.done
         return self.position.step / self.total_steps
 
     @property
@@ -225,7 +253,8 @@ class Trainer:
         seconds = max(position.seconds - position.seconds_of_last_line, 1e-9)
         return (position.chars - position.chars_of_last_line) / seconds
 
-    def _evaluation_is_due(self, done: float) -> bool:
+    def _evaluation_is_due(self, done: float, due: bool) -> bool:
+        """Whether to evaluate; `due` is what the time limit says, if there is one."""
         position, training = self.position, self.training
         if position.step == position.evaluated_step:
             return False
@@ -235,12 +264,7 @@ class Trainer:
             return position.step % (training.evaluate_epochs * self.steps_per_epoch) == 0
         if training.evaluate_every:
             return position.step % training.evaluate_every == 0
-        if training.max_minutes is None:
-            return done * AUTOMATIC_EVALUATIONS >= position.evaluations + 1
-        # Evaluations take wall time, too. Catching up on missed ones would leave no time to train.
-        if self._training_since is None or position.step == position.evaluated_step + 1:
-            self._training_since = done
-        return done - self._training_since >= 1 / AUTOMATIC_EVALUATIONS
+        return due if self._limit else done * AUTOMATIC_EVALUATIONS >= position.evaluations + 1
 
     def _has_stalled(self) -> bool:
         """Whether the last --patience evaluations have not improved the validation loss."""
@@ -255,7 +279,7 @@ class Trainer:
         position = self.position
         position.train_loss = position.loss_sum / position.loss_chars
         speed = self._speed()
-        measured = self._validate()
+        measured = self._measure(self.model, self._part)
         # Devices may differ in the last bit, but --patience must end all processes together.
         val_loss = self.team.maximum(measured.loss)[0] if measured else None
         if val_loss is not None and not math.isfinite(val_loss):
@@ -265,7 +289,7 @@ class Trainer:
         if improved:
             position.best_val_loss = val_loss
         if improved or self.training.keep == "last":
-            position.kept_step = position.step
+            position.kept_step, self._kept = position.step, measured
             if self.team.first:
                 save_weights(self.folder, self.model)
         position.evaluations += 1
@@ -285,6 +309,8 @@ class Trainer:
         }
         if self.config.labels and measured:
             metrics["val_accuracy"] = measured.accuracy
+        if self._limit and self.held_out and measured and measured.characters < self.held_out.part(self._part):
+            metrics["val_chars"] = measured.characters  # there was no time for more
         samples: list[str] = []
         if self.team.first:
             position.metrics_bytes += _append(self.folder / METRICS, json.dumps(metrics) + "\n")
@@ -306,14 +332,16 @@ class Trainer:
             return []
         training, samples = model.training, []
         model.eval()
-        for prefix in self.training.prefix:
-            text = generate(
-                model, self.config.vocabulary, prefix, SAMPLE_LENGTH, self.training.temperature, self.training.seed
-            )
-            header = f"--- step {self.position.step}, prefix {prefix!r}, temperature {self.training.temperature:g}"
-            sample = f"{header}\n{prefix}{text}\n\n"
-            self.position.samples_bytes += _append(self.folder / SAMPLES, sample)
-            samples.append(sample)
+        temperature, seed = self.training.temperature, self.training.seed
+        limit = self._limit
+        stop = None if limit is None else limit.sampling_is_over
+        with limit.sampling() if limit else nullcontext():
+            for prefix in self.training.prefix:
+                text = generate(model, self.config.vocabulary, prefix, SAMPLE_LENGTH, temperature, seed, stop=stop)
+                header = f"--- step {self.position.step}, prefix {prefix!r}, temperature {temperature:g}"
+                sample = f"{header}\n{prefix}{text}\n\n"
+                self.position.samples_bytes += _append(self.folder / SAMPLES, sample)
+                samples.append(sample)
         model.train(training)
         return samples
 
@@ -327,26 +355,46 @@ class Trainer:
             save_checkpoint(self.folder, self.config, position, self.model, self.optimizer)
         self._last_checkpoint = time.monotonic()
 
-    def _validate(self) -> Measurement | None:
-        """Measure the loss on part of the held-out data; timed, because --max-minutes includes the last pass."""
+    def _measure(
+        self, model: CharacterModel, limit: int | None, stop: Callable[[], bool] | None = None
+    ) -> Measurement | None:
+        """Measure the loss on the held-out data: on `limit` characters of each track, or fewer if time runs out.
+
+        `stop` says when it does; by default that is when what follows would no longer fit the time limit.
+        """
         if self.held_out is None:
             return None
+        if stop is None and self._limit is not None:
+            stop = self._limit.end_of_measuring()
         started = time.monotonic()
-        measured = self.held_out.measure(self.model, EVALUATED_CHARACTERS)
-        if self.training.max_minutes is not None:
-            whole = (time.monotonic() - started) * self.held_out.characters / measured.characters
-            # A machine that is busy for a moment must not end the run early.
-            self._reserved_seconds = min(whole + 1, MAX_RESERVE * self.training.max_minutes * 60)
+        measured = self.held_out.measure(model, limit, stop)
+        if self._limit is not None:
+            self._limit.measured(time.monotonic() - started, measured.characters / self.held_out.characters)
         return measured
 
+    def _measure_kept(self, kept: CharacterModel) -> Measurement | None:
+        """Measure the kept weights on all held-out data; if that does not fit the time limit, on the usual part."""
+        if self.held_out is None:
+            return None
+        limit = self._limit
+        if limit is None or limit.whole_pass_fits:
+            measured = self._measure(kept, None, None if limit is None else limit.end_of_whole_pass())
+            if measured and (limit is None or measured.characters == self.held_out.characters):
+                return measured
+        return self._kept or self._measure(kept, self._part)
+
     def _finish(self) -> None:
-        """Measure the kept weights on all held-out data; write the curves, the last samples and the summary."""
+        """Measure the kept weights; write the last samples, the curves and the summary."""
         if not self.team.first:
             return
+        limit = self._limit
         kept = load_run(self.folder).build().to(self.device)
-        measured = self.held_out.measure(kept) if self.held_out else None
+        measured = self._measure_kept(kept)
         samples = self._sample(kept)
-        draw_curves(self.folder / METRICS, self.folder / CURVES)
+        if limit is None or limit.curves_fit:
+            draw_curves(self.folder / METRICS, self.folder / CURVES)
+        else:
+            self.display.line(f"no time was left to draw {self.folder / CURVES}")
         position = self.position
         seconds = time.monotonic() - self._started
         summary: dict[str, Any] = {
@@ -360,6 +408,7 @@ class Trainer:
             "seconds": round(seconds, 3),
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "val_chars": measured.characters if measured else 0,
+            "val_whole": measured.characters == self.held_out.characters if self.held_out and measured else None,
         }
         if self.config.labels and measured:
             summary["val_accuracy"] = measured.accuracy

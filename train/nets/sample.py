@@ -4,6 +4,8 @@ Temperature, then top-k, top-p and min-p, each applied to the characters that th
 together; then the inverse of the cumulative distribution, in vocabulary order, at a given uniform number.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -80,11 +82,12 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    stop: Callable[[], bool] | None = None,
 ) -> str:
     """Generate `length` characters that continue `prompt`. For an empty one, the model reads the start symbol.
 
-    The text depends only on the arguments; the model should be in eval mode. Raises UnknownCharacterError for a prompt
-    with a character that the vocabulary lacks.
+    The text depends only on the arguments; the model should be in eval mode. The text ends earlier if `stop` is true
+    after a character. Raises UnknownCharacterError for a prompt with a character that the vocabulary lacks.
     """
     device = model.linear.weight.device
     tokens = torch.tensor([vocabulary.encode(prompt) or [vocabulary.start_id]], device=device)  # (1, T)
@@ -97,4 +100,6 @@ def generate(
         chosen = choose(logits[:, -1], uniform[None], t, k, p, m, vocabulary.unknown_id)
         ids.append(int(chosen))
         tokens = chosen[:, None]
+        if stop is not None and stop():
+            break
     return vocabulary.decode(ids)

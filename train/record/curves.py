@@ -6,13 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # a file, never a window
-
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
-
 from rill.train.record.display import perplexity
 from rill.train.record.files import replace_file
 
@@ -33,6 +26,12 @@ def draw_curves(metrics: Path, image: Path) -> None:
     Omits rows that no line of `metrics` has values for, and single values that are null or beyond 1e100. A perplexity
     that spans more than a factor of ten gets a logarithmic axis. Raises OSError.
     """
+    import matplotlib  # noqa: PLC0415  a third of a second, which a run begins without
+
+    matplotlib.use("Agg")  # a file, never a window
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     for line in lines:
         if line["val_loss"] is not None:

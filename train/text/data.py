@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def text_data(training: TrainingConfig, vocabulary: Vocabulary, texts: TextSplit
 
     Characters of the held-out text that the vocabulary lacks are dropped.
     """
-    ids = _to_device(torch.tensor(vocabulary.encode(texts.training)), device)
+    ids = _to_device(_encode(vocabulary, texts.training), device)
     windows: Windows
     if training.sampling == "random":
         windows = RandomWindows(ids, training.batch, training.window, training.seed)
@@ -40,7 +41,7 @@ def text_data(training: TrainingConfig, vocabulary: Vocabulary, texts: TextSplit
     known = known_characters(texts.held_out, vocabulary)
     held_out = None
     if training.holds_out:
-        held_out = HeldOutText(torch.tensor(vocabulary.encode(known), device=device), training.window)
+        held_out = HeldOutText(_encode(vocabulary, known).to(device), training.window)
     dropped = len(texts.held_out) - len(known)
     files = f"{texts.files:,} file{'s' if texts.files > 1 else ''}, " if texts.files else ""
     return Data(
@@ -68,6 +69,19 @@ def tagged_data(
         f"{len(sequences.training) + len(held_out):,} sequences, {len(vocabulary)} symbols, {len(labels)} labels,"
         f" {len(held_out):,} held out",
     )
+
+
+def _encode(vocabulary: Vocabulary, text: str) -> Tensor:
+    """The ids of `text`, (N,) int64: those of Vocabulary.encode, in a tenth of the time."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    ids = np.full(int(codes.max(initial=0)) + 1, -1 if vocabulary.unknown_id is None else vocabulary.unknown_id)
+    for index, symbol in enumerate(vocabulary.symbols):
+        if len(symbol) == 1 and ord(symbol) < len(ids):
+            ids[ord(symbol)] = index
+    encoded = ids[codes]
+    if (encoded < 0).any():
+        return torch.tensor(vocabulary.encode(text))  # raises UnknownCharacterError
+    return torch.from_numpy(encoded)
 
 
 def _to_device(ids: Tensor, device: torch.device) -> Tensor:

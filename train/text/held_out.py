@@ -1,6 +1,6 @@
 """The loss on held-out data, which the model is not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,8 +35,17 @@ class HeldOut(Protocol):
         """The number of characters that a whole pass predicts."""
         ...
 
-    def measure(self, model: CharacterModel, limit: int | None = None) -> Measurement:
-        """The loss of `model`; with `limit`, perhaps on a part only, which is the same each time."""
+    def part(self, limit: int) -> int:
+        """The number of characters that a pass with this limit predicts."""
+        ...
+
+    def measure(
+        self, model: CharacterModel, limit: int | None = None, stop: Callable[[], bool] | None = None
+    ) -> Measurement:
+        """The loss of `model`; with `limit`, perhaps on a part only, which is the same each time.
+
+        As soon as `stop` is true, on what has been measured until then, which is never nothing.
+        """
         ...
 
 
@@ -64,19 +73,28 @@ class HeldOutText:
         """The number of characters that a whole pass predicts."""
         return self.inputs.numel()
 
+    def part(self, limit: int) -> int:
+        """The number of characters that a pass with this limit predicts."""
+        return self.inputs[:, :limit].numel()
+
     @torch.inference_mode()
-    def measure(self, model: CharacterModel, limit: int | None = None) -> Measurement:
-        """The mean cross-entropy; with `limit`, over the first `limit` characters of each track."""
+    def measure(
+        self, model: CharacterModel, limit: int | None = None, stop: Callable[[], bool] | None = None
+    ) -> Measurement:
+        """The mean cross-entropy; with `limit`, over the first `limit` characters of each track, or until `stop`."""
         inputs, targets = self.inputs[:, :limit], self.targets[:, :limit]
         was_training = model.training
         model.eval()
         state: State | None = None
-        total = 0.0
+        total, count = 0.0, 0
         for part, expected in zip(torch.split(inputs, WINDOW, 1), torch.split(targets, WINDOW, 1), strict=True):
             logits, state = model(part, state)
             total += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
+            count += expected.numel()
+            if stop is not None and stop():
+                break
         model.train(was_training)
-        return Measurement(total / inputs.numel(), inputs.numel())
+        return Measurement(total / count, count)
 
 
 class HeldOutSequences:
@@ -93,21 +111,34 @@ class HeldOutSequences:
         """The number of labelled steps, over all sequences."""
         return sum(targets.numel() for _, targets in self._groups)
 
+    def part(self, limit: int) -> int:
+        """The number of labelled steps: a pass measures all, whatever the limit."""
+        return self.characters
+
     @torch.inference_mode()
-    def measure(self, model: nn.Module, limit: int | None = None) -> Measurement:
+    def measure(
+        self, model: nn.Module, limit: int | None = None, stop: Callable[[], bool] | None = None
+    ) -> Measurement:
         """The mean cross-entropy in nats per step, and the fraction of sequences with every step labelled correctly.
 
-        All sequences are measured, whatever the `limit`. `model` maps symbol ids (B, T) int64 to logits (B, T, labels)
-        and a state; a step's label is the one with the largest logit.
+        All sequences are measured, whatever the `limit`, unless `stop` is true after some of them. `model` maps symbol
+        ids (B, T) int64 to logits (B, T, labels) and a state; a step's label is the one with the largest logit.
         """
         was_training = model.training
         model.eval()
-        nats, correct = 0.0, 0
+        nats, correct, count, sequences = 0.0, 0, 0, 0
+        for part, expected in self._passes():
+            logits, _ = model(part)
+            nats += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
+            correct += int((logits.argmax(-1) == expected).all(1).sum())
+            count, sequences = count + expected.numel(), sequences + len(expected)
+            if stop is not None and stop():
+                break
+        model.train(was_training)
+        return Measurement(nats / count, count, correct / sequences)
+
+    def _passes(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, both (B, T): as many sequences at a time as memory allows."""
         for inputs, targets in self._groups:
             rows = max(1, min(MAX_SEQUENCES, MAX_STEPS // inputs.shape[1]))
-            for part, expected in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
-                logits, _ = model(part)
-                nats += F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="sum").item()
-                correct += int((logits.argmax(-1) == expected).all(1).sum())
-        model.train(was_training)
-        return Measurement(nats / self.characters, self.characters, correct / self.sequences)
+            yield from zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
