@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rill.addresses import split_addresses
 from rill.bench.cores import two_cores
+from rill.files import output_file
 
 PARTS = ("floor", "load", "open", "profile")
 MOST_STREAMS = 4096  # a server's default limit
@@ -115,8 +116,6 @@ def options_of(arguments: list[str], about: str | None) -> Options:
     )
     cores = None if given.target or given.pin is False or given.engines > 1 else two_cores()
     require(not (given.pin and cores is None), "--pin needs Linux and at least two cores")
-    for flag, path in (("--json", given.json), ("--plot", given.plot)):
-        require(path is None or path.parent.is_dir(), f"{flag} {path}: there is no folder {path and path.parent}")
     require(
         given.plot is None or given.plot.suffix.lower() in (".png", ".svg", ".pdf"),
         f"--plot {given.plot}: it must end in .png, .svg or .pdf",
@@ -159,8 +158,8 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("part", nargs="?", choices=PARTS, help="one part of the benchmark; without it, all of them")
     add("--bundle", required=True, type=Path, metavar="B", help="the bundle to measure")
-    add("--json", type=Path, metavar="F", help="write all results to this file")
-    add("--plot", type=Path, metavar="F", help="draw the results to this .png, .svg or .pdf file")
+    add("--json", type=output_file, metavar="F", help="write all results to this file")
+    add("--plot", type=output_file, metavar="F", help="draw the results to this .png, .svg or .pdf file")
     add("--streams", type=int, nargs="+", default=[1, 8, 64, 256, 1000], metavar="N", help="streams at a time"
         " (default: 1 8 64 256 1000)")  # fmt: skip
     add("--seconds", type=float, default=5.0, metavar="S", help="duration of each load, after a warm-up"

@@ -1,8 +1,7 @@
 """The plot of a run, drawn from its JSON document."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 
@@ -16,8 +15,8 @@ from rill.bench.profile import ENGINE, LOOP
 Document = dict[str, Any]  # as `rill.bench.report_json` makes it
 
 
-def draw(document: Document, image: Path) -> None:
-    """Draw a panel for each part that was run."""
+def draw(document: Document, image: BinaryIO, kind: str) -> None:
+    """Draw a panel for each part that was run; `kind` is png, svg or pdf."""
     panels: list[Callable[[Any, Document], None]] = []
     if document["floors"]:
         panels.append(_scaling)
@@ -37,7 +36,7 @@ def draw(document: Document, image: Path) -> None:
         axes.set_axis_off()
     bundle, processor = document["bundle"], document["machine"]["processor"]
     figure.suptitle(f"{bundle['name']} ({bundle['precision']}), {document['machine']['cores']} cores, {processor}")
-    figure.savefig(image, dpi=120)
+    figure.savefig(image, format=kind, dpi=120)
 
 
 def _scaling(axes: Any, document: Document) -> None:

@@ -31,6 +31,7 @@ from rill.bench.workload import Workload, plain
 from rill.bundle import Bundle, BundleError, read_bundle
 from rill.cli.local_server import StartError as ServerStartError
 from rill.cli.progress import ProgressBar
+from rill.files import replaced
 from rill.serve.errors import StartError
 from rill.train.errors import ConfigError
 
@@ -49,11 +50,13 @@ def benchmark(options: Options, command: Sequence[str]) -> int:
             console.print(note)
         written = document(command, options, bundle, results)
         if options.json:
-            options.json.write_text(json.dumps(written, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            with replaced(options.json) as file:
+                file.write((json.dumps(written, ensure_ascii=False, indent=1) + "\n").encode())
         if options.plot:
             from rill.bench.plot import draw  # noqa: PLC0415  # loading matplotlib takes longer than a short benchmark
 
-            draw(written, options.plot)
+            with replaced(options.plot) as file:
+                draw(written, file, options.plot.suffix[1:].lower())
     except (BenchError, BundleError, ServerStartError, StartError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

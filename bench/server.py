@@ -170,7 +170,8 @@ async def served_name(target: str, model_id: str) -> str:
             answer = await TextGenerationStub(channel).ListModels(pb.ListModelsRequest(), timeout=ANSWER_SECONDS)
         except grpc.aio.AioRpcError as error:
             failure = ServerError.from_rpc(error)
-            raise BenchError(f"{target}: {failure} ({failure.code.name})") from None
+            where = "" if target in str(failure) else f"{target}: "
+            raise BenchError(f"{where}{failure} ({failure.code.name})") from None
     for model in answer.models:
         if model.model_id == model_id:
             return str(model.name)

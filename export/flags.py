@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from rill.train.record.files import replace_file
+from rill.files import output_file, replaced
 
 
 def add_jobs(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -15,15 +15,16 @@ def add_jobs(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 def add_json(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Add --json F, a file that can be written; `meaning` is its help."""
-    parser.add_argument("--json", type=_output_file, metavar="F", help=meaning)
+    parser.add_argument("--json", type=output_file, metavar="F", help=meaning)
 
 
 def write_json(path: Path, report: object) -> bool:
     """Write --json's file; returns whether that worked, and says on standard error why not."""
     try:
-        replace_file(path.resolve(), (json.dumps(report, indent=1) + "\n").encode())
+        with replaced(path) as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
     except OSError as error:
-        print(f"error: --json {path}: {error}", file=sys.stderr)
+        print(f"error: --json {path}: {error.strerror}", file=sys.stderr)
         return False
     return True
 
@@ -32,12 +33,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
-
-
-def _output_file(text: str) -> Path:
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
-    if path.exists() and not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} exists and is not a file")
-    return path

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tomllib
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from typing import Any, NoReturn, TextIO, get_args
 from configargparse import ArgumentParser, ConfigFileParser, ConfigFileParserException, RawDescriptionHelpFormatter
 
 from rill.addresses import abstract_name, checked_host, socket_path
+from rill.files import output_file
 from rill.log_lines import report_error
 
 ENVIRONMENT = "RILL_SERVE_"  # then the flag's name in capitals
@@ -272,8 +274,11 @@ def _fault(config: ServerConfig) -> str:
     for flag, host in (("--host", config.host), ("--metrics-host", config.metrics_host)):
         if fault := _fault_of_host(flag, host, config.engines):
             return fault
-    if config.profile and not config.profile.parent.is_dir():
-        return f"--profile {config.profile}: there is no folder {config.profile.parent}"
+    if config.profile:
+        try:
+            output_file(str(config.profile))
+        except ArgumentTypeError as error:
+            return f"--profile: {error}"
     if config.engines > 1 and config.profile:
         return "--profile is for a single process: remove --engines"
     if config.engines > 1 and sys.platform != "linux":

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rill.files import output_file, replaced
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError, TrainError
 from rill.train.options import option_of, words_of
 from rill.train.record.display import perplexity
-from rill.train.record.files import replace_file
 from rill.train.record.folder import CONFIG, METRICS, SUMMARY
 from rill.train.record.recipe import Recipe, load_recipe
 
@@ -79,9 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
     rows.sort(key=lambda row: (row.recipe, row.run))
     if options.json:
         try:
-            replace_file(options.json, (json.dumps([_to_json(row) for row in rows], indent=1) + "\n").encode())
+            with replaced(options.json) as file:
+                file.write((json.dumps([_to_json(row) for row in rows], indent=1) + "\n").encode())
         except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: --json {options.json}: {error.strerror}", file=sys.stderr)
             status = 2
     if rows:
         (_print_markdown if options.markdown else _print_table)(rows)
@@ -241,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the rows to this file")
     parser.add_argument("--markdown", action="store_true", help="print a GitHub Markdown table instead")
     return parser
 

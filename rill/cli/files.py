@@ -1,25 +1,9 @@
-"""Files that commands write: whole or not at all; and resume tokens in files."""
+"""Resume tokens in files."""
 
 import argparse
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-
-@contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that replaces it at the end, unless there was an error. Raises OSError."""
-    aside = path.with_name(f"{path.name}.tmp")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+from rill.files import STDOUT, output_file, replaced
 
 
 def read_token(path: str) -> bytes:
@@ -33,7 +17,15 @@ def read_token(path: str) -> bytes:
     return token
 
 
+def token_file(text: str) -> Path:
+    """Return the path of a file for a resume token. Raises ArgumentTypeError if it cannot be written."""
+    path = output_file(text)
+    if path == STDOUT:
+        raise argparse.ArgumentTypeError(f"{text}: standard output has the text; name a file or a device for the token")
+    return path
+
+
 def write_token(path: Path, token: bytes) -> None:
-    """Write a resume token into a file. Raises OSError."""
-    with replaced(path) as file:
+    """Write a resume token into a file, which others cannot read if it is new. Raises OSError."""
+    with replaced(path, 0o600) as file:
         file.write(token)

@@ -12,14 +12,13 @@ continues at the next address of --target.
 
 import argparse
 import json
-import os
 import sys
 import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from rill.cli.files import read_token, write_token
+from rill.cli.files import read_token, token_file, write_token
 from rill.cli.flags import add_connection, add_sampling, add_timeout, connected
 from rill.cli.texts import read_text, text_argument
 from rill.client.requests import finish_reason, generate_request
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume-token", type=read_token, default=b"", metavar="FILE", help="continue from what --save-token wrote"
     )
     parser.add_argument(
-        "--save-token", type=_new_file, metavar="FILE", help="write the last resume token to FILE, after Ctrl-C too"
+        "--save-token", type=token_file, metavar="FILE", help="write the last resume token to FILE, after Ctrl-C too"
     )
     parser.add_argument(
         "--resume-every",
@@ -157,10 +156,3 @@ def json_line(message: pb.GenerateResponse, is_first: bool) -> str:
 
 def _prompt(argument: str) -> str:
     return read_text(argument) if argument == "-" else text_argument(argument)
-
-
-def _new_file(path: str) -> Path:
-    """Check a file's folder before the text is generated, not after."""
-    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write {path}")
-    return Path(path)

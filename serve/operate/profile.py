@@ -9,6 +9,7 @@ from pathlib import Path
 from types import coroutine
 from typing import Any, cast
 
+from rill.files import output_file, replaced
 from rill.serve.api.call import Call
 from rill.serve.api.responses import ResponseBuilder, Sendable
 from rill.serve.engine.rows import Round
@@ -33,7 +34,8 @@ class Profile:
             "elapsed_seconds": time.perf_counter() - self._started,
             "seconds": {stage: self.seconds[stage] for stage in ENGINE + EVENT_LOOP},
         }
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        with replaced(output_file(str(path))) as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 class ProfilingTimer(StageTimer):

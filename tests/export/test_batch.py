@@ -396,8 +396,7 @@ def test_a_foreign_checkpoint(tmp_path, capsys, unverified):
         ("a --out file", "--out file: file is not a folder"),
         ("a --out file/below/it", "--out file/below/it: file is not a folder"),
         ("a --out out --json nowhere/report.json", "there is no folder nowhere"),
-        ("a --out out --json .", "--json: . exists and is not a file"),
-        ("a --out out --json pipe", "--json: pipe exists and is not a file"),
+        ("a --out out --json .", "--json: cannot write .: it is a folder"),
         ("a --out out --check --force", "--check writes nothing"),
         ("a --out out --name b", "--name is about a checkpoint; use it with --from-state-dict"),
         ("a --out out --reset after", "--reset is about a checkpoint"),
@@ -411,7 +410,6 @@ def test_a_foreign_checkpoint(tmp_path, capsys, unverified):
 def test_wrong_usage_is_reported_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    os.mkfifo("pipe")
     try:
         status = main(arguments.split())
     except SystemExit as error:

@@ -6,7 +6,8 @@
 prompts.jsonl has one JSON object a line: {"prompt": "ROMEO:"}, and any of "id", "max_chars", "temperature", "top_k",
 "top_p", "min_p", "seed", "stop", "include_stop" and "logit_bias" that should differ from the flags. texts.jsonl gets a
 line for each, in the same order, when all are complete; until then texts.jsonl.part has those that are. After Ctrl-C, a
-crash or a lost server, the same command continues. A prompt that is refused has an "error" instead of a "text".
+crash or a lost server, the same command continues. With --out - or a pipe, a line is written as soon as all before it
+are, and nothing continues. A prompt that is refused has an "error" instead of a "text".
 Exit status: 0 all lines have a text, 1 some were refused or the servers failed, 2 wrong usage or input, 130 Ctrl-C.
 """
 
@@ -25,6 +26,7 @@ from rill.cli.batch.output import BatchOutput, Fingerprint
 from rill.cli.batch.runner import Batch, Servers
 from rill.cli.flags import Connection, add_connection, add_sampling, connected
 from rill.cli.progress import ProgressBar
+from rill.files import STDOUT, output_file
 
 RETRY_SECONDS = 300.0  # a run of hours outlives a server that is replaced
 WATCH_SECONDS = 0.1
@@ -33,7 +35,9 @@ WATCH_SECONDS = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("prompts", type=_input, metavar="PROMPTS.jsonl", help="one JSON object a line")
-    parser.add_argument("--out", type=_output, required=True, metavar="TEXTS.jsonl", help="where the texts go")
+    parser.add_argument(
+        "--out", type=output_file, required=True, metavar="TEXTS.jsonl", help="where the texts go; - is standard output"
+    )
     parser.add_argument("--streams", type=_streams, default=1024, help="texts generated at a time (default: 1024)")
     add_connection(parser, RETRY_SECONDS)
     texts = parser.add_argument_group("defaults for input lines that omit a value")
@@ -85,16 +89,19 @@ async def _generate(options: argparse.Namespace, servers: Servers, defaults: dic
             await _with_progress(batch, output, checked.lines)
             model_id_after = await servers.model_id()
         except BaseException:
-            _report(f"{output.part} has {output.done:,} of {checked.lines:,} lines; the same command continues from it")
+            if output.is_resumable:
+                lines = f"{output.done:,} of {checked.lines:,} lines"
+                _report(f"{output.part} has {lines}; the same command continues from it")
             raise
         if model_id_after != model_id:
             raise ValueError(
-                f"the servers' model was replaced during the run: {output.part} has texts of both; remove it"
+                "the servers' model was replaced during the run: "
+                + (f"{output.part} has texts of both; remove it" if output.is_resumable else "the texts are of both")
             )
         output.finish()
         seconds = max(time.monotonic() - started, 1e-3)
         speed = f"{batch.characters:,} characters in {seconds:.1f} s ({batch.characters / seconds:,.0f} a second)"
-        _report(f"{output.out}: {_count(output)}; {speed}")
+        _report(f"{'standard output' if output.out == STDOUT else output.out}: {_count(output)}; {speed}")
         return 1 if output.refused else 0
 
 
@@ -152,14 +159,6 @@ def _report(sentence: str) -> None:
 def _input(path: str) -> Path:
     if not Path(path).is_file():
         raise argparse.ArgumentTypeError(f"{path} is not a file; the input is read twice, so it cannot be a pipe")
-    return Path(path)
-
-
-def _output(path: str) -> Path:
-    if Path(path).exists() and not Path(path).is_file():
-        raise argparse.ArgumentTypeError(f"{path} is not a file")
-    if not Path(path).parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {Path(path).parent}")
     return Path(path)
 
 

@@ -3,18 +3,23 @@
 OUT has one JSON object for each line of the input, in the same order. OUT.part has those that are complete, in the
 order of their completion; a run that is killed leaves whole lines there, up to an incomplete last one. Each line has
 the fingerprint of its run: a digest of everything that its text depends on.
+
+If OUT is not a regular file but a device, a pipe or a descriptor, it gets the lines in the same order, each as soon as
+all before it are complete. Nothing of that outlives the run.
 """
 
 import codecs
 import json
 import os
 import sys
+import tempfile
 from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from rill.cli.files import replaced
+from rill.files import is_replaced, opened, replaced
 
 if sys.platform != "win32":
     import fcntl
@@ -43,7 +48,7 @@ class BatchOutput:
 
     `done` counts the lines that are complete, `refused` those of them that have an error instead of a text; `torn` is
     the size in bytes of an incomplete line that a killed run left, and that is removed. No other run can write to the
-    files at the same time.
+    files at the same time. `is_resumable` is false where OUT is not a regular file.
     """
 
     def __init__(self, out: Path, lines: int, run: Fingerprint) -> None:
@@ -51,8 +56,15 @@ class BatchOutput:
         self._run = run
         self._offsets = array("q", bytes(8 * lines))  # of each line in the file, plus 1; 0: it is not complete
         self.done = self.refused = self.torn = self._end = 0
-        self.is_complete = out.exists()
-        self._file: BinaryIO = out.open("rb") if self.is_complete else self.part.open("a+b")
+        self.is_resumable = is_replaced(out)
+        self.is_complete = self.is_resumable and out.exists()
+        self._stream: BinaryIO | None = None
+        self._sent = 0  # lines
+        if not self.is_resumable:
+            self._stream = opened(out)
+            self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
+            return
+        self._file = out.open("rb") if self.is_complete else self.part.open("a+b")
         try:
             if self.is_complete:
                 self._read_complete()
@@ -74,16 +86,29 @@ class BatchOutput:
         self._file.flush()
         self._count(line, self._end, "error" in fields)
         self._end += len(raw)
+        if self._stream:
+            self._send(self._stream)
 
     def finish(self) -> None:
         """Write all lines, which are complete, to OUT in their order, and remove OUT.part."""
         assert self.done == len(self._offsets)
+        if not self.is_resumable:
+            return
         with replaced(self.out) as ordered:
             for offset in self._offsets:
                 self._file.seek(offset - 1)
                 ordered.write(_line(self._file.readline()))
         self.part.unlink()
         self.is_complete = True
+
+    def _send(self, stream: BinaryIO) -> None:
+        """Write the lines whose turn has come."""
+        while self._sent < len(self._offsets) and self._offsets[self._sent]:
+            self._file.seek(self._offsets[self._sent] - 1)
+            stream.write(self._file.readline())
+            self._sent += 1
+        stream.flush()
+        self._file.seek(0, os.SEEK_END)
 
     def _read_complete(self) -> None:
         """Check that OUT is what this very run has made, or would make."""
@@ -145,6 +170,9 @@ class BatchOutput:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self._stream:
+            with suppress(OSError):  # what could be written is written
+                self._stream.close()
 
 
 def _line(raw: bytes) -> bytes:

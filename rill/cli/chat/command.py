@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rill.cli.chat.conversation import Chat
-from rill.cli.files import read_token, write_token
+from rill.cli.files import read_token, token_file, write_token
 from rill.cli.flags import Connection, add_connection, add_sampling, connected
 from rill.cli.texts import text_argument
 from rill.client.aio import AsyncClient
@@ -208,7 +208,7 @@ class ChatLoop:
                 parameter, kind = NUMBERS[name]
                 await chat.update(**{parameter: _number(name, kind, argument)})
             case "save":
-                path = _path(name, argument)
+                path = token_file(str(_path(name, argument)))
                 try:
                     write_token(path, await chat.token())
                 except OSError as error:

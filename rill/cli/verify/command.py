@@ -154,7 +154,8 @@ async def _info(stub: TextGenerationStub, target: str, name: str) -> pb.ModelInf
         answer = await stub.ListModels(pb.ListModelsRequest(), timeout=ANSWER_SECONDS)
     except grpc.aio.AioRpcError as error:
         failure = ServerError.from_rpc(error)
-        raise VerifyError(f"{target}: {failure} ({failure.code.name})") from None
+        where = "" if target in str(failure) else f"{target}: "
+        raise VerifyError(f"{where}{failure} ({failure.code.name})") from None
     try:
         return find_generator(answer, name)
     except ValueError as error:

@@ -148,7 +148,7 @@ def test_errors_are_reported_before_any_text(tmp_path, server, tiny_folder, caps
         ([good, "--target", "a,,b"], 2, "error: target must be HOST:PORT or several"),
         ([good, *target, "--streams", "0"], 2, "must be from 1 to 1,000,000, not 0"),
         ([good, *target, "--out", tmp_path / "none" / "out"], 2, f"there is no folder {tmp_path / 'none'}"),
-        ([good, *target, "--out", tmp_path], 2, f"{tmp_path} is not a file"),
+        ([good, *target, "--out", tmp_path], 2, f"cannot write {tmp_path}: it is a folder"),
         ([good, *target, "--out", good], 2, f"error: {good}, line 1 was not written by rill batch; remove it"),
     ]
     for arguments, status, message in cases:

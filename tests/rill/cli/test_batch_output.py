@@ -1,6 +1,8 @@
 """The output of `rill batch` on disk: whatever a killed run left, the next one continues with the whole lines."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -108,7 +110,6 @@ def test_an_output_that_is_not_whole_is_an_error(tmp_path, content):
 def test_a_run_that_ended_before_its_part_was_removed(tmp_path):
     fill(tmp_path / "out", 2, [2, 1])
     part = (tmp_path / "out.part").read_bytes()
-    (tmp_path / "out.tmp").write_bytes(part[:5])  # killed in the middle of the output
     with BatchOutput(tmp_path / "out", 2, RUN) as output:
         output.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -165,3 +166,17 @@ def test_a_part_that_an_editor_has_saved_is_continued(tmp_path):
     part.write_text(plain.read_text(), encoding="utf-16")
     with pytest.raises(OutputError, match="was not written by rill batch"):
         BatchOutput(tmp_path / "other.jsonl", 4, RUN)
+
+
+def test_a_pipe_gets_each_line_as_soon_as_its_turn_has_come():
+    reader, writer = os.pipe()
+    with open(reader, "rb") as lines, BatchOutput(Path(f"/dev/fd/{writer}"), 4, RUN) as output:
+        os.close(writer)  # the output has a descriptor of its own
+        assert not output.is_resumable
+        for line, sent in ((2, []), (1, [1, 2]), (4, []), (3, [3, 4])):
+            output.add(line, fields(line))
+            for number in sent:
+                written = {"line": number, "run": str(RUN), **fields(number)}
+                assert json.loads(lines.readline()) == written
+        output.finish()
+    assert not output.is_complete

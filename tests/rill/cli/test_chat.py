@@ -96,7 +96,7 @@ def test_what_is_refused_is_said_in_a_sentence_and_changes_nothing(server, tmp_p
         "漢": "feed: character '漢' (U+6F22) at position 0 is not in the model's vocabulary (INVALID_ARGUMENT)",
         "/save": "/save needs a file, as in: /save scene.token",
         f"/save {tmp_path}": f"cannot write {tmp_path}: ",
-        f"/save {tmp_path}/no/where": f"cannot write {tmp_path}/no/where: No such file or directory",
+        f"/save {tmp_path}/no/where": f"cannot write {tmp_path}/no/where: there is no folder {tmp_path}/no",
         f"/load {tmp_path}/nothing": f"cannot read {tmp_path}/nothing: No such file or directory",
         f"/load {ROOT}/pyproject.toml": "this is not a resume token",
         "/back": "there is no fork to return from",

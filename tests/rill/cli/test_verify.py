@@ -110,7 +110,7 @@ def test_what_cannot_be_verified_is_one_line(verify_here, tmp_path, tiny_folder)
     for arguments, message in [
         ([tmp_path / "nothing"], f"error: {tmp_path}/nothing is not a bundle: no such folder"),
         ([tmp_path], f"error: {tmp_path} is not a bundle: it has no manifest.json"),
-        (["--target", "127.0.0.1:1"], "error: 127.0.0.1:1: "),
+        (["--target", "127.0.0.1:1"], "error: no server listens at 127.0.0.1:1 "),
         ([tiny_folder, "--device", "tpu"], f"error: {tiny_folder}: --device 'tpu' is not"),
         ([], "error: give at least one BUNDLE to verify, or --target"),
         ([tiny_folder, "--target", "127.0.0.1:1"], "error: give either a bundle or --target, not both"),
