@@ -7,16 +7,14 @@ Needs `pip install rill-text` and a server: `rill serve bundles/demo`.
 
 import sys
 
-from rill import Client, generate_request
+from rill import Client
 
 
 def main(target: str = "127.0.0.1:50051", prompt: str = "ROMEO:") -> None:
     """Generate 100 characters; continue from the token; compare with one uninterrupted stream; fork with a new seed."""
     with Client(target) as client:
-        text, token = "", b""
-        for message in client.stream(generate_request(prompt, max_chars=100, seed=7)):
-            text += message.text
-            token = message.resume_token or token
+        pieces = client.generate(prompt, max_chars=100, seed=7)
+        text, token = "".join(pieces), pieces.resume_token
         print(f"{len(text)} characters and a token of {len(token)} bytes: {text[-40:]!r}")
 
         rest = "".join(client.generate(resume_token=token, max_chars=100))

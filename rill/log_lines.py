@@ -23,7 +23,8 @@ def json_line(seconds: float, level: str, message: str, **more: Any) -> str:
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     milliseconds = int(seconds % 1 * 1000)
     line = {"time": f"{moment}.{milliseconds:03}Z", "level": level, "message": message, **more}
-    return json.dumps(line, ensure_ascii=False)
+    is_utf = (getattr(sys.stderr, "encoding", None) or "").lower().startswith("utf")
+    return json.dumps(line, ensure_ascii=not is_utf)  # an escape of Python's would not be JSON
 
 
 def _asks_for_json(arguments: Sequence[str]) -> bool:

@@ -11,7 +11,6 @@ continues at the next address of --target.
 """
 
 import argparse
-import json
 import sys
 import time
 from base64 import b64encode
@@ -20,6 +19,7 @@ from typing import Any
 
 from rill.cli.files import read_token, token_file, write_token
 from rill.cli.flags import add_connection, add_sampling, add_timeout, connected
+from rill.cli.json_output import json_of
 from rill.cli.texts import read_text, text_argument
 from rill.client.requests import finish_reason, generate_request
 from rill.client.sync import Client
@@ -151,7 +151,7 @@ def json_line(message: pb.GenerateResponse, is_first: bool) -> str:
         line["finish_reason"] = finish_reason(message.finish_reason)
     if message.HasField("usage"):
         line["usage"] = {field.name: getattr(message.usage, field.name) for field in message.usage.DESCRIPTOR.fields}
-    return json.dumps(line, ensure_ascii=False)
+    return json_of(line)
 
 
 def _prompt(argument: str) -> str:

@@ -5,11 +5,11 @@ rill models --bundle bundles/demo
 """
 
 import argparse
-import json
 
 from google.protobuf.json_format import MessageToDict
 
 from rill.cli.flags import add_connection, add_timeout, connected
+from rill.cli.json_output import json_of
 from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
 
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     ):
         response = client.models(timeout=options.timeout)
     if options.json:
-        print(json.dumps(MessageToDict(response, preserving_proto_field_name=True), ensure_ascii=False))
+        print(json_of(MessageToDict(response, preserving_proto_field_name=True)))
         return 0
     for model in response.models:
         print(

@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 
 from rill.cli.flags import add_connection, add_timeout, connected
+from rill.cli.json_output import json_of
 from rill.cli.progress import ProgressBar
 from rill.cli.texts import read_text
 from rill.client.sync import Client
@@ -60,7 +61,7 @@ def _rows(message: pb.ScoreResponse, text: str) -> str:
     """Format a row for each character: its position, itself as JSON has it, its log-probability."""
     positions = range(message.position, message.position + len(message.logprobs))
     rows = zip(positions, message.logprobs, strict=True)
-    return "\n".join(f"{at}\t{json.dumps(text[at], ensure_ascii=False)}\t{logprob:.6f}" for at, logprob in rows)
+    return "\n".join(f"{at}\t{json_of(text[at])}\t{logprob:.6f}" for at, logprob in rows)
 
 
 def _with_progress(messages: Iterator[pb.ScoreResponse], chars: int) -> Iterator[pb.ScoreResponse]:

@@ -16,9 +16,9 @@ class TextDetails:
     Attributes:
         request_id: the id of its calls in the logs of servers.
         seed: with it, the same request gives the same text; None before the first piece.
-        finish_reason: LENGTH, STOP or DRAINING; None before the end, and after an error.
-        usage: characters and times of its last call; None before the end. A text that was continued elsewhere took
-            several calls.
+        finish_reason: LENGTH, STOP or DRAINING; None before the end, and where a text was closed, paused or failed.
+        usage: characters and times of its last call; None before its last message. A text that was continued elsewhere
+            took several calls.
         position: the characters that the stream has generated so far, resumes included.
         resume_token: the last one that has arrived, empty before that; the text continues from `resume_position`.
         logprobs: one entry for each character so far, if they were requested.

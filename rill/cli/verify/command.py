@@ -10,7 +10,6 @@ could not be verified.
 
 import argparse
 import asyncio
-import json
 import secrets
 import signal
 import sys
@@ -24,6 +23,7 @@ import grpc.aio
 
 from rill.addresses import split_addresses
 from rill.cli.flags import add_source, check_source, security_of
+from rill.cli.json_output import json_of
 from rill.cli.local_server import StartError, local_server
 from rill.cli.models import find_generator
 from rill.cli.verify.checks import Finding, Json, Subject, VerifyError, findings_of
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     has_difference = not all(model["ok"] for model in report["models"])
     report["ok"] = not report["errors"] and not has_difference
     if options.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(json_of(report))
     return 0 if report["ok"] else 1 if has_difference else 2
 
 
