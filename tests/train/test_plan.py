@@ -112,3 +112,14 @@ def test_a_pipe_is_given_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             plan("--out", tmp_path / "run", "--corpus", "-", "--validation-corpus", second)
     assert main(["--out", str(tmp_path / "run"), "--corpus", "-", "book.txt", "-"]) == 2
     assert capsys.readouterr().err == "error: standard input can be read only once, but is given 2 times\n"
+
+
+def test_a_lack_of_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("rill.train.command.hold", exhausted)
+    assert main(["--out", str(tmp_path / "run"), "--corpus", "book.txt"]) == 2
+    assert capsys.readouterr().err == "error: out of memory; use a smaller text, --batch, --window or --hidden\n"

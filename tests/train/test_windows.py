@@ -1,6 +1,7 @@
 """Windows cover the text as documented, and the held-out loss is the plain mean."""
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import CorpusError
 from rill.train.nets.model import CharacterModel
+from rill.train.text.data import _encode
 from rill.train.text.held_out import HeldOutText
 from rill.train.text.split import read_texts
 from rill.train.text.windows import RandomWindows, SequentialWindows
+from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 
 @given(st.integers(1, 8), st.integers(1, 9), st.data())
@@ -95,3 +98,17 @@ def test_held_out_loss_predicts_all_but_a_few_characters() -> None:
     held_out = HeldOutText(torch.randint(5, (100_000,)), 64)
     assert 100_000 - 65 <= held_out.characters < 100_000
     assert held_out.measure(model, limit=3).loss == pytest.approx(math.log(5), rel=1e-5)
+
+
+@given(st.text("ab\U0001f600é<unk>", max_size=30), st.booleans())
+def test_a_text_is_encoded_as_by_the_vocabulary(text: str, unknown: bool) -> None:
+    vocabulary = Vocabulary(("<unk>", "a", "b", "n", "\U0001f600") if unknown else ("a", "b", "é", "\U0001f600"))
+    try:
+        expected = vocabulary.encode(text)
+    except UnknownCharacterError as error:
+        with pytest.raises(UnknownCharacterError, match=re.escape(str(error))):
+            _encode(vocabulary, text)
+        return
+    encoded = _encode(vocabulary, text)
+    assert encoded.dtype == torch.int64
+    assert encoded.tolist() == expected
