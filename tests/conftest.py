@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from random_models import SENTENCES, make_run, save_bundle
@@ -24,6 +25,8 @@ from rill.train.record.run import Run
 
 # Where a shell runs the tests in the background it ignores Ctrl-C for them, and for all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+hypothesis.settings.register_profile("on any machine", deadline=None)  # 200 ms pass where many programs share the cores
+hypothesis.settings.load_profile("on any machine")
 torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much where cores are shared
 
 
