@@ -295,10 +295,10 @@ def test_the_first_process_alone_prints(results: Results) -> None:
     (_, output, errors), second = results["sequential"]
     assert second == [0, "", ""]
     assert errors == ""
-    printed = output.splitlines()
-    assert "; cpu × 2 processes; from step 0" in printed[0]
-    assert [line.split()[:2] for line in printed[1:5]] == [["step", str(step)] for step in (10, 20, 30, 40)]
-    assert printed[5].startswith("--- step 40")
+    printed = [line for line in output.splitlines() if not line.startswith("note: ")]
+    assert "; cpu × 2 processes; from step 0" in printed[1]
+    assert [line.split()[:2] for line in printed[2:6]] == [["step", str(step)] for step in (10, 20, 30, 40)]
+    assert printed[6].startswith("--- step 40")
     assert output.count("--- step") == 1
     names = {"config.json", "curves.png", "metrics.jsonl", "model.safetensors", "samples.txt", "summary.json"}
     assert {path.name for path in Path("sequential").iterdir()} == names | {"trainer.pt", "trainer.previous.pt"}

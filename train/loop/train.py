@@ -17,6 +17,7 @@ from rill.train.plan import Plan
 from rill.train.record.display import Display
 from rill.train.record.files import replace_file
 from rill.train.record.folder import HELD_OUT, RunConfig, save_config
+from rill.train.record.outcome import outcome
 from rill.train.record.run import Run, load_run
 from rill.train.text.data import Data, tagged_data, text_data
 from rill.train.text.files import is_stream, name_of
@@ -54,14 +55,13 @@ def train(plan: Plan, team: Team, began: float) -> int:
     if team.first and data.drawn and not (plan.folder / HELD_OUT).exists():
         replace_file(plan.folder / HELD_OUT, data.drawn.encode())
     parameters = sum(weight.numel() for weight in trainer.model.parameters())
+    display.line(f"{_shown(config.training.corpus)}: {data.description}")
     display.line(
-        f"{_shown(config.training.corpus)}: {data.description}; {parameters:,} parameters; {device}"
-        f"{f' × {team.size} processes' if team.size > 1 else ''}; from step {trainer.position.step}"
+        f"{parameters:,} parameters; {device}{f' × {team.size} processes' if team.size > 1 else ''};"
+        f" from step {trainer.position.step}"
     )
     if config.model.layers >= DEEP and not config.model.residual and trainer.position.step == 0:
-        display.line(
-            f"note: {config.model.layers} layers without --residual often learn nothing but character frequencies"
-        )
+        display.line(f"note: {config.model.layers} layers without --residual often learn only character frequencies")
     for note in data.notes if plan.stored is None else ():
         display.line(f"note: {note}")
     with Interrupt() as interrupt, display:
@@ -70,6 +70,10 @@ def train(plan: Plan, team: Team, began: float) -> int:
         display.line(f"stopped at step {trainer.position.step}; continue with --resume")
         team.wait()  # torchrun ends all processes as soon as one has ended
         return 128 + stopped
+    if trainer.summary:
+        held_out = data.held_out.characters if data.held_out else 0
+        for line in outcome(plan.folder, trainer.summary, held_out, config.training.keep == "best"):
+            display.line(line)
     if interrupt.requested:
         display.line(f"interrupted too late: {plan.folder} is complete")
     return 0

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ EVALUATED_CHARACTERS = 2048  # of each of the 16 held-out tracks, during the run
 FEWEST_CHARACTERS = 64  # of each track, where --max-minutes leaves no time for more
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
 SAMPLE_LENGTH = 200
+WORTH_SEEING = 0.65  # of the entropy of single symbols: a sample of a model with a larger loss looks like noise
 
 
 class Trainer:
@@ -82,6 +84,7 @@ class Trainer:
         self._process_started = self._started - elapsed
         self._limit: TimeLimit | None = None
         self._part = EVALUATED_CHARACTERS  # of each held-out track, during the run
+        self.summary: dict[str, Any] = {}  # what summary.json holds, once the run is complete
         self._kept: Measurement | None = None  # of the weights to keep, if this process has measured them
 
     def resume(self) -> None:
@@ -322,9 +325,17 @@ class Trainer:
         position.seconds_of_last_line = time.monotonic() - self._started
         self._checkpoint()
         self.display.evaluation(metrics)
-        self.display.samples(samples)
+        if (position.train_loss if val_loss is None else val_loss) < WORTH_SEEING * self._entropy:
+            self.display.samples(samples)
         if board is not None:
             board.evaluation(metrics)
+
+    @cached_property
+    def _entropy(self) -> float:
+        """The loss of a model that knows nothing but how frequent each symbol is, in nats, by a part of the text."""
+        batches = range(min(8, len(self.windows)))
+        counts = torch.bincount(torch.cat([self.windows.batch(0, index)[1].flatten().cpu() for index in batches]))
+        return float(torch.special.entr(counts / counts.sum()).sum())
 
     def _sample(self, model: CharacterModel) -> list[str]:
         """Append a sample for every prefix to samples.txt and return them; a tagger has none."""
@@ -397,7 +408,7 @@ class Trainer:
             self.display.line(f"no time was left to draw {self.folder / CURVES}")
         position = self.position
         seconds = time.monotonic() - self._started
-        summary: dict[str, Any] = {
+        summary = self.summary = {
             "val_loss": measured.loss if measured else None,
             "step": position.kept_step,
             "steps": position.step,

@@ -9,6 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+COLUMNS = 80  # that a line fits in
+
 
 class Display:
     """A context manager that shows the bar between enter and exit. Losses are nats per character."""
@@ -17,15 +19,15 @@ class Display:
         self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("step {task.fields[step]}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TaskProgressColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  perplexity {task.fields[perplexity]:.2f}"),
+            TextColumn("loss {task.fields[loss]:.3f}"),
             TextColumn("{task.fields[speed]:,.0f} characters/s"),
             TimeRemainingColumn(),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=1.0, step=0, loss=math.nan, perplexity=math.nan, speed=0.0)
+        self._task = self._bar.add_task("", total=1.0, step=0, loss=math.nan, speed=0.0)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -49,21 +51,23 @@ class Display:
 
     def progress(self, done: float, step: int, loss: float, speed: float) -> None:
         """Move the bar to `done` (0 to 1)."""
-        self._bar.update(
-            self._task, completed=min(done, 1.0), step=step, loss=loss, perplexity=perplexity(loss), speed=speed
-        )
+        self._bar.update(self._task, completed=min(done, 1.0), step=step, loss=loss, speed=speed)
 
     def evaluation(self, metrics: dict[str, Any]) -> None:
-        """Print a line of metrics.jsonl in a readable form."""
-        validation = metrics["val_loss"]
-        held_out = "" if validation is None else f"  validation {validation:.4f}"
+        """Print a line of metrics.jsonl in a readable form; the perplexity is that of the loss before it."""
+        training, validation = metrics["train_loss"], metrics["val_loss"]
+        parts = [f"step {metrics['step']:>5}", f"epoch {metrics['epoch']:.2f}", f"loss {training:.4f}"]
+        if validation is not None:
+            part = f" on {metrics['val_chars']:,}" if "val_chars" in metrics else ""
+            parts.append(f"validation {validation:.4f}{part}")
         if metrics.get("val_accuracy") is not None:
-            held_out += f"  accuracy {metrics['val_accuracy']:.1%}"
-        self.line(
-            f"step {metrics['step']:>6}  epoch {metrics['epoch']:.2f}  loss {metrics['train_loss']:.4f}{held_out}"
-            f"  perplexity {metrics['perplexity']:.2f}  {metrics['chars_per_second']:,.0f} characters/s"
-            f"  {metrics['seconds']:.0f} s"
-        )
+            parts.append(f"accuracy {metrics['val_accuracy']:.1%}")
+        else:
+            parts.append(f"perplexity {perplexity(training if validation is None else validation):.4g}")
+        parts.append(f"{metrics['seconds']:.0f} s")
+        if len("  ".join(parts)) > COLUMNS:
+            del parts[1]
+        self.line("  ".join(parts))
 
     def samples(self, texts: list[str]) -> None:
         """Print the samples that were appended to samples.txt."""
