@@ -195,7 +195,9 @@ class TrainingConfig(_Section):
     scratch: bool = truth(False, TRAINING, "compute cells by their written-out equations")
     precision: str = one_of("fp32", TRAINING, "arithmetic; bf16 is autocast, for GPUs", "fp32", "bf16")
     keep: str = one_of("best", TRAINING, "weights to keep: best by validation, or last", "best", "last")
-    seed: int = whole(0, TRAINING, "seed of weights, dropout and random windows", 0, 2**64 - 1)
+    seed: int = whole(
+        0, TRAINING, "seed of weights, dropout, random windows and what is drawn to be held out", 0, 2**64 - 1
+    )
     device: str = text(
         "auto",
         TRAINING,

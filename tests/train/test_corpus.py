@@ -180,7 +180,8 @@ def test_patterns_and_suffixes_join(folder: Path, monkeypatch: pytest.MonkeyPatc
         ("tunes/*.ab", r"'tunes/\*\.ab' matches no file$"),
         ("tunes/*.{abc,log}", r"matches no file; write one pattern for each choice in \{\}"),
         ("nowhere/*.abc", r"'nowhere/\*\.abc' matches no file: there is no folder nowhere"),
-        ("tunes/*/*", r"matches no file"),
+        ("tunes/*/*", r"'tunes/\*/\*' matches no file$"),
+        ("tun*", r"'tun\*' matches no file, but folders; name their files by 'tun\*/\*\*'"),
     ],
 )
 def test_what_is_not_found_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, complaint: str) -> None:
@@ -243,6 +244,16 @@ def test_a_text_larger_than_memory_is_refused_before_it_is_read(
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(bytes(2**23)))
     with pytest.raises(CorpusError, match=r"bomb\.txt\.gz, unpacked, has more than"):
         load_corpus([str(tmp_path)])
+
+
+def test_what_hardly_belongs_to_a_text_is_mentioned(folder: Path) -> None:
+    assert read_corpus([str(folder / "b.txt"), str(folder / "A.TXT")]).notes == ()
+    (note,) = read_corpus([str(folder / "deep"), str(folder / "b.txt"), f"{folder}/?.txt"]).notes
+    assert note == f"1 of the files are read twice, such as {folder}/b.txt"
+    (folder / "joined.txt").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo \xef\xbf\xbd\n")
+    marks, replaced = read_corpus([str(folder / "joined.txt")]).notes
+    assert marks.startswith("the text has 1 byte order marks (U+FEFF) in it")
+    assert replaced.startswith("the text has 1 replacement characters (U+FFFD)")
 
 
 # Names

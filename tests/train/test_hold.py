@@ -90,10 +90,18 @@ def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path: Path, capsys: pyte
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_a_look_at_the_lock_keeps_nobody_out(tmp_path: Path) -> None:
+def denied(path: Path, wait: bool) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_a_look_at_the_lock_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_if_held(tmp_path)
     with hold(tmp_path) as notice:
         assert notice == ""
+        with monkeypatch.context() as patch:  # as if the holder were another user
+            patch.setattr(holding, "acquire", denied)
+            with pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on"), hold(tmp_path):
+                pass
         with pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on"):
             refuse_if_held(tmp_path)
         (tmp_path / ".train.lock").write_text("")

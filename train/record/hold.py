@@ -25,6 +25,7 @@ def hold(folder: Path) -> Iterator[str]:
         try:
             descriptor = _acquire(lock)
         except OSError as error:
+            refuse_if_held(folder)  # by another user, whose lock cannot be written
             if error.errno not in NO_LOCKS:
                 raise
             lock.unlink(missing_ok=True)

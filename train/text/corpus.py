@@ -50,7 +50,23 @@ def read_corpus(specs: Sequence[str], suffixes: Sequence[str] = (), encodings: S
         reader.read(spec)
     if not reader.documents:
         raise CorpusError(f"the corpus {' '.join(specs)} is empty")
-    return Corpus(reader.documents, reader.files, tuple(reader.notes))
+    if reader.twice:
+        reader.notes.append(f"{len(reader.twice):,} of the files are read twice, such as {reader.twice[0]}")
+    return Corpus(reader.documents, reader.files, (*reader.notes, *_doubts(reader.documents)))
+
+
+def _doubts(documents: Sequence[str]) -> list[str]:
+    """Notes on characters that hardly belong to the text."""
+    marks = sum(text.count("\ufeff") for text in documents)
+    replaced = sum(text.count("\ufffd") for text in documents)
+    notes = []
+    if marks:
+        notes.append(
+            f"the text has {marks:,} byte order marks (U+FEFF) in it; name files one by one instead of joining"
+        )
+    if replaced:
+        notes.append(f"the text has {replaced:,} replacement characters (U+FFFD): it was once read in a wrong encoding")
+    return notes
 
 
 def load_corpus(specs: Sequence[str]) -> str:
@@ -73,9 +89,11 @@ class _Reader:
     def __init__(self, suffixes: Sequence[str], encodings: Sequence[str]) -> None:
         self._suffixes, self._encodings = suffixes, encodings
         self._left = memory_limit()
+        self._seen: set[tuple[int, int]] = set()
         self.documents: list[str] = []
         self.files = 0
         self.notes: list[str] = []
+        self.twice: list[Path] = []
 
     def read(self, spec: str) -> None:
         """Read what `spec` names. Raises CorpusError, OSError."""
@@ -89,6 +107,7 @@ class _Reader:
             self._read_files(files_in(path, suffixes), spec, f"{' and '.join(suffixes)} files in {spec}")
         elif (path.exists() and spec) or is_stream(spec):
             self.files += 1
+            self._look(path)
             if not self._add(read_bytes(path, self._left), spec):
                 raise CorpusError(f"{spec} is empty")
         elif is_pattern(spec):
@@ -99,6 +118,7 @@ class _Reader:
     def _read_files(self, found: Files, spec: str, what: str) -> None:
         before = self.files
         for path in found.paths:
+            self._look(path)
             self.files += self._add(read_bytes(path, self._left), str(path))
         read = self.files - before
         if not read:
@@ -111,6 +131,17 @@ class _Reader:
                 f"{spec} has {found.others.total():,} files that were not read; add --suffix {' '.join(others)} to read"
                 " those instead"
             )
+
+    def _look(self, path: Path) -> None:
+        """Notice a file that was read before: what is held out of it is trained on, too."""
+        try:
+            status = path.stat()
+        except OSError:  # reading it will say so
+            return
+        identity = (status.st_dev, status.st_ino)
+        if identity in self._seen:
+            self.twice.append(path)
+        self._seen.add(identity)
 
     def _add(self, data: bytes, source: str) -> bool:
         """Add the document in `data`; whether it has any text."""

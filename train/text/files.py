@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from glob import iglob
 from pathlib import Path
 
 from rill.train.errors import CorpusError
@@ -78,9 +79,12 @@ def files_like(pattern: str, suffixes: Sequence[str]) -> Files:
     if suffixes:
         found = _chosen(found, suffixes)
     if not found.paths:
-        braces = "; write one pattern for each choice in {}" if "{" in pattern else ""
-        filtered = f" with the suffix {' or '.join(suffixes)}" if matched else ""
-        raise CorpusError(f"{pattern!r} matches no file{filtered}{braces}")
+        if matched:
+            raise CorpusError(f"{pattern!r} matches no file with the suffix {' or '.join(suffixes)}")
+        way = "; write one pattern for each choice in {}" if "{" in pattern else ""
+        if any(Path(path).is_dir() for path in iglob(pattern)):
+            way = f", but folders; name their files by {str(Path(pattern, '**'))!r}"
+        raise CorpusError(f"{pattern!r} matches no file{way}")
     return found
 
 
