@@ -63,7 +63,7 @@ def replaced(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     `mode`, less the umask, is a new one's. Devices, pipes and descriptors such as /dev/fd/3 are written as such.
     Raises OSError, which names `path`; a regular file is then as it was.
     """
-    try:
+    with naming(path):
         place = _place(path)
         if is_replaced(path):
             assert isinstance(place, Path)
@@ -72,6 +72,13 @@ def replaced(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         else:
             with opened(path) as file:
                 yield file
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError inside the context name `path`, as those of a full disk do not."""
+    try:
+        yield
     except OSError as error:
         if error.filename is None or Path(error.filename).name.startswith(_ASIDE):
             error.filename = str(path)
@@ -128,9 +135,8 @@ def _aside(path: Path, mode: int) -> Iterator[BinaryIO]:
             if before and not _can_stand_in(file, path, before):
                 _overwrite(path, file)
                 return
-            if is_unnamed:  # the directory makes this `linkat`, which follows the link in /proc
-                with _directory(path.parent) as folder:
-                    os.link(f"/proc/self/fd/{file.fileno()}", aside.name, src_dir_fd=folder, dst_dir_fd=folder)
+            if is_unnamed:
+                _give_name(file, aside)
             try:
                 aside.replace(path)
             except OSError as error:
@@ -152,13 +158,22 @@ def _new_file(folder: Path, mode: int) -> tuple[BinaryIO, bool]:
     return open(aside, "w+b", opener=lambda *_: descriptor), False
 
 
-@contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
+def _give_name(file: BinaryIO, path: Path) -> None:
+    """Make a file that has no name appear at `path`."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:  # with folders this is `linkat`, which follows the link in /proc
+        os.link(f"/proc/self/fd/{file.fileno()}", path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:  # not in every container
+        made = os.fstat(file.fileno())
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, stat.S_IMODE(made.st_mode))) as copy:
+            os.fchown(copy.fileno(), made.st_uid, made.st_gid)
+            os.fchmod(copy.fileno(), stat.S_IMODE(made.st_mode))
+            file.seek(0)
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
     finally:
-        os.close(descriptor)
+        os.close(folder)
 
 
 def _can_stand_in(file: BinaryIO, path: Path, before: os.stat_result) -> bool:

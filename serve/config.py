@@ -251,15 +251,18 @@ def _add(parser: Any, option: Any) -> None:
     parser.add_argument(f"--{flag}", type=kind, default=default, help=about, **how)
 
 
-def _fault_of_host(flag: str, host: str, engines: int) -> str:
-    """Return what is wrong with a host to listen on, empty if nothing."""
-    try:
-        if flag != "--host" or (socket_path(host) is None and abstract_name(host) is None):
-            checked_host(host)
-        elif engines > 1:
-            return f"--engines needs a port, which processes can share: {flag} {host} is a Unix socket"
-    except ValueError as error:
-        return f"{flag} {error}"
+def _fault_of_addresses(config: ServerConfig) -> str:
+    """Return what is wrong with the addresses to listen on, empty if nothing."""
+    if config.port and config.port == config.metrics_port and config.host == config.metrics_host:
+        return f"--port and --metrics-port must differ, and are both {config.port}"
+    for flag, host in (("--host", config.host), ("--metrics-host", config.metrics_host)):
+        try:
+            if flag != "--host" or (socket_path(host) is None and abstract_name(host) is None):
+                checked_host(host)
+            elif config.engines > 1:
+                return f"--engines needs a port, which processes can share: {flag} {host} is a Unix socket"
+        except ValueError as error:
+            return f"{flag} {error}"
     return ""
 
 
@@ -271,9 +274,8 @@ def _fault(config: ServerConfig) -> str:
             low, high = bounds
             wanted = f"from {low} to {high}" if high < float("inf") else f"a finite number of at least {low}"
             return f"--{option.name.replace('_', '-')} must be {wanted}, not {value}"
-    for flag, host in (("--host", config.host), ("--metrics-host", config.metrics_host)):
-        if fault := _fault_of_host(flag, host, config.engines):
-            return fault
+    if fault := _fault_of_addresses(config):
+        return fault
     if config.profile:
         try:
             output_file(str(config.profile))

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from rill.files import is_replaced, opened, replaced
+from rill.files import is_replaced, naming, opened, replaced
 
 if sys.platform != "win32":
     import fcntl
@@ -82,12 +82,14 @@ class BatchOutput:
         """Write what belongs to a line of the input; the operating system has it when this returns."""
         written = {"line": line, "run": str(self._run), **fields}
         raw = json.dumps(written, ensure_ascii=False).encode() + b"\n"
-        self._file.write(raw)
-        self._file.flush()
+        with naming(self.part):
+            self._file.write(raw)
+            self._file.flush()
         self._count(line, self._end, "error" in fields)
         self._end += len(raw)
         if self._stream:
-            self._send(self._stream)
+            with naming(self.out):
+                self._send(self._stream)
 
     def finish(self) -> None:
         """Write all lines, which are complete, to OUT in their order, and remove OUT.part."""

@@ -69,3 +69,11 @@ def test_batch_writes_to_standard_output(server, tmp_path):
     rill(*batch, tmp_path / "out")
     assert (tmp_path / "out").read_text() == written
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_what_cannot_be_written_is_named(server, tmp_path, capfd):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    batch = ["batch", str(tmp_path / "in.jsonl"), "--target", server.target, "--max-chars", "5", "--out"]
+    assert main([*batch, "/dev/full"]) == 1
+    assert capfd.readouterr().err == "error: cannot write /dev/full: No space left on device\n"

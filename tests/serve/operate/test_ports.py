@@ -192,6 +192,7 @@ def test_abstract_socket():
         (["--host", ""], "--host '' is not a host name"),
         (["--host", f"unix:/{'x' * 107}"], "Unix sockets have at most 107"),
         (["--host", "unix:s", "--engines", "2"], "--engines needs a port, which processes can share"),
+        (["--port", "9", "--metrics-port", "9"], "--port and --metrics-port must differ, and are both 9"),
         (["--metrics-host", "unix:s"], "--metrics-host 'unix:s' is not an IPv6 address"),
     ],
 )
