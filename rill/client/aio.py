@@ -24,7 +24,7 @@ from rill.client.requests import (
     sampling_message,
     score_request,
 )
-from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact, checked_seconds
+from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import SessionBase
@@ -212,7 +212,7 @@ class AsyncClient:
         connect_seconds: float | None = None,
         security: Security = PLAIN,
     ) -> None:
-        self._retry_seconds = checked_seconds("retry_seconds", retry_seconds)
+        self._retry_seconds = values.seconds("retry_seconds", retry_seconds)
         self._contact = FirstContact(connect_seconds)
         self._closed = asyncio.Event()
         self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]

@@ -12,6 +12,8 @@ from google.rpc.status_pb2 import Status
 from rill.client.connection import explain
 from rill.client.origin import REQUEST_ID, Origin, origin_of
 
+LONGEST_DELAY = 86_400.0  # seconds: whatever a server asks for, a clock can wait so long
+
 Detail = TypeVar("Detail", bound=Message)
 
 
@@ -61,7 +63,9 @@ class ServerError(RillError):
 
     @classmethod
     def from_rpc(cls, error: grpc.RpcError) -> "ServerError":
-        """Convert an error that gRPC raised."""
+        """Convert an error that gRPC raised, or an interceptor, which may have left out everything but a message."""
+        if not callable(getattr(error, "code", None)):
+            return cls(grpc.StatusCode.UNKNOWN, str(error) or type(error).__name__)
         code, details = error.code(), error.details() or error.code().name
         trailing = _trailing(error)
         status = _status(trailing)
@@ -120,7 +124,8 @@ def _unpacked(status: Status, kind: type[Detail]) -> list[Detail]:
 
 
 def _retry_seconds(status: Status) -> float | None:
-    return max((info.retry_delay.ToMilliseconds() / 1000 for info in _unpacked(status, RetryInfo)), default=None)
+    delays = [info.retry_delay.seconds + info.retry_delay.nanos / 1e9 for info in _unpacked(status, RetryInfo)]
+    return min(max(delays), LONGEST_DELAY) if delays else None
 
 
 def _reason(status: Status) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
+from rill.client import values
 from rill.client.errors import ServerError
 from rill.client.origin import Origin
 
@@ -52,7 +53,7 @@ class FirstContact:
     """For how many seconds a client looks for a server where none listens; it does so until one has answered once."""
 
     def __init__(self, seconds: float | None) -> None:
-        self.seconds = None if seconds is None else checked_seconds("connect_seconds", seconds)
+        self.seconds = None if seconds is None else values.seconds("connect_seconds", seconds)
 
     def made(self) -> None:
         """Note that a server has answered: one that is lost now is waited for."""
@@ -180,10 +181,3 @@ class Attempts:
         if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and self._last:
             return failure.reworded(f"{failure}; the last attempt before: {next(reversed(self._last.values()))}")
         return failure
-
-
-def checked_seconds(name: str, seconds: float) -> float:
-    """Return `seconds`. Raises ValueError, with the name, for a negative number or NaN."""
-    if not seconds >= 0:
-        raise ValueError(f"{name} must be a number of at least 0, not {seconds}")
-    return seconds

@@ -128,7 +128,7 @@ def data(name: str, value: Any) -> bytes:
 
 def seconds(name: str, value: Any) -> float:
     """Return seconds, which may be infinite."""
-    return number(name, value, 0.0, math.inf, "of seconds, of at least 0")
+    return number(name, value, 0.0, math.inf, "of at least 0")
 
 
 def timeout(value: Any) -> float | None:

@@ -125,6 +125,17 @@ def test_how_a_client_is_made_is_checked(kind):
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["retry_seconds", "connect_seconds"])
+async def test_how_long_a_client_tries_is_checked(name):
+    for seconds in (-1, math.nan, -math.inf, "5", True, [5], 1j):
+        for kind in (Client, AsyncClient):
+            with pytest.raises((ValueError, TypeError), match=rf"^{name} must be a number"):
+                kind("a:1", **{name: seconds})
+    for seconds in (0, 0.5, math.inf, 1e300, 10**400, Decimal(3), np.float32(2)):
+        Client("a:1", **{name: seconds}).close()
+        await AsyncClient("a:1", **{name: seconds}).close()
+
+
 def test_what_is_read_is_checked_before_a_session_changes(server):
     with server.client() as client, client.interact(seed=5) as session:
         for text in (b"a", None, "\ud83d"):
