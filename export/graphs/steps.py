@@ -29,12 +29,12 @@ class Gates:
     c: Matrix
 
     @classmethod
-    def of(cls, layer: Layer, total: int, *picks: int, negated: int = -1) -> "Gates":
-        """The gates `picks` of a layer's `total`; gate `negated` has the opposite sign."""
+    def of(cls, layer: Layer, total: int, *picks: int, negated: tuple[int, ...] = ()) -> "Gates":
+        """The gates `picks` of a layer's `total`; those in `negated` have the opposite sign."""
 
         def columns(stacked: Matrix) -> Matrix:
             gates = np.split(stacked, total)
-            return np.concatenate([-gates[pick] if pick == negated else gates[pick] for pick in picks]).T
+            return np.concatenate([-gates[pick] if pick in negated else gates[pick] for pick in picks]).T
 
         return cls(*map(columns, (layer.input, layer.input_bias, layer.hidden, layer.hidden_bias)))
 
@@ -73,7 +73,7 @@ def gru_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -
     u is 1 - z, so z's parameters change sign; u = 0 leaves h unchanged.
     """
     g, (h,) = a.g, state
-    ru, n = Gates.of(layer, 3, 0, 1, negated=1), Gates.of(layer, 3, 2)
+    ru, n = Gates.of(layer, 3, 0, 1, negated=(1,)), Gates.of(layer, 3, 2)
     operand = a.operand(h, 1)
     r, u = g.ops("Split", _sigmoid(a, ru, x, operand), out=2, axis=1, num_outputs=2)
     of_state = g.op("Mul", r, a.product(operand, n.U, n.c))
@@ -84,19 +84,27 @@ def gru_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -
 def gru_reset_before_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
     """Like `gru_step`, but n = tanh(x W_n + (r h) U_n + b_n)."""
     g, (h,) = a.g, state
-    ru, n = Gates.of(layer, 3, 0, 1, negated=1), Gates.of(layer, 3, 2)
+    ru, n = Gates.of(layer, 3, 0, 1, negated=(1,)), Gates.of(layer, 3, 2)
     r, u = g.ops("Split", _sigmoid(a, ru, x, a.operand(h, 1)), out=2, axis=1, num_outputs=2)
     candidate = _tanh(a, n, x, a.operand(g.op("Mul", r, h), 1))
     return (_move(a, h, candidate, u, active),)
 
 
 def lstm_step(a: Arithmetic, layer: Layer, x: Input, state: State, active: str) -> State:
-    """i, f, o = σ(x W_ifo + h U_ifo + b_ifo);  g = tanh(x W_g + h U_g + b_g);  c' = f c + i g;  h' = o tanh(c')."""
+    """i, f, o = σ(x W_ifo + h U_ifo + b_ifo);  g = tanh(x W_g + h U_g + b_g);  c' = f c + i g;  h' = o tanh(c').
+
+    Nothing bounds c: it may count to thousands, and would multiply and add up the error of ONNX Runtime's Sigmoid,
+    2e-7 however small the result. So c' is c / (1 + e_f) + g / (1 + e_i) with e = exp(-…), for which the parameters of
+    i and f change sign; all of it is exact relative to the result. Where e overflows, the quotient is 0.
+    """
     g, (h, c) = a.g, state
-    operand = a.operand(h, 1)
-    i, f, o = g.ops("Split", _sigmoid(a, Gates.of(layer, 4, 0, 1, 3), x, operand), out=3, axis=1, num_outputs=3)
-    candidate = _tanh(a, Gates.of(layer, 4, 2), x, operand)
-    new_c = g.op("Add", g.op("Mul", f, c), g.op("Mul", i, candidate))
+    operand, hidden = a.operand(h, 1), len(layer.hidden) // 4
+    o = _sigmoid(a, Gates.of(layer, 4, 3), x, operand)
+    ifg = _product(a, Gates.of(layer, 4, 0, 1, 2, negated=(0, 1)), x, operand)
+    of_if, of_g = g.ops("Split", ifg, g.constant([2 * hidden, hidden]), out=2, axis=1)
+    divisors = g.op("Add", g.constant(1.0), g.op("Exp", of_if))
+    of_i, of_f = g.ops("Split", divisors, out=2, axis=1, num_outputs=2)
+    new_c = g.op("Add", g.op("Div", c, of_f), g.op("Div", g.op("Tanh", of_g), of_i))
     new_h = g.op("Mul", o, g.op("Tanh", new_c))
     is_active = g.op("Cast", active, to=BOOL)
     return g.op("Where", is_active, new_h, h), g.op("Where", is_active, new_c, c)
@@ -116,12 +124,17 @@ def step_of(config: ModelConfig) -> Step:
     return lstm_step if config.cell == "lstm" else rnn_step
 
 
+def _product(a: Arithmetic, gates: Gates, x: Input, operand: Operand) -> str:
+    """x W + h U + b."""
+    return a.product(operand, gates.U, x.product(gates.W, gates.b + gates.c))
+
+
 def _sigmoid(a: Arithmetic, gates: Gates, x: Input, operand: Operand) -> str:
-    return a.g.op("Sigmoid", a.product(operand, gates.U, x.product(gates.W, gates.b + gates.c)))
+    return a.g.op("Sigmoid", _product(a, gates, x, operand))
 
 
 def _tanh(a: Arithmetic, gates: Gates, x: Input, operand: Operand) -> str:
-    return a.g.op("Tanh", a.product(operand, gates.U, x.product(gates.W, gates.b + gates.c)))
+    return a.g.op("Tanh", _product(a, gates, x, operand))
 
 
 def _move(a: Arithmetic, h: str, candidate: str, u: str, active: str) -> str:

@@ -44,7 +44,7 @@ class _Gate:
     """One gate, rounded. The input's part, a row of a table in the first layer, includes `bias` (H,)."""
 
     def __init__(self, weights: Weights, index: int, total: int, pick: int, resets_after: bool = False) -> None:
-        gates = Gates.of(weights.layers[index], total, pick, negated=1 if total == 3 else -1)
+        gates = Gates.of(weights.layers[index], total, pick, negated=(1,) if total == 3 else ())
         bias = gates.b if resets_after else gates.b + gates.c
         self.U, self.c = Quantized.of(gates.U, WEIGHT_STEPS), gates.c.astype(np.float32)
         if index:
@@ -108,7 +108,8 @@ def _lstm(layer: list[_Gate], x: Read, state: State) -> State:
     h, c = state
     operand = _Operand.of(h, 1)
     i, f, g, o = (gate(x, operand) for gate in layer)
-    c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+    with np.errstate(over="ignore"):  # exact relative to the result, as c may be large
+        c = c / (np.float32(1) + np.exp(-f)) + np.tanh(g) / (np.float32(1) + np.exp(-i))
     return _sigmoid(o) * np.tanh(c), c
 
 
