@@ -288,6 +288,8 @@ training_options = st.fixed_dictionaries(
     {"corpus": texts},
     optional={
         "validation_corpus": texts,
+        "suffix": st.sampled_from([(".abc",), (".log", ".tar.out")]),
+        "encoding": st.sampled_from(["cp1252", "utf-8,cp1252"]),
         "prepare": st.sampled_from(["none", "letters", "line"]),
         **{name: whole(1) for name in ("characters", "min_count", "batch", "window", "accumulate")},
         **{name: whole() for name in ("validation_characters", "patience", "warmup", "sample_every", "threads")},

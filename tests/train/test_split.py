@@ -130,7 +130,7 @@ def test_a_sorted_list_is_recognised(lines: list[str], is_sorted: bool) -> None:
 
 def test_lines_are_advised_where_the_text_is_sorted(words: Path) -> None:
     (note,) = split(words).notes
-    assert note.endswith("--held-out lines draws it from everywhere")
+    assert note == "the lines are sorted; --held-out lines draws a part that is like the rest"
     for options in ({"held_out": "lines"}, {"validation": 0.0}, {"validation_corpus": (str(words),)}):
         assert split(words, **options).notes == ()
 
@@ -193,6 +193,6 @@ def test_the_first_lines_say_what_was_read(words: Path, tmp_path: Path, capsys: 
     for path in paths:
         Path(path).write_text(words.read_text())
     assert main(["--corpus", *paths, "--out", str(tmp_path / "run"), *TINY, "--steps", "1"]) == 0
-    first, second, *_ = capsys.readouterr().out.splitlines()
+    first, _, third, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{' '.join(paths[:3])} and 1 more: 4 files, 10,383 characters, ")
-    assert second.startswith("note: the lines are in sorted order")
+    assert third.startswith("note: the lines are sorted; --held-out lines")

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from importlib.util import find_spec
+from textwrap import fill
 
 import torch
 
@@ -14,7 +15,7 @@ from rill.train.loop.start import vocabulary_from
 from rill.train.loop.team import Team
 from rill.train.loop.trainer import Trainer
 from rill.train.plan import Plan
-from rill.train.record.display import Display
+from rill.train.record.display import COLUMNS, Display
 from rill.train.record.files import replace_file
 from rill.train.record.folder import HELD_OUT, RunConfig, save_config
 from rill.train.record.outcome import outcome
@@ -63,7 +64,7 @@ def train(plan: Plan, team: Team, began: float) -> int:
     if config.model.layers >= DEEP and not config.model.residual and trainer.position.step == 0:
         display.line(f"note: {config.model.layers} layers without --residual often learn only character frequencies")
     for note in data.notes if plan.stored is None else ():
-        display.line(f"note: {note}")
+        display.line(fill(f"note: {note}", COLUMNS, break_long_words=False, break_on_hyphens=False))
     with Interrupt() as interrupt, display:
         stopped = trainer.run(interrupt)
     if stopped:

@@ -91,10 +91,7 @@ def read_texts(config: TrainingConfig) -> TextSplit:
         return TextSplit(text, after, text, files, notes)
     cut = len(text) - int(len(text) * config.validation)
     if config.validation and looks_sorted(corpus.text):
-        notes += (
-            "the lines are in sorted order, so the held-out end differs from the rest; --held-out lines draws it from"
-            " everywhere",
-        )
+        notes += ("the lines are sorted; --held-out lines draws a part that is like the rest",)
     return TextSplit(text[:cut], text[cut:], text, files, notes)
 
 
