@@ -153,6 +153,9 @@ class Trainer:
             affordable = min(1.0, -self.team.maximum(-limit.affordable)[0] / usual)
             self._part = max(FEWEST_CHARACTERS, int(affordable * EVALUATED_CHARACTERS))
             share = affordable * usual
+        if elapsed > limit.seconds / 2 and not spent:
+            minutes = f"--max-minutes {self.training.max_minutes:g}"
+            self.display.line(f"note: loading took {elapsed:.0f} s, so {minutes} leaves little time to train")
         limit.begin(share, SAMPLE_LENGTH * len(self.training.prefix))
         return limit
 
