@@ -29,21 +29,23 @@ _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # variables that gRPC re
 _NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed")
 # What gRPC says about a connection that failed, and what it means: the first that is found applies.
 _MEANINGS = {
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate has expired or is not signed by a trusted authority",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate has expired or is not signed by a trusted authority: "
+    "--tls-ca (root_certificates) names another authority",
     "Hostname Verification": "the server's certificate is for another host: --tls-server-name (server_name) gives its"
     " name",
     "create security handshaker": "the certificates or the key given to this client are damaged or do not match",
-    "WRONG_VERSION_NUMBER": "the server does not use TLS",
-    "Failed parsing HTTP/2": "what listens there is not a gRPC server",
+    "WRONG_VERSION_NUMBER": "the server does not use TLS: connect without --tls and https://, or to another port",
+    "Failed parsing HTTP/2": "what listens there is not a gRPC server: check the port",
     "before receiving SETTINGS": "what listens there does not answer: it is not a gRPC server, or it requires TLS",
     "Endpoint closing": "what listens there does not answer: it is not a gRPC server, or it hangs",
     "Socket closed": "the server closes new connections: it may require TLS or a client certificate that it trusts",
     "Connection reset": "the server closes new connections: it may require TLS or a client certificate that it trusts",
-    "timed out": "there is no answer from that address: its machine is down, or a firewall is in the way",
+    "timed out": "nothing answers: the machine is down, or a firewall is in the way",
     "No route to host": "there is no way to that machine from here",
     "Network is unreachable": "there is no way to that machine from here",
-    "Permission denied": "this user may not connect there",
+    "Permission denied": "this user may not connect to it",
 }
+_CAUSE = re.compile(r"last error: \w+: (?:ipv[46]:(\S+:\d+)|(unix(?:-abstract)?:\S+)): ")  # then the cause
 _START = "start one there (rill serve BUNDLE), or give the address of one that is running"
 
 
@@ -73,12 +75,15 @@ def _explain_connection(details: str) -> str:
     if address and "No such file" in details:
         return f"no server listens at {address} (there is no such socket): {_START}"
     meaning = next((meaning for sign, meaning in _MEANINGS.items() if sign in details), "")
-    return f"{meaning} ({details})" if meaning else details
+    if not (address and meaning):
+        return f"{meaning} ({details})" if meaning else details
+    cause = _CAUSE.split(details, maxsplit=1)[-1].partition(": Invalid certificate")[0]
+    return f"{address}: {meaning} ({cause})"
 
 
 def _address_in(details: str) -> str:
     """Return the address in gRPC's message, as people write it; empty if there is none."""
-    found = re.search(r"last error: \w+: (?:ipv[46]:(\S+:\d+)|(unix(?:-abstract)?:\S+)): ", details)
+    found = _CAUSE.search(details)
     return unquote(found[1] or "") or found[2] if found else ""
 
 
