@@ -246,10 +246,10 @@ def test_json(tmp_path, capsys):
 
 def test_a_json_file_that_cannot_be_written_is_status_2(tmp_path, capsys):
     folder = make_folder(tmp_path / "run", TrainingConfig(steps=5))
-    status, out, errors = report(capsys, folder, "--json", tmp_path / "nowhere" / "report.json")
-    assert status == 2
-    assert table(out)
-    assert errors.startswith("error: [Errno 2] No such file or directory")
+    with pytest.raises(SystemExit) as exit_status:
+        report(capsys, folder, "--json", tmp_path / "nowhere" / "report.json")
+    assert exit_status.value.code == 2
+    assert f"report.json: there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
 def configured(command):
