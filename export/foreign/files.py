@@ -143,5 +143,7 @@ def _what_it_is(content: object) -> str:
         return f"holds an object ({content.path or 'unknown'}), not a state dict"
     if not isinstance(content, Mapping):
         return f"holds a {type(content).__name__}, not a state dict"
-    strange = next((repr(key)[:80] for key in content), "nothing")
+    strange = next(
+        (repr(key[:80]) if isinstance(key, str) else "keys that are not names" for key in content), "nothing"
+    )
     return f"is not a state dict: it holds {strange} instead of tensors by name"

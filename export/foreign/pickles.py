@@ -19,6 +19,7 @@ _MARK = object()
 _SCALARS = (str, bytes, int, float, bool, type(None))
 _DICTS = {"builtins.dict", "__builtin__.dict"}
 _DICTS |= {f"collections.{name}" for name in ("OrderedDict", "defaultdict", "Counter")}
+_SETS = {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset")}
 _RECONSTRUCTORS = {"copyreg._reconstructor", "copy_reg._reconstructor"}
 
 
@@ -33,7 +34,7 @@ class Global:
     path: str  # module and name
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # a pickle can nest values so that to show, compare or hash them takes for ever
 class Instance:
     """What calling `made_by` would have made. `state` are its attributes, `items` what was appended or added to it."""
 
@@ -55,7 +56,7 @@ class Instance:
         return {key: value for state in states if isinstance(state, dict) for key, value in state.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Key:
     """A key that is not a plain value; it equals itself only, so that no hash of nested values is computed."""
 
@@ -253,6 +254,8 @@ class _Machine:
             pairs = given.items() if isinstance(given, dict) else given if isinstance(given, list) else ()
             return {key: value for key, value in pairs if isinstance(key, _SCALARS)}
         instance = Instance(made_by, arguments)
+        if path in _SETS and arguments and isinstance(arguments[0], list):
+            instance.items = arguments[0]
         return self._call(instance) if self._call else instance
 
 

@@ -61,7 +61,7 @@ def vocabulary_of(content: object, source: str) -> Vocabulary:
     symbols = list(inside[0].symbols) if inside else _in_id_order(content, source)
     first: dict[str, int] = {}
     for position, symbol in enumerate(symbols):
-        what = f"{source}: {symbol!r:.40} at position {position}"
+        what = f"{source}: {_shown(symbol)} at position {position}"
         if not isinstance(symbol, str):
             raise ForeignError(f"{what} is not a string")
         if len(symbol) != 1 and symbol != UNKNOWN:
@@ -129,21 +129,22 @@ def _in_id_order(content: object, source: str) -> Sequence[object]:
     if isinstance(content, Sequence):
         return content
     if not (isinstance(content, Mapping) and _is_vocabulary(content)):
-        shown = f"an object with {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, Mapping) else content
+        keys = list(content)[:3] if isinstance(content, Mapping) else []
+        shown = f"an object with {', '.join(map(_shown, keys))}" if keys else _shown(content)
         raise ForeignError(
             f"{source} must hold the characters in id order, as a list, a string, {{character: id}} or "
-            f"{{id: character}}, not {shown!s:.60}"
+            f"{{id: character}}, not {shown}"
         )
     pairs = _pairs(content)
     by_id: dict[int, object] = {}
     for symbol, index in pairs:
         if by_id.setdefault(index, symbol) != symbol:
-            raise ForeignError(f"{source}: {by_id[index]!r:.40} and {symbol!r:.40} both have the id {index}")
+            raise ForeignError(f"{source}: {_shown(by_id[index])} and {_shown(symbol)} both have the id {index}")
     if list(range(len(by_id))) == sorted(by_id):
         return [by_id[index] for index in range(len(by_id))]
     lowest, highest = min(by_id), max(by_id)
     if lowest < 0:
-        raise ForeignError(f"{source}: {by_id[lowest]!r:.40} has the id {lowest}; ids are 0 to V - 1")
+        raise ForeignError(f"{source}: {_shown(by_id[lowest])} has the id {lowest}; ids are 0 to V - 1")
     missing = next(index for index in range(highest) if index not in by_id)
     raise ForeignError(
         f"{source}: its ids are {lowest} to {highest}, but no symbol has the id {missing}; if the model has a row for "
@@ -168,8 +169,19 @@ def _pairs(content: Mapping[object, object]) -> list[tuple[object, int]]:
     return [(symbol, index) for key, symbol in content.items() if (index := _id_of_key(key)) is not None]
 
 
+def _shown(value: object) -> str:
+    """A value in a message: short, whatever it is."""
+    if isinstance(value, str | bytes):
+        return f"{value[:40]!r}"
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**64):
+        return str(value)
+    return f"a {type(value).__name__}"
+
+
 def _is_whole(value: object) -> bool:
-    return type(value) is int or (isinstance(value, float) and math.isfinite(value) and value.is_integer())
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    return type(value) is int and abs(value) < 2**31
 
 
 def _id_of_key(key: object) -> int | None:
@@ -213,7 +225,7 @@ def _walk(content: object) -> Iterator[tuple[str, object, object]]:
         yield where, name, value
         inside: list[tuple[str, object, object]] = []
         if isinstance(value, Mapping):
-            inside = [(f"[{key!r:.40}]", key, each) for key, each in value.items()]
+            inside = [(f"[{_shown(key)}]", key, each) for key, each in value.items()]
         elif isinstance(value, Instance):
             if value.path.rpartition(".")[2] in {"set", "frozenset"}:
                 continue  # its order is not that of the ids
