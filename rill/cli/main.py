@@ -29,6 +29,8 @@ CLIENTS = {
     "models": "rill.cli.models",
     "verify": "rill.cli.verify.command",
 }
+# Statuses of errors that the user can mend; of others, the server's log may say more under the request's id.
+SELF_EXPLAINED = ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNAUTHENTICATED", "UNAVAILABLE")
 HELP = f"""usage: rill COMMAND [ARGUMENTS]
 
 Small recurrent character models: train them, export them to ONNX, serve them, and stream text from them.
@@ -81,7 +83,8 @@ def _run_client(name: str, arguments: list[str]) -> int:
         status: int = command.run(parser.parse_args(arguments))
         sys.stdout.flush()
     except ServerError as error:
-        print(f"error: {error} ({error.code.name})", file=sys.stderr)
+        asked = "" if error.code.name in SELF_EXPLAINED or not error.request_id else f", request id {error.request_id}"
+        print(f"error: {error} ({error.code.name}{asked})", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

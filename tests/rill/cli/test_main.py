@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from grpc import StatusCode
 from servers import ROOT
 
 from rill.cli.main import ABOUT, CLIENTS, HELP, main
+from rill.client.errors import ServerError
 from rill.programs import PROGRAMS
 
 HEAVY = ["grpc", "google.protobuf", "rich", "prompt_toolkit", "torch", "onnxruntime", "numpy", "argparse"]
@@ -100,6 +102,22 @@ def test_the_version_is_the_distribution_s(capsys):
 def test_a_typo_is_one_line(arguments, message, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("INTERNAL", "error: an engine round failed (INTERNAL, request id order-66)\n"),
+        ("INVALID_ARGUMENT", "error: an engine round failed (INVALID_ARGUMENT)\n"),
+    ],
+)
+def test_an_error_that_only_the_server_can_explain_has_the_request_id(code, line, monkeypatch, capsys):
+    def fail(options):
+        raise ServerError(StatusCode[code], "an engine round failed", request_id="order-66")
+
+    monkeypatch.setattr("rill.cli.models.run", fail)
+    assert main(["models"]) == 1
+    assert capsys.readouterr().err == line
 
 
 def test_python_m_rill_is_the_same():
