@@ -1,16 +1,18 @@
 """Train a character model.
 
-    rill train --corpus shakespeare --out runs/shakespeare --max-minutes 2
-    rill train --corpus book.txt notes/ --out runs/mine --cell lstm --layers 2 --dropout 0.2 --epochs 10
-    rill train --out runs/mine --resume
-    rill train --recipe timemachine-gru --corpus timemachine.txt
-    rill train --from runs/mine --corpus letters/ --out runs/letters --extend-vocabulary --epochs 3
-    cat *.txt | rill train --corpus - --out runs/stdin --steps 2000
-    torchrun --nproc-per-node 2 -m rill.train --corpus shakespeare --out runs/together --epochs 2
-    rill train report runs/*
+  rill train --corpus shakespeare --out runs/shakespeare --max-minutes 2
+  rill train --corpus book.txt notes/ --out runs/mine --cell lstm --epochs 10
+  rill train --out runs/mine --resume
+  rill train --recipe timemachine-gru --corpus timemachine.txt
+  rill train --from runs/mine --corpus letters/ --out runs/letters \\
+      --extend-vocabulary --epochs 3
+  cat *.txt | rill train --corpus - --out runs/stdin --steps 2000
+  torchrun --nproc-per-node 2 -m rill.train --corpus book.txt --out runs/two
+  rill train report runs/*
 
-The run folder holds config.json, model.safetensors (best validation weights), trainer.pt (for --resume),
-metrics.jsonl, samples.txt and, at the end, summary.json and curves.png. Losses are nats per character.
+The run folder holds config.json, model.safetensors (the best weights by
+validation), trainer.pt (for --resume), metrics.jsonl, samples.txt and, at the
+end, summary.json and curves.png. Losses are nats per character.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from rill.train.options import GENERAL, GROUPS, LENGTH, Option, flag_of, option_
 from rill.train.plan import Plan, make_plan, run_folder
 from rill.train.record.hold import hold, refuse_if_held
 from rill.train.record.recipe import recipe_names
+from rill.train.text.corpus import require_corpora
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,6 +87,8 @@ def _carry_out(options: dict[str, Any], team: Team, began: float) -> int:
         raise
     if plan.complete:
         return _complete(plan, team)
+    training = plan.training
+    require_corpora(training.corpus + training.validation_corpus, tagged=plan.model.task == "tag")
     with hold(plan.folder) if team.first else nullcontext("") as notice:
         if notice:
             print(notice)
@@ -105,7 +110,8 @@ def _complete(plan: Plan, team: Team) -> int:
 
 def _make_team() -> Team:
     """The team of this process, by the environment variables that torchrun sets."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) <= 1:  # not from torchrun
         return Team()
     from rill.train.loop.processes import Processes  # noqa: PLC0415  PyTorch: not for a single process's --help
 
@@ -131,7 +137,8 @@ def parse_options(arguments: list[str]) -> dict[str, Any]:
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        suggestion = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)
+        known = [*parser._option_string_actions, *([] if unknown[0] != arguments[0] else ["report"])]
+        suggestion = did_you_mean(unknown[0].partition("=")[0], known)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
     return vars(options)
 

@@ -33,5 +33,8 @@ class DivergedError(TrainError):
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The end of an error message about a mistyped `word`: the most similar of the `known` words; empty if none is."""
-    similar = get_close_matches(word, list(known), n=1) if isinstance(word, str) else []
-    return f"; did you mean {similar[0]}?" if similar else ""
+    if not isinstance(word, str):
+        return ""
+    by_lower_case = {name.lower(): name for name in known}
+    similar = get_close_matches(word.lower(), by_lower_case, n=1)
+    return f"; did you mean {by_lower_case[similar[0]]}?" if similar else ""

@@ -1,11 +1,13 @@
-"""Report the results of runs beside published results and targets, with the commands that repeat the runs.
+"""Report the results of runs beside published results and targets.
 
     rill train report runs/*
     rill train report runs/* --markdown
     rill train report runs/* --json report.json
 
-Perplexity is exp of the last training loss; validation losses are nats per character. A run that has not finished is
-shown as of its last evaluation. The exit status is 1 if a folder is not a run.
+Perplexity is exp of the last training loss; validation losses are nats per
+character. A run that has not finished is shown as of its last evaluation. Below
+the table are the commands that repeat the runs. The exit status is 1 if a
+folder is not a run.
 """
 
 import argparse

@@ -206,6 +206,10 @@ def test_a_folder_of_other_things_is_left_alone(
         ("--cell lstn", "error: cell must be gru, lstm or rnn, not 'lstn'; did you mean lstm?"),
         ("--recipe timemachine-gro", "or give the path of a .toml file; did you mean timemachine-gru?"),
         ("--zzz", "error: unrecognized arguments: --zzz\n"),
+        ("--cell LSTN", "did you mean lstm?"),
+        ("--Hidden 8", "did you mean --hidden?"),
+        ("--corpus pydok", "nor a named corpus (shakespeare, sanguo, pydoc); did you mean pydoc?"),
+        ("--corpus tests/train/test_comand.py", "did you mean test_command.py?"),
     ],
 )
 def test_a_mistyped_option_or_value_gets_a_suggestion(
@@ -234,7 +238,15 @@ print(status, seconds, *{"torch", "numpy", "rich", "matplotlib"} & set(sys.modul
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [("--help", 0), ("--steps four", 2), ("--out run --corpus pydoc --hidden 0", 2), ("--out FINISHED --resume", 0)],
+    [
+        ("--help", 0),
+        ("--steps four", 2),
+        ("--out run --corpus pydoc --hidden 0", 2),
+        ("--out run --corpus pydok", 2),
+        ("--out run --corpus subtracton:4 --task tag", 2),
+        ("reprot", 2),
+        ("--out FINISHED --resume", 0),
+    ],
 )
 def test_help_mistakes_and_complete_runs_need_no_pytorch(finished: Path, arguments: str, status: int) -> None:
     words = [str(finished) if word == "FINISHED" else word for word in arguments.split()]
@@ -245,6 +257,27 @@ def test_help_mistakes_and_complete_runs_need_no_pytorch(finished: Path, argumen
     if arguments == "--help":
         assert "(default 256)" in done.stdout
         assert "rill train" in done.stdout.splitlines()[0]
+
+
+def test_a_mistyped_subcommand_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["reprot", "runs/x"])
+    assert "unrecognized arguments: reprot runs/x; did you mean report?" in capsys.readouterr().err
+
+
+def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (["--help"], ["report", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_world_size_that_is_not_torchruns_is_ignored(
+    sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert main(["--corpus", str(sentences), "--out", str(tmp_path / "run"), *TINY, "--steps", "1"]) == 0
 
 
 def test_lengths_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,5 +121,5 @@ def test_a_lack_of_memory_is_one_line(
         raise MemoryError
 
     monkeypatch.setattr("rill.train.command.hold", exhausted)
-    assert main(["--out", str(tmp_path / "run"), "--corpus", "book.txt"]) == 2
+    assert main(["--out", str(tmp_path / "run"), "--corpus", "pydoc"]) == 2
     assert capsys.readouterr().err == "error: out of memory; use a smaller text, --batch, --window or --hidden\n"

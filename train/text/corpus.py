@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rill.train.errors import CorpusError
 from rill.train.text.decoding import UTF_8, decode, memory_limit, read_bytes, read_up_to
-from rill.train.text.files import Files, files_in, files_like, is_pattern, is_stream, name_of
+from rill.train.text.files import Files, files_in, files_like, is_pattern, is_stream, name_of, nothing
 from rill.train.text.named import NAMED
+from rill.train.text.subtraction import NAME as SUBTRACTION
 
 TEXT_SUFFIXES = (".txt", ".md")
 MANY_OTHERS = 10  # times as many files of other suffixes as files that are read
@@ -69,6 +70,17 @@ def _doubts(documents: Sequence[str]) -> list[str]:
     return notes
 
 
+def require_corpora(specs: Sequence[str], tagged: bool) -> None:
+    """Raise CorpusError for a spec that names nothing; reads none. They are texts, or `tagged` sequences."""
+    for spec in specs:
+        if (spec and _path(spec).exists()) or is_stream(spec) or is_pattern(spec):
+            continue
+        if tagged and spec.partition(":")[0] != SUBTRACTION:
+            raise nothing(spec, f"a file of JSON lines, '-' nor {SUBTRACTION}:BITS", [f"{SUBTRACTION}:4"])
+        if not tagged and spec not in NAMED:
+            raise nothing(spec, f"a file, a folder, '-' nor a named corpus ({', '.join(NAMED)})", NAMED)
+
+
 def load_corpus(specs: Sequence[str]) -> str:
     """Read the text that `specs` name, as `read_corpus` does."""
     return read_corpus(specs).text
@@ -113,7 +125,7 @@ class _Reader:
         elif is_pattern(spec):
             self._read_files(files_like(str(path), self._suffixes), spec, f"files like {spec!r}")
         else:
-            raise CorpusError(f"{spec!r} is neither a file, a folder, '-' nor a named corpus ({', '.join(NAMED)})")
+            raise nothing(spec, f"a file, a folder, '-' nor a named corpus ({', '.join(NAMED)})", NAMED)
 
     def _read_files(self, found: Files, spec: str, what: str) -> None:
         before = self.files

@@ -5,13 +5,13 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from glob import iglob
 from pathlib import Path
 
-from rill.train.errors import CorpusError
+from rill.train.errors import CorpusError, did_you_mean
 
 DESCRIPTORS = re.compile(r"/dev/(stdin|fd/.*)|/proc/[^/]+/(task/[^/]+/)?fd/.*")  # /dev/fd/63 is what <(…) stands for
 COMPRESSED = ".gz"  # a file of this suffix has another one before it
@@ -42,6 +42,17 @@ def is_stream(spec: str) -> bool:
 def name_of(spec: str) -> str:
     """What to call `spec` in a message."""
     return "standard input" if spec in ("-", "/dev/stdin", "/dev/fd/0") else spec
+
+
+def nothing(spec: str, wanted: str, names: Iterable[str]) -> CorpusError:
+    """The error for a `spec` that is nothing of what is `wanted`; suggests one of `names` or a file beside it."""
+    folder, mistyped = os.path.split(spec)
+    try:
+        beside = [name for name in os.listdir(folder or ".") if not name.startswith(".")]
+    except (OSError, ValueError):
+        beside = []
+    similar = did_you_mean(spec, names) or did_you_mean(mistyped, beside)
+    return CorpusError(f"{spec!r} is neither {wanted}{similar}")
 
 
 def is_pattern(spec: str) -> bool:

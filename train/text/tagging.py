@@ -14,7 +14,7 @@ from rill.train.errors import CorpusError
 from rill.train.text import subtraction
 from rill.train.text.corpus import read_standard_input
 from rill.train.text.decoding import UTF_8, decode, memory_limit, read_bytes
-from rill.train.text.files import files_like, is_pattern, is_stream
+from rill.train.text.files import files_like, is_pattern, is_stream, nothing
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 SPLIT_STREAM = 2**32 - 1  # seeds the split as (seed, epoch) seeds an epoch: no epoch has this number
@@ -52,7 +52,7 @@ def load_tagged(
             for file in files_like(spec, suffixes).paths:
                 found += _sequences(read_bytes(file, memory_limit()), str(file), encodings)
         else:
-            raise CorpusError(f"{spec!r} is neither a file of JSON lines, '-' nor {subtraction.NAME}:BITS")
+            raise nothing(spec, f"a file of JSON lines, '-' nor {subtraction.NAME}:BITS", [])
     return found
 
 
