@@ -35,6 +35,8 @@ def decoded(data: bytes) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+    if "\0" in text[:2]:
+        raise ValueError("seems to be UTF-16 without a byte order mark; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -169,10 +169,10 @@ def _lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             number, blank = 1, b""  # the first empty line since the last one with content
             while raw := file.readline(LONGEST_LINE):
-                if number == 1 and raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                    raise PromptError(f"{path} is UTF-16; save it as UTF-8")
                 if len(raw) == LONGEST_LINE:
                     raise PromptError(f"{path}, line {number}: is longer than {LONGEST_LINE:,} bytes")
+                if number == 1 and (raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in raw[:2]):
+                    raise PromptError(f"{path} is UTF-16; save it as UTF-8")
                 number += 1
                 if not raw.strip():
                     blank = blank or raw

@@ -60,9 +60,9 @@ def test_a_text_as_stop_is_one_stop(path):
 def test_what_editors_on_windows_save(path):
     lines = b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b\\r\\n"}\r\n\r\n  \r\n'
     assert [prompt.request.prompt for prompt in prompts_of(path, lines)] == ["a", "b\r\n"]
-    for encoding in ("utf-16", "utf-16-be"):
+    for mark, encoding in (("\ufeff", "utf-16-le"), ("\ufeff", "utf-16-be"), ("", "utf-16-le"), ("", "utf-16-be")):
         with pytest.raises(PromptError, match=r"prompts.jsonl is UTF-16; save it as UTF-8$"):
-            prompts_of(path, '\ufeff{"prompt": "a"}\n'.encode(encoding))
+            prompts_of(path, f'{mark}{{"prompt": "a"}}\n'.encode(encoding))
     with pytest.raises(PromptError, match="line 2: is not JSON"):
         prompts_of(path, b'{"prompt": "a"}\r\n\r\n\r\n{"prompt": "b"}\r\n')
 

@@ -51,6 +51,12 @@ def test_what_is_not_text_is_one_sentence(data, tmp_path):
         read_lines("--flag", str(file))
 
 
+def test_utf_16_without_a_mark_is_told():
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(ValueError, match=r"^seems to be UTF-16 without a byte order mark; save it as UTF-8$"):
+            decoded("ROMEO:".encode(encoding))
+
+
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     for path, message in [(tmp_path, "Is a directory"), (tmp_path / "none", "No such file")]:
         with pytest.raises(argparse.ArgumentTypeError, match=f"^cannot read {path}: {message}"):
