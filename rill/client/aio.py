@@ -33,6 +33,7 @@ from rill.client.streams import AsyncMessageStream, AsyncTextStream, end_call
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
+Answer = TypeVar("Answer")
 Awaited = TypeVar("Awaited", Reply, Generation)
 
 
@@ -148,11 +149,13 @@ class AsyncSession(SessionBase):
                 return
             self._connect()
         try:
-            self._protocol.received(await anext(self._events))
+            self._protocol.received(_parsed(await anext(self._events)))
         except StopAsyncIteration:
             self._ended(None)
         except grpc.RpcError as error:
             self._ended(_reason(error))
+        except ServerError as error:
+            self._ended(error)
         except asyncio.CancelledError:  # what gRPC raises where a call was cancelled
             self._protocol.close()
 
@@ -187,6 +190,13 @@ def _reason(error: grpc.RpcError) -> ServerError:
     if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
         return ServerError(grpc.StatusCode.UNAVAILABLE, "the call ended while an action was on its way")
     return ServerError.from_rpc(error)
+
+
+def _parsed(message: Answer | None) -> Answer:
+    """Return an answer. gRPC for asyncio gives None where it could not be parsed, and the other gRPC an error: this."""
+    if message is None:
+        raise ServerError(grpc.StatusCode.INTERNAL, "Exception deserializing response!")
+    return message
 
 
 async def _until_none(actions: asyncio.Queue[pb.InteractRequest | None]) -> AsyncIterator[pb.InteractRequest]:
@@ -328,7 +338,7 @@ class AsyncClient:
                     pb.ListModelsRequest(), timeout=attempts.time_left(), metadata=metadata
                 )
                 attempts.progressed()
-                return served
+                return _parsed(served)
             except grpc.RpcError as error:
                 failure = ServerError.from_rpc(error).told(metadata[0][1])
             await asyncio.sleep(attempts.failed(failure))
@@ -381,7 +391,7 @@ class _Calls:
                 error = None
                 try:
                     async for message in call:
-                        if (shown := repeated.received(message)) is not None:
+                        if (shown := repeated.received(_parsed(message))) is not None:
                             yield shown
                 except grpc.RpcError as raised:
                     error = raised

@@ -59,6 +59,8 @@ def options_for(address: str, is_direct: bool = False) -> Options:
 
 def explain(details: str) -> str:
     """Say what gRPC's message about a failed connection means; other messages remain as they are."""
+    if re.match("Received http2 header with status: 50[234]", details):
+        return f"the proxy there reaches no server ({details})"
     if details.startswith("Received http2 header with status"):
         return f"what listens there is a web server or a proxy, not rill serve ({details})"
     if details.startswith(_NO_CONNECTION[1:]) and (name := re.search(r"(?:resolving|failed for) (\S+):\d+:", details)):

@@ -29,15 +29,19 @@ def reset(code: int) -> Callable[[int], bytes]:
 
 
 def end_without_trailers(stream: int) -> bytes:
-    """What HAProxy makes of it."""
+    """What HAProxy makes of it, where the request is complete."""
     return frame(DATA, END_STREAM, stream)
 
 
+def end_and_reset(stream: int) -> bytes:
+    """What HAProxy makes of it, where more requests may follow."""
+    return frame(DATA, END_STREAM, stream) + reset(CANCEL)(stream)
+
+
 def page(status: int, *more: tuple[str, str]) -> Callable[[int], bytes]:
-    """An HTTP answer of the proxy's own, as of its error pages."""
+    """An HTTP answer of the proxy's own. Without a body: gRPC forgets the status if one arrives with it."""
     fields = headers((":status", str(status)), ("content-type", "text/html"), *more)
-    body = b"<html>an error page</html>"
-    return lambda stream: frame(HEADERS, END_HEADERS, stream, fields) + frame(DATA, END_STREAM, stream, body)
+    return lambda stream: frame(HEADERS, END_HEADERS | END_STREAM, stream, fields)
 
 
 def status_only(code: int, *more: tuple[str, str]) -> Callable[[int], bytes]:
@@ -73,10 +77,14 @@ class Break:
 
 @dataclass
 class MiddleMan:
-    """Passes connections on to `target`. The calls break as `breaks` says, in order; None and later ones do not."""
+    """Passes connections on to `target`. The calls break as `breaks` says, in order; None and later ones do not.
+
+    With `marks`, the initial metadata of all calls get an x-request-id, as proxies add one.
+    """
 
     target: str
     breaks: Sequence[Break | None] = ()
+    marks: bool = False
     calls: int = 0
     port: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -84,7 +92,7 @@ class MiddleMan:
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self._sockets = [self._listener]
+        self._sockets, self._connections = [self._listener], list[_Connection]()
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -107,7 +115,12 @@ class MiddleMan:
                     _close(client)
                     continue
                 self._sockets += [client, server]
-                _Connection(self, client, server)
+                self._connections.append(_Connection(self, client, server))
+
+    def cut(self, end: Callable[[int], bytes]) -> None:
+        """End all calls that are open, as at the end of an idle time."""
+        for connection in self._connections:
+            connection.cut(Break(end))
 
     def next_break(self) -> Break | None:
         """How the call that begins now is to break."""
@@ -124,9 +137,15 @@ class _Connection:
         self._lock = threading.Lock()  # of what is written to the client
         self._breaks: dict[int, Break | None] = {}  # of each stream
         self._messages: dict[int, int] = {}  # DATA frames of each stream
-        self._broken: set[int] = set()
+        self._broken: set[int] = set()  # and those that ended by themselves
         for pump in (self._requests, self._answers):
             threading.Thread(target=self._run, args=(pump,), daemon=True).start()
+
+    def cut(self, found: Break) -> None:
+        with suppress(OSError):  # it may have been closed
+            for stream in set(self._breaks) - self._broken:
+                self._end(stream, found)
+                self._server.sendall(reset(CANCEL)(stream))
 
     def _run(self, pump: Callable[[], None]) -> None:
         with suppress(OSError, EOFError):
@@ -145,16 +164,21 @@ class _Connection:
             self._server.sendall(data)
 
     def _answers(self) -> None:
-        for kind, stream, data in _frames(self._server):
-            found = self._breaks.get(stream)
+        for kind, stream, whole in _frames(self._server):
+            data, found = whole, self._breaks.get(stream)
             if kind == DATA and found and stream not in self._broken:
                 self._messages[stream] = self._messages.get(stream, 0) + 1
                 if self._messages[stream] > found.after:
                     self._end(stream, found)
                     self._server.sendall(reset(CANCEL)(stream))
             if stream not in self._broken or kind not in (DATA, HEADERS, RST_STREAM):
+                is_last = kind in (DATA, HEADERS) and data[4] & END_STREAM
+                if kind == HEADERS and self._owner.marks and not is_last:
+                    data = frame(kind, data[4], stream, data[9:] + headers(("x-request-id", "of-the-proxy")))
                 with self._lock:
                     self._client.sendall(data)
+                if kind == RST_STREAM or is_last:
+                    self._broken.add(stream)
 
     def _end(self, stream: int, found: Break) -> None:
         self._broken.add(stream)

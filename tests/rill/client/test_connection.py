@@ -64,3 +64,4 @@ def test_other_messages_remain():
     for message in ("Socket closed", "no such model", "Connection refused", ""):
         assert explain(message) == message
     assert explain("Received http2 header with status: 404").startswith("what listens there is a web server or a proxy")
+    assert explain("Received http2 header with status: 503").startswith("the proxy there reaches no server (")

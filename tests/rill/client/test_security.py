@@ -87,7 +87,7 @@ def test_what_is_wrong_is_said_in_one_line(secured):
         ([*anonymous[:2], "--tls-ca", "nowhere"], "", 2, "--tls-ca nowhere cannot be read"),
         (["--target", "203.0.113.7:1"], TOKEN, 2, "the bearer token would go to 203.0.113.7:1 in plain text"),
     ]:
-        done = rill("models", *flags, token=token)
+        done = rill("models", *flags, "--retry-seconds", "0", token=token)
         assert done.returncode == status, (flags, done.stderr)
         assert message in done.stderr
         assert done.stderr.startswith("error: ")
