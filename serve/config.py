@@ -88,6 +88,9 @@ class ServerConfig:
         (1, 86_400),
     )
     stall_seconds: float = _option(300.0, "end a stream whose reader takes nothing for this long; 0: never", SECONDS)
+    idle_seconds: float = _option(
+        0.0, "end an Interact, with a resume token, of which nothing is asked for this long; 0: never", SECONDS
+    )
     profile: Path | None = _option(  # noqa: RUF009  # a Path is immutable
         None, "write a time profile to FILE, as JSON, when the server stops", metavar="FILE"
     )

@@ -10,6 +10,7 @@ ServeError
 ├── WaitingLineFullError    too many streams; says when to try again
 ├── ClientLimitError        too many streams of one client; says when to try again
 ├── StalledError            the client does not read, or does not write, for too long
+├── IdleError               nothing was asked of an open Interact for too long
 ├── DrainingError           the server is shutting down
 └── EngineError             an engine round failed; the server is at fault
     └── BrokenEngineError   no round can run any more
@@ -78,6 +79,10 @@ class ClientLimitError(ServeError):
 
 class StalledError(ServeError):
     """A client keeps its call waiting for too long."""
+
+
+class IdleError(ServeError):
+    """Nothing was asked of an open Interact for too long."""
 
 
 class DrainingError(ServeError):

@@ -27,7 +27,7 @@ from rill.client.requests import (
 from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
-from rill.client.session import SessionBase
+from rill.client.session import CLOSE_SECONDS, SessionBase
 from rill.client.steps import Generation, Reply
 from rill.client.streams import AsyncMessageStream, AsyncTextStream, end_call
 from rill.v1 import rill_pb2 as pb
@@ -110,13 +110,18 @@ class AsyncSession(SessionBase):
         return snapshot
 
     async def close(self) -> None:
-        """End the call, which frees the slot."""
+        """End the call, which frees the slot: as the server's answer to the last action, unless it is generating."""
+        is_idle = self._protocol.is_idle and (self._reading is None or self._reading.done())
         self._protocol.close()
         self._nudge.set()
-        if self._call:
+        if call := self._call:
             # gRPC lets nobody else end the loop over the actions when a call has ended by itself.
             self._actions.put_nowait(None)
-            end_call(self._call)
+            try:
+                if is_idle:
+                    await _read_to_the_end(self._events)
+            finally:
+                end_call(call)
         if self._reading:
             await asyncio.wait([self._reading])
 
@@ -183,6 +188,14 @@ class AsyncSession(SessionBase):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _read_to_the_end(events: AsyncIterator[pb.InteractResponse]) -> None:
+    """Let a call whose last action was sent end by itself, for at most CLOSE_SECONDS."""
+    with suppress(TimeoutError, grpc.RpcError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            async for _ in events:
+                pass
 
 
 def _reason(error: grpc.RpcError) -> ServerError:

@@ -72,6 +72,12 @@ class InteractProtocol(Attempts):
         """The generation that is running."""
         return self._generation if self._generation and not self._generation.is_over else None
 
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether the present call is open and neither reads nor generates: it ends after its last action."""
+        is_reading = any(isinstance(step, Feed) for step in self._awaited)
+        return self._is_open and not (self.error or self.generation or self._catching_up or is_reading)
+
     def open(self) -> Reply:
         """Begin the session. The reply is a snapshot of its first state."""
         self._is_started = True

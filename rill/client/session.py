@@ -2,6 +2,8 @@
 
 from rill.client.interaction import InteractProtocol
 
+CLOSE_SECONDS = 1.0  # for a server to end a call whose last action was sent; then the client cancels it
+
 
 class SessionBase:
     """What a session knows without asking its server."""

@@ -36,7 +36,7 @@ from rill.client.requests import (
 from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
-from rill.client.session import SessionBase
+from rill.client.session import CLOSE_SECONDS, SessionBase
 from rill.client.steps import Generation, Reply
 from rill.client.streams import MessageStream, TextStream, end_call
 from rill.v1 import rill_pb2 as pb
@@ -143,13 +143,18 @@ class Session(SessionBase):
         return snapshot
 
     def close(self) -> None:
-        """End the call, which frees the slot."""
+        """End the call, which frees the slot: as the server's answer to the last action, unless it is generating."""
         with self._changed:
+            is_idle = self._protocol.is_idle and not self._is_reading
             self._protocol.close()
             self._changed.notify_all()
-            if self._call:
-                self._actions.put(None)
-                end_call(self._call)
+            call = self._call
+            if not call:
+                return
+            self._actions.put(None)
+        if is_idle:
+            _read_to_the_end(call)
+        end_call(call)
 
     def _generated(self, action: pb.InteractRequest.Generate) -> Generator[pb.GenerateResponse, None, None]:
         with self._changed:
@@ -206,6 +211,7 @@ class Session(SessionBase):
         except grpc.RpcError as error:
             return None, ServerError.from_rpc(error)
         except BaseException:  # Ctrl-C: gRPC would lose the event that it waits for
+            end_call(self._call)
             self.close()
             raise
 
@@ -228,6 +234,19 @@ class Session(SessionBase):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _read_to_the_end(call: Any) -> None:
+    """Let a call whose last action was sent end by itself, for at most CLOSE_SECONDS."""
+    timer = threading.Timer(CLOSE_SECONDS, end_call, [call])
+    timer.daemon = True
+    timer.start()
+    try:
+        with suppress(grpc.RpcError):
+            for _ in call:
+                pass
+    finally:
+        timer.cancel()
 
 
 class Client:

@@ -22,7 +22,7 @@ from rill.serve.api.score import Floats, Score, read, snapshot_of
 from rill.serve.api.sender import TextSender
 from rill.serve.config import ServerConfig
 from rill.serve.engine.types import FinishReason, StreamSpec
-from rill.serve.errors import DrainingError, OutOfOrderError, RequestError, ServeError
+from rill.serve.errors import DrainingError, IdleError, OutOfOrderError, RequestError, ServeError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
@@ -119,7 +119,7 @@ class Interaction:
         opened = pb.InteractResponse.Opened(seed=self._state.seed, model_id=self._model.bundle.model_id)
         await self._call.write(pb.InteractResponse(opened=opened))
         try:
-            while (action := await self._inbox.take()) is not None:
+            while (action := await self._next_action()) is not None:
                 await self._perform(action)
         except DrainingError:
             position, reason = self._state.snapshot.position, pb.FINISH_REASON_DRAINING
@@ -130,6 +130,15 @@ class Interaction:
         except ServeError:
             await self._send_snapshot()
             raise
+
+    async def _next_action(self) -> pb.InteractRequest | None:
+        """Wait for the next action. Raises IdleError if none arrives within `idle_seconds`."""
+        seconds = self._config.idle_seconds
+        try:
+            async with asyncio.timeout(seconds or None):
+                return await self._inbox.take()
+        except TimeoutError:
+            raise IdleError(f"nothing was asked for {seconds:g} seconds; continue from the resume token") from None
 
     async def _perform(self, action: pb.InteractRequest) -> None:
         match action.WhichOneof("action"):

@@ -16,6 +16,7 @@ from rill.serve.errors import (
     ClientLimitError,
     DrainingError,
     EngineError,
+    IdleError,
     ModelNotFoundError,
     OtherModelError,
     OutOfOrderError,
@@ -45,6 +46,7 @@ _CODES: dict[type[ServeError], grpc.StatusCode] = {
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ClientLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StalledError: grpc.StatusCode.ABORTED,
+    IdleError: grpc.StatusCode.ABORTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineError: grpc.StatusCode.INTERNAL,
     BrokenEngineError: grpc.StatusCode.INTERNAL,
@@ -54,6 +56,7 @@ _REASONS: dict[type[ServeError], str] = {
     OtherModelError: "RESUME_TOKEN_OTHER_MODEL",
     OutOfOrderError: "ACTION_OUT_OF_ORDER",
     StalledError: "READER_STALLED",
+    IdleError: "SESSION_IDLE",
     EngineError: "ENGINE_ROUND_FAILED",
     BrokenEngineError: "ENGINE_ROUND_FAILED",
 }

@@ -1,6 +1,7 @@
 """`Client.interact` and `AsyncClient.interact` against real servers."""
 
 import asyncio
+import json
 import signal
 import threading
 from contextlib import ExitStack, aclosing
@@ -385,3 +386,84 @@ def test_ctrl_c_ends_a_session_that_waits(client):
             text(session.generate(max_chars=0, chars_per_second=5))
         with pytest.raises(ServerError, match="closed"):
             session.feed("a")
+
+
+def ends(log):
+    """Status and reason of each call, by its id."""
+    calls = [json.loads(line) for line in log.splitlines() if '"message": "call"' in line]
+    return {call["id"]: (call["code"], call["end"]) for call in calls}
+
+
+async def test_a_session_that_ends_normally_is_ok_in_the_log(tiny_folder):
+    """One that is left while it generates is paused first; one whose call the client cancels is not OK."""
+    with run_server(tiny_folder, "--log-format", "json") as running:
+        with running.client() as client:
+            with client.interact(request_id="unused"):
+                pass
+            with client.interact(request_id="fed") as session:
+                session.feed("To be")
+            with client.interact(request_id="read") as session:
+                text(session.generate(max_chars=20))
+            with client.interact(request_id="left") as session:
+                next(session.generate(max_chars=0))
+            with client.interact(request_id="raised") as session, pytest.raises(ZeroDivisionError):
+                raise ZeroDivisionError
+            with client.interact(request_id="closed") as session:
+                pieces = session.generate(max_chars=0, chars_per_second=20)
+                next(pieces)
+                session.close()
+        async with AsyncClient(running.target) as client:
+            async with client.interact(request_id="async") as session:
+                await session.feed("To be")
+                await joined(session.generate(max_chars=20))
+            async with (
+                client.interact(request_id="async-closed") as session,
+                aclosing(session.generate(max_chars=0, chars_per_second=20)) as pieces,
+            ):
+                await anext(pieces)
+                await session.close()
+        _, log = running.stop()
+    assert {name: end for name, end in ends(log).items() if "closed" not in name} == dict.fromkeys(
+        ("unused", "fed", "read", "left", "raised", "async"), ("OK", "complete")
+    )
+    assert {end for name, end in ends(log).items() if "closed" in name} == {("CANCELLED", "cancelled")}
+
+
+async def test_an_idle_session_gives_its_slot_back_and_continues(tiny_folder):
+    """Nothing is asked of it for a while: its slot is free, and the next action opens it again where it was."""
+    arguments = ("--idle-seconds", 0.3, "--max-streams", 1, "--log-format", "json")
+
+    def idle(running):
+        with running.client() as other:
+            wait_until(lambda: other.models().streams_running == 0)
+
+    with run_server(tiny_folder, *arguments) as running:
+        with running.client() as client:
+            whole = text(client.generate("\nTo be", seed=7, max_chars=200))
+            with client.interact(seed=7, request_id="sync") as session:
+                session.feed("To be")
+                made = text(session.generate(max_chars=100))
+                idle(running)
+                made += text(session.generate(max_chars=100))
+                idle(running)
+                assert session.feed("a").chars == 1
+            assert made == whole
+        async with AsyncClient(running.target) as client, client.interact(seed=7, request_id="async") as session:
+            await session.feed("To be")
+            made = await joined(session.generate(max_chars=100))
+            await asyncio.to_thread(idle, running)
+            made += await joined(session.generate(max_chars=100))
+            assert made == whole
+            # A text that is being read is not idle, however slow it is.
+            assert len(await joined(session.generate(max_chars=10, chars_per_second=20))) == 10
+        _, log = running.stop()
+    lines = [json.loads(line) for line in log.splitlines()]
+    codes = [(line["id"], line["code"], line["end"]) for line in lines if line["message"] == "call"]
+    sessions = [code for code in codes if code[0] in ("sync", "async")]
+    idle_end = ("ABORTED", "session_idle")
+    assert sessions == [
+        *[("sync", *idle_end)] * 2,
+        ("sync", "OK", "complete"),
+        ("async", *idle_end),
+        ("async", "OK", "complete"),
+    ]
