@@ -15,6 +15,7 @@ from rill.bench.latency import Percentiles, percentiles
 from rill.bench.options import Objective
 from rill.bench.server import Server
 from rill.bench.workload import Workload
+from rill.client.connection import options_for
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -36,7 +37,7 @@ class Wait:
 
 async def idle_wait(server: Server, model: str, seconds: float) -> Wait:
     """Request texts one after the other from a server that does nothing else."""
-    async with grpc.aio.insecure_channel(server.target) as channel:
+    async with grpc.aio.insecure_channel(server.target, options_for(server.target)) as channel:
         await _pairs(channel, model, WARM_UP, 0.0, 0.0)
         return _wait(0, *await _pairs(channel, model, 1, seconds, 0.0))
 
@@ -46,7 +47,7 @@ async def newcomer_wait(
 ) -> Wait:
     """Request one text after the other, at random times, beside N streams of a closed loop."""
     async with (
-        grpc.aio.insecure_channel(server.target) as channel,
+        grpc.aio.insecure_channel(server.target, options_for(server.target)) as channel,
         server.connected() as stub,
         busy(stub, workload, streams, objective),
     ):

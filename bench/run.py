@@ -31,7 +31,7 @@ from rill.bench.workload import Workload, plain
 from rill.bundle import Bundle, BundleError, read_bundle
 from rill.cli.local_server import StartError as ServerStartError
 from rill.cli.progress import ProgressBar
-from rill.files import replaced
+from rill.files import printed_beside, replaced
 from rill.serve.errors import StartError
 from rill.train.errors import ConfigError
 
@@ -44,10 +44,11 @@ def benchmark(options: Options, command: Sequence[str]) -> int:
         bundle = read_bundle(options.bundle)
         results = asyncio.run(run(options, bundle))
         console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-        for table in tables(results, options.objective):
-            console.print(table)
-        for note in results.notes:
-            console.print(note)
+        with printed_beside(options.json):
+            for table in tables(results, options.objective):
+                console.print(table)
+            for note in results.notes:
+                console.print(note)
         written = document(command, options, bundle, results)
         if options.json:
             with replaced(options.json) as file:

@@ -20,6 +20,7 @@ from rill.bundle import PRECISIONS
 from rill.export.errors import UnsupportedError
 from rill.export.flags import add_jobs, add_json, write_json
 from rill.export.jobs import RESETS, UPDATES, Checkpoint, Job, require_bundle_name
+from rill.files import printed_beside
 
 FOREIGN_OPTIONS = ("vocabulary", "text", "rename", "name", "reset", "update")
 
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Only now: this loads PyTorch and ONNX Runtime, which --help and wrong usage do not need.
         from rill.export.batch import export_all  # noqa: PLC0415
 
-        rows = export_all(jobs, options.jobs)
+        with printed_beside(options.json):
+            rows = export_all(jobs, options.jobs)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +53,11 @@ def is_replaced(path: Path) -> bool:
     if isinstance(place, int) or _OF_OTHERS.fullmatch(str(place)):
         return False
     return not place.exists() or place.is_file()
+
+
+def printed_beside(path: Path | None) -> AbstractContextManager[object]:
+    """Send what is printed for people to standard error if a file for programs goes to standard output."""
+    return redirect_stdout(sys.stderr) if path == STDOUT else nullcontext()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rill.files import output_file, replaced
+from rill.files import output_file, printed_beside, replaced
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError, TrainError
 from rill.train.options import option_of, words_of
@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: --json {options.json}: {error.strerror}", file=sys.stderr)
             status = 2
     if rows:
-        (_print_markdown if options.markdown else _print_table)(rows)
+        with printed_beside(options.json):
+            (_print_markdown if options.markdown else _print_table)(rows)
     return status
 
 

@@ -20,6 +20,7 @@ from mlserver.types import InferenceRequest, InferenceResponse
 from rill.bench.peers.step import step_texts
 from rill.bench.peers.v2 import MODEL
 from rill.bundle import read_bundle
+from rill.client.connection import options_for
 
 
 class Runtime(MLModel):  # type: ignore[misc]  # MLServer may not be installed
@@ -58,7 +59,7 @@ async def serve(bundle: Path) -> None:
     model = ModelSettings(name=MODEL, implementation=Runtime, parameters=ModelParameters(uri=str(bundle)))
     serving = asyncio.create_task(MLServer(settings).start([model]))
     target = f"127.0.0.1:{grpc_port}"
-    async with grpc.aio.insecure_channel(target) as channel:
+    async with grpc.aio.insecure_channel(target, options_for(target)) as channel:
         stub = GRPCInferenceServiceStub(channel)
         while not serving.done() and not await _is_ready(stub):  # noqa: ASYNC110  # once
             await asyncio.sleep(0.05)

@@ -59,6 +59,7 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
             ("idle.WARM_UP", 2),
         ):
             patch.setattr(f"rill.bench.{name}", value)
+        patch.setenv("http_proxy", "http://127.0.0.1:1")  # which nothing here may use
         assert main(arguments) == 0
     return out.getvalue(), json.loads((folder / "bench.json").read_text(encoding="utf-8")), folder / "bench.png"
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -246,10 +247,14 @@ def test_json(tmp_path, capsys):
 
 def test_a_json_file_that_cannot_be_written_is_status_2(tmp_path, capsys):
     folder = make_folder(tmp_path / "run", TrainingConfig(steps=5))
-    with pytest.raises(SystemExit) as exit_status:
+    with pytest.raises(SystemExit) as caught:
         report(capsys, folder, "--json", tmp_path / "nowhere" / "report.json")
-    assert exit_status.value.code == 2
-    assert f"report.json: there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    assert caught.value.code == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    if Path("/dev/full").exists():  # found at the end only
+        status, out, errors = report(capsys, folder, "--json", "/dev/full")
+        assert (status, errors) == (2, "error: --json /dev/full: No space left on device\n")
+        assert table(out)
 
 
 def configured(command):
@@ -448,3 +453,11 @@ def test_the_recipes_that_come_with_the_package_make_configurations(monkeypatch)
         configured(f"rill train --recipe {recipe.name} --out x{'' if recipe.training.get('corpus') else ' --corpus y'}")
         assert recipe.description
         assert bool(recipe.wants) != ("corpus" in recipe.training)
+
+
+def test_the_rows_on_standard_output_are_alone_there(tmp_path, capfd):
+    folder = recipe_run(tmp_path / "a")
+    assert main([str(folder), "--json", "-"]) == 0
+    out, errors = capfd.readouterr()
+    assert [row["run"] for row in json.loads(out)] == [str(folder)]
+    assert table(errors)
