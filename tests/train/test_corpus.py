@@ -216,6 +216,13 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.M
     with pytest.raises(CorpusError, match=r"texts/b\.txt cannot be read: No such file or directory"):
         load_corpus([str(folder)])
 
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "deep"))
+
+    monkeypatch.setattr("os.scandir", denied)
+    with pytest.raises(CorpusError, match=r"texts/deep cannot be read: Permission denied"):
+        load_corpus([str(folder)])
+
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
 def test_a_device_is_not_a_text(device: str) -> None:

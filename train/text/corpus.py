@@ -48,7 +48,10 @@ def read_corpus(specs: Sequence[str], suffixes: Sequence[str] = (), encodings: S
     """
     reader = _Reader(suffixes, encodings)
     for spec in specs:
-        reader.read(spec)
+        try:
+            reader.read(spec)
+        except OSError as error:
+            raise CorpusError(f"{error.filename or spec} cannot be read: {error.strerror or error}") from None
     if not reader.documents:
         raise CorpusError(f"the corpus {' '.join(specs)} is empty")
     if reader.twice:
