@@ -31,7 +31,7 @@ from rill.train.loop.process_age import process_age
 from rill.train.loop.team import Team
 from rill.train.options import GENERAL, GROUPS, LENGTH, Option, flag_of, option_of
 from rill.train.plan import Plan, make_plan, run_folder
-from rill.train.record.hold import hold, refuse_if_held
+from rill.train.record.hold import Hold, hold, refuse_if_held
 from rill.train.record.recipe import recipe_names
 from rill.train.text.corpus import require_corpora
 
@@ -89,16 +89,16 @@ def _carry_out(options: dict[str, Any], team: Team, began: float) -> int:
         return _complete(plan, team)
     training = plan.training
     require_corpora(training.corpus + training.validation_corpus, tagged=plan.model.task == "tag")
-    with hold(plan.folder) if team.first else nullcontext("") as notice:
-        if notice:
-            print(notice)
+    with hold(plan.folder) if team.first else nullcontext(Hold(plan.folder)) as held:
+        if held.notice:
+            print(f"note: {held.notice}")
         team.wait()  # until the first process holds the folder
         plan = make_plan(options)  # again: another process may have trained in between
         if plan.complete:
             return _complete(plan, team)
         from rill.train.loop.train import train  # noqa: PLC0415  PyTorch: not for --help and mistakes
 
-        return train(plan, team, began)
+        return train(plan, team, began, held.check)
 
 
 def _complete(plan: Plan, team: Team) -> int:

@@ -3,6 +3,7 @@
 import errno
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from training import InterruptAfter
 from rill.export.lock import exclusive
 from rill.train.command import main
 from rill.train.errors import RunError
+from rill.train.loop.trainer import Trainer
 from rill.train.record import hold as holding
 from rill.train.record.hold import hold, refuse_if_held
 
@@ -96,8 +98,8 @@ def denied(path: Path, wait: bool) -> None:
 
 def test_a_look_at_the_lock_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_if_held(tmp_path)
-    with hold(tmp_path) as notice:
-        assert notice == ""
+    with hold(tmp_path) as held:
+        assert held.notice == ""
         with monkeypatch.context() as patch:  # as if the holder were another user
             patch.setattr(holding, "acquire", denied)
             with pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on"), hold(tmp_path):
@@ -132,11 +134,30 @@ def test_a_holder_on_another_machine_that_may_still_live_is_said(
 ) -> None:
     entry = "17 {} 2026-01-02 03:04:05"
     (tmp_path / ".train.lock").write_text(entry.format("elsewhere"))
-    with hold(tmp_path) as notice:
-        assert notice.startswith("note: process 17 on elsewhere, since 2026-01-02 03:04:05, trained this run")
+    with hold(tmp_path) as held:
+        assert held.notice.startswith("process 17 on elsewhere, since 2026-01-02 03:04:05, trained this run")
     (tmp_path / ".train.lock").write_text(entry.format(platform.node()))
-    with hold(tmp_path) as notice:
-        assert notice == ""
+    with hold(tmp_path) as held:
+        assert held.notice == ""
     monkeypatch.setattr(holding, "acquire", lambda *arguments, **options: None)
     with pytest.raises(RunError, match="is being trained by another process"), hold(tmp_path):
         pass
+
+
+def test_a_run_whose_folder_is_replaced_ends_and_leaves_the_other_alone(
+    sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, step = tmp_path / "run", Trainer._step
+
+    def replaced(trainer: Trainer, done: float) -> None:
+        if trainer.position.step == 2:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / ".train.lock").write_text("another run's")
+        step(trainer, done)
+
+    monkeypatch.setattr(Trainer, "_step", replaced)
+    assert main(["--corpus", str(sentences), "--out", str(folder), *TINY, "--evaluate-every", "1"]) == 2
+    error = f"error: {folder} was removed or replaced while it was being trained; this process ends\n"
+    assert capsys.readouterr().err == error
+    assert [path.name for path in folder.iterdir()] == [".train.lock"]

@@ -1,6 +1,7 @@
 """Carry out a plan: read the text, build the trainer, run it, and say how it ended."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from textwrap import fill
@@ -29,10 +30,10 @@ DEEP = 4  # layers
 SHOWN = 3  # of the names of a corpus, which may be a thousand files
 
 
-def train(plan: Plan, team: Team, began: float) -> int:
+def train(plan: Plan, team: Team, began: float, check_folder: Callable[[], object]) -> int:
     """Train as planned; the exit status: 0, or 128 + N if signal N stopped the run.
 
-    The command began at `began`, by time.monotonic.
+    The command began at `began`, by time.monotonic. `check_folder` raises RunError if the folder is no longer ours.
     Raises TrainError for what the user can fix, and OSError if a file cannot be written.
     """
     if find_spec("matplotlib") is None:  # rather than at the end of the run, which draws its curves
@@ -47,7 +48,7 @@ def train(plan: Plan, team: Team, began: float) -> int:
     prepare_cpu(plan.training.threads)
 
     config, data = _read_data(plan, start, device)
-    trainer = Trainer(plan.folder, config, data, device, display, team, start, time.monotonic() - began)
+    trainer = Trainer(plan.folder, config, data, device, display, team, start, time.monotonic() - began, check_folder)
     if plan.stored is not None:
         trainer.resume()
     elif team.first:

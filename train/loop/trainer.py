@@ -49,8 +49,9 @@ class Trainer:
     """One run: `Trainer(...)` checks that it can be trained; `run` trains it until it ends or is interrupted.
 
     With a `team` of several processes, each trains on its rows of every batch, and the first one writes the run folder.
-    The process was started `elapsed` seconds ago, which count as time of a run under --max-minutes. Raises ConfigError
-    if the model does not fit in memory or the processes cannot share the run.
+    The process was started `elapsed` seconds ago, which count as time of a run under --max-minutes. `check_folder`,
+    which raises RunError if the folder is another run's by now, is called before anything is written. Raises
+    ConfigError if the model does not fit in memory or the processes cannot share the run.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Trainer:
         team: Team,
         start: Run | None = None,
         elapsed: float = 0.0,
+        check_folder: Callable[[], object] = lambda: None,
     ) -> None:
         self.folder, self.config, self.training = folder, config, config.training
+        self._check_folder = check_folder
         self.device, self.display, self.team = device, display, team
         self.windows, self.held_out = data.windows, data.held_out
         self._rows = team.rows(self.training.batch)
@@ -281,6 +284,7 @@ class Trainer:
 
         Nothing is printed before the checkpoint is saved, because printing may fail.
         """
+        self._check_folder()
         self._require_finite_weights()
         position = self.position
         position.train_loss = position.loss_sum / position.loss_chars
@@ -360,6 +364,7 @@ class Trainer:
         return samples
 
     def _checkpoint(self) -> None:
+        self._check_folder()
         self._require_finite_weights()
         self.position.seconds = time.monotonic() - self._started
         position = self.position
@@ -426,6 +431,7 @@ class Trainer:
         }
         if self.config.labels and measured:
             summary["val_accuracy"] = measured.accuracy
+        self._check_folder()
         replace_file(self.folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         self.display.samples(samples)
 

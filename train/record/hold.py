@@ -5,19 +5,33 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rill.train.errors import RunError
 from rill.train.record.folder import LOCK
-from rill.train.record.lock import NO_LOCKS, acquire, is_locked, release
+from rill.train.record.lock import NO_LOCKS, acquire, is_at, is_locked, release
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A run folder that this process holds, or need not hold; `notice` says why others may yet train it, if so."""
+
+    folder: Path
+    notice: str = ""
+    descriptor: int | None = None
+
+    def check(self) -> None:
+        """Raise RunError if the folder was removed or replaced, so that what is there now may be another run's."""
+        if self.descriptor is not None and not is_at(self.folder / LOCK, self.descriptor):
+            raise RunError(f"{self.folder} was removed or replaced while it was being trained; this process ends")
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[str]:
+def hold(folder: Path) -> Iterator[Hold]:
     """Hold the run folder, which is made if it is missing, and removed at the end if nothing has been put into it.
 
-    Yields a notice for the user, empty unless it is doubtful that the lock keeps others away. Raises RunError if
-    another process holds the folder, and OSError.
+    Raises RunError if another process holds it, and OSError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = folder / LOCK
@@ -29,12 +43,12 @@ def hold(folder: Path) -> Iterator[str]:
             if error.errno not in NO_LOCKS:
                 raise
             lock.unlink(missing_ok=True)
-            yield f"note: {folder} is on a file system without locks; make sure that no other process trains it"
+            yield Hold(folder, f"{folder} is on a file system without locks; make sure that no other process trains it")
             return
         if descriptor is None:
             raise RunError(_held(folder))
         try:
-            yield _enter(descriptor)
+            yield Hold(folder, _enter(descriptor), descriptor)
         finally:
             release(lock, descriptor)
     finally:
@@ -69,7 +83,7 @@ def _enter(descriptor: int) -> str:
     holder = _holder(before)
     if holder is None or before.split()[1] == host:
         return ""
-    return f"note: {holder}, trained this run and did not end properly; make sure that it no longer runs"
+    return f"{holder}, trained this run and did not end properly; make sure that it no longer runs"
 
 
 def _holder(entry: str) -> str | None:

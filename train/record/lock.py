@@ -28,10 +28,8 @@ def acquire(path: Path, wait: bool) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             locked = _lock(descriptor, wait)
-            if locked and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if locked and is_at(path, descriptor):
                 return descriptor
-        except FileNotFoundError:
-            locked = True
         except BaseException:
             os.close(descriptor)
             raise
@@ -46,13 +44,23 @@ def acquire(path: Path, wait: bool) -> int | None:
 
 def release(path: Path, descriptor: int) -> None:
     """Remove the file at `path`, and unlock it."""
+    ours = is_at(path, descriptor)
     if sys.platform == "win32":  # which removes no open file
         os.close(descriptor)
         with suppress(OSError):  # another process has opened it
             path.unlink(missing_ok=True)
         return
-    path.unlink(missing_ok=True)  # while it is ours
+    if ours:
+        path.unlink(missing_ok=True)
     os.close(descriptor)
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one at `path`, which others may have removed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(path: Path) -> bool:
