@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rill.export.foreign.preview import load_text, sample_note, text_notes
+from rill.export.foreign.preview import preview
 from rill.export.foreign.run import foreign_run
 from rill.export.jobs import Job
 from rill.export.pipeline import Exported, OnProgress, export_loaded, export_run
@@ -74,7 +74,6 @@ def _export(job: Job, on_progress: OnProgress) -> tuple[Exported, tuple[str, ...
     on_progress("reading the state dict")
     foreign = job.checkpoint
     run = foreign_run(foreign.path, foreign.vocabulary, foreign.rename, foreign.reset, foreign.update)
-    on_progress("reading the text")
-    notes = text_notes(run, load_text(foreign.text), str(foreign.text)) if foreign.text else []
-    exported = export_loaded(run, job.name, *options)
-    return exported, (*run.notes, sample_note(run), *notes)
+    on_progress("making a sample")
+    notes = (*run.notes, *preview(run, foreign.text))
+    return export_loaded(run, job.name, *options), notes

@@ -8,6 +8,7 @@ import io
 import math
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from rill.export.foreign.pickles import Global, Instance, PickleError, read_pickle
 
+# A damaged file, encrypted, compressed in an unknown way, and damaged within what is compressed.
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error)
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
 _LARGEST_PICKLE = 2**30  # bytes
 _MOST_NUMBERS = 2**33  # of one tensor
@@ -77,8 +80,8 @@ def read_checkpoint(path: Path) -> object:
             return _read_zip(path)
         data = io.BytesIO(path.read_bytes())
         return _read_stream(data)
-    except (PickleError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"is damaged: {error}") from None
+    except (PickleError, *_ZIP_ERRORS) as error:
+        raise CheckpointError(f"is damaged, or not a checkpoint: {error}") from None
 
 
 def _read_zip(path: Path) -> object:
@@ -88,11 +91,10 @@ def _read_zip(path: Path) -> object:
         if not names:
             raise CheckpointError("is a zip archive, but not one of torch.save")
         prefix = names[0].removesuffix("data.pkl")
-        order = archive.read(f"{prefix}byteorder") if f"{prefix}byteorder" in archive.namelist() else b"little"
-        if order.decode("latin-1") != sys.byteorder:
-            raise CheckpointError(
-                f"was written on a machine of the other byte order ({order.decode('latin-1')}-endian)"
-            )
+        if f"{prefix}byteorder" in archive.namelist():
+            with archive.open(f"{prefix}byteorder") as file:
+                if file.read(10) != sys.byteorder.encode():
+                    raise CheckpointError("was written on a machine of the other byte order")
         if archive.getinfo(names[0]).file_size > _LARGEST_PICKLE:
             raise CheckpointError(f"has a data.pkl of more than {_LARGEST_PICKLE:,} bytes")
         pickled = archive.read(names[0])
@@ -113,7 +115,7 @@ def _read_zip(path: Path) -> object:
                     if info.file_size != expected:
                         raise CheckpointError(f"is damaged: storage {name} has {info.file_size} bytes, not {expected}")
                     return archive.read(info)
-            except (KeyError, zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+            except (KeyError, OSError, *_ZIP_ERRORS) as error:
                 raise CheckpointError(f"is damaged: {error}") from None
 
         return Storage(read, dtype)

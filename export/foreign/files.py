@@ -34,12 +34,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         raise ForeignError(f"{path} is {kind_of_folder(path)}")
+    if path.exists() and not path.is_file():
+        raise ForeignError(f"{path} is a pipe or a device; give a file")
     try:
         with path.open("rb") as file:
             start = file.read(_START)
     except OSError as error:
         raise ForeignError(f"{path} cannot be read: {error.strerror}") from None
-    if start[8:9] == b"{" and start[:1] != b"\x80":  # in safetensors, JSON follows the length of the header
+    if start[8:9] == b"{":  # in safetensors, JSON follows the length of the header; not so in a pickle or zip
         try:
             return Checkpoint(safetensors.torch.load(path.read_bytes()), [])
         except (SafetensorError, KeyError, ValueError) as error:

@@ -26,6 +26,11 @@ TEMPERATURE = 0.5
 MEASURED = 100_000  # characters of a text, at most
 
 
+def preview(run: Run, text: str | Path | None) -> list[str]:
+    """A sample, and what the model makes of the file `text`, if there is one. Raises ForeignError."""
+    return [sample_note(run), *(text_notes(run, load_text(text), str(text)) if text is not None else [])]
+
+
 def load_text(path: str | Path) -> str:
     """Read the text of --text. Raises ForeignError."""
     try:

@@ -12,6 +12,7 @@ relu), plain layers one after another (no residual sums, no activation between),
 with the model made here, which equals the foreign one if these assumptions hold.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from rill.export.errors import ForeignError
 from rill.export.foreign.files import Checkpoint, checkpoint_of, load_checkpoint
 from rill.export.foreign.folding import fold
 from rill.export.foreign.placing import EMBEDDING, Cell, Placement
+from rill.export.foreign.preview import preview
 from rill.export.foreign.vocabularies import choose_vocabulary, load_vocabulary_file, vocabulary_of
 from rill.export.jobs import RESETS, UPDATES
 from rill.export.pipeline import Exported, export_loaded
@@ -29,6 +31,8 @@ from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.cells import Weights, other_update_convention
 from rill.train.record.run import Run
 from rill.vocabulary import Vocabulary
+
+log = logging.getLogger("rill.export")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def export_state_dict(
     rename: Mapping[str, str] | None = None,
     reset: str = "after",
     update: str = "keeps",
+    text: str | Path | None = None,
     force: bool = False,
     allow_loss: bool = False,
 ) -> Exported:
@@ -60,7 +65,8 @@ def export_state_dict(
     `state_dict` is the result of `model.state_dict()` or a file of it; `vocabulary` the symbols in id order,
     {character: id}, {id: character}, a file of one of them, or None for the one that lies in the checkpoint. NAME
     defaults to the file's name without its suffix. `rename`, `reset` and `update` are those of `run_of_state_dict`;
-    `precision`, `force` and `allow_loss` those of `export_loaded`. Raises ForeignError and the errors of
+    `precision`, `force` and `allow_loss` those of `export_loaded`. `text` is a file that the model is measured on. What
+    was changed or looks wrong, and a sample, go to the logger `rill.export`. Raises ForeignError and the errors of
     `export_loaded`.
     """
     if isinstance(state_dict, str | Path):
@@ -69,6 +75,8 @@ def export_state_dict(
         run = run_of_state_dict(state_dict, _vocabulary(vocabulary), rename, reset, update)
         if name is None:
             raise ForeignError("a state dict has no name; give `name` for its bundle")
+    for note in (*run.notes, *preview(run, text)):
+        log.log(logging.WARNING if note.startswith("WARNING") else logging.INFO, "%s: %s", run.folder, note)
     name = run.folder.stem if name is None else name
     return export_loaded(run, name, out, precision=precision, force=force, allow_loss=allow_loss)
 

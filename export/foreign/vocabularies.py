@@ -195,7 +195,7 @@ def _characters(value: object) -> tuple[str, ...] | None:
     """`value` as symbols in id order, if it is a whole vocabulary of characters."""
     try:
         if isinstance(value, list | tuple):
-            symbols = list(value)
+            symbols = list(value) if value and isinstance(value[0], str) else []
         elif isinstance(value, str) or (isinstance(value, Mapping) and _is_vocabulary(value)):
             symbols = list(_in_id_order(value, ""))
         else:

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -414,7 +415,7 @@ def npz():
         ("x.json", b'{"weights": [1, 2]}', "JSON, not weights"),
         ("x.txt", "Schöne Wörter\n".encode() * 1000, "a text, not weights"),
         ("x.gguf", b"GGUF\x03\0\0\0", "a GGUF file"),
-        ("x.pt", bytes(range(128, 256)) * 9, "is damaged: "),
+        ("x.pt", bytes(range(128, 256)) * 9, "is damaged, or not a checkpoint: "),
         ("x.index", bytes(50), "part of a TensorFlow checkpoint"),
     ],
 )
@@ -423,6 +424,23 @@ def test_what_a_file_is(name, data, message, tmp_path):
     with pytest.raises(ForeignError, match=rf"{name} is {message}|{name} {message}") as caught:
         load_checkpoint(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_an_encrypted_archive(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "x.pt")
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 8] |= 1  # the flag of encryption
+    (tmp_path / "x.pt").write_bytes(data)
+    with pytest.raises(ForeignError, match=r"x\.pt is damaged, or not a checkpoint: .*encrypted"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("padding", range(0, 256, 8))
+def test_safetensors_with_headers_of_every_length(padding, tmp_path):
+    data = safetensors.torch.save(WEIGHTS, {"a": "x" * padding})
+    (tmp_path / "x.safetensors").write_bytes(data)
+    assert load_state_dict_file(tmp_path / "x.safetensors").keys() == WEIGHTS.keys()
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, about TorchScript

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from rill.export.errors import ForeignError
 from rill.export.foreign.preview import load_text, sample_note, text_notes
-from rill.export.foreign.run import foreign_run
+from rill.export.foreign.run import export_state_dict, foreign_run
 from rill.export.foreign.vocabularies import find_vocabularies, load_vocabulary_file, vocabulary_of
+from rill.export.jobs import Checkpoint, Job
+from rill.export.results import run_job
 from rill.vocabulary import Vocabulary
 
 few = settings(max_examples=50, deadline=None, derandomize=True)
@@ -224,3 +227,26 @@ def test_a_sample_is_one_line(tmp_path):
     note = sample_note(cycle(symbols, tmp_path))
     assert note.isprintable()
     assert Vocabulary(symbols).start_id == 0
+
+
+def test_the_command_and_the_function_say_it(tmp_path, monkeypatch, caplog):
+    for module in ("results", "foreign.run"):
+        monkeypatch.setattr(f"rill.export.{module}.export_loaded", lambda *_, **__: None)
+    wrong = [*SYMBOLS[1:], SYMBOLS[0]][::-1]
+    torch.save({"model": Cycle().state_dict(), "vocab": IDS}, tmp_path / "cycle.pt")
+    (tmp_path / "book.txt").write_text("".join(SYMBOLS) * 50)
+    job = Job("cycle.pt", "cycle", tmp_path, checkpoint=Checkpoint(tmp_path / "cycle.pt", text=tmp_path / "book.txt"))
+    found, sample, bits = run_job(job, lambda _: None).notes
+    assert found == "the vocabulary is the one of 11 symbols at ['vocab'] in the file"
+    assert '"bcdefghijkabc' in sample
+    assert "0.0" in bits
+
+    with caplog.at_level("INFO", logger="rill.export"):
+        export_state_dict(tmp_path / "cycle.pt", wrong, tmp_path, text=tmp_path / "book.txt")
+    levels = [(record.levelname, record.getMessage().partition(": ")[2].split()[0]) for record in caplog.records]
+    book = str(tmp_path / "book.txt") + ":"
+    assert levels == [("WARNING", "WARNING:"), ("INFO", "sample"), ("INFO", book), ("WARNING", "WARNING:")]
+    row = run_job(
+        replace(job, checkpoint=Checkpoint(tmp_path / "cycle.pt", text=tmp_path / "none.txt")), lambda _: None
+    )
+    assert "--text" in row.error
