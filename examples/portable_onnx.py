@@ -27,7 +27,7 @@ def main(path: str = "bundles/demo/model.onnx", prompt: str = "ROMEO:", length: 
     outputs = ["logits", *(f"next_{name}" for name in states)]
     random = np.random.default_rng(7)
 
-    tokens = [ids[character] for character in prompt]
+    tokens = [ids[character] for character in prompt] or [ids.get("\n", 0)]  # a text begins as after a newline
     print(prompt, end="")
     for _ in range(length):
         logits, *after = session.run(outputs, {"tokens": np.array([tokens], np.int64), **states})

@@ -75,6 +75,7 @@ def test_grpc_raw(server):
 
 def test_portable_onnx(tiny_folder):
     assert len(run_example("portable_onnx.py", tiny_folder / "model.onnx", "ROMEO")) == 206  # the prompt and a newline
+    assert len(run_example("portable_onnx.py", tiny_folder / "model.onnx", "")) == 201
     tree = ast.parse((ROOT / "examples" / "portable_onnx.py").read_text())
     imported = {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
     assert imported == {"json", "sys", "numpy", "onnxruntime"}
