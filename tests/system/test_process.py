@@ -18,6 +18,7 @@ from random_models import save_bundle
 from servers import ROOT, run_server, wait_until
 
 from rill.client.errors import ServerError
+from rill.client.sync import Client
 from rill.serve.engine.devices import gpu_count
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
@@ -84,7 +85,10 @@ def test_memory_at_rest(tiny_folder):
 
 
 def test_a_drained_server_lets_streams_finish_and_refuses_new_ones(tiny_folder):
-    with run_server(tiny_folder, "--drain-seconds", 30) as running, running.client() as client:
+    with (
+        run_server(tiny_folder, "--drain-seconds", 30) as running,
+        Client(running.target, retry_seconds=0) as client,
+    ):
         pieces = client.stream(pb.GenerateRequest(prompt="a", max_chars=60, chars_per_second=30))
         text = next(pieces).text
         with grpc.insecure_channel(running.target) as channel:
@@ -151,7 +155,10 @@ def test_ipv6(tiny_folder):
 
 
 def test_waiting_calls_are_refused_at_a_drain(tiny_folder):
-    with run_server(tiny_folder, "--max-streams", 1, "--drain-seconds", 2) as running, running.client() as client:
+    with (
+        run_server(tiny_folder, "--max-streams", 1, "--drain-seconds", 2) as running,
+        Client(running.target, retry_seconds=0) as client,
+    ):
         first = client.generate("a", max_chars=0)
         next(first)
         errors = []

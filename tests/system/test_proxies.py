@@ -1,5 +1,6 @@
 """Real proxies in front of two replicas, set up as docs/operations/proxies.md says."""
 
+import os
 import re
 import shutil
 import signal
@@ -33,7 +34,8 @@ class Proxy:
     """HAProxy or nginx with the documented configuration: `idle` seconds, other addresses, and `changes` to it."""
 
     def __init__(self, kind, folder, replicas, idle="60s", changes=()):
-        if not shutil.which(kind):
+        self._program = shutil.which(kind, path=f"{os.environ['PATH']}:/usr/sbin")
+        if not self._program:
             pytest.skip(f"{kind} is not installed")
         self.kind, self.port, self._file = kind, free_port(), folder / "proxy.conf"
         blocks = dict(
@@ -58,9 +60,9 @@ class Proxy:
 
     def start(self, *more):
         command = (
-            ["haproxy", "-f", self._file, *more]
+            [self._program, "-f", self._file, *more]
             if self.kind == "haproxy"
-            else ["nginx", "-p", self._folder, "-c", self._file]
+            else [self._program, "-p", self._folder, "-c", self._file]
         )
         with (self._folder / "proxy.log").open("a") as log:
             process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)

@@ -288,6 +288,35 @@ def test_text_behind_an_update_is_held_until_a_token_includes_it(protocol):
     assert protocol.position == 5
 
 
+def test_what_was_not_sent_before_a_drain_is_sent_after_it(protocol, sent):
+    """While delivered text is generated again, nothing else is sent: a token from then does not include it."""
+    generation = protocol.generate(Generate())
+    protocol.received(Event(output=Output(text="abc")))
+    protocol.ended(GONE)
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    assert sent[-1].generate.max_chars == 3
+    protocol.update(pb.Sampling(temperature=0.5))
+    snapshot = protocol.snapshot()
+    assert sent[-1].HasField("generate")
+    protocol.received(Event(output=Output(text="ab", finish_reason=DRAINING, resume_token=b"ab")))
+    protocol.ended(GONE)
+    protocol.connected(sent.append)
+    assert sent[-1].open == Open(resume_token=b"ab")  # the update would change what was delivered
+    protocol.received(Event(opened=Event.Opened()))
+    assert sent[-1].generate.max_chars == 1
+    protocol.received(Event(output=Output(text="c", position=2, finish_reason=LENGTH, resume_token=b"abc")))
+    assert protocol.ended(None) == 0
+    protocol.connected(sent.append)
+    assert sent[-1].open == Open(resume_token=b"abc")
+    before = len(sent)
+    protocol.received(Event(opened=Event.Opened()))
+    assert [request.WhichOneof("action") for request in sent[before:]] == ["generate", "update", "snapshot", "snapshot"]
+    assert sent[before + 1].update.temperature == 0.5
+    assert not snapshot.is_ready
+    assert [generation.take().text, generation.is_ready] == ["abc", False]
+
+
 @pytest.mark.parametrize("output", [Output(text="x", position=2), Output(text="x", position=4), Output(text="abd")])
 def test_another_text_is_data_loss(protocol, sent, output):
     generation = protocol.generate(Generate())

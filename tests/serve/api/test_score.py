@@ -402,7 +402,7 @@ async def test_clients(served):
         np.testing.assert_allclose(continued, expected("lstm", "abc", "\n" + text), rtol=0, atol=1e-4)
         with pytest.raises(ServerError, match="position 1"):
             list(client.score("a漢"))
-    with Client("127.0.0.1:1") as client, pytest.raises(ServerError) as caught:
+    with Client("127.0.0.1:1", retry_seconds=0) as client, pytest.raises(ServerError) as caught:
         next(client.score("a"))
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     async with AsyncClient(f"127.0.0.1:1,{target}") as client:

@@ -236,7 +236,7 @@ def test_the_next_address_is_tried(server):
     with Client(f"127.0.0.1:1, {server.target}") as client:
         assert len("".join(client.generate("a", max_chars=10))) == 10
         assert client.models().models
-    with Client("127.0.0.1:1") as client, pytest.raises(ServerError) as caught:
+    with Client("127.0.0.1:1", retry_seconds=0) as client, pytest.raises(ServerError) as caught:
         client.models()
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(ValueError, match="HOST:PORT"):

@@ -107,7 +107,10 @@ def test_a_token_of_one_process_is_valid_at_the_other(pair):
 
 def test_a_signal_to_all_processes_drains_once(tiny_folder):
     """As init systems and terminals send it; a process that took it for a second one would end at once."""
-    with run_server(tiny_folder, *TWO, "--drain-seconds", 30) as running, clients_of_both(running) as clients:
+    with (
+        run_server(tiny_folder, *TWO, "--drain-seconds", 30) as running,
+        clients_of_both(running, retry_seconds=0) as clients,
+    ):
         processes = workers_of(running)
         request = generate_request("a", max_chars=40, chars_per_second=40)
         streams = [client.stream(request) for client in clients]
