@@ -74,6 +74,10 @@ def test_every_kind_of_value_can_stand_in_the_environment(read):
     assert config.drain_seconds == 1.5
 
 
+def test_the_file_may_come_from_windows(read):
+    assert read("b", file="\ufeffport = 7\r\nmax-streams = 8\r\n").config.port == 7
+
+
 def test_the_file_may_be_named_in_the_environment(read, tmp_path):
     (tmp_path / "other.toml").write_text("port = 7\n")
     assert read("b", config=str(tmp_path / "other.toml")).config.port == 7

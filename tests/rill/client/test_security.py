@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import threading
+from argparse import Namespace
 from contextlib import contextmanager, suppress
 
 import pytest
 from certificates import make_certificate
 from servers import ROOT, run_server
 
+from rill.cli.flags import security_of
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.security import Security
@@ -93,6 +95,15 @@ def test_what_is_wrong_is_said_in_one_line(secured):
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         assert not token or token not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_token_file_as_editors_on_windows_save_it(encoding, tmp_path):
+    path = tmp_path / "token"
+    path.write_bytes(f"# mine\r\n\r\n{TOKEN}\r\n".encode(encoding))
+    options = Namespace(tls=False, tls_ca="", tls_cert="", tls_key="", tls_server_name="", plaintext_token=False)
+    options.token_file = str(path)
+    assert security_of(options).token == TOKEN
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:1", "[::1]:1", "dns:///localhost:1", "unix:/run/rill.sock"])

@@ -426,6 +426,13 @@ def test_a_server_reports_a_bad_token_file_before_it_loads_anything(tiny_folder,
     assert done.stderr == f"error: --auth-token-file {tmp_path / 'nothing'} does not exist\n"
 
 
+def test_a_token_file_from_windows(tmp_path):
+    path = secret_file(tmp_path / "tokens", f"\ufeff{ALICE}\r\n\r\n{BOB}\r\n")
+    tokens = BearerTokens(str(path))
+    for token in (ALICE, BOB):
+        assert tokens.holder([("authorization", f"Bearer {token}")])
+
+
 def test_the_time_of_a_comparison_reveals_nothing(tmp_path, monkeypatch):
     """All tokens are compared, in constant time, whichever of them matches and whatever their lengths."""
     path = secret_file(tmp_path / "tokens", f"{ALICE}\n{BOB}\n{EVE * 50}\n")
