@@ -66,9 +66,11 @@ clean:
 	find train export serve rill bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "error: Rill needs Python 3.11 or newer, and there is no $(PYTHON); choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Rill needs Python 3.11 or newer; $(PYTHON) is %d.%d; choose another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	@[ -e rill/serve/ ] || { echo "error: rill/serve is not a link to serve/; make needs a git clone with links (git config core.symlinks true, then git checkout -- rill)"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || rm -rf .venv  # of an older Python, or of one that has gone
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	$(PIP) --editable '.[train,serve,bench,dev]'
 	@touch $@
 

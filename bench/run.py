@@ -32,6 +32,7 @@ from rill.bundle import Bundle, BundleError, read_bundle
 from rill.cli.local_server import StartError as ServerStartError
 from rill.cli.progress import ProgressBar
 from rill.files import printed_beside, replaced
+from rill.processes import python_command
 from rill.serve.errors import StartError
 from rill.train.errors import ConfigError
 
@@ -198,7 +199,7 @@ class Parts:
             self._found.notes.append("MLServer is not installed, so it was not measured")
         floors = self._floors()
         for name, what in installed_peers().items():
-            command = [sys.executable, "-P", "-m", f"rill.bench.peers.{name}", "--bundle", str(self._options.bundle)]
+            command = python_command(f"rill.bench.peers.{name}", "--bundle", str(self._options.bundle))
             async with own_server(command, self._core) as server:
                 peer = replace(server, stub=stub_of(name))
                 for streams in PEER_STREAMS:

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -22,10 +20,11 @@ from rill.bench.cores import on_core
 from rill.cli.local_server import StartError, address_of
 from rill.client.connection import options_for
 from rill.client.errors import ServerError
+from rill.processes import memory_file, python_command, python_environment
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
-SERVE = (sys.executable, "-P", "-m", "rill.serve")
+SERVE = tuple(python_command("rill.serve"))
 START_SECONDS = 60.0  # at most, until a server listens
 STOP_SECONDS = 15.0  # at most, from SIGTERM to its end; after that it is killed
 ANSWER_SECONDS = 10.0  # at most, for a running server's list of models
@@ -118,11 +117,12 @@ async def own_server(command: Sequence[str], core: int | None) -> AsyncIterator[
 
     Raises StartError.
     """
-    with tempfile.TemporaryFile() as log:
+    with memory_file() as log:
         started = time.perf_counter()
         with on_core(core):
             process = await asyncio.create_subprocess_exec(
                 *command,
+                env=python_environment(),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 # Linux shares the processors between sessions: in ours, the server would leave this process so little

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from rill.export.display import Display
+from rill.processes import safe_imports
 
 STOP_SECONDS = 5.0  # for a process to remove what it was writing
 
@@ -56,10 +57,12 @@ class _Worker:
         self.index, self.started = -1, 0.0  # which job it runs, and since when
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
-        resource_tracker.ensure_running()  # otherwise it starts with the process, and unblocks SIGINT
+        with safe_imports():
+            resource_tracker.ensure_running()  # otherwise it starts with the process, and unblocks SIGINT
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits this
         try:
-            self.process.start()
+            with safe_imports():
+                self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()  # so that the process has the only copy, and its end is seen here

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from rill.processes import memory_file, python_command, python_environment
 from rill.programs import run
 
 START_SECONDS = 120.0  # at most, until the server listens
@@ -38,17 +39,17 @@ def local_server(bundle: str, *flags: str, key: str | None = None) -> Iterator[s
     """
     if key_file := key or _shared_key():
         flags = (*flags, "--resume-key-file", key_file)
-    command = [sys.executable, "-P", "-m", "rill.cli.local_server", bundle, "--port", "0", "--no-access-log", *flags]
+    command = python_command("rill.cli.local_server", bundle, "--port", "0", "--no-access-log", *flags)
     with (
         _sigterm_unwinds(),
-        tempfile.TemporaryFile() as log,
+        memory_file() as log,
         subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             # The user's settings for servers are about servers that others use.
-            env={name: value for name, value in os.environ.items() if not name.startswith("RILL_SERVE_")},
+            env={name: value for name, value in python_environment().items() if not name.startswith("RILL_SERVE_")},
             start_new_session=True,  # Ctrl-C is for the command
         ) as process,
     ):

@@ -41,3 +41,28 @@ def test_a_deleted_current_folder_does_not_matter(tmp_path, monkeypatch):
     tmp_path.rmdir()
     assert python_environment()
     assert python_command("rill.vocabulary")[0] == sys.executable
+
+
+SPAWN = """
+import operator
+from unittest.mock import Mock
+from rill.export.pool import run_all
+
+if __name__ == "__main__":
+    print(run_all([1, 2], operator.is_, None, 2, Mock()))
+"""
+
+
+def test_the_processes_of_an_export_are_no_exception(tmp_path):
+    """multiprocessing starts them by `python -c`, which looks into the current folder first."""
+    here, program = tmp_path / "here", tmp_path / "bin" / "start.py"
+    here.mkdir()
+    program.parent.mkdir()
+    program.write_text(SPAWN)
+    for name in ("multiprocessing.py", "socket.py", "rill.py", "signal.py"):
+        (here / name).write_text("open('executed', 'w')")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program)]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[False, False]\n"
+    assert not (here / "executed").exists()
