@@ -69,6 +69,7 @@ def _address(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
     assert process.stdout is not None
     started = time.monotonic()
     timer = threading.Timer(START_SECONDS, process.kill)
+    timer.daemon = True  # SIGTERM may arrive before it can be cancelled
     timer.start()
     try:
         line = process.stdout.readline()
