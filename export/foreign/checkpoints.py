@@ -44,6 +44,7 @@ _TYPES = {
     "QUInt8": torch.uint8,
     "QInt32": torch.int32,
 }
+_TEXTS = [f"U{length}" for length in range(1, 33)]  # NumPy's types of short texts
 _DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
@@ -262,6 +263,24 @@ def array_of(instance: Instance) -> StoredTensor | None:
         return None
     _, shape, kind, is_fortran, data = state
     return _array(data, kind, shape, is_fortran is True)
+
+
+def texts_of(instance: Instance) -> list[str] | None:
+    """The texts of a pickled NumPy array of them, such as a vocabulary by numpy.unique; None for anything else."""
+    state = instance.state
+    if not (isinstance(instance, _Array) and isinstance(state, tuple) and len(state) == 5):
+        return None
+    _, shape, kind, _, data = state
+    name = kind.arguments[0] if isinstance(kind, Instance) and kind.arguments else None
+    order = (
+        kind.state[1] if isinstance(kind, Instance) and isinstance(kind.state, tuple) and len(kind.state) > 1 else ""
+    )
+    if name not in _TEXTS or order not in ("<", ">") or not isinstance(data, bytes) or len(_whole(shape)) != 1:
+        return None
+    try:
+        return [str(each) for each in np.frombuffer(data, f"{order}{name}")]
+    except ValueError:
+        return None
 
 
 def _array(data: object, kind: object, shape: object, is_fortran: bool) -> StoredTensor | None:

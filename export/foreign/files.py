@@ -144,7 +144,8 @@ def _what_it_is(content: object) -> str:
     if isinstance(content, Instance):
         return f"holds an object ({content.path or 'unknown'}), not a state dict"
     if not isinstance(content, Mapping):
-        return f"holds a {type(content).__name__}, not a state dict"
+        kind = "Tensor" if isinstance(content, StoredTensor | UnreadTensor) else type(content).__name__
+        return f"holds one value of type {kind}, not a state dict"
     strange = next(
         (repr(key[:80]) if isinstance(key, str) else "keys that are not names" for key in content), "nothing"
     )

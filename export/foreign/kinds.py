@@ -1,5 +1,6 @@
 """What a file is that is not a checkpoint of PyTorch, and how to get a state dict out of it."""
 
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def other_kind(path: Path, start: bytes) -> str | None:
     if start.startswith(b"PK"):
         return _kind_of_zip(path)
     if start[257:262] == b"ustar":
-        return "a tar archive; unpack it with tar -xf, and give the file inside"
+        return _kind_of_tar(path)
     if start.startswith(b"\x80"):
         return None
     is_onnx = start[:1] == b"\x08" and any(maker in start for maker in (b"pytorch", b"onnx"))
@@ -99,6 +100,20 @@ def _kind_by_names(names: list[str]) -> str | None:
     if pickles:
         return "a zip archive around an unpacked checkpoint; zip the folder that has data.pkl in it"
     return "a zip archive, but not one of torch.save; unpack it, and give the file inside"
+
+
+def _kind_of_tar(path: Path) -> str:
+    try:
+        with tarfile.open(path) as archive:
+            names = {member.name for member, _ in zip(archive, range(10), strict=False)}
+    except (tarfile.TarError, OSError, EOFError):
+        names = set()
+    if {"pickle", "tensors", "storages"} <= names:
+        return (
+            "a checkpoint of PyTorch 0.1, which is not read here; torch.load(FILE, weights_only=False) reads it, and "
+            f"runs what is in it; if you trust it, save the weights with {SAVE}"
+        )
+    return "a tar archive; unpack it with tar -xf, and give the file inside"
 
 
 def kind_of_folder(path: Path) -> str:

@@ -13,6 +13,7 @@ AnyTensor = Tensor | StoredTensor | UnreadTensor
 
 _MOST_LEVELS, _MOST_VALUES, _MOST_MODULES = 8, 100_000, 10_000
 _NOT_A_MODEL = ("optim", "sched", "scaler", "loops", "callbacks", "rng", "random")  # in keys of what is not a model
+_QUANTISED = ("_packed_params", "_all_weight_values")  # in names of what torch.ao.quantization makes
 # Modules without weights that change nothing when a trained model generates.
 _HARMLESS = {"Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "Identity", "Flatten", "Unflatten", "Module"}
 _HARMLESS |= {"ModuleList", "ModuleDict", "Sequential", "ParameterList", "LogSoftmax", "Softmax"}
@@ -87,7 +88,9 @@ def _of_mapping(value: Mapping[object, object], where: str, key: object, parent:
             tensors[name] = tensor
         elif not isinstance(each, Mapping | list | tuple) or not each:
             ignored.append(str(name) if isinstance(name, str | int) else "?")
-    return StateDict(tensors, where, key, parent, ignored=tuple(ignored)) if tensors else None
+    packed = next((name for name in value if isinstance(name, str) and any(mark in name for mark in _QUANTISED)), None)
+    refusal = f"it is quantised (it has {packed}); save the model as it was before that" if packed else ""
+    return StateDict(tensors, where, key, parent, ignored=tuple(ignored), refusal=refusal) if tensors else None
 
 
 def _of_module(module: Instance, where: str, key: object, parent: int) -> StateDict:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rill.export.errors import ForeignError
-from rill.export.foreign.checkpoints import CheckpointError, read_checkpoint
+from rill.export.foreign.checkpoints import CheckpointError, read_checkpoint, texts_of
 from rill.export.foreign.pickles import Instance
 from rill.vocabulary import UNKNOWN, Vocabulary
 
@@ -48,7 +48,9 @@ def load_vocabulary_file(path: str | Path) -> Vocabulary:
         try:
             content = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise ForeignError(f"{path} is not JSON: {error}") from None
+            raise ForeignError(
+                f"{path} is not JSON: {error}; json.dump(list_of_characters, file) writes what is read here"
+            ) from None
     return vocabulary_of(content, str(path))
 
 
@@ -226,6 +228,8 @@ def _walk(content: object) -> Iterator[tuple[str, object, object]]:
         inside: list[tuple[str, object, object]] = []
         if isinstance(value, Mapping):
             inside = [(f"[{_shown(key)}]", key, each) for key, each in value.items()]
+        elif isinstance(value, Instance) and (texts := texts_of(value)):
+            inside = [("", name, texts)]
         elif isinstance(value, Instance):
             if value.path.rpartition(".")[2] in {"set", "frozenset"}:
                 continue  # its order is not that of the ids

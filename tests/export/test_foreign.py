@@ -356,7 +356,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.ones(2)], r"holds a list, not a state dict; save one with torch\.save"),
+        ([torch.ones(2)], r"holds one value of type list, not a state dict; save one with torch\.save"),
         ({"epoch": 3}, r"is not a state dict: it holds 'epoch' instead of tensors by name"),
         ({}, r"is not a state dict: it holds nothing instead"),
         ({"model": Foreign().state_dict(), "ema": Foreign("lstm").state_dict()}, r"several state dicts \(model, ema\)"),

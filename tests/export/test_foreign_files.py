@@ -227,6 +227,17 @@ def test_tensors_of_unusual_kinds_are_named(make, kind, tmp_path):
         foreign_run(tmp_path / "x.pt", SYMBOLS)
 
 
+def test_a_quantised_model_is_named(tmp_path):
+    # As torch.ao.quantization makes it: the weights are in objects, not in tensors.
+    torch.save(
+        {"emb.weight": torch.ones(V, E), "fc.scale": torch.tensor(1.0), "fc._packed_params.dtype": 7}, tmp_path / "x.pt"
+    )
+    with pytest.raises(
+        ForeignError, match=r"it is quantised \(it has fc\._packed_params\.dtype\); save the model as it was"
+    ):
+        foreign_run(tmp_path / "x.pt", SYMBOLS)
+
+
 # ---- hostile pickles: none of them runs, hangs or takes memory
 
 
@@ -370,10 +381,11 @@ def zipped(**files):
     return data.getvalue()
 
 
-def tarred():
+def tarred(*names):
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("weights.pt"))
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
     return data.getvalue()
 
 
@@ -403,7 +415,8 @@ def npz():
         ("x.tflite", b"\x1c\0\0\0TFL3" + bytes(50), "a TensorFlow Lite model"),
         ("x.t7", b"\x04\0\0\0\x01\0\0\0\x03\0\0\0V 1", "a file of Lua Torch"),
         ("x.pt.gz", gzip.compress(b"x"), "compressed with gzip"),
-        ("x.tar", tarred(), "a tar archive"),
+        ("x.tar", tarred("weights.pt"), "a tar archive"),
+        ("x.pt", tarred("storages", "tensors", "pickle"), "a checkpoint of PyTorch 0.1, which is not read here"),
         ("x.zip", zipped(weights=b"x"), "a zip archive, but not one of torch.save"),
         (
             "x.zip",

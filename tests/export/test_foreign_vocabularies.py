@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +57,8 @@ def test_lists_strings_and_dicts_are_the_same_vocabulary(symbols, order):
         {symbol: float(index) for symbol, index in IDS.items()},
         pickle.dumps(list(SYMBOLS)),
         pickle.dumps(IDS, protocol=4),
+        pickle.dumps({"vocab": np.array(SYMBOLS)}),
+        pickle.dumps(np.array(SYMBOLS, ">U1"), protocol=2),
         pickle.dumps(SimpleNamespace(itos=list(SYMBOLS), stoi=IDS)),
         b"\xef\xbb\xbf" + json.dumps(SYMBOLS).encode(),
     ],
