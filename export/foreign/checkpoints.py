@@ -8,7 +8,6 @@ import io
 import math
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from torch import Tensor
 
 from rill.export.foreign.pickles import Global, Instance, PickleError, read_pickle
 
-# A damaged file, encrypted, compressed in an unknown way, and damaged within what is compressed.
-_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error)
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
 _LARGEST_PICKLE = 2**30  # bytes
 _MOST_NUMBERS = 2**33  # of one tensor
@@ -81,8 +78,15 @@ def read_checkpoint(path: Path) -> object:
             return _read_zip(path)
         data = io.BytesIO(path.read_bytes())
         return _read_stream(data)
-    except (PickleError, *_ZIP_ERRORS) as error:
-        raise CheckpointError(f"is damaged, or not a checkpoint: {error}") from None
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # zipfile raises many kinds, depending on the wrong byte
+        raise CheckpointError(f"is damaged, or not a checkpoint: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error, short and printable."""
+    return "".join(each if each.isprintable() else " " for each in str(error)[:200]) or type(error).__name__
 
 
 def _read_zip(path: Path) -> object:
@@ -116,8 +120,10 @@ def _read_zip(path: Path) -> object:
                     if info.file_size != expected:
                         raise CheckpointError(f"is damaged: storage {name} has {info.file_size} bytes, not {expected}")
                     return archive.read(info)
-            except (KeyError, OSError, *_ZIP_ERRORS) as error:
-                raise CheckpointError(f"is damaged: {error}") from None
+            except CheckpointError:
+                raise
+            except Exception as error:  # as above
+                raise CheckpointError(f"is damaged: {one_line(error)}") from None
 
         return Storage(read, dtype)
 

@@ -76,7 +76,7 @@ def _kind_of_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return _kind_by_names(archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except Exception:  # zipfile raises many kinds, depending on the wrong byte
         return f"damaged: its zip archive is cut or changed; copy or download it again, or save it again with {SAVE}"
 
 

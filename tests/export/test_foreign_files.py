@@ -414,7 +414,7 @@ def npz():
         ("x.bin", b"\x08\x0a\x12\x0btf2onnx 1.9" + bytes(50), "an ONNX model"),
         ("x.tflite", b"\x1c\0\0\0TFL3" + bytes(50), "a TensorFlow Lite model"),
         ("x.t7", b"\x04\0\0\0\x01\0\0\0\x03\0\0\0V 1", "a file of Lua Torch"),
-        ("x.pt.gz", gzip.compress(b"x"), "compressed with gzip"),
+        ("x.pt.gz", gzip.compress(b"x", mtime=0), "compressed with gzip"),
         ("x.tar", tarred("weights.pt"), "a tar archive"),
         ("x.pt", tarred("storages", "tensors", "pickle"), "a checkpoint of PyTorch 0.1, which is not read here"),
         ("x.zip", zipped(weights=b"x"), "a zip archive, but not one of torch.save"),
@@ -431,6 +431,7 @@ def npz():
         ("x.pt", bytes(range(128, 256)) * 9, "is damaged, or not a checkpoint: "),
         ("x.index", bytes(50), "part of a TensorFlow checkpoint"),
     ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
 def test_what_a_file_is(name, data, message, tmp_path):
     (tmp_path / name).write_bytes(data)
