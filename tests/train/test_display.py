@@ -59,6 +59,7 @@ def test_the_last_lines_say_what_a_run_is_worth_and_what_is_next(
     out = capsys.readouterr().out
     summary = json.loads(Path("runs/my run/summary.json").read_text())
     assert (summary["val_whole"], summary["val_chars"]) == (True, 103)
+    assert "note: this model writes little better than noise; train it for longer" in out.splitlines()
     where, worth, export, generate = last_lines(out)
     assert re.fullmatch(r"runs/my run: 30 steps in \d+ s, [\d,]+ characters/s", where)
     loss = summary["val_loss"]
@@ -99,7 +100,9 @@ def test_samples_are_shown_once_they_are_worth_seeing(
     """They are always written. The last ones are always shown."""
     options = ["--steps", "300", "--evaluate-every", "10", "--sample-every", "1", "--learning-rate", "0.02"]
     assert main(["--corpus", str(sentences), "--out", str(tmp_path / "run"), *TINY, *options]) == 0
-    shown = re.findall(r"^--- step (\d+)", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    assert "noise" not in out
+    shown = re.findall(r"^--- step (\d+)", out, re.MULTILINE)
     written = re.findall(r"^--- step (\d+)", (tmp_path / "run" / "samples.txt").read_text(), re.MULTILINE)
     assert written == [*(str(step) for step in range(10, 300, 10)), "300"]
     assert shown == written[-len(shown) :]

@@ -98,9 +98,10 @@ def run(
         patch.setattr(Trainer, name, replacement)
     build = Trainer.__init__
 
-    def loaded(trainer: Trainer, *arguments: Any, **named: Any) -> None:
+    def loaded(trainer: Trainer, *arguments: Any) -> None:
         machine.work(costs.loading)
-        build(trainer, *arguments[:-1], machine.now)  # seconds since the process was started
+        *common, _elapsed, check_folder = arguments
+        build(trainer, *common, machine.now, check_folder)
 
     patch.setattr(Trainer, "__init__", loaded)
     arguments = ["--corpus", str(text), "--out", str(folder), *TINY, "--max-minutes", str(minutes), *options]

@@ -332,7 +332,7 @@ class Trainer:
         position.seconds_of_last_line = time.monotonic() - self._started
         self._checkpoint()
         self.display.evaluation(metrics)
-        if (position.train_loss if val_loss is None else val_loss) < WORTH_SEEING * self._entropy:
+        if samples and not self._writes_noise(val_loss):
             self.display.samples(samples)
         if board is not None:
             board.evaluation(metrics)
@@ -343,6 +343,11 @@ class Trainer:
         batches = range(min(8, len(self.windows)))
         counts = torch.bincount(torch.cat([self.windows.batch(0, index)[1].flatten().cpu() for index in batches]))
         return float(torch.special.entr(counts / counts.sum()).sum())
+
+    def _writes_noise(self, val_loss: float | None) -> bool:
+        """Whether a model of this validation loss, or of the last training loss, writes text that looks like noise."""
+        loss = self.position.train_loss if val_loss is None else val_loss
+        return loss is not None and loss >= WORTH_SEEING * self._entropy
 
     def _sample(self, model: CharacterModel) -> list[str]:
         """Append a sample for every prefix to samples.txt and return them; a tagger has none."""
@@ -434,6 +439,8 @@ class Trainer:
         self._check_folder()
         replace_file(self.folder / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         self.display.samples(samples)
+        if samples and self._writes_noise(summary["val_loss"]):
+            self.display.line("note: this model writes little better than noise; train it for longer")
 
 
 def _build(config: RunConfig, device: torch.device) -> CharacterModel:
