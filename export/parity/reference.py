@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rill.export.graphs.arithmetic import STATE_STEPS, rounded
 from rill.export.graphs.weights import Weights
@@ -15,6 +16,7 @@ from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
 
 ROUNDING = 2.0**-23  # the standard deviation of a weight's relative perturbation
+GATES = 2.0**-23  # likewise the absolute one of a gate in ONNX Runtime's LSTM, which a large cell multiplies
 PERTURBATIONS = 16  # of all weights
 MARGIN = 4.0  # times the largest change of the result; for equal roundings the ratio is seldom above 1
 
@@ -36,17 +38,17 @@ class Reference(Protocol):
 
 
 class PyTorch:
-    """The model in PyTorch, float32."""
+    """The model in PyTorch, float32. `inexact_gates` says that the graph's gates have an absolute error."""
 
-    def __init__(self, model: CharacterModel) -> None:
-        self._model = model
+    def __init__(self, model: CharacterModel, inexact_gates: bool = False) -> None:
+        self._model, self._inexact_gates = model, inexact_gates
 
     def step(self, tokens: Array, before: Named, seen: Named) -> Named:
         """See Reference."""
         return pytorch_call(self._model)(tokens[:, None], before)
 
     def rounding_bounds(self, tokens: Array, before: Named) -> Named:
-        """A few times the change of PyTorch's own result when each weight changes by a rounding."""
+        """A few times the change of PyTorch's own result when each weight, or gate, changes by a rounding."""
         generator = torch.Generator().manual_seed(0)
         expected = pytorch_call(self._model)(tokens, before)
         largest = {output: np.zeros(len(tokens)) for output in expected}
@@ -54,10 +56,27 @@ class PyTorch:
             perturbed = deepcopy(self._model)
             for weight in perturbed.parameters():
                 weight.mul_(1 + ROUNDING * torch.randn(weight.shape, generator=generator))
-            for output, values in pytorch_call(perturbed)(tokens, before).items():
+            perturbed.scratch = self._inexact_gates  # the equations, in which a gate is a value of its own
+            with _InexactGates(GATES if self._inexact_gates else 0.0, generator):
+                outputs = pytorch_call(perturbed)(tokens, before)
+            for output, values in outputs.items():
                 distances = row_maxima(output, np.abs(values - expected[output]))
                 largest[output] = np.maximum(largest[output], distances)
         return {output: MARGIN * values for output, values in largest.items()}
+
+
+class _InexactGates(TorchFunctionMode):
+    """Adds a random error of this standard deviation to each sigmoid."""
+
+    def __init__(self, error: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self._error, self._generator = error, generator
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.sigmoid or not self._error:
+            return result
+        return result + self._error * torch.randn(result.shape, generator=self._generator)
 
 
 class Int8:
