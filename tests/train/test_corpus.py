@@ -126,7 +126,7 @@ def test_a_folder_is_read_without_hidden_files_and_links_are_followed_once(folde
     corpus = read_corpus([str(folder)])
     assert corpus.documents == ["capital\n", "small\n", "packed\n", "markdown\n", "linked\n"]
     assert corpus.files == 5
-    assert corpus.notes == (f"{folder} has 1 links that lead nowhere, such as {folder}/itself.txt",)
+    assert corpus.notes == (f"links in {folder} that lead nowhere: 1, such as {folder}/itself.txt",)
 
 
 def test_other_suffixes_are_read_where_they_are_named(folder: Path) -> None:
@@ -175,7 +175,7 @@ def test_patterns_and_suffixes_join(folder: Path, monkeypatch: pytest.MonkeyPatc
             r"tunes has no \.txt or \.md files, but 2 \.abc, 1 \.log; name what to read with --suffix \.abc \.log$",
         ),
         ("hidden", r"hidden has no \.txt or \.md files: it has no files, or hidden ones only"),
-        ("broken", r"broken has no \.txt or \.md files, but 1 links that lead nowhere, such as broken/a\.txt"),
+        ("broken", r"broken has no \.txt or \.md files; links that lead nowhere: 1, such as broken/a\.txt"),
         ("nameless", r"but 1 without a suffix; name what to read with --corpus 'nameless/\*'"),
         ("tunes/*.ab", r"'tunes/\*\.ab' matches no file$"),
         ("tunes/*.{abc,log}", r"matches no file; write one pattern for each choice in \{\}"),
@@ -201,7 +201,7 @@ def test_files_of_another_suffix_that_are_the_bulk_are_mentioned(tmp_path: Path)
     assert read_corpus([str(tmp_path)]).notes == ()
     (tmp_path / "last.abc").write_text("X:1\n")
     (note,) = read_corpus([str(tmp_path)]).notes
-    assert note.endswith("has 11 files that were not read; add --suffix .abc to read those instead")
+    assert note.endswith("that were not read: 11; add --suffix .abc to read those instead")
 
 
 def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,11 +256,11 @@ def test_a_text_larger_than_memory_is_refused_before_it_is_read(
 def test_what_hardly_belongs_to_a_text_is_mentioned(folder: Path) -> None:
     assert read_corpus([str(folder / "b.txt"), str(folder / "A.TXT")]).notes == ()
     (note,) = read_corpus([str(folder / "deep"), str(folder / "b.txt"), f"{folder}/?.txt"]).notes
-    assert note == f"1 of the files are read twice, such as {folder}/b.txt"
+    assert note == f"files that are read twice: 1, such as {folder}/b.txt"
     (folder / "joined.txt").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo \xef\xbf\xbd\n")
     marks, replaced = read_corpus([str(folder / "joined.txt")]).notes
-    assert marks.startswith("the text has 1 byte order marks (U+FEFF) in it")
-    assert replaced.startswith("the text has 1 replacement characters (U+FFFD)")
+    assert marks.startswith("byte order marks (U+FEFF) within the text: 1; name")
+    assert replaced.startswith("replacement characters (U+FFFD) in the text: 1; it was")
 
 
 # Names

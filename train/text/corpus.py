@@ -55,7 +55,7 @@ def read_corpus(specs: Sequence[str], suffixes: Sequence[str] = (), encodings: S
     if not reader.documents:
         raise CorpusError(f"the corpus {' '.join(specs)} is empty")
     if reader.twice:
-        reader.notes.append(f"{len(reader.twice):,} of the files are read twice, such as {reader.twice[0]}")
+        reader.notes.append(f"files that are read twice: {len(reader.twice):,}, such as {reader.twice[0]}")
     return Corpus(reader.documents, reader.files, (*reader.notes, *_doubts(reader.documents)))
 
 
@@ -66,10 +66,10 @@ def _doubts(documents: Sequence[str]) -> list[str]:
     notes = []
     if marks:
         notes.append(
-            f"the text has {marks:,} byte order marks (U+FEFF) in it; name files one by one instead of joining"
+            f"byte order marks (U+FEFF) within the text: {marks:,}; name files one by one instead of joining them"
         )
     if replaced:
-        notes.append(f"the text has {replaced:,} replacement characters (U+FFFD): it was once read in a wrong encoding")
+        notes.append(f"replacement characters (U+FFFD) in the text: {replaced:,}; it was once read in a wrong encoding")
     return notes
 
 
@@ -139,11 +139,11 @@ class _Reader:
         if not read:
             raise CorpusError(f"all {what} are empty")
         if found.broken:
-            self.notes.append(f"{spec} has {len(found.broken):,} links that lead nowhere, such as {found.broken[0]}")
+            self.notes.append(f"links in {spec} that lead nowhere: {len(found.broken):,}, such as {found.broken[0]}")
         others = [suffix for suffix, count in found.others.most_common(3) if suffix and count > MANY_OTHERS * read]
         if others:
             self.notes.append(
-                f"{spec} has {found.others.total():,} files that were not read; add --suffix {' '.join(others)} to read"
+                f"files in {spec} that were not read: {found.others.total():,}; add --suffix {' '.join(others)} to read"
                 " those instead"
             )
 

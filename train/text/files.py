@@ -181,7 +181,7 @@ def _walk(folder: Path, depth: int | None = None, hidden: bool = False) -> Files
 def _what_else(found: Files, folder: Path) -> str:
     """The end of the message that there is no file of the suffixes that were asked for."""
     if found.broken:
-        return f", but {len(found.broken):,} links that lead nowhere, such as {found.broken[0]}"
+        return f"; links that lead nowhere: {len(found.broken):,}, such as {found.broken[0]}"
     if not found.others:
         return ": it has no files, or hidden ones only"
     common = [suffix for suffix, _ in found.others.most_common(3)]
