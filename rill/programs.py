@@ -1,10 +1,8 @@
 """The programs that need extras, found by name so that the `rill` command imports none of them."""
 
-import os
-import signal
 from importlib import import_module
-from types import FrameType
 
+from rill.first_signals import take_signals
 from rill.log_lines import report_error
 from rill.streams import run_with_streams
 
@@ -25,7 +23,7 @@ LONGEST_REASON = 300  # characters
 def run(name: str, arguments: list[str]) -> int:
     """Run the program `name` with its `arguments`; return its exit status, or 2 if its extra is not installed."""
     if name == "serve":
-        _take_signals()
+        take_signals()
     return run_with_streams(lambda: _run(name, arguments))
 
 
@@ -62,21 +60,6 @@ def _half_a_runtime(name: str) -> str:
     if not is_half():
         return ""
     return f"rill {name} needs ONNX Runtime, and its module 'onnxruntime' is incomplete: {conflict() or remedy()}"
-
-
-def _take_signals() -> None:
-    """Let SIGHUP end nothing, and SIGTERM and Ctrl-C end the process, until the program handles them itself.
-
-    Loading it takes most of a second. As PID 1 of a container, a process without handlers would ignore SIGTERM.
-    """
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    os._exit(128 + number)  # an exception could be caught by whatever is being imported
 
 
 def _problem(name: str, extra: str, error: ImportError) -> str:

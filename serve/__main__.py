@@ -1,7 +1,11 @@
 """`python -m rill.serve`, the same as `rill serve`."""
 
-import sys
+from rill.first_signals import take_signals
 
-from rill.programs import run
+take_signals()  # before anything else is imported
+
+import sys  # noqa: E402
+
+from rill.programs import run  # noqa: E402
 
 sys.exit(run("serve", sys.argv[1:]))
