@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rill.train.command import main
@@ -37,6 +37,8 @@ def test_the_perplexity_beside_the_validation_loss_is_its_own(capsys: pytest.Cap
 numbers = st.floats(0, 999)
 
 
+@example(10**7, 1e4, 999.0, 999.0, 1e6)
+@example(10**6, 0.0, 100.0, 231.0, 1e5)
 @given(st.integers(0, 10**7), st.floats(0, 1e4), numbers, st.none() | numbers, st.floats(0, 1e6))
 def test_an_evaluation_fits_80_columns(step: int, epoch: float, train: float, val: float | None, time: float) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -63,7 +63,8 @@ class Display:
         if metrics.get("val_accuracy") is not None:
             parts.append(f"accuracy {metrics['val_accuracy']:.1%}")
         else:
-            parts.append(f"perplexity {perplexity(training if validation is None else validation):.4g}")
+            value = perplexity(training if validation is None else validation)
+            parts.append(f"perplexity {value:{'.4g' if value < 1e6 else '.0e'}}")
         parts.append(f"{metrics['seconds']:.0f} s")
         if len("  ".join(parts)) > COLUMNS:
             del parts[1]
