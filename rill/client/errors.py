@@ -10,11 +10,13 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from rill.client.connection import explain
-from rill.client.origin import REQUEST_ID, Origin, origin_of
+from rill.client.origin import REQUEST_ID, RESET, Origin, origin_of
 
 LONGEST_DELAY = 86_400.0  # seconds: whatever a server asks for, a clock can wait so long
 
 Detail = TypeVar("Detail", bound=Message)
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 
 
 class RillError(Exception):
@@ -72,6 +74,8 @@ class ServerError(RillError):
         if code is grpc.StatusCode.CANCELLED and details == code.name:
             # No server or application says this: gRPC does, if a server that was going away did not accept the call.
             code, details = grpc.StatusCode.UNAVAILABLE, "the server did not accept the call (CANCELLED)"
+        elif RESET in details and (own := _CODES.get(status.code)):  # the server's own came before the reset
+            code, details = own, status.message
         failure = cls(
             code,
             explain(details),

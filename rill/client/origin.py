@@ -11,6 +11,7 @@ from enum import Enum
 from grpc import StatusCode
 
 REQUEST_ID = "x-request-id"
+RESET = "RST_STREAM"  # in what gRPC says about a stream that was reset
 
 
 class Origin(Enum):
@@ -38,7 +39,7 @@ _PAGE = re.compile(r"http2 header with status: (\d+)")  # a proxy's own answer
 _TOO_EARLY = (408, 425, 429)  # the only answers from 400 to 499 that another try may change
 _NEVER = (501, 505, 511)  # the answers from 500 on that it will not
 # Of a message that is too large, here or there, the same call would be refused again.
-_EXHAUSTED_FOR_NOW = ("RST_STREAM", "pending requests")
+_EXHAUSTED_FOR_NOW = "pending requests"
 _LOST = (
     StatusCode.UNAVAILABLE,
     StatusCode.UNKNOWN,  # HAProxy, where a backend is lost: the stream ends without trailers
@@ -57,8 +58,10 @@ def origin_of(code: StatusCode, details: str, trailing: Container[str]) -> Origi
         status = int(page[1])
         may_change = status in _TOO_EARLY or (status >= 500 and status not in _NEVER)
         return Origin.NETWORK if may_change else Origin.SERVER
+    if code in _LOST and RESET in details:  # HAProxy resets a session behind its status, which gRPC then forgets
+        return Origin.NETWORK
     if REQUEST_ID in trailing or details in _HERE or code not in _LOST:
         return Origin.SERVER
-    if code is StatusCode.RESOURCE_EXHAUSTED and not any(sign in details for sign in _EXHAUSTED_FOR_NOW):
+    if code is StatusCode.RESOURCE_EXHAUSTED and _EXHAUSTED_FOR_NOW not in details:
         return Origin.SERVER
     return Origin.NETWORK

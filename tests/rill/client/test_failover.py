@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -279,6 +279,21 @@ def test_a_call_that_a_server_did_not_take_up_is_made_again():
     with pytest.raises(ServerError, match="CANCELLED") as caught:
         text.ended(untaken)
     assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_a_status_that_a_reset_replaced():
+    """HAProxy resets what is not complete behind the server's status: gRPC keeps the metadata, and forgets the code."""
+    reset, violation = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))", BadRequest()
+    text, _ = begun()
+    assert text.ended(Broken(Code.CANCELLED, message=reset)) <= 0.05
+    text, _ = begun()
+    broken = Broken(Code.CANCELLED, message=reset)
+    status = Status(code=Code.INVALID_ARGUMENT.value[0], message="no such character")
+    status.details.add().Pack(violation)
+    broken.trailing_metadata = lambda: (("x-request-id", "1"), ("grpc-status-details-bin", status.SerializeToString()))
+    with pytest.raises(ServerError, match="no such character") as caught:
+        text.ended(broken)
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 def test_what_cannot_be_mended_is_raised():

@@ -92,6 +92,13 @@ def test_exhausted_for_now(details):
     assert origin_of(Code.RESOURCE_EXHAUSTED, details, BARE) is Origin.NETWORK
 
 
+@pytest.mark.parametrize("trailing", [MARKED, BARE])
+def test_a_reset_behind_a_status(trailing):
+    reset = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+    assert origin_of(Code.CANCELLED, reset, trailing) is Origin.NETWORK
+    assert origin_of(Code.PERMISSION_DENIED, reset, trailing) is Origin.SERVER
+
+
 def test_connections():
     lost = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
     assert origin_of(Code.UNAVAILABLE, lost + "Connection refused", BARE) is Origin.CONNECTION
