@@ -125,6 +125,16 @@ def test_an_empty_input_has_an_empty_output(tmp_path, server):
     assert (tmp_path / "out").read_bytes() == b""
 
 
+def test_an_event_loop_without_signal_handlers_as_on_windows(tmp_path, server, monkeypatch):
+    def refuse(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "add_signal_handler", refuse)
+    prompts = write_prompts(tmp_path / "prompts", 3)
+    assert main(["batch", str(prompts), "--out", str(tmp_path / "out"), "--target", server.target]) == 0
+    assert len(lines_of(tmp_path / "out")) == 3
+
+
 def test_errors_are_reported_before_any_text(tmp_path, server, tiny_folder, capsys):
     prompts, out = tmp_path / "prompts", tmp_path / "out"
     prompts.write_text('{"prompt": "a"}\n{"prompt": "b", "top_k": 1.5}\n')
