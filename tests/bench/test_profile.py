@@ -86,7 +86,8 @@ def test_a_server_is_loaded_and_its_profile_is_shown(
             assert profile["us_per_character"][stage] == pytest.approx(1e6 * seconds / profile["characters"])
     assert found["loads"] == found["floors"] == []
     assert image.stat().st_size > 1000
-    draw(found, tmp_path / "again.pdf")
+    with (tmp_path / "again.pdf").open("wb") as file:
+        draw(found, file, "pdf")
 
 
 def test_a_server_that_knows_no_timers_is_one_clear_line(
