@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.rpc.status_pb2 import Status
 
 from rill.serve.access.reloaded_files import ReloadedFiles, read_file, warn_if_others_may_read
 from rill.serve.errors import StartError
@@ -89,10 +90,13 @@ def bearer_token(metadata: Metadata) -> bytes | None:
 
 
 def _refuser(message: str, on_refused: Callable[[], None]) -> Callable[[Any, Any], Awaitable[None]]:
+    status = Status(code=grpc.StatusCode.UNAUTHENTICATED.value[0], message=message).SerializeToString()
+
     async def refuse(_: Any, context: Any) -> None:
         on_refused()
         own_id = request_id(context.invocation_metadata() or ())
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, message, ((REQUEST_ID, own_id),))
+        metadata = ((REQUEST_ID, own_id), ("grpc-status-details-bin", status))
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, message, metadata)
 
     return refuse
 

@@ -88,10 +88,10 @@ def set_status(context: Context, error: ServeError) -> None:
     The details go where `grpc_status.rpc_status` reads them.
     """
     code, message = code_of(error), _message(error)
-    if details := _details(error):
-        status = Status(code=code.value[0], message=message, details=details)
-        metadata = tuple(context.trailing_metadata() or ())
-        context.set_trailing_metadata((*metadata, ("grpc-status-details-bin", status.SerializeToString())))
+    # Without details, too: a proxy may reset the stream behind the status, which gRPC then forgets.
+    status = Status(code=code.value[0], message=message, details=_details(error))
+    metadata = tuple(context.trailing_metadata() or ())
+    context.set_trailing_metadata((*metadata, ("grpc-status-details-bin", status.SerializeToString())))
     context.set_code(code)
     context.set_details(message)
 
