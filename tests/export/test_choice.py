@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rill.bundle import VARIANTS
-from rill.export.graphs.builder import FLOAT, INT64, Graph, model_bytes, tensor
+from rill.export.graphs.builder import FLOAT, INT64, SERVING, Graph, model_bytes, tensor
 from rill.export.graphs.choice import Choice
 from rill.export.parity.compare import session
 from rill.sampling import Sampling, choose, window_of
@@ -32,7 +32,7 @@ def graph_of(key, symbols):
     g.op("Identity", choice.choose(g, "logits", choice.chance), out="ids")
     inputs = [value for value in choice.inputs() if value.name != "uniforms"]
     inputs += [tensor("logits", FLOAT, ["batch", symbols]), tensor("uniforms", FLOAT, ["batch"])]
-    return session(model_bytes(g.finish(inputs, [tensor("ids", INT64, ["batch"])]), {}))
+    return session(model_bytes(g.finish(inputs, [tensor("ids", INT64, ["batch"])]), {}, SERVING))
 
 
 def by_graph(variant, logits, u, rows):

@@ -1,7 +1,7 @@
 """Addresses as people type them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rill.addresses import checked_host, is_local, join, socket_path, split_addresses
@@ -96,6 +96,8 @@ def test_what_is_not_an_address_is_one_sentence(typed, complaint):
     assert "secret" not in str(caught.value)
 
 
+@example("¯")  # a space, when it is normalised
+@example("a℀b")  # a slash
 @given(st.text() | st.text("ab1:./[]%,-_ ux@h\\"))
 def test_any_text_is_an_address_or_a_sentence(typed):
     try:

@@ -29,7 +29,7 @@ BUNDLES = {
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(Path(__file__).parent.parent / "data" / "earlier-bundles.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return folder
 
 

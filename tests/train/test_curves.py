@@ -4,9 +4,9 @@ import json
 import math
 from importlib.machinery import PathFinder
 
+import matplotlib.figure
 import pytest
 
-import rill.train.record.curves
 import rill.train.record.tensorboard
 from rill.train.record.curves import draw_curves
 from rill.train.record.tensorboard import TensorBoard
@@ -33,12 +33,12 @@ def draw(tmp_path, monkeypatch):
     """Draw lines of metrics.jsonl; returns the rows of the figure, each a pair of axes, by title."""
     figures = []
 
-    class Kept(rill.train.record.curves.Figure):
+    class Kept(matplotlib.figure.Figure):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             figures.append(self)
 
-    monkeypatch.setattr(rill.train.record.curves, "Figure", Kept)
+    monkeypatch.setattr(matplotlib.figure, "Figure", Kept)
 
     def run(*lines):
         metrics, image = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
