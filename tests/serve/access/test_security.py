@@ -102,7 +102,7 @@ async def test_tls_for_asyncio(tls_server, pki):
     ],
 )
 def test_connection_errors_are_explained(tls_server, pki, security, message):
-    with Client(tls_server.target, security=security(pki)) as client:
+    with Client(tls_server.target, security=security(pki), retry_seconds=0) as client:
         error = refused(client)
     assert error.code is grpc.StatusCode.UNAVAILABLE
     assert message in str(error)
@@ -145,7 +145,8 @@ def test_client_certificates_can_be_required(tiny_folder, pki, tmp_path):
     with run_server(tiny_folder, "--tls-cert", chain, "--tls-key", key, "--tls-client-ca", authority) as running:
         known = Security(root_certificates=pki.authority.chain)
         for certificate in (None, (pki.foreign_client.key, pki.foreign_client.chain)):
-            with Client(running.target, security=replace(known, certificate=certificate)) as client:
+            security = replace(known, certificate=certificate)
+            with Client(running.target, security=security, retry_seconds=0) as client:
                 assert "a client certificate that it trusts" in str(refused(client))
         own = (pki.client.key, pki.client.chain)
         with Client(running.target, security=replace(known, certificate=own)) as client:
