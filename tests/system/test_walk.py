@@ -55,6 +55,7 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "notes").mkdir()
     (folder / "book.txt").write_text(PROSE * 60)
     (folder / "notes" / "mill.md").write_text(PROSE * 20)
+    (folder / "scene.txt").write_text("ROMEO:\nBut soft, what light\n")
     (folder / "midsummer.txt").write_text("LYSANDER:\nThe course of true love never did run smooth.\n")
     (folder / "prompts.jsonl").write_text('{"prompt": "ROMEO:"}\n{"prompt": "JULIET:"}\n')
     return folder
