@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from archives import unpack
 from servers import run_server
 
 from rill.bundle import read_bundle
@@ -29,7 +30,7 @@ BUNDLES = {
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(Path(__file__).parent.parent / "data" / "earlier-bundles.tar.xz") as archive:
-        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        unpack(archive, folder)
     return folder
 
 
