@@ -34,7 +34,7 @@ class Global:
     path: str  # module and name
 
 
-@dataclass(eq=False, repr=False)  # a pickle can nest values so that to show, compare or hash them takes for ever
+@dataclass(eq=False, repr=False)  # a pickle can nest values so that to show, compare or hash them takes forever
 class Instance:
     """What calling `made_by` would have made. `state` are its attributes, `items` what was appended or added to it."""
 
