@@ -6,7 +6,7 @@ A stand-in (`middle_man`) says what HAProxy, nginx and Envoy say; tests/system/t
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
@@ -206,8 +206,12 @@ def test_what_a_proxy_would_say_again(server, asynchronous, end, code):
 
 @BOTH
 def test_routes_that_a_proxy_forgot_for_a_moment(server, whole, asynchronous):
-    with MiddleMan(server.target, [Break(end_without_trailers, 6), Break(page(404))]) as proxy:
-        assert generated(proxy.address, asynchronous) == whole
+    for _ in range(5):  # gRPC may drop the messages before the break, and then nothing was received before the page
+        breaks = [Break(end_without_trailers, 6), Break(page(404))]
+        with suppress(ServerError), MiddleMan(server.target, breaks) as proxy:
+            assert generated(proxy.address, asynchronous) == whole
+            return
+    pytest.fail("no text continued")
 
 
 @BOTH
