@@ -201,19 +201,20 @@ def _is_host(name: str) -> bool:
     return True
 
 
-def _is_no_host(name: str) -> bool:
+def _has_other_characters(name: str) -> bool:
+    """Tell whether a name has characters that no host name has."""
     return any(character in name for character in ":[]") or _NOT_IN_HOSTS.search(name) is not None
 
 
 def _host_name(name: str, typed: str, what: str = "") -> str:
     """Return a host name in lower case and ASCII. Raises ValueError."""
-    if not name or _is_no_host(name):
+    if not name or _has_other_characters(name):
         wanted = "must be HOST:PORT" if what else "is not a host name or an IP address"
         raise ValueError(f"{what}{typed!r} {wanted}")
     try:
         ascii_name = name if name.isascii() else name.encode("idna").decode()
     except UnicodeError:
         ascii_name = ""
-    if not ascii_name or _is_no_host(ascii_name):  # normalised, some characters are spaces or slashes
+    if not ascii_name or _has_other_characters(ascii_name):  # normalised, some characters are spaces or slashes
         raise ValueError(f"{what}{typed!r} is not a valid host name")
     return "localhost" if ascii_name.lower() == "localhost." else ascii_name.lower()

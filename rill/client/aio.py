@@ -325,7 +325,7 @@ class AsyncClient:
     ) -> AsyncSession:
         """Return a live state on a server, which an async with statement opens; see `AsyncSession`.
 
-        `timeout` is for the whole session, in seconds; None and infinity are no limit. `on_interrupted` is called with
+        `timeout` is for the whole session, in seconds; None and infinity mean no limit. `on_interrupted` is called with
         the error of a server that is lost or full, before the session is opened elsewhere; it must not use it.
         `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
         parameter's name, for values that no server takes.

@@ -26,7 +26,7 @@ CHANNEL_OPTIONS: Options = [
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # variables that gRPC reads, in this order
 
-_NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed")
+NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed")  # begin gRPC's messages
 # What gRPC says about a connection that failed, and what it means: the first that is found applies.
 _MEANINGS = {
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate has expired or is not signed by a trusted authority: "
@@ -63,9 +63,9 @@ def explain(details: str) -> str:
         return f"the proxy there reaches no server ({details})"
     if details.startswith("Received http2 header with status"):
         return f"what listens there is a web server or a proxy, not rill serve ({details})"
-    if details.startswith(_NO_CONNECTION[1:]) and (name := re.search(r"(?:resolving|failed for) (\S+):\d+:", details)):
+    if details.startswith(NO_CONNECTION[1:]) and (name := re.search(r"(?:resolving|failed for) (\S+):\d+:", details)):
         return f"there is no host {name[1]}, or its name cannot be resolved now"
-    return _explain_connection(details) if details.startswith(_NO_CONNECTION) else details
+    return _explain_connection(details) if details.startswith(NO_CONNECTION) else details
 
 
 def _explain_connection(details: str) -> str:

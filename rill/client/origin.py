@@ -10,6 +10,8 @@ from enum import Enum
 
 from grpc import StatusCode
 
+from rill.client.connection import NO_CONNECTION
+
 REQUEST_ID = "x-request-id"
 RESET = "RST_STREAM"  # in what gRPC says about a stream that was reset
 
@@ -24,7 +26,6 @@ class Origin(Enum):
 
 
 _TLS = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification", "create security handshaker", "WRONG_VERSION_NUMBER")
-_NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed")
 
 # gRPC's own words, where it ended a call here: the caller did, or a message could not be converted.
 _HERE = (
@@ -52,7 +53,7 @@ _LOST = (
 
 def origin_of(code: StatusCode, details: str, trailing: Container[str]) -> Origin:
     """Return where a status comes from; `trailing` has the names of its trailing metadata."""
-    if code is StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
+    if code is StatusCode.UNAVAILABLE and details.startswith(NO_CONNECTION):
         return Origin.TLS if any(sign in details for sign in _TLS) else Origin.CONNECTION
     if page := _PAGE.search(details):
         status = int(page[1])

@@ -306,7 +306,7 @@ class Client:
             print(text.seed, text.finish_reason)
 
         Parameters are those of `generate_request`. A `max_chars` of None is 400, and 0 is endless. `timeout` is for the
-        whole text, in seconds; None and infinity are no limit. `request_id` names the call in the logs of servers; by
+        whole text, in seconds; None and infinity mean no limit. `request_id` names the call in the logs of servers; by
         default, one is made. Raises TypeError or ValueError, with the parameter's name, for values that no server
         takes, before any call.
         """
@@ -372,7 +372,7 @@ class Client:
     ) -> Session:
         """Return a live state on a server, which a with statement opens; see `Session`.
 
-        `timeout` is for the whole session, in seconds; None and infinity are no limit. `on_interrupted` is called with
+        `timeout` is for the whole session, in seconds; None and infinity mean no limit. `on_interrupted` is called with
         the error of a server that is lost or full, before the session is opened elsewhere; it must not use it.
         `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
         parameter's name, for values that no server takes.

@@ -132,7 +132,7 @@ def seconds(name: str, value: Any) -> float:
 
 
 def timeout(value: Any) -> float | None:
-    """Return the seconds that a call may take; None, infinity and whole lives are no limit."""
+    """Return the seconds that a call may take; None means no limit, as do LONGEST_TIMEOUT and more."""
     if value is None:
         return None
     limit = seconds("timeout", value)
