@@ -7,6 +7,7 @@ import os
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -47,6 +48,23 @@ def signals_as_before() -> Iterator[None]:
     for number, handler in zip(numbers, before, strict=True):
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the devices `null` and `full`, or links to them where only root may make some.
+
+    A fault in what is tested here could replace a device by a file: for root, that of the whole machine.
+    """
+    folder = tmp_path_factory.mktemp("dev")
+    for name, minor in (("null", 3), ("full", 7)):
+        try:
+            os.mknod(folder / name, 0o666 | stat.S_IFCHR, os.makedev(1, minor))  # numbers of Linux
+            (folder / name).open("wb").close()
+        except (OSError, AttributeError):
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(f"/dev/{name}")
+    return folder
 
 
 @pytest.fixture(scope="session")

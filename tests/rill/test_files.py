@@ -17,7 +17,6 @@ from rill import files
 from rill.files import STDOUT, is_replaced, opened, output_file, replaced
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="modes and links of POSIX")
-FULL = Path("/dev/full")
 
 
 class Unwritable(bytes):
@@ -153,9 +152,9 @@ def test_a_file_in_a_folder_that_cannot_be_written(folder, monkeypatch):
 
 
 @posix_only
-def test_devices_pipes_and_descriptors_are_written_as_such(tmp_path):
-    write("/dev/null")
-    assert Path("/dev/null").is_char_device()
+def test_devices_pipes_and_descriptors_are_written_as_such(tmp_path, devices):
+    write(devices / "null")
+    assert (devices / "null").is_char_device()
     os.mkfifo(tmp_path / "pipe")
     found = []
     reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_bytes()))
@@ -202,9 +201,9 @@ def test_standard_output_is_where_the_shell_put_it(tmp_path, redirection):
     assert (tmp_path / "out").read_bytes() == (b"old," if ">>" in redirection else b"") + b"axxxz"
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
-def test_a_full_device_is_an_error(tmp_path):
-    (tmp_path / "full").symlink_to(FULL)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_device_is_an_error(tmp_path, devices):
+    (tmp_path / "full").symlink_to(devices / "full")
     with pytest.raises(OSError, match="No space left on device") as caught:
         write(tmp_path / "full")
     assert caught.value.filename == str(tmp_path / "full")

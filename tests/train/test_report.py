@@ -245,15 +245,15 @@ def test_json(tmp_path, capsys):
     }
 
 
-def test_a_json_file_that_cannot_be_written_is_status_2(tmp_path, capsys):
+def test_a_json_file_that_cannot_be_written_is_status_2(tmp_path, devices, capsys):
     folder = make_folder(tmp_path / "run", TrainingConfig(steps=5))
     with pytest.raises(SystemExit) as caught:
         report(capsys, folder, "--json", tmp_path / "nowhere" / "report.json")
     assert caught.value.code == 2
     assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
     if Path("/dev/full").exists():  # found at the end only
-        status, out, errors = report(capsys, folder, "--json", "/dev/full")
-        assert (status, errors) == (2, "error: --json /dev/full: No space left on device\n")
+        status, out, errors = report(capsys, folder, "--json", devices / "full")
+        assert (status, errors) == (2, f"error: --json {devices}/full: No space left on device\n")
         assert table(out)
 
 

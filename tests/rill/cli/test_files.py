@@ -22,17 +22,18 @@ def rill(*arguments, given=None):
     return done.stdout
 
 
-def test_tokens_are_written_to_what_is_there(server, tmp_path, capfd):
+def test_tokens_are_written_to_what_is_there(server, tmp_path, devices, capfd):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "secret").touch(0o640)
     (tmp_path / "secret").chmod(0o640)
     (tmp_path / "link").symlink_to("real")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    for name in ("secret", "link", "pipe", "/dev/null"):
+    for name in ("secret", "link", "pipe", devices / "null"):
         assert main([*GENERATE, "--target", server.target, "--save-token", str(tmp_path / name)]) == 0
     assert len(os.read(reader, 4096)) > 100
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+    assert (devices / "null").is_char_device()
     assert (tmp_path / "link").is_symlink()
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("secret", "real")] == [0o640, 0o600]
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "real", "secret"]
@@ -54,9 +55,10 @@ def test_a_token_does_not_go_where_the_text_goes(capsys):
         assert f"{name}: standard output has the text" in capsys.readouterr().err
 
 
-def test_chat_saves_to_what_is_there(server, tmp_path):
+def test_chat_saves_to_what_is_there(server, tmp_path, devices):
     (tmp_path / "link").symlink_to("real")
-    rill("chat", "--target", server.target, given=f"a\n/save /dev/null\n/save {tmp_path}/link\n")
+    rill("chat", "--target", server.target, given=f"a\n/save {devices}/null\n/save {tmp_path}/link\n")
+    assert (devices / "null").is_char_device()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").stat().st_size > 100
 
@@ -72,8 +74,8 @@ def test_batch_writes_to_standard_output(server, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_what_cannot_be_written_is_named(server, tmp_path, capfd):
+def test_what_cannot_be_written_is_named(server, tmp_path, devices, capfd):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     batch = ["batch", str(tmp_path / "in.jsonl"), "--target", server.target, "--max-chars", "5", "--out"]
-    assert main([*batch, "/dev/full"]) == 1
-    assert capfd.readouterr().err == "error: cannot write /dev/full: No space left on device\n"
+    assert main([*batch, f"{devices}/full"]) == 1
+    assert capfd.readouterr().err == f"error: cannot write {devices}/full: No space left on device\n"
