@@ -63,7 +63,7 @@ gpu-check: $(READY)
 
 clean:
 	rm -rf .venv dist runs/demo bundles/demo gpu-report.txt .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find train export serve rill bench tests -name __pycache__ -prune -exec rm -rf {} +
+	find train export serve gateway rill bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "error: Rill needs Python 3.11 or newer, and there is no $(PYTHON); choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -71,7 +71,7 @@ $(READY): pyproject.toml constraints.txt
 	@[ -e rill/serve/ ] || { echo "error: rill/serve is not a link to serve/; make needs a git clone with links (git config core.symlinks true, then git checkout -- rill)"; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || rm -rf .venv  # of an older Python, or of one that has gone
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	$(PIP) --editable '.[train,serve,bench,dev]'
+	$(PIP) --editable '.[train,serve,http,bench,dev]'
 	@touch $@
 
 # The corpora's packages are read as data: without what they depend on.

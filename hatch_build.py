@@ -8,7 +8,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PARTS = ("train", "export", "serve", "bench")
+PARTS = ("train", "export", "serve", "bench", "gateway")
 SUFFIXES = (".py", ".toml")
 NOT_INSTALLED = {"export/matrix"}
 

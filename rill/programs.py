@@ -15,14 +15,16 @@ PROGRAMS = {
     "export": ("rill.export.command", "train"),
     "serve": ("rill.serve.command", "serve"),
     "bench": ("rill.bench.command", "bench"),
+    "http": ("rill.gateway.command", "http"),
 }
 RUN_MODELS = ("export", "serve", "bench")  # with ONNX Runtime
+SERVERS = ("serve", "http")
 LONGEST_REASON = 300  # characters
 
 
 def run(name: str, arguments: list[str]) -> int:
     """Run the program `name` with its `arguments`; return its exit status, or 2 if its extra is not installed."""
-    if name == "serve":
+    if name in SERVERS:
         take_signals()
     return run_with_streams(lambda: _run(name, arguments))
 
@@ -35,7 +37,7 @@ def _run(name: str, arguments: list[str]) -> int:
             return 2
         status: int = import_module(module).main(arguments)
     except ImportError as error:
-        problem = _problem(name, extra, error)
+        problem = _problem(name, module, extra, error)
         if not problem:
             raise
         report_error(problem, arguments if name == "serve" else ())
@@ -62,11 +64,12 @@ def _half_a_runtime(name: str) -> str:
     return f"rill {name} needs ONNX Runtime, and its module 'onnxruntime' is incomplete: {conflict() or remedy()}"
 
 
-def _problem(name: str, extra: str, error: ImportError) -> str:
+def _problem(name: str, module: str, extra: str, error: ImportError) -> str:
     """Say why a module cannot be imported; empty if that is a bug of ours."""
     missing, is_missing = error.name or _raised_in(error), isinstance(error, ModuleNotFoundError)
-    if is_missing and missing == f"rill.{name}":
-        return f"rill/{name} is not a link to {name}/: run git config core.symlinks true, then git checkout -- rill"
+    part = module.split(".")[1]
+    if is_missing and missing == f"rill.{part}":
+        return f"rill/{part} is not a link to {part}/: run git config core.symlinks true, then git checkout -- rill"
     package = missing.partition(".")[0]
     if not package or package == "rill":
         return ""

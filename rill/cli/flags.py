@@ -1,25 +1,20 @@
-"""Flags that commands of `rill` share: where the text comes from, and how its characters are chosen.
-
-A bearer token is never a flag, since every user can list processes.
-"""
+"""Flags that commands of `rill` share: where the text comes from, and how its characters are chosen."""
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from rill.cli.local_server import local_server
-from rill.cli.texts import read_lines, text_argument
 from rill.client.errors import ServerError
 from rill.client.retry import RETRY_SECONDS
 from rill.client.security import Security
+from rill.client.security_flags import add_security, security_of
+from rill.texts import text_argument
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 LOOK_SECONDS = 3.0  # for a first server, unless --retry-seconds says for how long: it may just be starting
 LOCAL_RETRY_SECONDS = 2.0  # nobody restarts a private server
-TOKEN = "RILL_TOKEN"  # in the environment
 
 
 class Connection(NamedTuple):
@@ -54,22 +49,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="", help="with --target: a served model's name (default: the first)")
     parser.add_argument("--device", help="with a bundle: auto, cpu, cuda or cuda:N (default: auto)")
-    group = parser.add_argument_group("security of connections to --target")
-    group.add_argument("--tls", action="store_true", help="connect with TLS, and trust this system's authorities")
-    for name, text in [
-        ("tls-ca", "connect with TLS, and trust these authorities (PEM) instead"),
-        ("tls-cert", "connect with TLS, and show this certificate (PEM) to servers that ask for one"),
-        ("tls-key", "the private key (PEM) of --tls-cert"),
-        ("token-file", f"a bearer token for servers that ask for one (default: environment variable {TOKEN})"),
-    ]:
-        group.add_argument(f"--{name}", default="", metavar="FILE", help=text)
-    group.add_argument(
-        "--tls-server-name",
-        default="",
-        metavar="NAME",
-        help="connect with TLS, to a server whose certificate has this name instead of --target's",
-    )
-    group.add_argument("--plaintext-token", action="store_true", help="send the token without TLS to other machines")
+    add_security(parser)
 
 
 @contextmanager
@@ -103,23 +83,6 @@ def check_source(options: argparse.Namespace, bundle: object) -> None:
             raise ValueError(f"--{name.replace('_', '-')} goes with --target; a private server needs no security")
     if options.device and not bundle:
         raise ValueError("--device goes with a bundle; a server at --target has a device of its own")
-
-
-def security_of(options: argparse.Namespace) -> Security:
-    """Read the files that the flags name, and the environment. Raises ValueError."""
-    if bool(options.tls_cert) != bool(options.tls_key):
-        raise ValueError("--tls-cert and --tls-key go together: a certificate and its private key, both in PEM")
-    certificate = None
-    if options.tls_cert:
-        certificate = _read("--tls-key", options.tls_key), _read("--tls-cert", options.tls_cert)
-    return Security(
-        tls=options.tls,
-        root_certificates=_read("--tls-ca", options.tls_ca) if options.tls_ca else None,
-        certificate=certificate,
-        token=_token(options.token_file),
-        plaintext_token=options.plaintext_token,
-        server_name=options.tls_server_name,
-    )
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
@@ -167,20 +130,3 @@ def _seconds(text: str) -> float:
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text!r}")
     return float(text)
-
-
-def _token(path: str) -> str:
-    if not path:
-        return os.environ.get(TOKEN, "").strip()
-    lines = map(str.strip, read_lines("--token-file", path))
-    tokens = [line for line in lines if line and not line.startswith("#")]
-    if len(tokens) != 1:
-        raise ValueError(f"--token-file {path} must hold one token, on a line of its own; it has {len(tokens)}")
-    return tokens[0]
-
-
-def _read(flag: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{flag} {path} cannot be read: {error.strerror}") from None

@@ -20,9 +20,9 @@ from typing import Any
 from rill.cli.files import read_token, token_file, write_token
 from rill.cli.flags import add_connection, add_sampling, add_timeout, connected
 from rill.cli.json_output import json_of
-from rill.cli.texts import read_text, text_argument
 from rill.client.requests import finish_reason, generate_request
 from rill.client.sync import Client
+from rill.texts import read_text, text_argument
 from rill.v1 import rill_pb2 as pb
 
 

@@ -13,6 +13,7 @@ ABOUT = {
     "train": "train a model on a text",
     "export": "export trained models to ONNX bundles",
     "serve": "serve bundles over gRPC",
+    "http": "open servers to HTTP: OpenAI's completions, and a page in the browser",
     "bench": "measure how fast a bundle is, in process and over gRPC",
     "generate": "print text as a model generates it",
     "chat": "write a text in turns with a model",

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from rill.cli.flags import add_connection, add_timeout, connected
 from rill.cli.json_output import json_of
 from rill.cli.progress import ProgressBar
-from rill.cli.texts import read_text
 from rill.client.sync import Client
+from rill.texts import read_text
 from rill.v1 import rill_pb2 as pb
 
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -233,12 +234,14 @@ class AsyncClient:
         *,
         retry_seconds: float = RETRY_SECONDS,
         connect_seconds: float | None = None,
+        begin_seconds: float | None = None,
         security: Security = PLAIN,
     ) -> None:
         self._retry_seconds = values.seconds("retry_seconds", retry_seconds)
-        self._contact = FirstContact(connect_seconds)
+        self._contact = FirstContact(connect_seconds, begin_seconds)
         self._closed = asyncio.Event()
-        self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]
+        self._security, self._addresses = security, split_addresses(target)
+        self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in self._addresses]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
     def generate(
@@ -357,6 +360,13 @@ class AsyncClient:
             await asyncio.sleep(attempts.failed(failure))
             if self._closed.is_set():
                 raise closed_error()
+
+    def with_token(self, token: str) -> "AsyncClient":
+        """Return a client that sends this bearer token; see `Client.with_token`."""
+        client = copy(self)
+        client._security = self._security.with_token(token, self._addresses)
+        client._stubs = [client._security.stub(channel) for channel in self._channels]
+        return client
 
     async def close(self) -> None:
         """Close the connections; calls in progress end."""

@@ -50,10 +50,15 @@ class Backoff:
 
 
 class FirstContact:
-    """For how many seconds a client looks for a server where none listens; it does so until one has answered once."""
+    """How long a client tries a call that no server has answered; by default as long as one that broke.
 
-    def __init__(self, seconds: float | None) -> None:
+    `seconds` are those where nothing listens, until a server has answered the client once; `begin_seconds` are for each
+    call.
+    """
+
+    def __init__(self, seconds: float | None, begin_seconds: float | None = None) -> None:
         self.seconds = None if seconds is None else values.seconds("connect_seconds", seconds)
+        self.begin_seconds = None if begin_seconds is None else values.seconds("begin_seconds", begin_seconds)
 
     def made(self) -> None:
         """Note that a server has answered: one that is lost now is waited for."""
@@ -155,15 +160,21 @@ class Attempts:
             return 0.0
         seconds = self._contact.seconds
         if seconds is not None and failure.origin is Origin.CONNECTION:
-            return min(seconds, self._retry_seconds)
-        return self._retry_seconds
+            return min(seconds, self._begin_seconds)
+        return self._begin_seconds
+
+    @property
+    def _begin_seconds(self) -> float:
+        seconds = self._contact.begin_seconds
+        return self._retry_seconds if seconds is None else seconds
 
     def _delay(self, failing_seconds: float) -> float:
         """No delay until every address has failed once more, and none beyond the last moment to try."""
         if self._failures % self._addresses:
             return 0.0
         asked = [failure.retry_seconds for failure in self._last.values() if failure.retry_seconds is not None]
-        return min(self._backoff.next(min(asked, default=None)), max(self._retry_seconds - failing_seconds, 0.0))
+        limit = self._retry_seconds if self.has_begun else self._begin_seconds
+        return min(self._backoff.next(min(asked, default=None)), max(limit - failing_seconds, 0.0))
 
     def _given_up(self, broken: str) -> ServerError:
         """Return the failure of the address called last, or that of another one which at least answered."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,13 @@ class Security:
             return grpc.aio.secure_channel(place, credentials, options)
         return grpc.aio.insecure_channel(place, options)
 
+    def with_token(self, token: str, addresses: Sequence[str]) -> "Security":
+        """Return the same with another token, to use the channels to these addresses. Raises ValueError."""
+        other = replace(self, token=token)
+        for address in addresses:
+            other._connection(address, ())
+        return other
+
     def stub(self, channel: grpc.Channel | grpc.aio.Channel) -> TextGenerationStub:
         """Return the service on a channel; its calls carry the token."""
         stub = TextGenerationStub(channel)
@@ -91,7 +98,8 @@ class Security:
                     f"the bearer token would go to {address} in plain text, readable on the way: use TLS "
                     "(--tls, or --tls-ca FILE for an authority of your own), or allow it with --plaintext-token"
                 )
-            return place, None, [*options, *options_for(place, is_direct=bool(self.token))]
+            is_direct = bool(self.token) or self.plaintext_token
+            return place, None, [*options, *options_for(place, is_direct)]
         key, chain = self.certificate or (None, None)
         credentials = grpc.ssl_channel_credentials(self.root_certificates, key, chain)
         names = ("grpc.ssl_target_name_override", "grpc.default_authority") if self.server_name else ()

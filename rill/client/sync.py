@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -257,9 +258,10 @@ class Client:
 
     A call that finds its server down, draining or full, or is lost on its way, is made at the next address: for up to
     `retry_seconds` without progress, and with 0 once at each address until something was received. The application
-    sees everything once. `connect_seconds`, if given, is the limit while none listens and none has ever answered. The
-    constructor raises ValueError for addresses and numbers that make no sense. Methods raise ServerError if no server
-    can be reached or one refuses the call, with code DATA_LOSS if the servers' answers contradict each other.
+    sees everything once. `connect_seconds`, if given, is the limit while none listens and none has ever answered, and
+    `begin_seconds` that of each call until something was received. The constructor raises ValueError for addresses and
+    numbers that make no sense. Methods raise ServerError if no server can be reached or one refuses the call, with code
+    DATA_LOSS if the servers' answers contradict each other.
     A client may be used by several threads, and as a context manager.
     """
 
@@ -269,12 +271,14 @@ class Client:
         *,
         retry_seconds: float = RETRY_SECONDS,
         connect_seconds: float | None = None,
+        begin_seconds: float | None = None,
         security: Security = PLAIN,
     ) -> None:
         self._retry_seconds = values.seconds("retry_seconds", retry_seconds)
-        self._contact = FirstContact(connect_seconds)
+        self._contact = FirstContact(connect_seconds, begin_seconds)
         self._closed = threading.Event()
-        self._channels = [security.channel(address, CHANNEL_OPTIONS) for address in split_addresses(target)]
+        self._security, self._addresses = security, split_addresses(target)
+        self._channels = [security.channel(address, CHANNEL_OPTIONS) for address in self._addresses]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
     def generate(
@@ -403,6 +407,17 @@ class Client:
                 failure = ServerError.from_rpc(error).told(metadata[0][1])
             if self._closed.wait(attempts.failed(failure)):
                 raise closed_error()
+
+    def with_token(self, token: str) -> "Client":
+        """Return a client that sends this bearer token over the connections of this one; closing either closes both.
+
+        For a program that makes calls for several users. Raises ValueError for a token that would be sent in plain text
+        to another machine, unless the client's `Security` allows it.
+        """
+        client = copy(self)
+        client._security = self._security.with_token(token, self._addresses)
+        client._stubs = [client._security.stub(channel) for channel in self._channels]
+        return client
 
     def close(self) -> None:
         """Close the connections; calls in progress end."""

@@ -12,7 +12,7 @@ from servers import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
-PARTS = ("train", "export", "serve", "bench")
+PARTS = ("train", "export", "serve", "bench", "gateway")
 COMMITTED = ("ls-tree", "-r", "--name-only", "HEAD")
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from servers import ROOT
 
-PARTS = ("train", "export", "serve", "bench")
+PARTS = ("train", "export", "serve", "bench", "gateway")
 # Print modules of Rill under other names: a file loaded as `serve.x` and as `rill.serve.x` would exist twice.
 FOLDERS = tuple(f"{ROOT}{os.sep}{folder}{os.sep}" for folder in ("rill", *PARTS))
 MISNAMED = (
@@ -26,6 +26,10 @@ MISNAMED = (
         *(
             (name, ["torch", "onnx", "onnxruntime", "numpy", "rill.train", "rill.export", "rich", "prompt_toolkit"])
             for name in ("rill.client.sync", "rill.client.aio", "rill.cli.main")
+        ),
+        (
+            "rill.gateway.server",
+            ["torch", "onnx", "onnxruntime", "numpy", "rill.serve", "rill.cli", "rich", "prompt_toolkit"],
         ),
         ("rill.bundle", ["torch", "onnx", "onnxruntime"]),
         ("rill.sampling", ["torch", "onnx", "onnxruntime"]),

@@ -34,10 +34,10 @@ from typing import Any, Protocol
 from rill.cli.chat.conversation import Chat
 from rill.cli.files import read_token, token_file, write_token
 from rill.cli.flags import Connection, add_connection, add_sampling, connected
-from rill.cli.texts import text_argument
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.retry import is_away
+from rill.texts import text_argument
 
 READING_SPEED = 60  # characters a second
 NUMBERS: dict[str, tuple[str, type]] = {

@@ -22,13 +22,14 @@ import grpc
 import grpc.aio
 
 from rill.addresses import split_addresses
-from rill.cli.flags import add_source, check_source, security_of
+from rill.cli.flags import add_source, check_source
 from rill.cli.json_output import json_of
 from rill.cli.local_server import StartError, local_server
 from rill.cli.models import find_generator
 from rill.cli.verify.checks import Finding, Json, Subject, VerifyError, findings_of
 from rill.client.errors import ServerError
 from rill.client.security import Security
+from rill.client.security_flags import security_of
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 

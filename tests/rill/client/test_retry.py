@@ -197,3 +197,17 @@ def test_a_proxy_that_forgot_its_routes():
                 attempts.failed(unknown)
         attempts.progressed()
         assert attempts.failed(unknown) <= 0.05
+
+
+@pytest.mark.parametrize("error", [GONE, FULL, REFUSED, LOST])
+def test_a_call_that_nothing_answers_is_given_up_sooner_than_one_that_broke(error):
+    now = [0.0]
+    attempts = Attempts(2, 30, clock=lambda: now[0], contact=FirstContact(None, begin_seconds=0))
+    assert attempts.failed(error) == 0.0  # the other address
+    with pytest.raises(ServerError):
+        attempts.failed(error)
+    attempts = Attempts(2, 30, clock=lambda: now[0], contact=FirstContact(None, begin_seconds=0))
+    attempts.progressed()
+    while now[0] < 29:
+        now[0] += attempts.failed(error) + 0.1
+    assert now[0] >= 29

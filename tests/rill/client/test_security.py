@@ -13,10 +13,10 @@ import pytest
 from certificates import make_certificate
 from servers import ROOT, run_server
 
-from rill.cli.flags import security_of
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.security import Security
+from rill.client.security_flags import security_of
 from rill.client.sync import Client
 
 TOKEN = "a-token-for-the-tests-0123"
@@ -213,3 +213,19 @@ def test_tokens_that_no_call_can_carry_are_refused(token):
 def test_no_authorities_at_all_are_not_plain_text():
     with pytest.raises(ValueError, match="has no certificate of an authority"):
         Security(root_certificates=b"")
+
+
+def test_a_client_for_another_token_shares_the_connections(tiny_folder, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN}-one\n{TOKEN}-two\n")
+    with run_server(tiny_folder, "--auth-token-file", tokens) as server, Client(server.target) as client:
+        with pytest.raises(ServerError, match="bearer token"):
+            client.models()
+        assert client.with_token(f"{TOKEN}-two").models().models
+        with pytest.raises(ServerError, match="invalid bearer token"):
+            client.with_token(f"{TOKEN}-three").models()
+    with Client("10.0.0.5:50051") as client, pytest.raises(ValueError, match="plain text"):
+        client.with_token("one")
+    allowed = Security(plaintext_token=True)
+    with Client("10.0.0.5:50051", security=allowed) as client:
+        client.with_token("one")

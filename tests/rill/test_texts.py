@@ -9,9 +9,9 @@ import sys
 import pytest
 from servers import ROOT
 
-from rill.cli import texts
+from rill import texts
 from rill.cli.main import main
-from rill.cli.texts import decoded, read_lines, read_text, text_argument
+from rill.texts import decoded, read_lines, read_text, text_argument
 
 
 def rill(*arguments, given=b"", **environment):

@@ -1,0 +1,1 @@
+"""What the gateway answers: each endpoint in a file of its own."""
