@@ -96,7 +96,8 @@ class ServerConfig:
     )
     metrics_port: int | None = _option(
         None,
-        "serve Prometheus metrics at http://HOST:PORT/metrics; 0 takes a free port (default: no metrics)",
+        "serve Prometheus metrics at http://HOST:PORT/metrics, and /health and /ready; 0 takes a free port (default: no"
+        " metrics)",
         (0, 65_535),
         metavar="PORT",
     )

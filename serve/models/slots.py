@@ -11,13 +11,13 @@ class Slots:
 
     def __init__(self, slots: int, waiting: int) -> None:
         self._free = list(range(slots - 1, -1, -1))  # low slots first, so that memory is touched only as needed
-        self._slots, self._max_waiting = slots, waiting
+        self.capacity, self._max_waiting = slots, waiting
         self._line: deque[asyncio.Future[int]] = deque()
 
     @property
     def running(self) -> int:
         """Slots in use."""
-        return self._slots - len(self._free)
+        return self.capacity - len(self._free)
 
     @property
     def waiting(self) -> int:
@@ -32,7 +32,7 @@ class Slots:
     def full_error(self) -> WaitingLineFullError:
         """The error for a caller while the model is full."""
         return WaitingLineFullError(
-            f"all {self._slots} streams are in use and {len(self._line)} calls are waiting; try again later"
+            f"all {self.capacity} streams are in use and {len(self._line)} calls are waiting; try again later"
         )
 
     def require_capacity(self) -> None:

@@ -1,29 +1,13 @@
-"""Prometheus metrics: the series of each model, and the page that serves them.
+"""Prometheus metrics: the series of each model. `page` serves them; `engine_figures` adds up those of processes.
 
 Times are in seconds. Labels have few values: `model` is the name of a bundle that is or was served, empty for a call
-that has none. The page of several processes is in `engine_figures`.
+that has none.
 """
 
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cache
 
-from prometheus_client import (
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    start_http_server,
-)
-from prometheus_client.registry import Collector
-
-from rill.addresses import checked_host, join
-from rill.serve.errors import StartError
-
-log = logging.getLogger("rill")
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # they would double the number of series
 
@@ -82,6 +66,7 @@ for _result in ("ok", "partial", "failed"):
     RELOADS.labels(_result)
 DROPPED_LINES = Counter("rill_dropped_log_lines", "Log lines lost because stderr was not read.")
 
+MAX_STREAMS = Gauge("rill_max_streams", "Streams that the model runs at most at once: its slots.", ["model"])
 STREAMS_RUNNING = Gauge("rill_streams_running", "Streams that hold a slot, including parked ones.", ["model"])
 STREAMS_WAITING = Gauge("rill_streams_waiting", "Calls waiting for a slot.", ["model"])
 STREAMS_PARKED = Gauge(
@@ -138,32 +123,3 @@ def count_unauthenticated() -> None:
     """Count a call that was refused for its credentials, under no method: the requested one may not exist."""
     calls_of("", "", "UNAUTHENTICATED").inc()
     rejections_of("", "unauthenticated").inc()
-
-
-@contextmanager
-def page(host: str, port: int | None, collector: Collector | None = None) -> Iterator[int | None]:
-    """Serve the figures at http://HOST:PORT/metrics from threads of its own. Port 0: a free one; None: no page.
-
-    Gives the port. The figures are those of this process or, if there is one, of `collector`. Raises StartError if the
-    port is not available.
-    """
-    if port is None:
-        yield None
-        return
-    registry = REGISTRY
-    if collector:
-        registry = CollectorRegistry()
-        registry.register(collector)
-    try:
-        name = checked_host(host)
-        # A server of HTTP listens on one address only, and every client tries this one.
-        server, thread = start_http_server(port, "127.0.0.1" if name == "localhost" else name, registry)
-    except OSError as error:
-        raise StartError(f"cannot serve metrics on {join(host, port)}: {error.strerror}") from None
-    log.info("metrics: http://%s/metrics", join(host, server.server_port))
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -13,6 +13,7 @@ from rill.programs import DISTRIBUTION
 from rill.serve.models.catalog import Catalog
 from rill.serve.observe.metrics import (
     BUILD_INFO,
+    MAX_STREAMS,
     MODEL_INFO,
     MODELS,
     STREAMS_PARKED,
@@ -50,6 +51,7 @@ def _values(models: Catalog) -> dict[Series, float]:
         values[STREAMS_PARKED, name] += model.parked
     for model in models.served:
         bundle = model.bundle
+        values[MAX_STREAMS, (bundle.name,)] = model.slots.capacity
         values[MODEL_INFO, (bundle.name, bundle.model_id, bundle.precision, model.provider, model.numerics)] = 1
     return values
 

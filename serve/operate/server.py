@@ -6,10 +6,11 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -31,6 +32,7 @@ from rill.serve.errors import BrokenEngineError, DrainingError, StartError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
 from rill.serve.observe.metrics import count_unauthenticated
+from rill.serve.observe.page import DRAINING, Readiness
 from rill.serve.operate.gauges import keep_current
 from rill.serve.operate.grpc_options import grpc_options
 from rill.serve.operate.memory import prepare_memory
@@ -63,8 +65,8 @@ class Parent:
     announce: Callable[[str], None]
 
 
-async def serve(config: ServerConfig, parent: Parent | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the server at once.
+async def serve(config: ServerConfig, readiness: Readiness, parent: Parent | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the server at once. Tells `readiness` so.
 
     A signal before the models are loaded ends the process at once, with status 128 + its number. Raises StartError, and
     BrokenEngineError after a drain because an engine cannot run any more.
@@ -105,14 +107,12 @@ async def serve(config: ServerConfig, parent: Parent | None = None) -> None:
                 )
                 if not parent:
                     log_token_lifetime(config)
+                readiness.obstacle = ""
                 reason = await stop.get()
+                readiness.obstacle = DRAINING
                 log.info("draining: %s", _unfinished(sum(model.calls for model in models.all)))
                 await healths.enter_graceful_shutdown()
-                drained = asyncio.create_task(_drain(service, models, config.drain_seconds))
-                again = asyncio.create_task(stop.get())
-                await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
-                drained.cancel()
-                again.cancel()
+                await _unless_again(stop, _drain(service, models, config.drain_seconds))
         finally:
             await models.close()
             reloading.cancel()
@@ -247,6 +247,14 @@ async def listening(
     finally:
         await server.stop(STOP_SECONDS)
         service.close()
+
+
+async def _unless_again(stop: Stop, draining: Coroutine[Any, Any, None]) -> None:
+    """Wait for it to end, or cancel it when there is another reason to stop."""
+    drained, again = asyncio.create_task(draining), asyncio.create_task(stop.get())
+    await asyncio.wait([drained, again], return_when=asyncio.FIRST_COMPLETED)
+    drained.cancel()
+    again.cancel()
 
 
 async def _drain(service: TextGeneration, models: Catalog, seconds: float) -> None:

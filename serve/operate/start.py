@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rill.serve.config import Options, ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.logs import finish_logging, start_logging, stderr
-from rill.serve.observe.metrics import page
+from rill.serve.observe.page import Readiness, page
 from rill.serve.operate.ports import is_exposed
 from rill.serve.operate.server import announce, check, log, serve
 from rill.serve.operate.supervisor import serve_together
@@ -30,8 +30,9 @@ def start(options: Options, messages: Sequence[str] = ()) -> int:
             return 0
         if config.engines > 1:
             return asyncio.run(serve_together(config))
-        with page(config.metrics_host, config.metrics_port):
-            asyncio.run(serve(config))
+        readiness = Readiness()
+        with page(config.metrics_host, config.metrics_port, lambda: readiness.obstacle):
+            asyncio.run(serve(config, readiness))
     except (StartError, BrokenEngineError) as error:
         finish_logging(str(error))
         return 2 if isinstance(error, StartError) else 1

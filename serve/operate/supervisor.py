@@ -21,7 +21,7 @@ from rill.processes import python_command, python_environment
 from rill.serve.config import ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.engine_figures import EngineFigures
-from rill.serve.observe.metrics import page
+from rill.serve.observe.page import DRAINING, Readiness, page
 from rill.serve.operate.ports import reserved
 from rill.serve.operate.server import announce, load_keys, log, log_token_lifetime
 from rill.serve.operate.signals import delivered
@@ -40,10 +40,18 @@ async def serve_together(config: ServerConfig) -> int:
 
     Raises StartError if one of them does not start, and BrokenEngineError if later none is left.
     """
-    keys, figures = load_keys(config), EngineFigures()
+    keys, figures, readiness = load_keys(config), EngineFigures(), Readiness()
+    workers: list[Worker] = []
+
+    def obstacle() -> str:
+        # While an engine is replaced, all connections go to the others.
+        return readiness.obstacle or ("" if any(worker.serving for worker in workers) else "no engine is left")
+
     stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    with reserved(config) as port, page(config.metrics_host, config.metrics_port, figures):
-        workers = [Worker(number, replace(config, port=port), keys, figures) for number in range(1, config.engines + 1)]
+    with reserved(config) as port, page(config.metrics_host, config.metrics_port, obstacle, figures):
+        workers += [
+            Worker(number, replace(config, port=port), keys, figures) for number in range(1, config.engines + 1)
+        ]
         handlers = {number: partial(stop.put_nowait, number) for number in (signal.SIGTERM, signal.SIGINT)}
         with delivered({**handlers, signal.SIGHUP: partial(_reload, workers)}):
             stopped = asyncio.create_task(stop.get())
@@ -53,7 +61,9 @@ async def serve_together(config: ServerConfig) -> int:
                     return 128 + stopped.result()  # as shells do; no client is served yet
                 announce(lines[0])
                 log_token_lifetime(config)
+                readiness.obstacle = ""
                 await _unless(stopped, *(_keep_alive(worker, workers) for worker in workers))
+                readiness.obstacle = DRAINING
                 return await _drain(workers, stop, config.drain_seconds)
             finally:
                 await asyncio.gather(*(worker.kill() for worker in workers))

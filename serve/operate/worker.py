@@ -33,6 +33,7 @@ def main() -> int:
         with captured_stderr(messages) if config.log_format == "json" else nullcontext():
             from rill.serve.errors import BrokenEngineError, StartError  # noqa: PLC0415
             from rill.serve.observe.logs import finish_logging, start_logging, stderr  # noqa: PLC0415
+            from rill.serve.observe.page import Readiness  # noqa: PLC0415
             from rill.serve.operate.server import Parent, log, serve  # noqa: PLC0415
     except EOFError:  # the parent has ended
         return 1
@@ -50,7 +51,7 @@ def main() -> int:
 
     tasks: list[asyncio.Task[None]] = []
     try:
-        asyncio.run(serve(config, Parent(keys, _listen, announce)))
+        asyncio.run(serve(config, Readiness(), Parent(keys, _listen, announce)))
     except StartError as error:
         print(f"error: {error}", flush=True)
         return 2
