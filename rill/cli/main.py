@@ -20,6 +20,7 @@ ABOUT = {
     "score": "report how probable a model finds a text",
     "batch": "generate the texts of many prompts, from a file into a file",
     "models": "list what a server serves",
+    "tokenizer": "write a model's vocabulary as a Hugging Face tokenizer folder",
     "verify": "check that a bundle's texts are the same alone, in a crowd, chunked and resumed",
 }
 CLIENTS = {
@@ -28,6 +29,7 @@ CLIENTS = {
     "score": "rill.cli.score",
     "batch": "rill.cli.batch.command",
     "models": "rill.cli.models",
+    "tokenizer": "rill.cli.tokenizer",
     "verify": "rill.cli.verify.command",
 }
 # Statuses of errors that the user can mend; of others, the server's log may say more under the request's id.

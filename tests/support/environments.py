@@ -29,13 +29,14 @@ class Environment:
         return str(self.folder / ("Scripts" if os.name == "nt" else "bin") / program)
 
     def run(
-        self, program: str, *arguments: object, cwd: Path, status: int = 0, timeout: float = 180
+        self, program: str, *arguments: object, cwd: Path, status: int = 0, timeout: float = 180, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run one of its programs and compare the exit status."""
         done = subprocess.run(
             [self.path(program), *map(str, arguments)],
             cwd=cwd,
             env=clean_environment(),
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=timeout,
