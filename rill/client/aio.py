@@ -299,14 +299,16 @@ class AsyncClient:
         *,
         model: str = "",
         resume_token: bytes = b"",
+        top_logprobs: int | None = None,
+        as_prompt: bool = False,
         timeout: float | None = None,
         request_id: str = "",
     ) -> AsyncMessageStream[pb.ScoreResponse]:
         """Return messages with the log-probabilities of the characters of `text` in nats, and a total on the last.
 
-        `timeout` and `request_id` are as for `generate`. Raises TypeError or ValueError.
+        The parameters are those of `Client.score`. Raises TypeError or ValueError.
         """
-        request = score_request(text, model, resume_token)
+        request = score_request(text, model, resume_token, top_logprobs, as_prompt)
         score = Scoring(request, *self._limits(timeout), contact=self._contact)
         calls = self._calls("Score", score, request_id)
         return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)

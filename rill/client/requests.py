@@ -41,7 +41,7 @@ def generate_request(
         sampling=sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias),
         stop=values.texts("stop", stop),
         include_stop=values.flag("include_stop", include_stop),
-        logprobs=None if logprobs is None else values.logprobs(logprobs),
+        logprobs=values.alternatives("logprobs", logprobs),
         resume_token=values.data("resume_token", resume_token),
         resume_every=values.whole("resume_every", resume_every, 2**64 - 1),
         chars_per_second=values.chars_per_second(chars_per_second),
@@ -60,7 +60,7 @@ def generate_action(
         max_chars=chars_limit(max_chars),
         stop=values.texts("stop", stop),
         include_stop=values.flag("include_stop", include_stop),
-        logprobs=None if logprobs is None else values.logprobs(logprobs),
+        logprobs=values.alternatives("logprobs", logprobs),
         chars_per_second=values.chars_per_second(chars_per_second),
     )
 
@@ -72,12 +72,16 @@ def open_action(model: str, resume_token: bytes, sampling: pb.Sampling) -> pb.In
     )
 
 
-def score_request(text: str, model: str, resume_token: bytes) -> pb.ScoreRequest:
+def score_request(
+    text: str, model: str, resume_token: bytes, top_logprobs: int | None, as_prompt: bool
+) -> pb.ScoreRequest:
     """Build the request for a score. Raises TypeError or ValueError."""
     return pb.ScoreRequest(
         text=values.text("text", text),
         model=values.text("model", model),
         resume_token=values.data("resume_token", resume_token),
+        top_logprobs=values.alternatives("top_logprobs", top_logprobs),
+        as_prompt=values.flag("as_prompt", as_prompt),
     )
 
 

@@ -1,5 +1,6 @@
 """Score a text over as many calls as it takes. No connections here; the loop is that of `rill.client.failover`."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -29,6 +30,7 @@ class Scoring(Attempts):
     ) -> None:
         super().__init__(addresses, retry_seconds, timeout, clock, contact)
         self._request = request
+        self._unscored = int(request.as_prompt and not request.resume_token)  # characters without a log-probability
         self._delivered, self._sum = 0, 0.0  # characters, nats
         self._at, self._call_sum = 0, 0.0  # the same in the present call
         self._finished = False
@@ -42,6 +44,7 @@ class Scoring(Attempts):
         """Return what the application is to see of a message, if anything; the message itself may be changed."""
         if message.position != self._at:
             raise _data_loss(f"a message begins at character {message.position:,} instead of {self._at:,}")
+        self._require_support(message)
         known = self._delivered - self._at
         self._advance(message.logprobs[:known])
         new = message.logprobs[known:]
@@ -55,7 +58,7 @@ class Scoring(Attempts):
             self._advance(new)
             self._delivered, self._sum = self._at, self._call_sum
             self.progressed()
-        del message.logprobs[:known]
+        del message.logprobs[:known], message.top[:known]
         message.position = self._at - len(new)
         return message if new or self._finished else None
 
@@ -70,8 +73,20 @@ class Scoring(Attempts):
         """Return no last message: only a server knows the total."""
 
     def _advance(self, logprobs: list[float]) -> None:
+        self._call_sum += sum(logprobs[max(self._unscored - self._at, 0) :])
         self._at += len(logprobs)
-        self._call_sum += sum(logprobs)
+
+    def _require_support(self, message: pb.ScoreResponse) -> None:
+        """Raise ServerError for the answer of an older server, which ignores what it does not know of a request."""
+        unknown = ""
+        if self._unscored and self._at == 0 and message.logprobs and not math.isnan(message.logprobs[0]):
+            unknown = "as_prompt"
+        if self._request.HasField("top_logprobs") and len(message.top) != len(message.logprobs):
+            unknown = "top_logprobs"
+        if unknown:
+            raise ServerError(
+                grpc.StatusCode.UNIMPLEMENTED, f"the server does not know {unknown} of a score: its version is too old"
+            )
 
 
 def _data_loss(difference: str) -> ServerError:

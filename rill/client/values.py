@@ -77,9 +77,9 @@ def _bias(character: str, value: Any) -> float:
     return bias
 
 
-def logprobs(value: Any) -> int:
-    """Return a count of alternatives."""
-    return whole("logprobs", value, MOST_ALTERNATIVES)
+def alternatives(name: str, value: Any) -> int | None:
+    """Return a count of alternatives to each character; None is none, and no log-probabilities."""
+    return None if value is None else whole(name, value, MOST_ALTERNATIVES)
 
 
 def chars_per_second(value: Any) -> float:

@@ -198,17 +198,21 @@ class InteractResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[InteractResponse.Opened, _Mapping]] = ..., fed: _Optional[_Union[InteractResponse.Fed, _Mapping]] = ..., output: _Optional[_Union[GenerateResponse, _Mapping]] = ..., paused: _Optional[_Union[InteractResponse.Paused, _Mapping]] = ..., snapshot: _Optional[_Union[InteractResponse.Snapshot, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "resume_token", "text")
+    __slots__ = ("model", "resume_token", "text", "top_logprobs", "as_prompt")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    AS_PROMPT_FIELD_NUMBER: _ClassVar[int]
     model: str
     resume_token: bytes
     text: str
-    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ...) -> None: ...
+    top_logprobs: int
+    as_prompt: bool
+    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., as_prompt: bool = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("position", "logprobs", "total")
+    __slots__ = ("position", "logprobs", "total", "top")
     class Total(_message.Message):
         __slots__ = ("chars", "logprob", "bits_per_char", "perplexity", "resume_token")
         CHARS_FIELD_NUMBER: _ClassVar[int]
@@ -225,10 +229,12 @@ class ScoreResponse(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
     position: int
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     total: ScoreResponse.Total
-    def __init__(self, position: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., total: _Optional[_Union[ScoreResponse.Total, _Mapping]] = ...) -> None: ...
+    top: _containers.RepeatedCompositeFieldContainer[CharLogprob]
+    def __init__(self, position: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., total: _Optional[_Union[ScoreResponse.Total, _Mapping]] = ..., top: _Optional[_Iterable[_Union[CharLogprob, _Mapping]]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -40,44 +40,48 @@ class TextGenerationServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Prompt or resume token in, text out as it is produced.
+        """Generates text from a prompt or a resume token, and streams it.
 
-        The first message carries one character and goes out at once; later ones carry what one engine round produced, or what piled up
-        while a message was being written. The texts of all messages, joined, are the stream's text. A text depends on the bundle, the
-        prompt, the parameters and the seed, given equal `ModelInfo.numerics`; never on load, on other streams, on how it was cut into messages
-        or on how often and where it was resumed. If a token comes from a server with other numerics, the initial metadata has
-        `rill-numerics: differs`.
+        The first message carries one character and is sent at once. Later messages carry what one engine round generated, or what
+        accumulated while a message was being written. The text of the stream is the concatenation of the texts of all messages. It
+        depends on the bundle, the prompt, the parameters and the seed, given equal `ModelInfo.numerics`, and on nothing else: not on
+        load, other streams, how it was cut into messages, or how often and where it was resumed. If the token was issued by a server
+        with other numerics, the initial metadata contain `rill-numerics: differs`.
 
-        INVALID_ARGUMENT (BadRequest): a parameter out of range, a character that the vocabulary lacks, a text too long.
-        INVALID_ARGUMENT (ErrorInfo): a resume token that is forged, damaged or expired. FAILED_PRECONDITION (ErrorInfo): a token of another model.
-        NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot stream. RESOURCE_EXHAUSTED (RetryInfo): the waiting line is full.
-        UNAVAILABLE: the server is going away. UNAUTHENTICATED: missing or wrong credentials.
+        INVALID_ARGUMENT (BadRequest): a parameter is out of range, a character is not in the vocabulary, or a text is too long.
+        INVALID_ARGUMENT (ErrorInfo): the resume token is forged, damaged or expired.
+        FAILED_PRECONDITION (ErrorInfo): the resume token is of another model.
+        FAILED_PRECONDITION: the model cannot stream.
+        NOT_FOUND: there is no such model.
+        RESOURCE_EXHAUSTED (RetryInfo): the waiting line is full.
+        UNAVAILABLE: the server is shutting down.
+        UNAUTHENTICATED: credentials are missing or wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Interact(self, request_iterator, context):
-        """One live state: feed, generate, change parameters, pause, snapshot.
+        """Keeps one live state for the duration of the call: feed text, generate, change parameters, pause, take snapshots.
 
-        An action out of order gets FAILED_PRECONDITION and leaves the state as it was. Other statuses as for Generate.
+        An action out of order ends the call with FAILED_PRECONDITION and does not change the state. Other statuses are as for Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Log-probability of each character of a given text, in order, in chunks.
+        """Returns the log-probability of each character of a given text, in order, in chunks.
 
-        Each character is judged by the model that has read those before it; before the first one it has read "\n" (or symbol 0), or what
-        the token's stream had read. Statuses as for Generate.
+        The model scores each character after it has read those before it. Before the first character it has read "\n" (or symbol 0),
+        or what the stream of the token had read; with `as_prompt` and without a token, nothing. Statuses are as for Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """What is served here, and how busy it is.
+        """Lists the models that this server serves, and how busy it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

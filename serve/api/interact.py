@@ -18,10 +18,10 @@ from rill.serve.api.call import Call
 from rill.serve.api.requests import GenerateParameters, check_text, parameters_of, spec_of
 from rill.serve.api.responses import ResponseBuilder, event_of
 from rill.serve.api.resume_tokens import Resumption
-from rill.serve.api.score import Floats, Score, read, snapshot_of
+from rill.serve.api.score import Score, read, snapshot_of
 from rill.serve.api.sender import TextSender
 from rill.serve.config import ServerConfig
-from rill.serve.engine.types import FinishReason, StreamSpec
+from rill.serve.engine.types import FinishReason, Logprobs, StreamSpec
 from rill.serve.errors import DrainingError, IdleError, OutOfOrderError, RequestError, ServeError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
@@ -164,8 +164,8 @@ class Interaction:
         await check_text(text, self._model, self._config.max_prompt, "feed")
         score = Score()
 
-        async def add(logprobs: Floats) -> None:
-            score.add(logprobs)
+        async def add(logprobs: Logprobs) -> None:
+            score.add(logprobs.chosen)
 
         snapshot = await read(self._model, self._slot, await self._spec(GenerateParameters()), text, add)
         self._call.on_prompt_read(score.chars)

@@ -11,7 +11,8 @@ from rill.serve.engine.types import Logprobs
 from rill.vocabulary import UNKNOWN, Vocabulary
 
 _CHARACTER, _LOGPROB, _ALTERNATIVE = b"\x0a", b"\x15", b"\x1a"  # 1: string, 2: float, 3: message
-_LOGPROBS = b"\x32"  # 6: message, of GenerateResponse
+LOGPROBS = b"\x32"  # 6: message, of GenerateResponse
+TOP = b"\x22"  # 4: message, of ScoreResponse
 
 
 class LogprobEncoder:
@@ -24,8 +25,8 @@ class LogprobEncoder:
             if symbol == UNKNOWN:
                 self._alternatives[index] = b""
 
-    def encode(self, text: str, logprobs: Logprobs, count: int) -> bytes:
-        """Return the `logprobs` of a GenerateResponse: an entry per character, each with up to `count` alternatives."""
+    def encode(self, text: str, logprobs: Logprobs, count: int, tag: bytes = LOGPROBS) -> bytes:
+        """Return the entries of the field `tag`: one per character, each with up to `count` alternatives."""
         chosen = _floats(logprobs.chosen)
         tokens = logprobs.tokens[:, :count].tolist()
         width = len(tokens[0]) if tokens else 0
@@ -37,7 +38,7 @@ class LogprobEncoder:
                 if field := self._alternatives[token]:
                     entry += (field, value)
             joined = b"".join(entry)
-            parts += (_LOGPROBS, varint(len(joined)), joined)
+            parts += (tag, varint(len(joined)), joined)
         return b"".join(parts)
 
 

@@ -101,8 +101,7 @@ async def spec_of(
         raise RequestError(
             "max_chars", f"max_chars is {parameters.max_chars}; the limit of this server is {config.max_chars}"
         )
-    if alternatives and alternatives > ALTERNATIVES:
-        raise RequestError("logprobs", f"logprobs must be at most {ALTERNATIVES} alternatives, not {alternatives}")
+    _check_alternatives(alternatives, "logprobs")
     text = parameters.prompt
     ids = await check_text(text, model, config.max_prompt, "prompt") if text else None
     spec = StreamSpec(
@@ -130,6 +129,27 @@ async def spec_of(
         position=resumption.snapshot.position,
         state=resumption.snapshot.state,
     )
+
+
+async def score_spec_of(
+    request: pb.ScoreRequest, text: str, spec: StreamSpec, model: Model, config: ServerConfig
+) -> StreamSpec:
+    """Return the stream that reads `text`, that of `request`, where `spec` would begin to generate.
+
+    What is read first, without a log-probability, is its prompt. Raises RequestError for invalid fields.
+    """
+    alternatives = request.top_logprobs if request.HasField("top_logprobs") else None
+    _check_alternatives(alternatives, "top_logprobs")
+    await check_text(text, model, config.max_score_chars, "text")
+    spec = replace(spec, logprobs=alternatives)
+    if request.as_prompt and text and not request.resume_token:
+        return replace(spec, prompt=model.codec.encode(text[0]), prompt_chars=1)
+    return spec
+
+
+def _check_alternatives(count: int | None, field: str) -> None:
+    if count and count > ALTERNATIVES:
+        raise RequestError(field, f"{field} must be at most {ALTERNATIVES} alternatives, not {count}")
 
 
 async def check_text(text: str, model: Model, most: int, field: str) -> Ids | None:

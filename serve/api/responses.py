@@ -5,10 +5,10 @@ from weakref import WeakKeyDictionary
 
 from google.protobuf.message import Message
 
-from rill.serve.api.logprobs import LogprobEncoder, varint
+from rill.serve.api.logprobs import TOP, LogprobEncoder, varint
 from rill.serve.api.resume_tokens import ResumeTokens, Resumption
 from rill.serve.engine.stream import Stream
-from rill.serve.engine.types import FinishReason, Piece, Snapshot, StreamSpec
+from rill.serve.engine.types import FinishReason, Logprobs, Piece, Snapshot, StreamSpec
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 
@@ -82,15 +82,28 @@ class ResponseBuilder:
         """
         if not piece.logprobs:
             return message
-        encoder = self._encoders.get(model)
-        if encoder is None:
-            encoder = self._encoders[model] = LogprobEncoder(model.bundle.vocabulary)
-        encoded = encoder.encode(piece.text, piece.logprobs, stream.spec.logprobs or 0)
+        encoded = self._encoder(model).encode(piece.text, piece.logprobs, stream.spec.logprobs or 0)
         return message.SerializeToString() + encoded
+
+    def scores(
+        self, model: Model, position: int, text: str, logprobs: Logprobs, alternatives: int | None
+    ) -> pb.ScoreResponse | bytes:
+        """Return the message of the characters of `text` from `position` on, with their alternatives unless None."""
+        message = pb.ScoreResponse(position=position, logprobs=logprobs.chosen.tolist())
+        if alternatives is None:
+            return message
+        characters = text[position : position + len(logprobs)]
+        return message.SerializeToString() + self._encoder(model).encode(characters, logprobs, alternatives, TOP)
 
     def token(self, model: Model, spec: StreamSpec | Resumption, snapshot: Snapshot) -> bytes:
         """Return the resume token of a stream that is at `snapshot`."""
         return self._tokens.seal(model.bundle, model.numerics, spec, snapshot)
+
+    def _encoder(self, model: Model) -> LogprobEncoder:
+        encoder = self._encoders.get(model)
+        if encoder is None:
+            encoder = self._encoders[model] = LogprobEncoder(model.bundle.vocabulary)
+        return encoder
 
 
 def event_of(output: pb.GenerateResponse | bytes) -> Sendable:

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from rill.sampling import Sampling
 from rill.serve.engine.text_codec import GivenText
-from rill.serve.engine.types import FinishReason, Snapshot, StreamSpec
+from rill.serve.engine.types import FinishReason, Logprobs, Snapshot, StreamSpec
 from rill.serve.errors import DrainingError
 from rill.serve.models.model import Model
 
 Floats = NDArray[np.float32]
+
+# Of a character before which the model has read nothing.
+NO_LOGPROB = Logprobs(np.array([np.nan], np.float32), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.float32))
 
 
 @dataclass
@@ -49,24 +52,26 @@ class Score:
 
 
 async def read(
-    model: Model, slot: int, spec: StreamSpec, text: str, write: Callable[[Floats], Awaitable[None]]
+    model: Model, slot: int, spec: StreamSpec, text: str, write: Callable[[Logprobs], Awaitable[None]]
 ) -> Snapshot:
     """Read `text` where `spec` would begin to generate; returns the snapshot after the text, which has been checked.
 
-    `write` takes the log-probabilities of the characters in pieces, float32 [characters], in order; the engine is never
-    far ahead of it. Raises DrainingError and EngineError.
+    The first `spec.prompt_chars` characters of the text are the prompt. `write` takes the log-probabilities of the
+    others in pieces, in order; the engine is never far ahead of it. Raises DrainingError and EngineError.
     """
-    if not text:
+    given = GivenText(text, model.codec, spec.prompt_chars)
+    if not given:
         return snapshot_of(spec, model)
     end = None
-    with model.stream_in(slot, _reading(spec, GivenText(text, model.codec))) as stream:
+    with model.stream_in(slot, _reading(spec, given)) as stream:
         while end is None:
             piece, end = await stream.next_piece()
             if piece.logprobs:
-                await write(piece.logprobs.chosen)
+                await write(piece.logprobs)
             model.mark_sent(stream, piece.text)
     if end is FinishReason.DRAINING:
-        raise DrainingError(f"the server is shutting down; it has read {stream.sent} of {len(text)} characters")
+        characters = f"{spec.prompt_chars + stream.sent} of {len(text)} characters"
+        raise DrainingError(f"the server is shutting down; it has read {characters}")
     assert piece.snapshot
     return replace(piece.snapshot, position=spec.position)  # nothing was generated
 
@@ -79,7 +84,7 @@ def _reading(spec: StreamSpec, text: GivenText) -> StreamSpec:
         sampling=Sampling(),
         seed=spec.seed,
         max_chars=len(text),
-        logprobs=0,
+        logprobs=0 if spec.logprobs is None else max(spec.logprobs, 1),  # 0: numbers alone
         state=spec.state,
         given=text,
     )

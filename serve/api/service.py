@@ -10,15 +10,15 @@ import grpc
 from rill.serve.access.client_limits import ClientLimits
 from rill.serve.api.call import Call
 from rill.serve.api.interact import Inbox, Interaction
-from rill.serve.api.requests import GenerateParameters, check_text, parameters_of, spec_of
+from rill.serve.api.requests import GenerateParameters, parameters_of, score_spec_of, spec_of
 from rill.serve.api.responses import ResponseBuilder
 from rill.serve.api.resume_tokens import OpenToken, ResumeTokens
-from rill.serve.api.score import Floats, Score, read
+from rill.serve.api.score import NO_LOGPROB, Score, read
 from rill.serve.api.sender import TextSender
 from rill.serve.api.stalls import StallWatch
 from rill.serve.api.statuses import Context, set_status
 from rill.serve.config import ServerConfig
-from rill.serve.engine.types import FinishReason, StreamSpec
+from rill.serve.engine.types import FinishReason, Logprobs, StreamSpec
 from rill.serve.errors import DrainingError, OutOfOrderError, ServeError
 from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
@@ -143,19 +143,26 @@ class TextGeneration(TextGenerationServicer):
     @_statuses
     async def Score(self, request: pb.ScoreRequest, context: Context, call: Call) -> None:
         """Judge a text; see rill.proto."""
-        parameters, text, score = parameters_of(request), request.text, Score()
+        parameters, text, score, position = parameters_of(request), request.text, Score(), 0
         model, token = self._find(parameters, call)
 
-        async def write(logprobs: Floats) -> None:
-            await call.write(pb.ScoreResponse(position=score.chars, logprobs=logprobs.tolist()))
-            score.add(logprobs)
+        async def send(logprobs: Logprobs) -> None:
+            nonlocal position
+            await call.write(self._messages.scores(model, position, text, logprobs, spec.logprobs))
+            position += len(logprobs)
+
+        async def write(logprobs: Logprobs) -> None:
+            await send(logprobs)
+            score.add(logprobs.chosen)
             call.on_scored(len(logprobs))
 
         with self._clients.admit(context), model.in_flight:
             spec = await self._resolve(parameters, token, model, context)
-            await check_text(text, model, self._config.max_score_chars, "text")
+            spec = await score_spec_of(request, text, spec, model, self._config)
             async with model.slot() as slot:
                 call.on_slot(spec)
+                if spec.prompt_chars:
+                    await send(NO_LOGPROB)
                 snapshot = await read(model, slot, spec, text, write)
         total = pb.ScoreResponse.Total(
             chars=score.chars,
@@ -164,7 +171,7 @@ class TextGeneration(TextGenerationServicer):
             perplexity=score.perplexity,
             resume_token=self._messages.token(model, spec, snapshot),
         )
-        await call.write(pb.ScoreResponse(position=score.chars, total=total))
+        await call.write(pb.ScoreResponse(position=position, total=total))
 
     @_statuses
     async def ListModels(self, request: pb.ListModelsRequest, context: Context, call: Call) -> pb.ListModelsResponse:

@@ -47,16 +47,18 @@ class TextCodec:
 
 @dataclass(frozen=True)
 class GivenText:
-    """A text whose ids are made part by part: all of them at once would take eight bytes a character."""
+    """A text from `begin` on, whose ids are made part by part: at once they would take eight bytes a character."""
 
     text: str
     codec: TextCodec
+    begin: int = 0
 
     def __len__(self) -> int:
-        return len(self.text)
+        return len(self.text) - self.begin
 
     def ids(self, start: int, end: int) -> Ids:
         """The ids of the characters `start` to `end`. Raises UnknownCharacterError, with the position in the text."""
+        start, end = self.begin + start, self.begin + end
         try:
             return self.codec.encode(self.text[start:end])
         except UnknownCharacterError as error:

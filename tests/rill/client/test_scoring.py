@@ -1,9 +1,11 @@
 """A score or a question whose server goes away is repeated elsewhere; the application sees everything once."""
 
 import asyncio
+import math
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 
 import grpc
 import pytest
@@ -42,17 +44,19 @@ def logprob(index):
     return -(index * index % 7) / 4
 
 
-def answers(count, sizes, shift=0.0):
+def answers(count, sizes, shift=0.0, as_prompt=False, top=False):
     """Yield the messages of a server that scores `count` characters, in messages of these sizes."""
     position = 0
+    values = [math.nan if as_prompt and not index else logprob(index) + shift for index in range(count)]
     for size in [*sizes, count]:
         end = min(position + size, count)
         if end > position:
-            logprobs = [logprob(index) + shift for index in range(position, end)]
-            yield pb.ScoreResponse(position=position, logprobs=logprobs)
+            entries = [pb.CharLogprob(character=str(at), logprob=values[at]) for at in range(position, end)]
+            logprobs = values[position:end]
+            yield pb.ScoreResponse(position=position, logprobs=logprobs, top=entries if top else ())
         position = end
-    total = sum(map(logprob, range(count)))
-    yield pb.ScoreResponse(position=count, total=pb.ScoreResponse.Total(chars=count, logprob=total))
+    scored = values[as_prompt:]
+    yield pb.ScoreResponse(position=count, total=pb.ScoreResponse.Total(chars=len(scored), logprob=sum(scored)))
 
 
 @given(
@@ -62,17 +66,20 @@ def answers(count, sizes, shift=0.0):
         max_size=10,
     ),
     addresses=st.integers(1, 3),
+    as_prompt=st.booleans(),
+    top=st.booleans(),
 )
 @settings(max_examples=200, deadline=None)
-def test_every_character_once(count, calls, addresses):
+def test_every_character_once(count, calls, addresses, as_prompt, top):
     """However calls break, the application sees what one whole call would have shown it."""
     now = [0.0]
-    scoring = Scoring(pb.ScoreRequest(text="x" * count), addresses, 1e6, clock=lambda: now[0])
+    asked = pb.ScoreRequest(text="x" * count, as_prompt=as_prompt, top_logprobs=3 if top else None)
+    scoring = Scoring(asked, addresses, 1e6, clock=lambda: now[0])
     shown, plan = [], iter(calls)
     while (request := scoring.request()) is not None:
         assert len(request.text) == count
         sizes, whole, ending = next(plan, ([7] * 9, 99, "ended"))
-        messages = list(answers(count, sizes))
+        messages = list(answers(count, sizes, as_prompt=as_prompt, top=top))
         if not shown:
             whole = max(whole, 1)  # before the first message each address is tried once
         shown += [message for message in map(scoring.received, messages[:whole]) if message is not None]
@@ -82,7 +89,10 @@ def test_every_character_once(count, calls, addresses):
     for message in shown:
         assert message.position == position
         position += len(message.logprobs)
-    assert [value for message in shown for value in message.logprobs] == list(map(logprob, range(count)))
+    whole = list(answers(count, [], as_prompt=as_prompt, top=top))
+    for name in ("logprobs", "top"):
+        found, expected = ([str(each) for m in messages for each in getattr(m, name)] for messages in (shown, whole))
+        assert found == expected  # as texts, in which a NaN equals another
     assert [message.HasField("total") for message in shown] == [False] * (len(shown) - 1) + [True]
 
 
@@ -105,6 +115,27 @@ def test_other_scores_are_data_loss(messages, match):
     assert caught.value.code is Code.DATA_LOSS
 
 
+def test_other_scores_as_a_prompt_are_data_loss():
+    """The first character, which has none, does not hide that others differ."""
+    scoring = Scoring(pb.ScoreRequest(text="x" * 30, as_prompt=True), addresses=2)
+    scoring.request()
+    scoring.received(next(answers(30, [10], as_prompt=True)))
+    scoring.ended(Gone())
+    scoring.request()
+    with pytest.raises(ServerError, match="different models"):
+        scoring.received(next(answers(30, [10], shift=-1.0, as_prompt=True)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("as_prompt", True), ("top_logprobs", 0)])
+def test_a_server_that_is_too_old_is_named(name, value):
+    """It ignores fields that it does not know, and answers another question."""
+    scoring = Scoring(pb.ScoreRequest(text="x" * 30, **{name: value}), retry_seconds=60)
+    scoring.request()
+    with pytest.raises(ServerError, match=f"does not know {name} of a score") as caught:
+        scoring.received(next(answers(30, [10])))
+    assert caught.value.code is Code.UNIMPLEMENTED
+
+
 def test_other_numerics_are_not_data_loss():
     scoring = Scoring(pb.ScoreRequest(text="x" * 30), addresses=2)
     scoring.request()
@@ -123,19 +154,19 @@ def calls(request):
     """Both clients, with the same methods for tests: all messages of a score, and what is served."""
 
     class Sync:
-        def score(self, target, text, each=lambda message: None, **options):
+        def score(self, target, text, each=lambda message: None, asked=MappingProxyType({}), **options):
             with Client(target, **options) as client:
-                return [(message, each(message))[0] for message in client.score(text)]
+                return [(message, each(message))[0] for message in client.score(text, **asked)]
 
         def models(self, target, **options):
             with Client(target, **options) as client:
                 return client.models()
 
     class Async:
-        def score(self, target, text, each=lambda message: None, **options):
+        def score(self, target, text, each=lambda message: None, asked=MappingProxyType({}), **options):
             async def run():
                 async with AsyncClient(target, **options) as client:
-                    return [(message, each(message))[0] async for message in client.score(text)]
+                    return [(message, each(message))[0] async for message in client.score(text, **asked)]
 
             return asyncio.run(run())
 
@@ -176,6 +207,27 @@ def test_a_score_continues_at_the_next_address(tiny_folder, server, calls, whole
         messages = calls.score(f"{first.target},{server.target}", TEXT, after_the_first)
         assert len(seen) > 1
     assert joined(messages) == whole_score
+
+
+def test_a_score_with_alternatives_continues_at_the_next_address(tiny_folder, server, calls):
+    """What was delivered is skipped in `top` too, and the first character, which has no log-probability, is known."""
+    text, asked = TEXT[:4000], {"as_prompt": True, "top_logprobs": 2}
+    whole = calls.score(server.target, text, asked=asked)
+    with run_server(tiny_folder, "--drain-seconds", 0) as first:
+        seen = []
+
+        def after_the_third(message):
+            seen.append(message)
+            if len(seen) == 3:
+                first.process.send_signal(signal.SIGKILL)
+                first.process.wait(20)
+
+        messages = calls.score(f"{first.target},{server.target}", text, after_the_third, asked)
+    assert [entry.character for message in messages for entry in message.top] == list(text)
+    for name in ("logprobs", "top"):
+        found, expected = ([str(each) for m in all_ for each in getattr(m, name)] for all_ in (messages, whole))
+        assert found == expected
+    assert messages[-1].total.chars == whole[-1].total.chars == len(text) - 1
 
 
 def test_a_score_without_retries_breaks(tiny_folder, server, calls):

@@ -58,6 +58,13 @@ BAD = {
     "model": [None, b"m", 3],
     "resume_token": ["token", None, 3],
 }
+BAD_OF_SCORES = {
+    "text": [None, b"a", 3, "\ud83d", ["a"]],
+    "top_logprobs": [-1, 21, 2.0, True, "2"],
+    "as_prompt": [None, 1, "yes"],
+    "resume_token": ["token", None],
+    "model": [None, b"m"],
+}
 BAD_OF_CALLS = {
     "timeout": [-1, -math.inf, math.nan, "5", True, [5]],
     "request_id": [None, 5, b"id", "a b", "é", "a\n", "x" * 129],
@@ -88,6 +95,16 @@ def test_a_bad_value_is_named_before_any_call(name, value):
             if name in method.__annotations__ and not (method == session.update and value is None):
                 with pytest.raises((ValueError, TypeError), match=rf"^{name}\b"):
                     method(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_OF_SCORES.items() for value in bad])
+async def test_a_bad_value_of_a_score_is_named_before_any_call(name, value):
+    given = {"text": "a", name: value}
+    with Client(NOBODY, retry_seconds=0) as client, pytest.raises((ValueError, TypeError), match=rf"^{name}\b"):
+        client.score(**given)
+    async with AsyncClient(NOBODY, retry_seconds=0) as client:
+        with pytest.raises((ValueError, TypeError), match=rf"^{name}\b"):
+            client.score(**given)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_OF_CALLS.items() for value in bad])

@@ -359,7 +359,7 @@ async def test_a_reader_that_stops_costs_no_compute(model):
     goes_on, got = asyncio.Event(), []
 
     async def write(logprobs):
-        got.append(logprobs)
+        got.append(logprobs.chosen)
         await goes_on.wait()
 
     async with model.slot() as slot:
