@@ -16,6 +16,8 @@ class GatewayConfig:
 
     target: the servers, HOST:PORT[,HOST:PORT…]; `security` is about the connections to them.
     retry_seconds: how long a request that has received nothing looks for a server, each at least once.
+    end_with_stdin: drain when standard input ends: a parent that holds the other end of a pipe stops its gateway so,
+    and leaves none behind however it ends itself.
     """
 
     target: str = DEFAULT_TARGET
@@ -23,6 +25,7 @@ class GatewayConfig:
     port: int = 8080
     security: Security = PLAIN
     retry_seconds: float = 1.0
+    end_with_stdin: bool = False
 
 
 def config_of(arguments: Sequence[str] | None, about: str | None) -> GatewayConfig:
@@ -47,10 +50,17 @@ def config_of(arguments: Sequence[str] | None, about: str | None) -> GatewayConf
         metavar="SECONDS",
         help="how long a request looks for a server before its first event; each is asked once (default: %(default)s)",
     )
+    parser.add_argument(
+        "--end-with-stdin",
+        action="store_true",
+        help="drain when standard input ends, for a program that starts this one",
+    )
     add_security(parser)
     options = parser.parse_args(arguments)
     try:
         security = security_of(options)
     except ValueError as error:
         parser.error(str(error))
-    return GatewayConfig(options.target, options.host, options.port, security, options.retry_seconds)
+    return GatewayConfig(
+        options.target, options.host, options.port, security, options.retry_seconds, options.end_with_stdin
+    )

@@ -1,9 +1,13 @@
 """The life of a gateway: listen, serve until a signal, drain."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
@@ -35,6 +39,8 @@ async def serve(config: GatewayConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    if config.end_with_stdin:
+        threading.Thread(target=_call_at_end_of_stdin, args=(loop, stop), daemon=True).start()
     async with client:
         print(f"rill: http on http://{join(config.host, listener.getsockname()[1])}", flush=True)
         await server._serve([listener])  # `serve` would take the signals
@@ -47,3 +53,11 @@ def _listen(config: GatewayConfig) -> socket.socket:
     listener = socket.create_server((host, config.port), family=family, backlog=2048)
     listener.setblocking(False)
     return listener
+
+
+def _call_at_end_of_stdin(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with suppress(OSError):  # it cannot be read
+        while os.read(0, 1024):
+            pass
+    with suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(call)
