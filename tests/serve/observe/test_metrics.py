@@ -126,7 +126,9 @@ def load(folder):
         ]
         assert refused(late) == "DEADLINE_EXCEEDED"
         stub.ListModels(pb.ListModelsRequest())
-        wait_until(lambda: page.read()("calls_total") == len(texts) + len(refusals) + 6)
+        accepted = len(texts) + 5  # and ListModels
+        page.wait_for("calls_total", accepted + len(refusals) + 1)
+        page.wait_for("call_latency_seconds_count", accepted)  # the last of a call that is written down
     return Load({"a": [*texts[0::2], stopped], "b": [*texts[1::2], resumed]}, {"a": 2, "b": 0}, scored, refusals, page)
 
 
