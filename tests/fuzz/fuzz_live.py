@@ -246,6 +246,16 @@ async def _paced(stub, tokens: list[bytes]) -> list[str]:
     return [await _text(stub.Generate(request, timeout=600), tokens)]
 
 
+async def _scored(stub, tokens: list[bytes]) -> list[str]:
+    asked = pb.ScoreRequest(text="To be, or not to be" * 50, as_prompt=True, top_logprobs=3)
+    messages = [message async for message in stub.Score(asked, timeout=600)]
+    entries = [entry for message in messages for entry in message.top]
+    tokens.append(messages[-1].total.resume_token)
+    request = pb.GenerateRequest(resume_token=tokens[-1], max_chars=500, sampling=pb.Sampling(seed=5))
+    best = "".join(entry.alternatives[0].character for entry in entries[1:])
+    return [f"{sum(entry.logprob for entry in entries[1:]):.3f}", best, await _text(stub.Generate(request), tokens)]
+
+
 async def _interactive(stub, tokens: list[bytes]) -> list[str]:
     kind, call = pb.InteractRequest, stub.Interact(timeout=600)
 
@@ -273,7 +283,7 @@ async def _interactive(stub, tokens: list[bytes]) -> list[str]:
     return texts
 
 
-STREAMS: list[Callable[..., Awaitable[list[str]]]] = [_plain, _filtered, _paced, _interactive]
+STREAMS: list[Callable[..., Awaitable[list[str]]]] = [_plain, _filtered, _paced, _scored, _interactive]
 
 
 def fuzz_server(server: Server, calls: int, random: Random) -> Counter[str]:

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable
 from itertools import pairwise
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -35,18 +35,19 @@ from rill.cli.batch.output import BatchOutput, Fingerprint, OutputError
 from rill.cli.generate import json_line
 from rill.client.errors import ServerError
 from rill.client.failover import Failover
+from rill.client.scoring import Scoring
 from rill.export.errors import ForeignError
 from rill.export.foreign.files import load_state_dict_file
 from rill.export.foreign.vocabularies import load_vocabulary_file
 from rill.export.write import is_replaceable, manifest_of
 from rill.sampling import Sampling
-from rill.serve.api.requests import STOP_CHARACTERS, check_text, parameters_of, spec_of
+from rill.serve.api.requests import STOP_CHARACTERS, check_text, parameters_of, score_spec_of, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens, Resumption, read_key
 from rill.serve.api.statuses import set_status
 from rill.serve.config import ServerConfig
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.stops import StopFinder
-from rill.serve.engine.text_codec import TextCodec
+from rill.serve.engine.text_codec import GivenText, TextCodec
 from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import ServeError, StartError
 from rill.train.config import ModelConfig, TrainingConfig
@@ -210,16 +211,24 @@ def try_generate(data):
 
 
 def try_score(data):
+    """A text becomes what is read first and what is read for its log-probabilities; or it is refused."""
     try:
         request = pb.ScoreRequest.FromString(data)
     except DecodeError:
         return "no message"
+    text = request.text
+    is_allowed = set(text) <= set(LETTERS) and len(text) <= SERVER.max_score_chars and request.top_logprobs <= 20
     try:
-        _spec(request)
-        ids = _run(check_text(request.text, MODEL, SERVER.max_score_chars, "text"))
+        spec = _run(score_spec_of(request, text, _spec(request), MODEL, SERVER))
     except ServeError as error:
+        assert request.resume_token or not is_allowed, error
         return _status(error)
-    assert "".join(BUNDLE.vocabulary.symbols[token] for token in ids) == request.text
+    assert is_allowed
+    given = GivenText(text, MODEL.codec, spec.prompt_chars)
+    read = [*spec.prompt[:][1 - spec.prompt_chars :], *given.ids(0, len(given))]
+    assert "".join(BUNDLE.vocabulary.symbols[token] for token in read) == text
+    assert spec.prompt_chars == bool(request.as_prompt and text and not request.resume_token)
+    assert (spec.logprobs is not None) == request.HasField("top_logprobs")
     return "OK"
 
 
@@ -402,18 +411,8 @@ def try_answers(data):
         return "no message"
     clock = SimpleNamespace(now=0.0)
     known = Failover(request, 2, 5.0, 60.0, lambda: clock.now)
-    answers, shown = iter(frames), []
     try:
-        for _ in range(2 * len(frames) + 100):  # it gives up by itself
-            asked = known.request()
-            if asked is None:
-                break
-            pb.GenerateRequest.FromString(asked.SerializeToString())
-            shown += _one_call(known, answers, clock)
-        else:
-            raise AssertionError("a client goes on for ever")
-        if (last := known.lost_end()) is not None:
-            shown.append(last)
+        shown = _all_calls(known, frames, pb.GenerateResponse, clock)
     except ServerError as error:
         assert str(error)
         return error.code.name
@@ -424,19 +423,35 @@ def try_answers(data):
     return "OK"
 
 
-def _one_call(known, answers, clock):
+def _all_calls(known, frames, kind, clock):
+    answers, shown = iter(frames), []
+    for _ in range(2 * len(frames) + 100):  # it gives up by itself
+        asked = known.request()
+        if asked is None:
+            break
+        type(asked).FromString(asked.SerializeToString())
+        shown += _one_call(known, answers, kind, clock)
+    else:
+        raise AssertionError("a client goes on for ever")
+    if (last := known.lost_end()) is not None:
+        shown.append(last)
+    return shown
+
+
+def _one_call(known, answers, kind, clock):
     error: grpc.RpcError | None = _Failed(b"\x0e")
     for frame in answers:
         if frame.startswith(_ERROR):
             error = _Failed(frame[1:])
             break
         try:
-            output = pb.GenerateResponse.FromString(frame)
+            output = kind.FromString(frame)
         except DecodeError:
             break
+        is_last = output.HasField("total") if kind is pb.ScoreResponse else output.finish_reason == 1
         if (seen := known.received(output)) is not None:
             yield seen
-        if output.finish_reason == pb.FINISH_REASON_LENGTH:
+        if is_last:
             error = None
             break
     else:
@@ -444,6 +459,61 @@ def _one_call(known, answers, clock):
     wait = known.ended(error)
     assert 0 <= wait <= 60
     clock.now += wait + 0.01
+
+
+def make_scores(random):
+    """A request for a score, and what servers answer to it, over several calls."""
+
+    def output():
+        nonlocal position
+        if random.random() < 0.2:
+            return message(random, pb.ScoreResponse, (b"", b"token")).SerializeToString()
+        count, begin = random.randint(0, 5), position
+        values = [random.choice((-1.0, -2.5, -inf, nan)) if random.random() < 0.1 else -1.0 for _ in range(count)]
+        if position == 0 and values and request.as_prompt and random.random() < 0.9:
+            values[0] = nan
+        made = pb.ScoreResponse(position=begin, logprobs=values)
+        if request.HasField("top_logprobs") and random.random() < 0.95:
+            made.top.extend(pb.CharLogprob(character="a", logprob=value) for value in values)
+        position += count
+        if random.random() < 0.2:
+            made.total.chars = position
+        return made.SerializeToString()
+
+    request = pb.ScoreRequest(text="a" * random.choice((0, 1, 7)), as_prompt=random.random() < 0.5)
+    request.resume_token = random.choice((b"", b"", b"token"))
+    if random.random() < 0.5:
+        request.top_logprobs = random.choice((0, 1, 20))
+    answers = [request.SerializeToString()]
+    for _ in range(random.randint(1, 4)):  # calls
+        position = 0
+        answers += [output() for _ in range(random.randint(0, 6))]
+        answers.append(_ERROR + bytes([random.choice((8, 13, 14, 14))]))
+    return _CUT.join(answers)
+
+
+def try_scores(data):
+    """A client shows every entry once, beside its alternatives, or gives up with a ServerError."""
+    first, *frames = data.split(_CUT)
+    try:
+        request = pb.ScoreRequest.FromString(first)
+    except DecodeError:
+        return "no message"
+    clock = SimpleNamespace(now=0.0)
+    known = Scoring(request, 2, 5.0, 60.0, lambda: clock.now)
+    try:
+        shown = _all_calls(known, frames, pb.ScoreResponse, clock)
+    except ServerError as error:
+        assert str(error)
+        return error.code.name
+    at = 0
+    for output in shown:
+        assert output.position == at
+        at += len(output.logprobs)
+        if request.HasField("top_logprobs"):
+            assert len(output.top) == len(output.logprobs)
+    assert [output.HasField("total") for output in shown] == [False] * (len(shown) - 1) + [True]
+    return "OK"
 
 
 # ---- files
@@ -707,7 +777,8 @@ TARGETS = {
     "token": Target(make_token, try_token, 0.20),
     "codec": Target(make_text, try_codec, 0.10),
     "stops": Target(make_stops, try_stops, 0.10),
-    "answers": Target(make_answers, try_answers, 0.10),
+    "answers": Target(make_answers, try_answers, 0.05),
+    "scores": Target(make_scores, try_scores, 0.05),
     "bundle": Target(make_bundle, try_bundle, 0.015),
     "prompts": Target(make_prompts, try_prompts, 0.015),
     "texts": Target(make_texts, try_texts, 0.01),

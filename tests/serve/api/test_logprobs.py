@@ -241,7 +241,8 @@ def test_an_event_of_bytes_is_that_of_the_message(size):
 STOPPED, MOST = 8, 150_000  # readers, and bytes that each may cost in Python's and NumPy's memory
 
 
-async def test_a_reader_that_stops_holds_little(tiny):
+@pytest.mark.parametrize("method", ["Generate", "Score"])
+async def test_a_reader_that_stops_holds_little(tiny, method):
     """The connection holds as much again. As objects, the message being sent would take 90 KB more."""
     model = Model(tiny, Decoder(tiny, CPU), STOPPED, 0, 0.010)
     service = TextGeneration(SimpleNamespace(default=model, all=[model]), ResumeTokens([bytes(32)], 0), ServerConfig())
@@ -258,9 +259,11 @@ async def test_a_reader_that_stops_holds_little(tiny):
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        calls = [
-            asyncio.create_task(service.Generate(pb.GenerateRequest(logprobs=20), context)) for _ in range(STOPPED)
-        ]
+        request = {
+            "Generate": pb.GenerateRequest(logprobs=20),
+            "Score": pb.ScoreRequest(text="a" * 10_000, top_logprobs=20),
+        }[method]
+        calls = [asyncio.create_task(getattr(service, method)(request, context)) for _ in range(STOPPED)]
         async with asyncio.timeout(20):
             # The text of a parked stream was generated, but perhaps not delivered yet.
             while model.parked < STOPPED or tracemalloc.get_traced_memory()[0] - before > STOPPED * MOST:
