@@ -96,10 +96,14 @@ def stopped(course, chance):
 
 def scored(course, chance):
     seed = chance.choice(list(course.texts))
+    text, as_prompt = course.texts[seed][: chance.choice([1, 3000])], chance.random() < 0.5
     with Client(course.targets[1]) as client:
-        *_, total = client.score(course.texts[seed][: chance.choice([1, 3000])])
-    assert total.total.chars in (1, 3000)
-    assert -10 * total.total.chars < total.total.logprob < 0
+        *_, last = client.score(text, as_prompt=as_prompt, top_logprobs=chance.choice([None, 0, 5]))
+        if as_prompt:
+            continued = client.generate(resume_token=last.total.resume_token, max_chars=50, seed=seed)
+            assert "".join(continued) == "".join(client.generate(text, max_chars=50, seed=seed))
+    assert last.total.chars == len(text) - as_prompt
+    assert -10 * last.total.chars <= last.total.logprob <= 0
 
 
 def interactive(course, chance):

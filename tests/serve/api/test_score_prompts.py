@@ -176,12 +176,14 @@ def test_alternatives_are_the_most_probable_characters(served, name, count, as_p
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_first_alternative_is_the_greedy_character(served, name):
-    text = TEXTS[name]
-    _, top, _ = served.score(model=name, text=text, as_prompt=True, top_logprobs=1)
+def test_alternatives_are_those_that_generate_has_after_the_prompt(served, name):
+    """To the last bit; the first is the greedy character."""
+    text, sampling = TEXTS[name], pb.Sampling(temperature=0)
+    _, top, _ = served.score(model=name, text=text, as_prompt=True, top_logprobs=3)
     for end in range(1, len(text)):
-        (greedy, *_), _, _, _ = served.generated(model=name, prompt=text[:end], sampling=pb.Sampling(temperature=0))
-        assert [other.character for other in top[end].alternatives] == [greedy]
+        greedy, _, _, (entry, *_) = served.generated(model=name, prompt=text[:end], sampling=sampling)
+        assert pb.CharLogprob.FromString(entry).alternatives == top[end].alternatives
+        assert top[end].alternatives[0].character == greedy[0]
 
 
 @pytest.mark.parametrize("count", [21, 2**32 - 1])
