@@ -12,6 +12,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args
 
@@ -44,6 +45,14 @@ class ServerConfig:
         "address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv6 and IPv4, unix:PATH a socket without --port",
     )
     port: int = _option(50051, "port to listen on; 0 takes a free one", (0, 65_535))
+    http_port: int | None = _option(
+        None,
+        "open the server to HTTP, too, at http://HOST:PORT: OpenAI's completions, and a page in the browser (extra"
+        " http); 0 takes a free port (default: no HTTP)",
+        (0, 65_535),
+        metavar="PORT",
+    )
+    http_host: str = _option("127.0.0.1", "address to listen on for HTTP")
     engines: int = _option(1, "processes on the port, each with these limits; for CPUs with many cores", (1, 1024))
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     threads: int = _option(1, "ONNX Runtime threads per model", (1, 1024))
@@ -257,9 +266,15 @@ def _add(parser: Any, option: Any) -> None:
 
 def _fault_of_addresses(config: ServerConfig) -> str:
     """Return what is wrong with the addresses to listen on, empty if nothing."""
-    if config.port and config.port == config.metrics_port and config.host == config.metrics_host:
-        return f"--port and --metrics-port must differ, and are both {config.port}"
-    for flag, host in (("--host", config.host), ("--metrics-host", config.metrics_host)):
+    listeners = [
+        ("--port", config.port, config.host),
+        ("--http-port", config.http_port, config.http_host),
+        ("--metrics-port", config.metrics_port, config.metrics_host),
+    ]
+    for (flag, port, host), (other, other_port, other_host) in combinations(listeners, 2):
+        if port and port == other_port and (host == other_host or {host, other_host} & {"0.0.0.0", "::"}):
+            return f"{flag} and {other} must differ, and are both {port}"
+    for flag, host in ((port_flag.replace("port", "host"), host) for port_flag, _, host in listeners):
         try:
             if flag != "--host" or (socket_path(host) is None and abstract_name(host) is None):
                 checked_host(host)

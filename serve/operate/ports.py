@@ -7,6 +7,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 
 from rill.addresses import DEFAULT_PORT, abstract_name, checked_host, is_loopback, join, socket_path, unix_address
 from rill.serve.config import ServerConfig
@@ -29,7 +30,8 @@ def is_exposed(host: str) -> bool:
 
 
 def require_free(config: ServerConfig) -> None:
-    """Raise StartError, with the cause, if the server cannot listen where the options say."""
+    """Raise StartError, with the cause, if the server cannot listen where the options say, for HTTP too."""
+    require_http_free(config)
     if (path := socket_path(config.host)) is not None:
         _check_socket_path(path)
     elif (name := abstract_name(config.host)) is not None:
@@ -38,6 +40,23 @@ def require_free(config: ServerConfig) -> None:
     else:
         with reserved(config):
             pass
+
+
+def require_http_free(config: ServerConfig) -> None:
+    """Raise StartError, with the cause, if nothing can listen at --http-port."""
+    if config.http_port is not None:
+        with reserved(replace(config, host=config.http_host, port=config.http_port, engines=1), "--http-port"):
+            pass
+
+
+def own_address(config: ServerConfig, address: str) -> str:
+    """Return where this machine reaches a server that listens on `address`, for clients in plain text."""
+    if not is_tcp(config.host):
+        return address
+    host = _usable_hosts(config.host)[0]
+    if host == "::":  # of IPv4, too; and a machine may have neither of the two
+        host = next(filter(_is_usable, _LOCALHOST), host)
+    return join({"0.0.0.0": "127.0.0.1"}.get(host, host), int(address.rpartition(":")[2]))
 
 
 def bind(config: ServerConfig, add_port: Callable[[str], int]) -> str:
@@ -60,10 +79,10 @@ def bind(config: ServerConfig, add_port: Callable[[str], int]) -> str:
 
 
 @contextmanager
-def reserved(config: ServerConfig) -> Iterator[int]:
+def reserved(config: ServerConfig, flag: str = "--port") -> Iterator[int]:
     """Hold the port, so that only this user's processes that share it can listen on it; port 0 takes a free one.
 
-    Raises StartError, with the cause, if it cannot be used.
+    `flag` names the port. Raises StartError, with the cause, if it cannot be used.
     """
     hosts = _usable_hosts(config.host)
     for tries_left in reversed(range(TRIES)):
@@ -75,7 +94,8 @@ def reserved(config: ServerConfig) -> Iterator[int]:
             except OSError as error:
                 if config.port == 0 and error.errno == errno.EADDRINUSE and tries_left:
                     continue  # it is free at the first address only
-                raise StartError(f"cannot listen on {join(config.host, config.port)}: {_cause(error, port)}") from None
+                where = join(config.host, config.port)
+                raise StartError(f"cannot listen on {where}: {_cause(error, port, flag)}") from None
             with _ipv6_kept_out(config, hosts, port):
                 pass  # none of the processes will have to wait for it
             yield port
@@ -211,13 +231,13 @@ def _attempt(where: str, action: Callable[[], None]) -> None:
         raise StartError(f"{where}: {_cause(error)}") from None
 
 
-def _cause(error: OSError, port: int = DEFAULT_PORT) -> str:
+def _cause(error: OSError, port: int = DEFAULT_PORT, flag: str = "--port") -> str:
     """Say why an address cannot be bound, and what to do."""
     if error.errno == errno.EADDRINUSE:
-        return "in use by another program: stop it, or choose another --port (0 takes a free one)"
+        return f"in use by another program: stop it, or choose another {flag} (0 takes a free one)"
     if error.errno in (errno.EACCES, errno.EPERM):
         if port < PRIVILEGED:
-            return f"permission denied: ports below {PRIVILEGED} need privileges; choose another --port"
+            return f"permission denied: ports below {PRIVILEGED} need privileges; choose another {flag}"
         return "permission denied"
     if error.errno == errno.ENOENT:
         return "there is no such folder"

@@ -7,7 +7,7 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,10 +33,13 @@ from rill.serve.models.catalog import Catalog
 from rill.serve.models.model import Model
 from rill.serve.observe.metrics import count_unauthenticated
 from rill.serve.observe.page import DRAINING, Readiness
+from rill.serve.operate import http_gateway
 from rill.serve.operate.gauges import keep_current
 from rill.serve.operate.grpc_options import grpc_options
+from rill.serve.operate.http_gateway import HttpGateway
 from rill.serve.operate.memory import prepare_memory
-from rill.serve.operate.ports import bind, require_free
+from rill.serve.operate.ports import bind, own_address, require_free
+from rill.serve.operate.private_listener import PrivateListener, make_identity
 from rill.serve.operate.profile import Profile, ProfilingCall, ProfilingResponses, ProfilingTimer
 from rill.serve.operate.signals import delivered, end_at_once
 from rill.streams import discard_output
@@ -61,6 +64,7 @@ class Parent:
     """
 
     keys: Sequence[bytes]  # of resume tokens
+    private: PrivateListener | None
     listen: Callable[[Callable[[], None]], None]
     announce: Callable[[str], None]
 
@@ -76,6 +80,7 @@ async def serve(config: ServerConfig, readiness: Readiness, parent: Parent | Non
     tokens = ResumeTokens(parent.keys if parent else load_keys(config), config.resume_ttl)
     certificates = load_certificates(config)
     bearers = BearerTokens(config.auth_token_file) if config.auth_token_file else None
+    private = parent.private if parent else private_listener(config)
     if not parent:
         require_free(config)  # before any model is loaded
     profile = Profile() if config.profile else None
@@ -99,12 +104,16 @@ async def serve(config: ServerConfig, readiness: Readiness, parent: Parent | Non
         watching = asyncio.create_task(keep_current(models)) if config.metrics_port is not None else None
         try:
             await models.start()
-            is_loaded = True
-            async with listening(service, models, config, certificates, bearers) as (address, healths):
-                (parent.announce if parent else announce)(
+            async with (
+                listening(service, models, config, certificates, bearers, private) as (address, target, healths),
+                http_gateway.running(config, [target], private) as gateway,
+            ):
+                is_loaded = True
+                line = (
                     f"rill: listening on {address} (models: {', '.join(models.names)}; "
                     f"provider: {models.default.provider})"
                 )
+                (parent.announce if parent else announce)("\n".join(filter(None, [line, gateway.line])))
                 if not parent:
                     log_token_lifetime(config)
                 readiness.obstacle = ""
@@ -112,7 +121,7 @@ async def serve(config: ServerConfig, readiness: Readiness, parent: Parent | Non
                 readiness.obstacle = DRAINING
                 log.info("draining: %s", _unfinished(sum(model.calls for model in models.all)))
                 await healths.enter_graceful_shutdown()
-                await _unless_again(stop, _drain(service, models, config.drain_seconds))
+                await _unless_again(stop, _drain(service, models, gateway, config.drain_seconds))
         finally:
             await models.close()
             reloading.cancel()
@@ -176,6 +185,11 @@ def log_token_lifetime(config: ServerConfig) -> None:
         log.info("no --resume-key-file: resume tokens are valid for this server's lifetime only")
 
 
+def private_listener(config: ServerConfig) -> PrivateListener | None:
+    """Return where the gateway connects: where clients do, unless these need TLS."""
+    return PrivateListener(make_identity()) if config.http_port is not None and config.tls_cert else None
+
+
 def load_certificates(config: ServerConfig) -> Certificates | None:
     """Read the server's certificates; None without TLS. Raises StartError."""
     if not config.tls_cert and not config.tls_key:
@@ -223,8 +237,12 @@ async def listening(
     config: ServerConfig,
     certificates: Certificates | None = None,
     bearers: BearerTokens | None = None,
-) -> AsyncIterator[tuple[str, health.aio.HealthServicer]]:
-    """Run a gRPC server; gives its address and its health service. Raises StartError if that is not available."""
+    private: PrivateListener | None = None,
+) -> AsyncIterator[tuple[str, str, health.aio.HealthServicer]]:
+    """Run a gRPC server; gives its address, the one for its gateway, and its health service.
+
+    Raises StartError if an address is not available.
+    """
     server = grpc.aio.server(
         interceptors=[RequireToken(bearers, count_unauthenticated)] if bearers else [],
         options=grpc_options(config, len(models.all)),
@@ -239,11 +257,12 @@ async def listening(
         address = bind(config, partial(server.add_secure_port, server_credentials=certificates.credentials()))
     else:
         address = bind(config, server.add_insecure_port)
+    target = private.bind(server) if private else own_address(config, address)
     for name in ("", SERVICE.full_name):
         await healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     await server.start()
     try:
-        yield address, healths
+        yield address, target, healths
     finally:
         await server.stop(STOP_SECONDS)
         service.close()
@@ -257,18 +276,29 @@ async def _unless_again(stop: Stop, draining: Coroutine[Any, Any, None]) -> None
     again.cancel()
 
 
-async def _drain(service: TextGeneration, models: Catalog, seconds: float) -> None:
-    """Refuse new streams, let running ones finish, and end the rest early enough to send their last messages."""
+async def _drain(service: TextGeneration, models: Catalog, gateway: HttpGateway, seconds: float) -> None:
+    """Refuse new streams, let running ones finish, and end the rest early enough to send their last messages.
+
+    At last end the gateway, which gives those of its streams that have no end yet a resume token.
+    """
     service.drain()
     models.freeze()
     for model in models.all:
         model.slots.refuse_waiting(DrainingError("the server is shutting down and takes no new streams"))
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + max(seconds - STOP_SECONDS, 0)
-    while any(model.calls for model in models.all) and loop.time() < deadline:  # noqa: ASYNC110  # once, for seconds
-        await asyncio.sleep(0.01)
+    await _wait_for_calls(models, max(seconds - STOP_SECONDS, 0))
     for model in models.all:
         model.drain()
+    if gateway.line:
+        await _wait_for_calls(models, STOP_SECONDS)
+        await gateway.end()
+
+
+async def _wait_for_calls(models: Catalog, seconds: float) -> None:
+    """Wait until no calls are left, or for so many seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while any(model.calls for model in models.all):  # noqa: ASYNC110  # once, for seconds
+                await asyncio.sleep(0.01)
 
 
 def _unfinished(calls: int) -> str:

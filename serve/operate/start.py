@@ -7,6 +7,7 @@ from rill.serve.config import Options, ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.logs import finish_logging, start_logging, stderr
 from rill.serve.observe.page import Readiness, page
+from rill.serve.operate.http_gateway import require_usable
 from rill.serve.operate.ports import is_exposed
 from rill.serve.operate.server import announce, check, log, serve
 from rill.serve.operate.supervisor import serve_together
@@ -21,9 +22,12 @@ def start(options: Options, messages: Sequence[str] = ()) -> int:
     start_logging(config.log_format, config.access_log, stderr())
     for message in messages:
         log.warning("%s", message)
-    if is_exposed(config.host) and (exposure := exposure_of(config)):
-        log.warning("listening on %s %s", config.host, exposure)
+    hosts = [("", config.host)] if config.http_port is None else [("", config.host), ("for HTTP ", config.http_host)]
+    for what, host in hosts:
+        if is_exposed(host) and (exposure := exposure_of(config)):
+            log.warning("listening %son %s %s", what, host, exposure)
     try:
+        require_usable(config)
         if options.check:
             found = asyncio.run(check(config))
             announce(f"{options.sources}\n{found}")

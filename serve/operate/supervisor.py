@@ -11,8 +11,8 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -22,12 +22,13 @@ from rill.serve.config import ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.engine_figures import EngineFigures
 from rill.serve.observe.page import DRAINING, Readiness, page
-from rill.serve.operate.ports import reserved
+from rill.serve.operate import restarts
+from rill.serve.operate.http_gateway import running
+from rill.serve.operate.ports import require_http_free, reserved
+from rill.serve.operate.private_listener import HOST, PrivateListener, make_identity
 from rill.serve.operate.server import announce, load_keys, log, log_token_lifetime
 from rill.serve.operate.signals import delivered
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a process is replaced: doubled each time that fails
-STEADY_SECONDS = 60.0  # for which a process must serve, or its replacement has failed, too
 MOST_FAILURES = 6  # in a row of a process that does serve for a moment; then it does not count as one that serves
 LAST_SECONDS = 5.0  # to end, beyond the drain; then processes are killed
 LONGEST_LINE = 2**28  # bytes that a process may send at once: its figures
@@ -48,25 +49,52 @@ async def serve_together(config: ServerConfig) -> int:
         return readiness.obstacle or ("" if any(worker.serving for worker in workers) else "no engine is left")
 
     stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    with reserved(config) as port, page(config.metrics_host, config.metrics_port, obstacle, figures):
-        workers += [
-            Worker(number, replace(config, port=port), keys, figures) for number in range(1, config.engines + 1)
-        ]
+    with (
+        reserved(config) as port,
+        _private_listeners(config) as listeners,
+        page(config.metrics_host, config.metrics_port, obstacle, figures),
+    ):
+        require_http_free(config)
+        own = replace(config, port=port, http_port=None)
+        workers += [Worker(number, own, keys, figures, private) for number, private in enumerate(listeners, 1)]
         handlers = {number: partial(stop.put_nowait, number) for number in (signal.SIGTERM, signal.SIGINT)}
         with delivered({**handlers, signal.SIGHUP: partial(_reload, workers)}):
-            stopped = asyncio.create_task(stop.get())
             try:
-                lines = await _unless(stopped, *(worker.start() for worker in workers))
-                if lines is None:
-                    return 128 + stopped.result()  # as shells do; no client is served yet
-                announce(lines[0])
-                log_token_lifetime(config)
-                readiness.obstacle = ""
-                await _unless(stopped, *(_keep_alive(worker, workers) for worker in workers))
-                readiness.obstacle = DRAINING
-                return await _drain(workers, stop, config.drain_seconds)
+                return await _serve(config, workers, stop, readiness)
             finally:
                 await asyncio.gather(*(worker.kill() for worker in workers))
+
+
+async def _serve(
+    config: ServerConfig, workers: Sequence["Worker"], stop: asyncio.Queue[signal.Signals], readiness: Readiness
+) -> int:
+    """Start the processes and the gateway, and keep them alive until a signal; then drain."""
+    stopped = asyncio.create_task(stop.get())
+    private = [worker.private for worker in workers if worker.private]
+    gateway = running(config, [listener.address for listener in private], private[0] if private else None)
+    async with AsyncExitStack() as stack:
+        lines = await _unless(stopped, *(worker.start() for worker in workers))
+        gateways = await _unless(stopped, stack.enter_async_context(gateway)) if lines else None
+        if not lines or not gateways:
+            return 128 + stopped.result()  # as shells do; no client is served yet
+        announce("\n".join(filter(None, [lines[0], gateways[0].line])))
+        log_token_lifetime(config)
+        readiness.obstacle = ""
+        await _unless(stopped, *(_keep_alive(worker, workers) for worker in workers))
+        readiness.obstacle = DRAINING
+        return await _drain(workers, stop, config.drain_seconds)
+
+
+@contextmanager
+def _private_listeners(config: ServerConfig) -> Iterator[list[PrivateListener | None]]:
+    """Hold a port on loopback for each process: the gateway's streams are to be spread over all of them."""
+    if config.http_port is None:
+        yield [None] * config.engines
+        return
+    identity, anywhere = make_identity(), replace(config, host=HOST, port=0)
+    with ExitStack() as stack:
+        ports = [stack.enter_context(reserved(anywhere)) for _ in range(config.engines)]
+        yield [PrivateListener(identity, port) for port in ports]
 
 
 class Worker:
@@ -76,9 +104,17 @@ class Worker:
     counted on any more: the last start failed, or MOST_FAILURES did.
     """
 
-    def __init__(self, number: int, config: ServerConfig, keys: Sequence[bytes], figures: EngineFigures) -> None:
+    def __init__(
+        self,
+        number: int,
+        config: ServerConfig,
+        keys: Sequence[bytes],
+        figures: EngineFigures,
+        private: PrivateListener | None = None,
+    ) -> None:
         self.number, self.serving, self.failures, self.is_lost = number, False, 0, False
-        self._input, self._figures = pickle.dumps((number, config, keys)), figures
+        self.private = private
+        self._input, self._figures = pickle.dumps((number, config, keys, private)), figures
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._listening_since = 0.0  # time.monotonic()
@@ -147,7 +183,7 @@ class Worker:
         assert self._process
         status = await self._process.wait()
         if self.serving:
-            is_early = time.monotonic() - self._listening_since < STEADY_SECONDS
+            is_early = time.monotonic() - self._listening_since < restarts.STEADY_SECONDS
             self.failures = self.failures + 1 if is_early else 0
             self.is_lost = self.failures >= MOST_FAILURES
             self.serving = False
@@ -194,7 +230,7 @@ async def _keep_alive(worker: Worker, workers: Sequence[Worker]) -> NoReturn:
         while not worker.serving:
             if all(other.is_lost and not other.serving for other in workers):
                 raise BrokenEngineError(f"no engine is left: {reason}")
-            await asyncio.sleep(min(FIRST_PAUSE * 2 ** max(worker.failures - 1, 0), LONGEST_PAUSE))
+            await asyncio.sleep(restarts.pause(worker.failures))
             try:
                 await worker.start()
             except StartError as error:

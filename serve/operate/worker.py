@@ -27,7 +27,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
-        number, config, keys = pickle.load(sys.stdin.buffer)
+        number, config, keys, private = pickle.load(sys.stdin.buffer)
         messages: list[str] = []
         # Only now, so that the parent learns why it fails, in an environment that has been broken meanwhile.
         with captured_stderr(messages) if config.log_format == "json" else nullcontext():
@@ -51,7 +51,7 @@ def main() -> int:
 
     tasks: list[asyncio.Task[None]] = []
     try:
-        asyncio.run(serve(config, Readiness(), Parent(keys, _listen, announce)))
+        asyncio.run(serve(config, Readiness(), Parent(keys, private, _listen, announce)))
     except StartError as error:
         print(f"error: {error}", flush=True)
         return 2

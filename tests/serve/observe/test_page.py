@@ -122,6 +122,7 @@ def test_it_answers_while_models_load_and_until_the_drain_ends(tiny_folder, tmp_
         ask(port, "/health")
 
 
+@pytest.mark.long
 def test_several_processes_are_ready_while_one_of_them_serves(tiny_folder, tmp_path):
     with starting(tiny_folder, "--engines", 2, "--max-streams", 3, "--drain-seconds", 60) as process:
         port = port_of(process)

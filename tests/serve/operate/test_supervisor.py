@@ -27,8 +27,8 @@ from rill.serve.command import main
 from rill.serve.config import ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
 from rill.serve.observe.engine_figures import EngineFigures
+from rill.serve.operate import restarts, supervisor
 from rill.serve.operate import server as server_module
-from rill.serve.operate import supervisor
 from rill.serve.operate.ports import reserved
 from rill.serve.operate.server import SERVICE
 from rill.serve.operate.supervisor import Worker, serve_together
@@ -252,7 +252,7 @@ class CrashingWorker(Worker):
 
 
 async def test_crashes_without_end_have_one(monkeypatch):
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0)
+    monkeypatch.setattr(restarts, "FIRST_PAUSE", 0)
     worker = CrashingWorker(1, ServerConfig(), [], EngineFigures())
     await worker.start()
     with pytest.raises(BrokenEngineError, match="no engine is left: engine 1 ended with status 7"):
@@ -261,7 +261,7 @@ async def test_crashes_without_end_have_one(monkeypatch):
 
 
 async def test_crashes_of_one_engine_do_not_end_the_others(monkeypatch):
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0)
+    monkeypatch.setattr(restarts, "FIRST_PAUSE", 0)
     worker, healthy = (CrashingWorker(number, ServerConfig(), [], EngineFigures()) for number in (1, 2))
     healthy.serving = True
     await worker.start()
