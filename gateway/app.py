@@ -4,6 +4,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from rill.client.errors import ServerError
+from rill.gateway.api.completions import completions
 from rill.gateway.api.health import health
 from rill.gateway.api.models import models
 from rill.gateway.drain import Drain
@@ -17,6 +18,7 @@ def make_app(servers: Servers, drain: Drain) -> Starlette:
         routes=[
             Route("/health", health),
             Route("/v1/models", models),
+            Route("/v1/completions", completions, methods=["POST"]),
         ],
         exception_handlers={ApiError: answer_with_error, ServerError: answer_with_error},
     )

@@ -1,27 +1,45 @@
 """What a request is refused with, in the form of OpenAI's errors."""
 
+import json
 import math
+import re
 from collections.abc import Mapping
 
 import grpc
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from rill.client.errors import ServerError
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
 # By the status of a server. 499 is nginx's, for a client that has left.
 _STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,  # a model that cannot stream
     grpc.StatusCode.UNAUTHENTICATED: 401,
     grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.FAILED_PRECONDITION: 409,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
+_OTHER_MODEL = "RESUME_TOKEN_OTHER_MODEL"
+_CODES = {401: "invalid_api_key", 404: "model_not_found"}  # OpenAI's words
+
+# The fields of rill.proto, and of HTTP where the names differ.
+_FIELDS = {"max_chars": "max_tokens", "include_stop": "include_stop_str_in_output"}
+
+# OpenAI's clients repeat requests that got one of these, which are the same the next time.
+_NO_RETRY = (409, 500, 501)
 
 
 class ApiError(Exception):
@@ -40,13 +58,23 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     @classmethod
-    def from_server(cls, error: ServerError) -> "ApiError":
-        """Convert the error of a server."""
-        status = _STATUSES.get(error.code, 500)
-        headers = {}
+    def from_server(cls, error: ServerError, names: Mapping[str, str] = _FIELDS) -> "ApiError":
+        """Convert the error of a server; `names` has those of rill.proto that the caller knows by another one."""
+        status = 409 if error.reason == _OTHER_MODEL else _STATUSES.get(error.code, 500)
+        message, param, headers = str(error), None, {}
+        if error.field:
+            field = error.field.rpartition(".")[2]
+            param = names.get(field, field)
+            message = re.sub(rf"\b{re.escape(field)}\b", param, message)
+        elif error.reason.startswith("RESUME_TOKEN_"):
+            param = "resume_token"
+        elif error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
+            param = "model"
         if status in (429, 503):
             headers["retry-after"] = str(max(math.ceil(error.retry_seconds or 1.0), 1))
-        return cls(status, str(error), code=error.reason.lower() or None, headers=headers)
+        if status in _NO_RETRY and error.reason != "ENGINE_ROUND_FAILED":
+            headers["x-should-retry"] = "false"
+        return cls(status, message, param, error.reason.lower() or _CODES.get(status), headers)
 
     @property
     def body(self) -> dict[str, dict[str, str | None]]:
@@ -54,10 +82,21 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
+    @property
+    def json(self) -> bytes:
+        """`body` in ASCII: a message may quote what UTF-8 cannot hold."""
+        return json.dumps(self.body).encode()
 
-async def answer_with_error(request: Request, error: Exception) -> JSONResponse:
-    """Return the answer to a request that raised an ApiError or a ServerError."""
+
+def as_api_error(error: Exception) -> ApiError:
+    """Return an ApiError as it is, and that of a ServerError."""
     if isinstance(error, ServerError):
-        error = ApiError.from_server(error)
+        return ApiError.from_server(error)
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
+    return error
+
+
+async def answer_with_error(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that raised an ApiError or a ServerError."""
+    refusal = as_api_error(error)
+    return Response(refusal.json, refusal.status, refusal.headers, "application/json")

@@ -1,30 +1,56 @@
 """The servers behind the gateway, as one request sees them: with its own bearer token and request id."""
 
-from dataclasses import dataclass
+from collections import OrderedDict
 
 from starlette.requests import HTTPConnection
 
 from rill.client.aio import AsyncClient
+from rill.client.requests import checked_id
 from rill.gateway.errors import ApiError
+from rill.gateway.served_models import ServedModels
 
 REQUEST_ID = "x-request-id"
+MOST_TOKENS = 256  # clients that are kept
 
 
-@dataclass(frozen=True)
 class Servers:
-    """The connections to the servers, which all requests share."""
+    """The connections to the servers, which all requests share, and what is served there."""
 
-    client: AsyncClient
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
+        self.models = ServedModels()
+        self._by_token: OrderedDict[str, AsyncClient] = OrderedDict()  # least recently used first
 
     def for_request(self, request: HTTPConnection) -> AsyncClient:
         """Return the client to use for a request: it sends the request's bearer token, if it has one.
 
-        Raises ApiError for a token that cannot be passed on.
+        A token that must not travel in plain text is not passed on: no server beyond can ask for it, and OpenAI's
+        clients always send one. Raises ApiError for what cannot be a token.
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             return self.client
-        try:
-            return self.client.with_token(token.strip())
-        except ValueError as error:
-            raise ApiError(401, str(error), code="invalid_api_key") from None
+        return self.with_token(token.strip())
+
+    def with_token(self, token: str) -> AsyncClient:
+        """Return the client that sends this token."""
+        client = self._by_token.pop(token, None)
+        if client is None:
+            if not all(" " < character <= "~" for character in token):
+                raise ApiError(401, "the bearer token must be printable ASCII without spaces", code="invalid_api_key")
+            try:
+                client = self.client.with_token(token)
+            except ValueError:
+                return self.client
+        self._by_token[token] = client
+        if len(self._by_token) > MOST_TOKENS:
+            self._by_token.popitem(last=False)
+        return client
+
+
+def request_id_of(request: HTTPConnection) -> str:
+    """Return the id that a request's calls have in the logs of servers: its own, if it is one, or a new one."""
+    try:
+        return checked_id(request.headers.get(REQUEST_ID, ""))
+    except ValueError:
+        return checked_id("")

@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from rill.client.connection import explain
@@ -33,10 +33,12 @@ class ServerError(RillError):
     `code` is the gRPC status, `details` the server's message. `retry_seconds` says when to try again and `reason` why a
     token was refused, where the server says so. `resume_token` is the last state of a session that ended; it may be
     empty. `request_id` is what the server's log has of the call; tracebacks show it. `origin` tells whether the status
-    is a server's own or the network's. Errors can be pickled and copied.
+    is a server's own or the network's. `field` names the field of the request that is not valid, as rill.proto has it,
+    where the server says so. Errors can be pickled and copied.
     """
 
     origin = Origin.SERVER
+    field = ""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class ServerError(RillError):
             _reason(status),
             request_id=str(trailing.get(REQUEST_ID, "")),
         )
-        failure.origin = origin_of(code, details, trailing)
+        failure.origin, failure.field = origin_of(code, details, trailing), _field(status)
         return failure
 
     @classmethod
@@ -96,7 +98,7 @@ class ServerError(RillError):
     def reworded(self, details: str) -> "ServerError":
         """Return the same error with another message."""
         other = ServerError(self.code, details, self.retry_seconds, self.reason, self.resume_token, self.request_id)
-        other.origin = self.origin
+        other.origin, other.field = self.origin, self.field
         return other
 
 
@@ -134,3 +136,8 @@ def _retry_seconds(status: Status) -> float | None:
 
 def _reason(status: Status) -> str:
     return next((info.reason for info in _unpacked(status, ErrorInfo)), "")
+
+
+def _field(status: Status) -> str:
+    violations = (violation for bad in _unpacked(status, BadRequest) for violation in bad.field_violations)
+    return next((violation.field for violation in violations), "")

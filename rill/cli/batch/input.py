@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rill.client.requests import generate_request
+from rill.client.seeds import seed_of
 from rill.client.values import LARGEST_FLOAT32, MOST_CHARS, SMALLEST_FLOAT32
 from rill.v1 import rill_pb2 as pb
 
@@ -194,7 +195,7 @@ def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) ->
     parameters = {**defaults, **given}
     parameters.setdefault("seed", 0)
     if "seed" not in given:
-        parameters["seed"] = _seed(parameters["seed"], number)
+        parameters["seed"] = seed_of(parameters["seed"], number)
     return Prompt(number, parameters.pop("id", number), generate_request(**parameters))
 
 
@@ -228,8 +229,3 @@ def _checked_value(key: str, value: Any) -> Any:
         return KEYS[key](value)
     except ValueError as error:
         raise ValueError(f'"{key}" {error}') from None
-
-
-def _seed(base: int, number: int) -> int:
-    """Make a seed for a line that has none: 53 bits, which JSON readers everywhere keep exactly."""
-    return int.from_bytes(hashlib.blake2b(f"{base} {number}".encode(), digest_size=8).digest()) >> 11

@@ -1,0 +1,34 @@
+"""Between the symbols of a model and the texts that its servers take."""
+
+from collections.abc import Sequence
+
+from rill.gateway.errors import ApiError
+from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
+
+
+def text_of(name: str, ids: Sequence[int], vocabulary: Vocabulary, field: str) -> str:
+    """Return the text that a server reads as these ids. Raises ApiError."""
+    symbols = vocabulary.symbols
+    size = len(symbols)
+    for at, one in enumerate(ids):
+        if not 0 <= one < size:
+            message = f"{name}[{at}] is {one}; the ids of the model's symbols are 0 to {size - 1}"
+            raise ApiError(400, message, field)
+    if vocabulary.unknown_id is None:
+        return vocabulary.decode(ids)
+    unknown = _unknown_character(vocabulary)
+    return "".join(unknown if symbols[one] == UNKNOWN else symbols[one] for one in ids)
+
+
+def ids_of(name: str, text: str, vocabulary: Vocabulary, field: str) -> list[int]:
+    """Return the ids of a text's symbols. Raises ApiError for a symbol that the model lacks."""
+    try:
+        return vocabulary.encode(text)
+    except UnknownCharacterError as error:
+        raise ApiError(400, f"{name}: {error}", field) from None
+
+
+def _unknown_character(vocabulary: Vocabulary) -> str:
+    """Return a character that the model reads as `<unk>`."""
+    candidates = map(chr, range(0xFFFD, 0xE000, -1))
+    return next(character for character in candidates if vocabulary.id_of(character) is None)
