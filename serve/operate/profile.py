@@ -75,6 +75,11 @@ class ProfilingResponses(ResponseBuilder):
         """See ResponseBuilder."""
         return _timed(self._profile, "serialise", super().with_logprobs, *arguments)
 
+    def scores(self, *arguments: Any) -> Any:
+        """See ResponseBuilder."""
+        self._profile.counts["messages"] += 1
+        return _timed(self._profile, "serialise", super().scores, *arguments)
+
 
 class ProfilingCall(Call):
     """Times the writes of a call."""
