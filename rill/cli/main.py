@@ -8,7 +8,7 @@ from rill.programs import PROGRAMS, version
 from rill.programs import run as run_program
 from rill.streams import end_output, run_with_streams
 
-# In the order of the help. Each client command is a module with `add_arguments(parser)` and `run(options)`.
+# In the order of the help. Each such command is a module with `add_arguments(parser)` and `run(options)`.
 ABOUT = {
     "train": "train a model on a text",
     "export": "export trained models to ONNX bundles",
@@ -21,6 +21,7 @@ ABOUT = {
     "batch": "generate the texts of many prompts, from a file into a file",
     "models": "list what a server serves",
     "tokenizer": "write a model's vocabulary as a Hugging Face tokenizer folder",
+    "page": "write a web page that runs a bundle's model in the browser",
     "verify": "check that a bundle's texts are the same alone, in a crowd, chunked and resumed",
 }
 CLIENTS = {
@@ -30,6 +31,7 @@ CLIENTS = {
     "batch": "rill.cli.batch.command",
     "models": "rill.cli.models",
     "tokenizer": "rill.cli.tokenizer",
+    "page": "rill.page.command",
     "verify": "rill.cli.verify.command",
 }
 # Statuses of errors that the user can mend; of others, the server's log may say more under the request's id.

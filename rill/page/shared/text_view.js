@@ -273,9 +273,10 @@ function table(taken, alternatives) {
     const share = row.insertCell();
     share.className = "share";
     share.textContent = percent(logprob);
-    const meter = document.createElement("meter");
-    meter.value = Math.exp(logprob);
-    row.insertCell().append(meter);
+    const bar = document.createElement("div");
+    bar.className = "bar";
+    bar.style.width = `${5 * Math.exp(logprob)}rem`;
+    row.insertCell().append(bar);
   }
   return body;
 }

@@ -1,0 +1,499 @@
+// The page: what its controls do, and how the worker, the text view and the heat map hang together.
+
+import { HeatMap } from "./heat_map.js";
+import { Description } from "./model.js";
+import { fromFile, toFile } from "./saved.js";
+import { seedOf } from "./shared/philox.js";
+import { visible } from "./shared/text_view.js";
+import { ALTERNATIVES } from "./stream.js";
+import { Timeline } from "./timeline.js";
+
+const STATE_BYTES = 256 * 2 ** 20; // of one text, at most
+const RATES = [5, 10, 20, 40, 80, 160, 320, 640, null]; // characters a second; null: as fast as it can
+const SAVED = 12; // entries of the list, at most
+const CELLS = { gru: "GRU", lstm: "LSTM", rnn: "tanh RNN" };
+const UNKNOWN = "\ufffd";
+const element = (id) => document.getElementById(id);
+
+class Page {
+  #description;
+  #worker;
+  #timeline = null;
+  #text = 0; // counts texts, for the worker
+  #isRunning = false;
+  #showsUnit = false;
+  #chosen = -1;
+  #pointed = null; // [position, unit] under the pointer
+  #arrivals = []; // [time, length] of the last second
+  #saved = [];
+  #lastSettings = { sampling: { temperature: 1, topK: 0, topP: 1, minP: 0 }, seed: 0n, rate: null };
+  #view = element("text");
+  #map;
+
+  constructor(description, worker) {
+    [this.#description, this.#worker] = [description, worker];
+    this.#map = new HeatMap(element("map"), element("map-extent"), element("map-canvas"), this.#mapSource());
+    worker.onmessage = ({ data }) => this.#hear(data);
+    worker.onerror = (event) => this.#fail(event.message || "the worker cannot be started", true);
+    this.#describeModel();
+    this.#bind();
+    worker.postMessage({ kind: "load", description });
+  }
+
+  // What the worker says.
+
+  #hear(message) {
+    if (message.kind === "characters") this.#worker.postMessage({ kind: "drawn" });
+    if (message.kind === "loaded") return this.#open();
+    if (message.kind === "failed") return this.#fail(message.message, message.isFatal);
+    if (message.text !== this.#text) return;
+    if (message.kind === "origin") this.#timeline.origin = message.state;
+    if (message.kind === "paused") this.#setRunning(false);
+    if (message.kind === "characters") {
+      const before = this.#timeline.length;
+      this.#timeline.add(message);
+      this.#draw(before);
+    }
+  }
+
+  #open() {
+    element("starting").hidden = true;
+    element("tool").hidden = false;
+    this.#showStatus();
+  }
+
+  #fail(message, isFatal) {
+    element("error").textContent = isFatal ? `The model cannot be run here: ${message}` : `The model failed: ${message}`;
+    element("error").hidden = false;
+    if (isFatal) element("starting").hidden = true;
+    this.#setRunning(false);
+  }
+
+  // Texts.
+
+  #generate() {
+    const settings = this.#settings();
+    const ids = this.#readPrompt();
+    if (!settings || !ids) return;
+    this.#begin(new Timeline(this.#description.stateSize, ALTERNATIVES, STATE_BYTES));
+    this.#worker.postMessage({ kind: "begin", text: this.#text, ids });
+    this.#run(settings);
+  }
+
+  #run(settings) {
+    this.#worker.postMessage({ kind: "run", count: this.#count(), settings });
+    this.#setRunning(true);
+  }
+
+  #togglePause() {
+    if (this.#isRunning) return this.#worker.postMessage({ kind: "pause" });
+    const settings = this.#settings();
+    if (settings) this.#run(settings);
+  }
+
+  /** Continues with another text, from its end. */
+  #continueWith(timeline, same = 0) {
+    const last = timeline.length - 1;
+    this.#begin(timeline, same);
+    const message = { kind: "restore", text: this.#text, state: timeline.state(last - 1).slice(), id: timeline.id(last) };
+    this.#worker.postMessage({ ...message, position: timeline.generated() });
+    this.#setRunning(false);
+  }
+
+  /** Shows another text, of which the view has the first `same` characters already. */
+  #begin(timeline, same = 0) {
+    this.#text++;
+    this.#timeline = timeline;
+    this.#choose(-1);
+    this.#arrivals = [];
+    this.#view.truncate(same);
+    this.#draw(same);
+  }
+
+  #fork() {
+    const position = this.#chosen;
+    if (position < 0) return;
+    if (!this.#canContinue(position + 1)) return this.#note("file-error", "The state of this character is not kept.");
+    this.#save(`before the fork at ${position + 1}`);
+    this.#continueWith(this.#timeline.fork(position + 1), position + 1);
+    element("pause").focus();
+  }
+
+  /** Whether the state is kept from which a text of this length goes on. */
+  #canContinue(length) {
+    return length > 0 && this.#timeline.state(length - 2) !== null;
+  }
+
+  // Saved states.
+
+  #save(label) {
+    const timeline = this.#timeline.fork(this.#timeline.length);
+    this.#saved.unshift({ label, timeline, settings: this.#settings() ?? this.#lastSettings });
+    this.#saved.length = Math.min(this.#saved.length, SAVED);
+    this.#listSaved();
+  }
+
+  #putBack({ timeline, settings }) {
+    this.#show(settings);
+    this.#continueWith(timeline.fork(timeline.length));
+  }
+
+  #download({ timeline, settings }) {
+    const position = timeline.generated();
+    const state = timeline.state(timeline.length - 2);
+    const content = toFile(this.#description, { text: this.#textOf(timeline), state, position, settings });
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([content], { type: "application/json" }));
+    link.download = `${this.#description.name}-state-at-${timeline.length}.json`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  }
+
+  async #openFile(file) {
+    if (!file) return;
+    this.#note("file-error", "");
+    try {
+      if (file.size > 64 * 2 ** 20) throw new Error("This file is too large for a state.");
+      const { ids, position, state, ...settings } = fromFile(this.#description, await file.text());
+      const timeline = new Timeline(this.#description.stateSize, ALTERNATIVES, STATE_BYTES);
+      timeline.addEarlier(ids, state, position);
+      this.#show({ ...settings, seed: BigInt(settings.seed) });
+      this.#continueWith(timeline);
+    } catch (error) {
+      this.#note("file-error", error.message);
+    }
+  }
+
+  #listSaved() {
+    element("saved").replaceChildren(
+      ...this.#saved.map((entry, index) => {
+        const item = document.createElement("li");
+        const tail = document.createElement("p");
+        tail.className = "tail";
+        tail.textContent = `…${Array.from(this.#textOf(entry.timeline)).slice(-28).map((c) => (c === "\n" ? "↵" : c)).join("")}`;
+        const about = document.createElement("p");
+        about.className = "note";
+        about.textContent = `${number(entry.timeline.length)} characters, ${entry.label}`;
+        const row = document.createElement("div");
+        row.className = "row";
+        const actions = { "Put back": () => this.#putBack(entry), Download: () => this.#download(entry) };
+        actions.Remove = () => {
+          this.#saved.splice(index, 1);
+          this.#listSaved();
+          element("save").focus();
+        };
+        for (const [label, act] of Object.entries(actions)) {
+          const button = document.createElement("button");
+          button.type = "button";
+          button.textContent = label;
+          button.setAttribute("aria-label", `${label}: ${about.textContent}`);
+          button.addEventListener("click", act);
+          row.append(button);
+        }
+        item.append(tail, about, row);
+        return item;
+      }),
+    );
+  }
+
+  // What is shown.
+
+  #draw(from) {
+    const entries = [];
+    for (let position = from; position < this.#timeline.length; position++) entries.push(this.#entry(position));
+    this.#view.add(entries);
+    this.#map.grow();
+    this.#arrivals.push([performance.now(), this.#timeline.length]);
+    this.#showStatus();
+    this.#setButtons();
+  }
+
+  #entry(position) {
+    const page = this;
+    return {
+      text: this.#symbol(this.#timeline.id(position)),
+      logprob: this.#timeline.logprob(position),
+      given: position < this.#timeline.given,
+      get alternatives() {
+        return page.#timeline.alternatives(position).map(([id, logprob]) => ({ text: page.#symbol(id), logprob }));
+      },
+    };
+  }
+
+  #symbol(id) {
+    return id === this.#description.unknown_id ? UNKNOWN : this.#description.vocabulary[id];
+  }
+
+  #textOf(timeline) {
+    return Array.from({ length: timeline.length }, (_, position) => this.#symbol(timeline.id(position))).join("");
+  }
+
+  #showStatus() {
+    const length = this.#timeline?.length ?? 0;
+    const now = performance.now();
+    while (this.#arrivals.length > 2 && this.#arrivals[0][0] < now - 1000) this.#arrivals.shift();
+    const [first, last] = [this.#arrivals[0], this.#arrivals.at(-1)];
+    const rate = this.#isRunning && first && last[0] > first[0] ? (1000 * (last[1] - first[1])) / (last[0] - first[0]) : 0;
+    element("status").textContent = `${number(length)} characters${rate ? `, ${number(rate)} a second` : ""}`;
+  }
+
+  #setRunning(isRunning) {
+    this.#isRunning = isRunning;
+    this.#arrivals = [];
+    this.#showStatus();
+    this.#setButtons();
+  }
+
+  #setButtons() {
+    const hasText = Boolean(this.#timeline?.length);
+    element("pause").textContent = this.#isRunning ? "Pause" : "Go on";
+    element("pause").disabled = !this.#isRunning && !hasText;
+    element("save").disabled = !hasText;
+    element("copy").disabled = !hasText;
+  }
+
+  #setShade(showsUnit) {
+    this.#showsUnit = showsUnit;
+    element("shade-surprise").setAttribute("aria-pressed", String(!showsUnit));
+    element("shade-unit").setAttribute("aria-pressed", String(showsUnit));
+    element("legend-surprise").hidden = showsUnit;
+    element("legend-unit").hidden = !showsUnit;
+    this.#view.shade = showsUnit ? (position) => this.#shadeOf(position) : null;
+  }
+
+  #shadeOf(position) {
+    const value = this.#valueOf(position, this.#map.unit);
+    return value === null ? null : this.#map.isBounded ? value : Math.tanh(value);
+  }
+
+  #valueOf(position, unit) {
+    return this.#column(position)?.[unit] ?? null;
+  }
+
+  #column(position) {
+    const state = this.#timeline?.state(position);
+    const [part, layer] = element("layer").value.split(" ").map(Number);
+    const from = this.#description.unit(part, layer, 0);
+    return state ? state.subarray(from, from + this.#description.model.hidden) : null;
+  }
+
+  #choose(position) {
+    this.#chosen = position;
+    this.#map.position = position;
+    element("chosen").hidden = position < 0;
+    if (position < 0) return this.#map.draw();
+    element("chosen-label").textContent = `${visible(this.#symbol(this.#timeline.id(position)))} at ${position + 1}`;
+    this.#map.show(position);
+    this.#showUnit();
+  }
+
+  #follow(unit) {
+    const isAnother = this.#map.unit !== unit;
+    this.#map.unit = unit;
+    element("unit").value = String(unit);
+    if (isAnother && this.#showsUnit) this.#view.reshade();
+    this.#map.draw();
+    this.#showUnit();
+  }
+
+  /** Says the value of the unit under the pointer, or of the chosen one. */
+  #showUnit() {
+    const [position, unit] = this.#pointed ?? [this.#chosen, this.#map.unit];
+    if (position < 0 || !this.#timeline || position >= this.#timeline.length) {
+      element("map-note").textContent = `Unit ${unit} is followed below the map.`;
+      return;
+    }
+    const value = this.#valueOf(position, unit);
+    const after = `unit ${unit} after ${visible(this.#symbol(this.#timeline.id(position)))} at ${position + 1}`;
+    element("map-note").textContent = value === null ? `${after}: not kept` : `${after}: ${signed(value)}`;
+  }
+
+  #mapSource() {
+    const page = this;
+    return {
+      get units() {
+        return page.#description.model.hidden;
+      },
+      get length() {
+        return page.#timeline?.length ?? 0;
+      },
+      symbol: (position) => this.#symbol(this.#timeline.id(position)),
+      column: (position) => this.#column(position),
+      choose: (position, unit) => {
+        this.#pointed = null;
+        this.#follow(unit);
+        this.#view.show(position);
+        this.#choose(position);
+      },
+      point: (position, unit) => {
+        this.#pointed = position < 0 ? null : [position, unit];
+        this.#showUnit();
+      },
+    };
+  }
+
+  #describeModel() {
+    const { name, model, vocabulary, precision, training, parts, stateSize } = this.#description;
+    const layers = model.layers === 1 ? "1 layer" : `${model.layers} layers`;
+    const facts = [`${CELLS[model.cell]}, ${layers} of ${model.hidden} units, ${vocabulary.length} symbols`];
+    if (training.parameters) facts.push(`${number(training.parameters)} parameters`);
+    if (training.val_loss) facts.push(`${(training.val_loss / Math.LN2).toFixed(2)} bits per character on held-out text`);
+    element("name").textContent = name;
+    document.title = `${name}, character by character`;
+    element("about").textContent = `${facts.join(" · ")} · runs in this browser, asks no server`;
+    const bytes = `${number(4 * stateSize)} bytes`;
+    element("state-note").textContent =
+      `All that the model remembers of a text, however long, is its state: ${number(stateSize)} numbers, ${bytes}. ` +
+      "A column is the state after a character, a row is a unit; click one to follow it.";
+    element("saved-note").textContent = `A saved state is ${bytes}: from it, the same text goes on. Choose a character to fork there.`;
+    element("same-text").textContent =
+      precision === "int8"
+        ? "This is an int8 bundle: its server computes in integers, this page in float, so their texts differ."
+        : "The same seed and settings give the text that a server gives, up to rounding.";
+    for (let part = 0; part < parts.length; part++) {
+      for (let layer = 0; layer < model.layers; layer++) {
+        const what = parts.length > 1 ? ` ${parts[part].replace("state_", "")}` : "";
+        element("layer").add(new Option(`${layer + 1}${what}`, `${part} ${layer}`));
+      }
+    }
+    element("unit").max = String(model.hidden - 1);
+    element("top-k").max = String(vocabulary.length);
+    this.#view.describe = (position) => {
+      const value = this.#showsUnit ? this.#valueOf(position, this.#map.unit) : null;
+      return value === null ? "" : `unit ${this.#map.unit}: ${signed(value)}`;
+    };
+  }
+
+  // Controls.
+
+  #bind() {
+    const on = (id, event, act) => element(id).addEventListener(event, act);
+    on("generate", "click", () => this.#generate());
+    on("pause", "click", () => this.#togglePause());
+    on("copy", "click", () => navigator.clipboard?.writeText(this.#textOf(this.#timeline)));
+    on("fork", "click", () => this.#fork());
+    on("save", "click", () => this.#save("saved"));
+    on("load", "click", () => element("file").click());
+    on("file", "change", (event) => {
+      this.#openFile(event.target.files[0]);
+      event.target.value = "";
+    });
+    on("shade-surprise", "click", () => this.#setShade(false));
+    on("shade-unit", "click", () => this.#setShade(true));
+    on("new-seed", "click", () => {
+      element("seed").value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
+      this.#sendSettings();
+    });
+    on("prompt", "keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#generate();
+    });
+    for (const id of ["temperature", "top-p", "top-k", "min-p", "speed", "seed"]) on(id, "input", () => this.#sendSettings());
+    on("layer", "change", () => this.#changeLayer());
+    on("order", "change", () => this.#changeOrder());
+    on("unit", "input", () => {
+      const unit = element("unit").valueAsNumber;
+      if (Number.isInteger(unit) && unit >= 0 && unit < this.#description.model.hidden) this.#follow(unit);
+    });
+    this.#view.addEventListener("choose", ({ detail }) => this.#choose(detail.position));
+    this.#showSettings();
+    this.#changeLayer();
+  }
+
+  #changeLayer() {
+    const [part] = element("layer").value.split(" ").map(Number);
+    this.#map.isBounded = this.#description.parts[part] !== "state_c"; // an LSTM's cell may count
+    this.#changeOrder();
+    if (this.#showsUnit) this.#view.reshade();
+    this.#showUnit();
+  }
+
+  #changeOrder() {
+    this.#map.order = element("order").value === "pace" ? this.#map.byPace() : null;
+  }
+
+  /** What the controls say; null, and a message, if the seed is wrong. */
+  #settings() {
+    const value = (id) => Number(element(id).value);
+    const sampling = { temperature: value("temperature"), topK: value("top-k"), topP: value("top-p"), minP: value("min-p") };
+    try {
+      const seed = seedOf(element("seed").value);
+      this.#note("seed-error", "");
+      element("seed").removeAttribute("aria-invalid");
+      this.#lastSettings = { sampling, seed, rate: RATES[value("speed")] };
+      return this.#lastSettings;
+    } catch {
+      this.#note("seed-error", "A seed is a whole number from 0 to 2⁶⁴ − 1.");
+      element("seed").setAttribute("aria-invalid", "true");
+      return null;
+    }
+  }
+
+  #sendSettings() {
+    this.#showSettings();
+    const settings = this.#settings();
+    if (settings) this.#worker.postMessage({ kind: "settings", settings });
+  }
+
+  /** Sets the controls to the settings of a saved state. */
+  #show({ sampling, seed }) {
+    const values = { temperature: sampling.temperature, "top-k": sampling.topK, "top-p": sampling.topP, "min-p": sampling.minP };
+    for (const [id, value] of Object.entries(values)) element(id).value = String(value);
+    element("seed").value = String(seed);
+    this.#sendSettings();
+  }
+
+  #showSettings() {
+    const show = (id, text) => {
+      element(id).parentElement.querySelector("output").textContent = text;
+      element(id).setAttribute("aria-valuetext", text);
+    };
+    const value = (id) => Number(element(id).value);
+    show("temperature", value("temperature") ? value("temperature").toFixed(2) : "0, the most probable");
+    show("top-p", value("top-p") < 1 ? value("top-p").toFixed(2) : "off");
+    show("top-k", value("top-k") ? String(value("top-k")) : "off");
+    show("min-p", value("min-p") ? value("min-p").toFixed(2) : "off");
+    show("speed", RATES[value("speed")] ? `${RATES[value("speed")]} a second` : "as fast as it can");
+  }
+
+  #count() {
+    const count = element("count").valueAsNumber;
+    return Number.isFinite(count) ? Math.max(1, Math.min(100_000, Math.round(count))) : 1000;
+  }
+
+  /** The ids of the prompt; null, and a message, if the model does not know a character. */
+  #readPrompt() {
+    try {
+      const ids = this.#description.encode(element("prompt").value);
+      this.#note("prompt-error", "");
+      element("prompt").removeAttribute("aria-invalid");
+      return ids;
+    } catch (error) {
+      this.#note("prompt-error", error.message);
+      element("prompt").setAttribute("aria-invalid", "true");
+      return null;
+    }
+  }
+
+  #note(id, message) {
+    element(id).textContent = message;
+    element(id).hidden = !message;
+  }
+}
+
+function number(value) {
+  return Math.round(value).toLocaleString("en-US");
+}
+
+function signed(value) {
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+}
+
+try {
+  const answer = await fetch("model/model.json");
+  if (!answer.ok) throw new Error(`model/model.json cannot be loaded: ${answer.status}`);
+  new Page(new Description(await answer.json()), new Worker("worker.js", { type: "module" }));
+} catch (error) {
+  element("starting").hidden = true;
+  element("error").textContent = `The page cannot start: ${error.message}`;
+  element("error").hidden = false;
+}

@@ -1,0 +1,145 @@
+// Runs the model beside the page, which stays responsive.
+//
+// The page sends   load {description} · begin {text, ids} · restore {text, state, id, position} ·
+//                  run {count, settings} · settings {settings} · pause · drawn
+// and receives     loaded · origin {text, state} · characters {text, ids, logprobs, …} · paused {text, isDone} ·
+//                  failed {message, isFatal}
+// `text` counts the texts that were begun: what comes of an earlier one is of no use to the page. Commands are carried
+// out in order. `drawn` acknowledges `characters`: few of them are under way.
+
+import * as ort from "./onnxruntime/ort.js";
+import { Description, Model } from "./model.js";
+import { ALTERNATIVES, Stream } from "./stream.js";
+
+const BATCH_MILLISECONDS = 14;
+const UNDER_WAY = 2; // batches that the page has not drawn
+const LOOK_MILLISECONDS = 30; // between looks at new settings while a slow text waits
+
+let model = null;
+let stream = null;
+let settings = null; // sampling, seed, rate: characters a second, or null
+let work = Promise.resolve();
+let text = 0; // the latest
+let pauses = 0;
+let underWay = 0;
+let wake = () => {};
+
+const tick = new MessageChannel();
+const nextTask = () =>
+  new Promise((resolve) => {
+    tick.port1.onmessage = resolve;
+    tick.port2.postMessage(null);
+  });
+const rest = (milliseconds) =>
+  new Promise((resolve) => {
+    wake = resolve;
+    setTimeout(resolve, milliseconds);
+  });
+
+const commands = {
+  async load({ description }) {
+    ort.env.wasm.numThreads = 1; // more need headers that not every web server sends
+    ort.env.wasm.wasmPaths = { wasm: new URL("./onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
+    const bytes = await fetched(new URL("./model/model.onnx", import.meta.url));
+    model = await Model.load(ort, bytes, new Description(description));
+    postMessage({ kind: "loaded" });
+  },
+
+  async begin({ text: mine, ids }) {
+    stream = new Stream(model);
+    if (!ids.length) await stream.readStart();
+    postMessage({ kind: "origin", text: mine, state: stream.state });
+    await produce({ text: mine, given: true }, ids.length, (index) => stream.read(ids[index]), () => mine !== text);
+  },
+
+  async restore({ state, id, position }) {
+    stream = new Stream(model);
+    await stream.restore(state, id, position);
+  },
+
+  async run({ text: mine, count, pauses: before }) {
+    const isOver = () => mine !== text || before !== pauses;
+    const make = () => stream.next(settings.sampling, settings.seed);
+    const isDone = await produce({ text: mine, given: false }, count, make, isOver);
+    postMessage({ kind: "paused", text: mine, isDone });
+  },
+};
+
+onmessage = ({ data }) => {
+  if (data.settings) settings = data.settings;
+  if (data.kind === "begin" || data.kind === "restore") text = data.text;
+  if (data.kind === "pause") pauses++;
+  if (data.kind === "drawn") underWay--;
+  if (data.kind in commands) {
+    const command = { ...data, text, pauses };
+    work = work.then(() => commands[data.kind](command)).catch((error) => {
+      postMessage({ kind: "failed", message: String(error?.message ?? error), isFatal: data.kind === "load" });
+    });
+  }
+  wake();
+};
+
+/** Sends `count` characters that `make(index)` gives, unless it `isOver` before; returns whether all were sent. */
+async function produce(about, count, make, isOver) {
+  let due = performance.now();
+  for (let index = 0; index < count; ) {
+    await nextTask(); // lets messages arrive
+    while (!isOver() && underWay >= UNDER_WAY) await rest(LOOK_MILLISECONDS);
+    const rate = about.given ? null : settings.rate;
+    while (!isOver() && rate && settings.rate === rate && performance.now() < due) {
+      await rest(Math.min(LOOK_MILLISECONDS, due - performance.now()));
+    }
+    if (isOver()) return false;
+    const batch = new Batch(model.description.stateSize);
+    const end = performance.now() + BATCH_MILLISECONDS;
+    do {
+      batch.add(await make(index++), stream.state);
+      due = Math.max(due + (rate ? 1000 / rate : 0), performance.now() - 100);
+    } while (index < count && performance.now() < end && (!rate || due <= performance.now()));
+    underWay++;
+    batch.send(about);
+  }
+  return true;
+}
+
+/** Characters that are sent together. */
+class Batch {
+  #shown = [];
+  #states = [];
+  #stateSize;
+
+  constructor(stateSize) {
+    this.#stateSize = stateSize;
+  }
+
+  add(shown, state) {
+    this.#shown.push(shown);
+    this.#states.push(state);
+  }
+
+  send(about) {
+    const count = this.#shown.length;
+    const message = {
+      kind: "characters",
+      ...about,
+      ids: Uint32Array.from(this.#shown, ({ id }) => id),
+      logprobs: Float32Array.from(this.#shown, ({ logprob }) => logprob),
+      alternatives: new Uint32Array(count * ALTERNATIVES),
+      alternativeLogprobs: new Float32Array(count * ALTERNATIVES).fill(NaN), // NaN: there is none
+      states: new Float32Array(count * this.#stateSize),
+    };
+    this.#shown.forEach(({ ids, logprobs }, index) => {
+      message.alternatives.set(ids, index * ALTERNATIVES);
+      message.alternativeLogprobs.set(logprobs, index * ALTERNATIVES);
+      message.states.set(this.#states[index], index * this.#stateSize);
+    });
+    const { ids, logprobs, alternatives, alternativeLogprobs, states } = message;
+    postMessage(message, [ids, logprobs, alternatives, alternativeLogprobs, states].map(({ buffer }) => buffer));
+  }
+}
+
+async function fetched(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`${url.pathname} cannot be loaded: ${answer.status}`);
+  return new Uint8Array(await answer.arrayBuffer());
+}
