@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from rill.bundle import MANIFEST, Bundle, read_bundle
+from rill.files import naming
 from rill.page.errors import PageError
 from rill.page.runtime import PACKAGE, VERSIONS, Runtime, fetch_runtime, read_runtime
 from rill.page.site import check_target, write_site
@@ -55,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
         target = check_target(options.out, options.force, sources)
         runtime = read_runtime(options.onnxruntime_web) if options.onnxruntime_web else fetch_runtime()
         files = _files(bundle, _training(options.bundle), runtime)
-        write_site(target, files)
+        with naming(options.out):
+            write_site(target, files)
     size = sum(map(len, files.values())) / 1e6
     print(f"{options.out}: {bundle.name} with {PACKAGE} {runtime.version}, {size:.1f} MB")
     if bundle.precision == "int8":
