@@ -16,7 +16,8 @@ from servers import ROOT
 # In the order in which a reader meets them; each page may use what the pages before it have made.
 PAGES = ["README.md", *(f"docs/guide/{name}.md" for name in ("client", "chat", "batch", "export"))]
 FENCE = re.compile(r"^```(?:\n|python\n(?=from rill import .*\n\nwith Client\())(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:\$ )?((?:rill|make|source|printf|pip) .*)")
+COMMAND = re.compile(r"(?:\$ )?((?:rill|make|source|printf|pip|curl|\$BIN/rill) .*)")
+SERVERS = re.compile(r"(?:\.venv/bin/)?rill (?:serve|demo)\b")
 RECORDED = "1. Train: "  # opens what `make demo` printed
 INSTALL = re.compile(r"pip install (\S+)")
 PROSE = "The river runs by the old mill, and the miller counts the sacks; none of them is his own.\n"
@@ -32,6 +33,13 @@ def commands_of(page: str) -> Iterator[str]:
                 found = COMMAND.fullmatch(line)
                 if found and not line.startswith("rill: "):
                     yield found[1]
+
+
+def last_words_of_make_demo() -> list[str]:
+    """The commands that `make demo` ends with, as it prints them."""
+    _, _, end = (ROOT / "scripts" / "demo").read_text().partition("\nNext, in ")
+    lines = end.replace("\\\\\n", " ").splitlines()
+    return [found[1].replace("$BIN", ".venv/bin") for line in lines if (found := COMMAND.fullmatch(line.strip()))]
 
 
 def test_the_extras_that_the_readme_installs_exist():
@@ -63,33 +71,49 @@ def checkout(tmp_path: Path) -> Path:
 
 def script_of(pages: list[str]) -> str:
     """A program for bash: each command, shown before it runs; a server keeps running, as in another terminal."""
-    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT"]
+    lines = [
+        "set -euo pipefail",
+        "trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT",
+        'curl() { command curl --fail-with-body "$@"; }',  # an answer that is an error ends the walk
+    ]
     for page in pages:
         lines.append(f"echo '# {page}'")
         for command in commands_of(page):
-            if command.startswith("pip "):
-                continue  # tests/install
-            shown = "'" + command.replace("'", "'\\''") + "'"
-            lines.append(f"printf '$ %s\\n' {shown}")
-            if command.startswith("rill serve "):
-                lines.append(f"{command} > serving & ")
-                lines.append("until [ -s serving ]; do kill -0 $!; sleep 0.1; done; cat serving")
-            elif command.startswith("rill chat"):
-                lines.append(f"printf 'ROMEO:\\n' | {command}")
-            else:
-                lines.append(command)
+            lines += run(command)
+            if command == "make demo":
+                lines += [line for last in last_words_of_make_demo() for line in run(last)]
     return "\n".join(lines) + "\n"
 
 
+def run(command: str) -> list[str]:
+    """Lines for bash that show and run a command; a server takes the place of the one before, which had its port."""
+    shown = "'" + command.replace("'", "'\\''") + "'"
+    lines = [f"printf '$ %s\\n' {shown}"]
+    if command.startswith("pip "):
+        lines.append("source .venv/bin/activate")  # which has it; tests/install installs
+    elif SERVERS.match(command):
+        lines.append('[ -z "${server-}" ] || { kill $server; wait $server || true; }')
+        lines.append(f": > serving; {command.partition('  #')[0]} > serving & server=$!")
+        lines.append("until [ -s serving ]; do kill -0 $server; sleep 0.1; done; cat serving")
+    elif "rill chat" in command:
+        lines.append(f"printf 'ROMEO:\\n' | {command}")
+    else:
+        lines.append(command)
+    return lines
+
+
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_readme_and_the_guide_run_as_printed(checkout, tmp_path):
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", 50051))
-        except OSError:
-            pytest.skip("port 50051, which the README uses, is taken on this machine")
+    for port in (50051, 8080):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                pytest.skip(f"port {port}, which the README uses, is taken on this machine")
+    if not shutil.which("curl"):
+        pytest.skip("needs curl, which the README uses")
     (tmp_path / "home").mkdir()
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path / "home"), "LANG": "C.UTF-8"}
     with subprocess.Popen(
@@ -103,7 +127,7 @@ def test_the_readme_and_the_guide_run_as_printed(checkout, tmp_path):
         start_new_session=True,
     ) as shell:
         try:
-            printed, _ = shell.communicate(timeout=840)
+            printed, _ = shell.communicate(timeout=1140)
         finally:
             if shell.poll() is None:
                 os.killpg(shell.pid, signal.SIGTERM)
