@@ -10,7 +10,7 @@ from rill.client.seeds import seed_of
 from rill.client.streams import AsyncMessageStream
 from rill.gateway.api.logprobs import LogprobLists, prompt_logprobs
 from rill.gateway.api.parameters import Completion
-from rill.gateway.api.prompts import ids_of, text_of
+from rill.gateway.api.prompts import biases_of, ids_of, text_of
 from rill.gateway.drain import Drain
 from rill.gateway.served_models import ServedModel
 from rill.v1 import rill_pb2 as pb
@@ -286,7 +286,7 @@ class Choice:
             top_p=completion.top_p,
             min_p=completion.min_p,
             seed=self.seed,
-            logit_bias={vocabulary.symbols[one]: bias for one, bias in completion.bias.items()},
+            logit_bias=biases_of(completion.bias, vocabulary),
         )
         ranks = completion.best_of > completion.n
         request = pb.GenerateRequest(

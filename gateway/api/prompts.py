@@ -1,6 +1,6 @@
 """Between the symbols of a model and the texts that its servers take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rill.gateway.errors import ApiError
 from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
@@ -26,6 +26,16 @@ def ids_of(name: str, text: str, vocabulary: Vocabulary, field: str) -> list[int
         return vocabulary.encode(text)
     except UnknownCharacterError as error:
         raise ApiError(400, f"{name}: {error}", field) from None
+
+
+def biases_of(biases: Mapping[int, float], vocabulary: Vocabulary) -> dict[str, float]:
+    """Return biases by symbol; one of `<unk>`, which is never generated, is left out. Raises ApiError."""
+    symbols = vocabulary.symbols
+    for one in biases:
+        if one >= len(symbols):
+            message = f"logit_bias: {one} is not the id of a symbol; those of the model are 0 to {len(symbols) - 1}"
+            raise ApiError(400, message, "logit_bias")
+    return {symbols[one]: bias for one, bias in biases.items() if symbols[one] != UNKNOWN}
 
 
 def _unknown_character(vocabulary: Vocabulary) -> str:

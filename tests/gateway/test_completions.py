@@ -80,3 +80,11 @@ def test_a_field_that_is_wrong_is_named(post):
         "param": "temperature",
         "code": None,
     }
+
+
+def test_a_bias_names_symbols_that_the_model_has(post):
+    """Not one beyond the last, which is no fault of the gateway's."""
+    answer = post(prompt="the ", logit_bias={"56": 1, "57": 1})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "logit_bias"
+    assert "57 is not the id of a symbol; those of the model are 0 to 56" in answer.json()["error"]["message"]
