@@ -4,6 +4,8 @@
 //   view.truncate(length); view.clear(); view.length; view.text
 //   view.shade = null | (position) => a number from -1 to 1, or null;  view.reshade()   null: bits of surprise
 //   view.describe = null | (position) => a line for the tip
+//   view.marked = the position of a character that stands out, or -1
+//   view.box(position): where a character is in the window
 //
 // Events, with detail.position: "inspect" when the pointer or the cursor reaches a character, "choose" for a click or
 // Enter. The arrow keys, Home, End, Page Up and Page Down move the cursor; Escape hides the tip.
@@ -15,12 +17,16 @@ const PART = 2048; // characters after which a line end begins a new part, so th
 const LONGEST_LINE = 8192; // a part ends here without a line end
 const TIP_ROWS = 8;
 const NAMES = { "\n": "↵", "\t": "⇥", " ": "␣", "\r": "␍", "\u00a0": "⍽", "\u3000": "□" };
+// Characters that would be invisible, or change how others are shown; joiners and variation selectors are needed.
+const UNSEEN = /^(?![\n\t\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]$/u;
 const LINE_END = /[\n\r\u2028\u2029]/;
 
 /** A symbol as it can be seen: spaces and line ends by a sign. */
 export function visible(text) {
   if (NAMES[text]) return NAMES[text];
   const code = text.codePointAt(0);
+  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
+  if (code === 0x7f) return "␡";
   const unseen = /^[\p{C}\p{Z}\p{M}]$/u.test(text);
   return unseen ? `U+${code.toString(16).toUpperCase().padStart(4, "0")}` : text;
 }
@@ -38,6 +44,7 @@ export class TextView extends HTMLElement {
   #partLength = 0;
   #shade = null;
   #cursor = -1;
+  #marked = -1;
   #tip = null;
   #spoken = null;
 
@@ -81,6 +88,22 @@ export class TextView extends HTMLElement {
     this.reshade();
   }
 
+  get marked() {
+    return this.#marked;
+  }
+
+  set marked(position) {
+    if (position === this.#marked) return;
+    this.#spans[this.#marked]?.classList.remove("marked");
+    this.#marked = position;
+    this.#spans[position]?.classList.add("marked");
+  }
+
+  /** Returns the box of a character in the window, as a DOMRect. */
+  box(position) {
+    return this.#spans[position].getBoundingClientRect();
+  }
+
   /** Adds characters at the end; a view that stood at its end stays there. */
   add(entries) {
     if (!entries.length) return;
@@ -97,6 +120,7 @@ export class TextView extends HTMLElement {
     this.#part = this.lastElementChild;
     this.#partLength = this.#part ? this.#part.childNodes.length : 0;
     if (this.#cursor >= length) this.#cursor = -1;
+    if (this.#marked >= length) this.#marked = -1;
     this.#hide();
   }
 
@@ -131,6 +155,7 @@ export class TextView extends HTMLElement {
     }
     const span = document.createElement("span");
     span.textContent = entry.text;
+    if (UNSEEN.test(entry.text)) span.dataset.sign = visible(entry.text);
     span.position = this.#entries.length;
     this.#entries.push(entry);
     this.#spans.push(span);
@@ -143,7 +168,8 @@ export class TextView extends HTMLElement {
     const entry = this.#entries[position];
     const given = entry.given ? " given" : "";
     const cursor = position === this.#cursor ? " cursor" : "";
-    return this.#level(entry, position) + given + cursor;
+    const marked = position === this.#marked ? " marked" : "";
+    return this.#level(entry, position) + given + cursor + marked;
   }
 
   #level(entry, position) {
@@ -182,7 +208,10 @@ export class TextView extends HTMLElement {
   #key(event) {
     const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -400, PageDown: 400 }[event.key];
     const last = this.#spans.length - 1;
-    if (event.key === "Escape") return this.#hide();
+    if (event.key === "Escape") {
+      if (!this.#tip.hidden) event.preventDefault(); // for this key, the tip comes first
+      return this.#hide();
+    }
     if (last < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
     const here = this.#cursor < 0 ? last : this.#cursor;
     if (event.key === "Enter" || event.key === " ") {

@@ -1,0 +1,111 @@
+// The versions of a text. A fork is a branch: it shares the beginning of another and goes on differently.
+//
+// A branch has entries, one for each character, the given ones (a prompt, what was fed) included, and marks: resume
+// tokens of the places that it passed. Between a mark and the next nothing but generating happened, with the parameters
+// in the mark's token, so that what is between them can be generated again from there, exactly.
+
+/** One version of a text. */
+export class Branch {
+  entries = []; // { text, logprob, alternatives, given }, as <rill-text> has them
+  marks = []; // { index, token, position, sampling } by index: after `index` entries, of which `position` were generated;
+  // `sampling`, if there, is what the token does not say yet
+  usesStops = false; // a token of it may have stop strings
+  version = 0; // changes when entries that were shown have changed
+
+  constructor(id, parent, start, cause) {
+    this.id = id;
+    this.parent = parent; // another branch, or null
+    this.start = start; // how many entries it shares with its parent
+    this.cause = cause; // why it is there, for people
+  }
+
+  get length() {
+    return this.entries.length;
+  }
+
+  /** The text of entries, all or those from `start` to `end`. */
+  text(start = 0, end = this.length) {
+    let text = "";
+    for (let index = start; index < end; index++) text += this.entries[index].text;
+    return text;
+  }
+
+  /** Adds a mark. A later one at the same place replaces it: a change of parameters came between them. */
+  mark(index, token, position) {
+    let at = this.marks.length;
+    while (at > 0 && this.marks[at - 1].index > index) at--;
+    const replaces = at > 0 && this.marks[at - 1].index === index;
+    this.marks.splice(replaces ? at - 1 : at, replaces ? 1 : 0, { index, token, position });
+  }
+
+  /** Returns the last mark at or before an entry; undefined inside the prompt. */
+  markBefore(index) {
+    return this.marks.findLast((mark) => mark.index <= index);
+  }
+
+  /** Replaces all entries by others of the same text: they are shown again. */
+  replace(entries) {
+    this.entries = entries;
+    this.version++;
+  }
+
+  /** Forgets everything from `index` on. */
+  truncate(index) {
+    this.entries.length = Math.min(this.entries.length, index);
+    this.marks = this.marks.filter((mark) => mark.index <= index);
+  }
+}
+
+/** The branches of a text and the one that is shown. */
+export class Branches {
+  #list = [];
+  #count = 0;
+
+  current = null;
+
+  get all() {
+    return [...this.#list];
+  }
+
+  /** Begins another text, which has nothing in common with those before: they are forgotten. */
+  begin(cause) {
+    this.#list = [];
+    this.#count = 0;
+    return this.#add(null, 0, cause);
+  }
+
+  /** Leaves the present branch after `index` entries. */
+  fork(index, cause) {
+    const parent = this.current;
+    const branch = this.#add(parent, index, cause);
+    branch.entries = parent.entries.slice(0, index);
+    branch.marks = parent.marks.filter((mark) => mark.index <= index);
+    branch.usesStops = parent.usesStops;
+    return branch;
+  }
+
+  /** Shows another branch. */
+  select(branch) {
+    this.current = branch;
+  }
+
+  /** Returns to the branch that the present one left; returns it, or null if there is none. */
+  back() {
+    if (!this.current?.parent) return null;
+    this.current = this.current.parent;
+    return this.current;
+  }
+
+  /** How many forks lie between a branch and the first one. */
+  depth(branch) {
+    let depth = 0;
+    for (let at = branch.parent; at; at = at.parent) depth++;
+    return depth;
+  }
+
+  #add(parent, start, cause) {
+    this.current = new Branch(++this.#count, parent, start, cause);
+    this.#list.push(this.current);
+    return this.current;
+  }
+}

@@ -1,0 +1,305 @@
+// The playground: what buttons, keys and settings do.
+
+import { bearerToken, keepBearerToken } from "./access.js";
+import { toStandardAlphabet, toUrlAlphabet } from "./base64.js";
+import { Controls } from "./controls.js";
+import { copy } from "./copy.js";
+import { Difference } from "./difference.js";
+import { ForkMenu, quoted } from "./fork_menu.js";
+import { Pane } from "./pane.js";
+import { Problem } from "./problem.js";
+import { RequestPanel } from "./request_panel.js";
+import { Server } from "./server.js";
+import { listen } from "./shortcuts.js";
+import { drawVersions } from "./versions.js";
+
+const LOOK_EVERY = 5000; // ms between two looks at the server's load
+const element = (id) => document.getElementById(id);
+
+const server = new Server();
+const panes = [new Pane(server, changed), new Pane(server, changed)];
+const difference = new Difference();
+const forkMenu = new ForkMenu();
+const controls = new Controls(settingsChanged);
+const requestPanel = new RequestPanel(requestFrom);
+let started = { model: "", prompt: "", fromToken: false }; // what the text on the page began with
+let isFrameAsked = false;
+
+/** The panes that are shown. */
+function shown() {
+  return element("panes").classList.contains("two") ? panes : panes.slice(0, 1);
+}
+
+// What people do.
+
+function start() {
+  const prompt = element("prompt").value;
+  if (!prompt.isWellFormed()) return showProblem("The prompt has half a character (a lone surrogate) in it; remove it.");
+  controls.followForm();
+  if (!isValid()) return;
+  const [first, second] = [element("model").value, element("other-model").value];
+  started = { model: first, prompt, fromToken: false };
+  setPanes(second ? [first, second] : [first]);
+  for (const pane of shown()) pane.session.start(pane.model, prompt, controls.settings);
+}
+
+function pauseOrGoOn() {
+  if (shown().some((pane) => pane.session.isLive)) return shown().map((pane) => pane.session.pause());
+  if (!isValid()) return undefined;
+  return shown().map((pane) => pane.session.resume(controls.settings));
+}
+
+function fork(pane, position) {
+  const { session, view } = pane;
+  const entry = session.branch?.entries[position];
+  if (!entry) return;
+  forkMenu.open(view, position, entry, ({ isNewSeed, alternative }) => {
+    if (isNewSeed) controls.drawSeed();
+    if (!isValid()) return;
+    const cause = alternative ? `${quoted(alternative.text)} for ${quoted(entry.text)}` : `seed ${controls.settings.seed ?? session.seed}`;
+    const feed = alternative ? { ...entry, ...alternative, given: true } : null;
+    session.fork(position, cause, controls.settings, feed);
+    drawRequest();
+  });
+}
+
+function back() {
+  for (const { session } of shown()) {
+    const parent = session.branch?.parent;
+    if (parent) session.select(parent);
+  }
+}
+
+function continueFromToken(event) {
+  event.preventDefault();
+  let token;
+  try {
+    token = toStandardAlphabet(element("pasted").value);
+    if (!token) throw new Error("Paste a resume token first.");
+  } catch (error) {
+    element("pasted").setAttribute("aria-invalid", "true");
+    return showProblem(error.message);
+  }
+  element("pasted").setAttribute("aria-invalid", "false");
+  controls.followToken();
+  if (!isValid()) return undefined;
+  started = { model: "", prompt: "", fromToken: true };
+  setPanes([""]);
+  return panes[0].session.continueFrom(token, controls.settings);
+}
+
+function settingsChanged(settings) {
+  if (isValid()) for (const { session } of shown()) session.change(settings);
+  drawRequest();
+}
+
+async function useBearerToken(event) {
+  event.preventDefault();
+  keepBearerToken(element("bearer").value.trim());
+  element("bearer").value = "";
+  await look();
+}
+
+// What is shown.
+
+function setPanes(models) {
+  const isTwo = models.length > 1;
+  element("panes").classList.toggle("two", isTwo);
+  if (!isTwo) panes[1].session.abort();
+  element("panes").replaceChildren(...panes.slice(0, models.length).map((pane) => pane.element));
+  models.forEach((model, at) => {
+    panes[at].model = model;
+    panes[at].name(isTwo ? model : "");
+  });
+  difference.reset();
+  element("difference").hidden = true;
+}
+
+function isValid() {
+  showProblem(controls.fault);
+  return !controls.fault;
+}
+
+function showProblem(sentence) {
+  const problem = element("problem");
+  if (problem.textContent !== sentence) problem.textContent = sentence;
+  problem.hidden = !sentence;
+}
+
+/** A session has changed its state. */
+function changed(pane) {
+  if (!shown().includes(pane)) return;
+  const sessions = shown().map(({ session }) => session);
+  const isLive = sessions.some((session) => session.isLive);
+  const failed = sessions.find((session) => session.state === "failed");
+  const told = failed ?? sessions.find((session) => session.isLive) ?? sessions[0];
+  showProblem(failed ? failed.problem.message : "");
+  if (failed?.problem.status === 401) askForBearerToken();
+  element("status").dataset.state = told.state;
+  const status = sentenceFor(told);
+  if (element("status").textContent !== status) element("status").textContent = status;
+  element("start").textContent = told.state === "empty" ? "Start" : "Start over";
+  element("pause").disabled = !told.branch;
+  element("pause").textContent = isLive ? "Pause" : "Go on";
+  element("back").disabled = !sessions.some((session) => session.branch?.parent);
+  drawTree();
+  drawToken();
+  drawRequest();
+  askForFrame();
+}
+
+function sentenceFor({ state, branch, problem }) {
+  const count = branch ? branch.length.toLocaleString("en") : 0;
+  switch (state) {
+    case "starting":
+      return "Starting";
+    case "running":
+      return "The text grows";
+    case "waiting":
+      return `Waiting to go on: ${problem.message}`;
+    case "paused":
+      return `Paused after ${count} characters`;
+    case "ended":
+      return `Complete: ${count} characters`;
+    case "failed":
+      return "The text could not go on";
+    default:
+      return "";
+  }
+}
+
+function drawTree() {
+  const forked = shown().filter(({ session }) => session.branches.all.length > 1);
+  element("versions").hidden = !forked.length;
+  const lists = forked.map(({ session }) => {
+    const list = document.createElement("ul");
+    list.className = "versions";
+    drawVersions(list, session, (branch) => session.select(branch));
+    return list;
+  });
+  element("version-list").replaceChildren(...lists);
+}
+
+function drawToken() {
+  const { session } = panes[0];
+  const mark = session.lastMark;
+  const token = mark ? toUrlAlphabet(mark.token) : "";
+  if (element("token").value !== token) element("token").value = token;
+  element("token-place").textContent = mark ? `after ${mark.index.toLocaleString("en")} characters` : "";
+  element("copy-token").disabled = !token;
+}
+
+function drawRequest() {
+  requestPanel.draw();
+}
+
+/** What a request from the prompt, or from the end of the text, would ask for; null if there is no such place. */
+function requestFrom(origin) {
+  const { settings } = controls;
+  if (controls.fault) return null;
+  if (origin === "prompt") {
+    if (!started.fromToken) return { model: element("model").value, prompt: element("prompt").value, token: "", settings };
+  }
+  const mark = panes[0].session.lastMark;
+  return mark ? { model: element("model").value, prompt: "", token: mark.token, settings } : null;
+}
+
+function askForFrame() {
+  if (isFrameAsked) return;
+  isFrameAsked = true;
+  requestAnimationFrame(draw);
+}
+
+function draw(now) {
+  isFrameAsked = false;
+  const goesOn = shown().map((pane) => pane.draw(now));
+  if (shown().length > 1) drawDifference();
+  if (goesOn.some((more) => more)) askForFrame();
+}
+
+function drawDifference() {
+  const [one, other] = panes.map(({ session }) => session.branch?.entries ?? []);
+  const at = difference.find(one, other);
+  const note = element("difference");
+  note.hidden = false;
+  const length = Math.min(one.length, other.length).toLocaleString("en");
+  const text = at === null
+    ? `The texts are equal as far as both go: ${length} characters.`
+    : `The first difference is at character ${(at + 1).toLocaleString("en")}.`;
+  if (note.textContent !== text) note.textContent = text;
+  for (const { view } of panes) if (at !== null && at < view.length) view.marked = at;
+}
+
+// The server.
+
+async function look() {
+  let seen;
+  try {
+    seen = await server.look();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    element("load").textContent = "";
+    if (error.status === 401) askForBearerToken();
+    else element("load").textContent = error.message;
+    return;
+  }
+  element("access").hidden = !bearerToken();
+  element("bearer-state").textContent = bearerToken() ? "accepted" : "";
+  if (element("problem").textContent === TOKEN_NEEDED) showProblem("");
+  drawModels(seen.models.filter((model) => model.streamable));
+  drawLoad(seen);
+}
+
+const TOKEN_NEEDED = "This server asks for a bearer token.";
+
+function askForBearerToken() {
+  element("bearer-state").textContent = bearerToken() ? "refused" : "";
+  if (!element("access").hidden) return;
+  element("access").hidden = false;
+  element("bearer").focus();
+}
+
+function drawModels(models) {
+  const names = models.map(({ name }) => name);
+  const first = element("model");
+  if (names.join("\n") === [...first.options].map((option) => option.value).join("\n")) return;
+  const second = element("other-model");
+  const [chosen, besides] = [first.value, second.value];
+  const options = models.map((model) => new Option(`${model.name} (${model.precision})`, model.name));
+  first.replaceChildren(...options);
+  if (names.includes(chosen)) first.value = chosen;
+  second.replaceChildren(new Option("no other", ""), ...options.map((option) => option.cloneNode(true)));
+  if (names.includes(besides)) second.value = besides;
+  second.hidden = element("other-label").hidden = models.length < 2;
+  drawRequest();
+}
+
+function drawLoad({ streams_running: running, streams_waiting: waiting, max_streams: most, draining }) {
+  const number = (count) => count.toLocaleString("en");
+  const of = most ? ` of ${number(most)}` : "";
+  const line = `${number(running)}${of} ${running === 1 && !most ? "stream" : "streams"}`;
+  element("load").textContent = `${line}${waiting ? `, ${number(waiting)} waiting` : ""}${draining ? ", draining" : ""}`;
+}
+
+// The beginning.
+
+setPanes([""]);
+panes.forEach((pane) => pane.view.addEventListener("choose", (event) => fork(pane, event.detail.position)));
+element("start").addEventListener("click", start);
+element("pause").addEventListener("click", pauseOrGoOn);
+element("back").addEventListener("click", back);
+element("paste-form").addEventListener("submit", continueFromToken);
+element("access").addEventListener("submit", useBearerToken);
+element("copy-token").addEventListener("click", (event) => copy(element("token").value, event.currentTarget));
+element("model").addEventListener("change", drawRequest);
+element("prompt").addEventListener("input", () => {
+  const { length } = Array.from(element("prompt").value);
+  element("prompt-length").textContent = length ? `${length.toLocaleString("en")} characters` : "";
+  drawRequest();
+});
+element("shading").addEventListener("change", (event) => (element("legend").hidden = !event.target.checked));
+listen({ start, pauseOrGoOn, back }, forkMenu);
+drawRequest();
+await look();
+setInterval(() => document.visibilityState === "visible" && look(), LOOK_EVERY);
+setInterval(drawToken, 1000);

@@ -1,0 +1,29 @@
+// Errors that people read.
+
+const PASSING = new Set([429, 502, 503, 504]);
+
+/** What went wrong, as a sentence; `passing`: it may work later. */
+export class Problem extends Error {
+  constructor(sentence, { status = 0, code = "", requestId = "", passing = PASSING.has(status) } = {}) {
+    super(requestId ? `${sentence} (request ${requestId})` : sentence);
+    this.status = status;
+    this.code = code; // such as SESSION_IDLE
+    this.passing = passing;
+  }
+
+  /** Reads an error in OpenAI's form. */
+  static fromBody(body, status, requestId = "") {
+    const { message, code } = body?.error ?? {};
+    return new Problem(sentenceOf(message || `the gateway answered with status ${status}`), {
+      status,
+      code: String(code ?? "").toUpperCase(),
+      requestId: String(message).includes(requestId) ? "" : requestId,
+    });
+  }
+}
+
+/** A message of a program as a sentence. */
+export function sentenceOf(message) {
+  const text = String(message).trim();
+  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?…)]$/.test(text) ? "" : ".");
+}

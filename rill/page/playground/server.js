@@ -1,0 +1,52 @@
+// What the gateway says of its servers, and reads for the page.
+
+import { headers } from "./access.js";
+import { toStandardAlphabet } from "./base64.js";
+import { Problem } from "./problem.js";
+
+const ALTERNATIVES = 5;
+
+/** The servers behind the gateway that the page came from. */
+export class Server {
+  /** Returns the models, the first one being the one that is served if none is named, and how busy the server is. */
+  async look() {
+    return this.#ask("v1/load");
+  }
+
+  /** Throws a Problem that says why the gateway refuses this page; returns if it does not. */
+  async check() {
+    await this.#ask("v1/models");
+  }
+
+  /** Lets a model read a prompt; returns the resume token after it (standard base64), and the text's entries. */
+  async read(model, text) {
+    const body = { model: model || undefined, text, as_prompt: true, top_logprobs: ALTERNATIVES };
+    const { resume_token: token, top } = await this.#ask("v1/score", body);
+    return { token: toStandardAlphabet(token), entries: top.map(givenEntry) };
+  }
+
+  async #ask(path, body) {
+    const init = body
+      ? { method: "POST", headers: { ...headers(), "content-type": "application/json" }, body: JSON.stringify(body) }
+      : { headers: headers() };
+    let response;
+    try {
+      response = await fetch(new URL(path, document.baseURI), { ...init, credentials: "omit", cache: "no-store" });
+    } catch {
+      throw new Problem("The gateway cannot be reached.", { passing: true });
+    }
+    const requestId = response.headers.get("x-request-id") ?? "";
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok) throw Problem.fromBody(answer, response.status, requestId);
+    return answer;
+  }
+}
+
+function givenEntry({ character, logprob, alternatives = [] }) {
+  return {
+    text: character,
+    given: true,
+    logprob: typeof logprob === "number" ? logprob : null,
+    alternatives: alternatives.map((other) => ({ text: other.character, logprob: Number(other.logprob ?? 0) })),
+  };
+}
