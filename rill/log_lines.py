@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+LOG_FORMATS = ("text", "json")
+
 _FLAG, _VARIABLE, _KEY = "--log-format", "RILL_SERVE_LOG_FORMAT", r"""^\s*log-format\s*=\s*["']json["']"""
 
 

@@ -20,10 +20,9 @@ from configargparse import ArgumentParser, ConfigFileParser, ConfigFileParserExc
 
 from rill.addresses import abstract_name, checked_host, socket_path
 from rill.files import output_file
-from rill.log_lines import report_error
+from rill.log_lines import LOG_FORMATS, report_error
 
 ENVIRONMENT = "RILL_SERVE_"  # then the flag's name in capitals
-LOG_FORMATS = ("text", "json")
 COUNT = (0, 1_000_000)  # bounds
 SECONDS = (0, float("inf"))
 

@@ -15,9 +15,9 @@ import grpc
 import grpc.aio
 from google.rpc.status_pb2 import Status
 
+from rill.request_ids import REQUEST_ID, request_id
 from rill.serve.access.reloaded_files import ReloadedFiles, read_file, warn_if_others_may_read
 from rill.serve.errors import StartError
-from rill.serve.request_ids import REQUEST_ID, request_id
 
 FLAG = "--auth-token-file"
 SHORTEST = 16  # characters of a token

@@ -7,6 +7,7 @@ import time
 import grpc
 import grpc.aio
 
+from rill.request_ids import REQUEST_ID, request_id
 from rill.serve.api.responses import CallTimes, Sendable
 from rill.serve.api.stalls import ClientWait
 from rill.serve.api.statuses import Context, code_of, reason_of
@@ -14,7 +15,6 @@ from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import ServeError
 from rill.serve.observe.ledger import Ledger
 from rill.serve.observe.metrics import ModelMetrics, call_latency_of, calls_of, rejections_of
-from rill.serve.request_ids import REQUEST_ID, request_id
 
 # A client whose deadline has passed cancels at that moment, which may be before our own clock reaches it.
 DEADLINE_SECONDS = 0.1

@@ -13,8 +13,8 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from rill.request_ids import REQUEST_ID, request_id
 from rill.serve.errors import RequestError
-from rill.serve.request_ids import REQUEST_ID, request_id
 
 Handler = Any  # grpc.RpcMethodHandler, which has parameters in the stubs only
 

@@ -41,7 +41,7 @@ from rill.serve.operate.memory import prepare_memory
 from rill.serve.operate.ports import bind, own_address, require_free
 from rill.serve.operate.private_listener import PrivateListener, make_identity
 from rill.serve.operate.profile import Profile, ProfilingCall, ProfilingResponses, ProfilingTimer
-from rill.serve.operate.signals import delivered, end_at_once
+from rill.signals import delivered, end_at_once
 from rill.streams import discard_output
 from rill.v1 import rill_pb2 as pb
 

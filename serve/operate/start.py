@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 
+from rill.logs import finish_logging, start_logging, stderr
 from rill.serve.config import Options, ServerConfig
 from rill.serve.errors import BrokenEngineError, StartError
-from rill.serve.observe.logs import finish_logging, start_logging, stderr
+from rill.serve.observe.metrics import DROPPED_LINES
 from rill.serve.observe.page import Readiness, page
 from rill.serve.operate.http_gateway import require_usable
 from rill.serve.operate.ports import is_exposed
@@ -19,7 +20,7 @@ def start(options: Options, messages: Sequence[str] = ()) -> int:
     `messages` are what libraries have written so far.
     """
     config = options.config
-    start_logging(config.log_format, config.access_log, stderr())
+    start_logging(config.log_format, config.access_log, stderr(), on_dropped=DROPPED_LINES.inc)
     for message in messages:
         log.warning("%s", message)
     hosts = [("", config.host)] if config.http_port is None else [("", config.host), ("for HTTP ", config.http_host)]

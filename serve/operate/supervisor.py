@@ -27,7 +27,7 @@ from rill.serve.operate.http_gateway import running
 from rill.serve.operate.ports import require_http_free, reserved
 from rill.serve.operate.private_listener import HOST, PrivateListener, make_identity
 from rill.serve.operate.server import announce, load_keys, log, log_token_lifetime
-from rill.serve.operate.signals import delivered
+from rill.signals import delivered
 
 MOST_FAILURES = 6  # in a row of a process that does serve for a moment; then it does not count as one that serves
 LAST_SECONDS = 5.0  # to end, beyond the drain; then processes are killed

@@ -31,8 +31,9 @@ def main() -> int:
         messages: list[str] = []
         # Only now, so that the parent learns why it fails, in an environment that has been broken meanwhile.
         with captured_stderr(messages) if config.log_format == "json" else nullcontext():
+            from rill.logs import finish_logging, start_logging, stderr  # noqa: PLC0415
             from rill.serve.errors import BrokenEngineError, StartError  # noqa: PLC0415
-            from rill.serve.observe.logs import finish_logging, start_logging, stderr  # noqa: PLC0415
+            from rill.serve.observe.metrics import DROPPED_LINES  # noqa: PLC0415
             from rill.serve.observe.page import Readiness  # noqa: PLC0415
             from rill.serve.operate.server import Parent, log, serve  # noqa: PLC0415
     except EOFError:  # the parent has ended
@@ -40,7 +41,7 @@ def main() -> int:
     except Exception as error:
         print(f"error: it cannot be loaded: {type(error).__name__}: {error}".replace("\n", " "), flush=True)
         return 2
-    start_logging(config.log_format, config.access_log, stderr(), {"engine": number})
+    start_logging(config.log_format, config.access_log, stderr(), {"engine": number}, DROPPED_LINES.inc)
     for message in messages:
         log.warning("%s", message)
 

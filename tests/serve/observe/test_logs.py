@@ -14,8 +14,8 @@ import grpc
 import pytest
 from servers import run_server, wait_until
 
-from rill.serve.observe import logs
-from rill.serve.request_ids import REQUEST_ID, request_id
+from rill import logs
+from rill.request_ids import REQUEST_ID, request_id
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -225,7 +225,7 @@ def test_a_client_that_leaves_while_it_is_answered_is_a_line(said, has_traceback
     """However often that happens; other log records of gRPC keep their traceback."""
     program = f"""
 import logging
-from rill.serve.observe.logs import start_logging, stderr
+from rill.logs import start_logging, stderr
 writer = start_logging("text", True, stderr())
 try:
     raise ValueError("gone")

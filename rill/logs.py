@@ -13,17 +13,15 @@ import re
 import select
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from rill.log_lines import json_line
-from rill.serve.config import LOG_FORMATS
-from rill.serve.observe.metrics import DROPPED_LINES
+from rill.log_lines import LOG_FORMATS, json_line
 
 WAITING_LINES = 10_000  # at most: a few megabytes
 TOGETHER_SECONDS = 0.05  # for which a line waits for more
-STOP_SECONDS = 1.0  # for which the server's end waits for the last lines
+STOP_SECONDS = 1.0  # for which the process's end waits for the last lines
 PIPE_BYTES = 4096  # PIPE_BUF of Linux
 
 Lines = queue.SimpleQueue[bytes]  # an empty line ends it
@@ -60,14 +58,19 @@ FORMATS = dict(zip(LOG_FORMATS, (TextFormatter, JsonFormatter), strict=True))
 class QueueHandler(logging.Handler):
     """Turns records into lines and queues them for the writer's thread; adds `fields` to every record.
 
-    `dropped` counts the lines that found the queue full.
+    `dropped` counts the lines that found the queue full; `on_dropped` is called with each number of lost lines.
     """
 
-    def __init__(self, formatter: logging.Formatter, fields: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        formatter: logging.Formatter,
+        fields: Mapping[str, Any] | None = None,
+        on_dropped: Callable[[int], None] = lambda _: None,
+    ) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self.queue: Lines = queue.SimpleQueue()
-        self.dropped = 0
+        self.dropped, self.on_dropped = 0, on_dropped
         self._fields = fields or {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -76,7 +79,7 @@ class QueueHandler(logging.Handler):
             self.queue.put(self.line(record))
         else:
             self.dropped += 1
-            DROPPED_LINES.inc()
+            self.on_dropped(1)
 
     def line(self, record: logging.LogRecord) -> bytes:
         """Return the line of a record."""
@@ -140,7 +143,7 @@ class Writer(threading.Thread):
             for chunk in _chunks(lines):
                 self._write_chunk(chunk)
         except OSError:  # the reader has closed it
-            DROPPED_LINES.inc(len(lines))
+            self._source.on_dropped(len(lines))
 
     def _write_chunk(self, chunk: bytes) -> None:
         left = memoryview(chunk)
@@ -154,16 +157,23 @@ class Writer(threading.Thread):
 _writers: list[Writer] = []  # of this process
 
 
-def start_logging(form: str, calls: bool, descriptor: int, fields: Mapping[str, Any] | None = None) -> Writer:
+def start_logging(
+    form: str,
+    calls: bool,
+    descriptor: int,
+    fields: Mapping[str, Any] | None = None,
+    on_dropped: Callable[[int], None] = lambda _: None,
+) -> Writer:
     """Write all logs from INFO on to `descriptor`, in a format of LOG_FORMATS; with `calls`, a line for each call.
 
-    All lines have the `fields`. Other libraries' logs, from WARNING on, Python's warnings and exceptions that nothing
-    catches are written the same way: no code that logs waits for the reader.
+    All lines have the `fields`. `on_dropped` is called, in any thread, with each number of lines that are lost. Other
+    libraries' logs, from WARNING on, Python's warnings and exceptions that nothing catches are written the same way: no
+    code that logs waits for the reader.
     """
     # Do not collect what no format shows (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = QueueHandler(FORMATS[form](), fields)
+    handler = QueueHandler(FORMATS[form](), fields, on_dropped)
     writer = Writer(descriptor, handler)
     writer.start()
     _writers.append(writer)

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rill.serve.observe.logs import finish_logging
+from rill.logs import finish_logging
 
 Handlers = Mapping[signal.Signals, Callable[[], None]]
 

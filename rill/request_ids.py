@@ -15,5 +15,15 @@ def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """Return the client's own id, in printable ASCII without spaces, or a new one: 16 hex digits."""
     for key, value in metadata:
         if key == REQUEST_ID and value:
-            return re.sub("[^!-~]", "_", str(value)[:LONGEST_ID])
+            return harmless_id(str(value))
+    return new_id()
+
+
+def harmless_id(given: str) -> str:
+    """Return an id as it can be logged and sent: printable ASCII without spaces, not too long."""
+    return re.sub("[^!-~]", "_", given[:LONGEST_ID])
+
+
+def new_id() -> str:
+    """Return 16 random hex digits."""
     return f"{random.getrandbits(64):016x}"
