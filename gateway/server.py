@@ -1,63 +1,117 @@
 """The life of a gateway: listen, serve until a signal, drain."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
-import uvicorn
-
-from rill.addresses import checked_host, join
+from rill.addresses import is_loopback, join
 from rill.client.aio import AsyncClient
+from rill.client.security import Security
 from rill.gateway.app import make_app
-from rill.gateway.config import GatewayConfig
+from rill.gateway.config import GatewayConfig, StartError
+from rill.gateway.connections import Connections
 from rill.gateway.drain import Drain
+from rill.gateway.listen import listeners
+from rill.gateway.readiness import Readiness
 from rill.gateway.servers import Servers
+from rill.gateway.tls import Certificates
+from rill.signals import delivered
+from rill.streams import discard_output
+
+STOP_SECONDS = 1.0  # for the last bytes of answers
+
+log = logging.getLogger("rill")
 
 
-async def serve(config: GatewayConfig) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status."""
-    try:
-        listener = _listen(config)
-    except (OSError, ValueError) as error:
-        print(f"error: cannot listen on {join(config.host, config.port)}: {error}", file=sys.stderr)
-        return 2
+async def serve(config: GatewayConfig, security: Security) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the gateway at once. Raises StartError."""
+    certificates = Certificates(config.http_tls_cert, config.http_tls_key) if config.http_tls_cert else None
+    stop: asyncio.Queue[None] = asyncio.Queue()
     drain = Drain()
-    client = AsyncClient(config.target, begin_seconds=config.retry_seconds, security=config.security)
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(Servers(client), drain), lifespan="off", log_config=None, access_log=False)
-    )
+    on_stop = partial(stop.put_nowait, None)
+    client = AsyncClient(config.target, begin_seconds=config.retry_seconds, security=security)
+    readiness = Readiness(config.target, security)
+    with (
+        delivered({signal.SIGTERM: on_stop, signal.SIGINT: on_stop, signal.SIGHUP: lambda: None}),
+        _sockets(config) as sockets,
+    ):
+        async with client, readiness:
+            connections = Connections(make_app(config, Servers(client), readiness, drain), config)
+            async with _accepting(connections, sockets, certificates):
+                _announce(config, sockets[0].getsockname()[1])
+                if config.end_with_stdin:
+                    _call_at_end_of_stdin(on_stop)
+                await stop.get()
+                log.info("draining: %s", connections.unfinished)
+                drain.begin()
+                await _first(connections.finish(config.drain_seconds), stop.get())
+    log.info("stopped")
+
+
+@contextmanager
+def _sockets(config: GatewayConfig) -> Iterator[list[socket.socket]]:
+    sockets = listeners(config)
+    try:
+        yield sockets
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+@asynccontextmanager
+async def _accepting(
+    connections: Connections, sockets: list[socket.socket], certificates: Certificates | None
+) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    context = certificates.context() if certificates else None
+    handshake = connections.read_seconds if context else None
+    servers = [
+        await loop.create_server(connections.accept, sock=one, ssl=context, ssl_handshake_timeout=handshake)
+        for one in sockets
+    ]
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.close()
+        await connections.close(STOP_SECONDS)
+
+
+def _announce(config: GatewayConfig, port: int) -> None:
+    scheme = "https" if config.http_tls_cert else "http"
+    if not (is_loopback(config.host) or config.http_tls_cert):
+        log.warning("listening on %s without encryption: texts and bearer tokens can be read in transit", config.host)
+    try:
+        print(f"rill: http on {scheme}://{join(config.host, port)}", flush=True)
+    except OSError as error:  # whoever waits for it would wait forever
+        discard_output()
+        raise StartError(f"cannot write to stdout: {error.strerror}") from None
+
+
+def _call_at_end_of_stdin(on_end: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        drain.begin()
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    if config.end_with_stdin:
-        threading.Thread(target=_call_at_end_of_stdin, args=(loop, stop), daemon=True).start()
-    async with client:
-        print(f"rill: http on http://{join(config.host, listener.getsockname()[1])}", flush=True)
-        await server._serve([listener])  # `serve` would take the signals
-    return 0
-
-
-def _listen(config: GatewayConfig) -> socket.socket:
-    host = checked_host(config.host)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, config.port), family=family, backlog=2048)
-    listener.setblocking(False)
-    return listener
-
-
-def _call_at_end_of_stdin(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with suppress(OSError):  # it cannot be read
-        while os.read(0, 1024):
+    def wait() -> None:
+        try:
+            while os.read(sys.stdin.fileno(), 1024):
+                pass
+        except OSError:
             pass
-    with suppress(RuntimeError):  # the loop has ended
-        loop.call_soon_threadsafe(call)
+        loop.call_soon_threadsafe(on_end)
+
+    threading.Thread(target=wait, name="rill-stdin", daemon=True).start()
+
+
+async def _first(*awaited: object) -> None:
+    """Return when one of these coroutines has; the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in awaited]  # type: ignore[call-overload]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

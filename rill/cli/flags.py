@@ -9,7 +9,8 @@ from rill.cli.local_server import local_server
 from rill.client.errors import ServerError
 from rill.client.retry import RETRY_SECONDS
 from rill.client.security import Security
-from rill.client.security_flags import add_security, security_of
+from rill.client.security_files import security_of
+from rill.client.security_flags import add_security
 from rill.texts import text_argument
 
 DEFAULT_TARGET = "127.0.0.1:50051"

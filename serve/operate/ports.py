@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 
-from rill.addresses import DEFAULT_PORT, abstract_name, checked_host, is_loopback, join, socket_path, unix_address
+from rill.addresses import abstract_name, is_loopback, join, socket_path, unix_address
+from rill.listening import LOCALHOST, cause, family, is_usable, socket_address, usable_hosts
 from rill.serve.config import ServerConfig
 from rill.serve.errors import StartError
 
 TRIES = 20  # to find a port that is free at all addresses
 TURN_SECONDS = 10.0  # for the other processes to bind the port
-PRIVILEGED = 1024  # the first port that needs no privileges
-_LOCALHOST = ("127.0.0.1", "::1")  # also where the system's table of hosts has only one of them
 
 
 def is_tcp(host: str) -> bool:
@@ -55,7 +54,7 @@ def own_address(config: ServerConfig, address: str) -> str:
         return address
     host = _usable_hosts(config.host)[0]
     if host == "::":  # of IPv4, too; and a machine may have neither of the two
-        host = next(filter(_is_usable, _LOCALHOST), host)
+        host = next(filter(is_usable, LOCALHOST), host)
     return join({"0.0.0.0": "127.0.0.1"}.get(host, host), int(address.rpartition(":")[2]))
 
 
@@ -95,7 +94,7 @@ def reserved(config: ServerConfig, flag: str = "--port") -> Iterator[int]:
                 if config.port == 0 and error.errno == errno.EADDRINUSE and tries_left:
                     continue  # it is free at the first address only
                 where = join(config.host, config.port)
-                raise StartError(f"cannot listen on {where}: {_cause(error, port, flag)}") from None
+                raise StartError(f"cannot listen on {where}: {cause(error, port, flag)}") from None
             with _ipv6_kept_out(config, hosts, port):
                 pass  # none of the processes will have to wait for it
             yield port
@@ -111,56 +110,20 @@ def _bound(address: str, add_port: Callable[[str], int]) -> str:
 
 def _usable_hosts(host: str) -> list[str]:
     """Return the IP addresses of a host that are this machine's. Raises StartError if it has none."""
-    name = checked_host(host)
     try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError):
-        found = []
-    hosts = list(_LOCALHOST) if name == "localhost" else list(dict.fromkeys(_numeric(entry[4]) for entry in found))
-    if not hosts:
-        raise StartError(f"cannot listen on {host}: there is no host of that name")
-    if hosts == ["::"] and not _is_usable("::"):  # there is no IPv6 here
-        return ["0.0.0.0"]
-    usable = [address for address in hosts if _is_usable(address)]
-    if not usable:
-        raise StartError(f"cannot listen on {host}: it is not an address of this machine")
-    return usable
-
-
-def _numeric(address: tuple[object, ...]) -> str:
-    """Return an IP address with its zone, if it has one."""
-    host, scope = str(address[0]), address[3] if len(address) > 3 else 0  # IPv6 has four fields
-    return f"{host.partition('%')[0]}%{socket.if_indextoname(scope)}" if isinstance(scope, int) and scope else host
-
-
-def _is_usable(host: str) -> bool:
-    try:
-        with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-            probe.bind(_address(host, 0))
-    except OSError as error:
-        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-    return True
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _address(host: str, port: int) -> tuple[object, ...]:
-    if ":" not in host:
-        return (host, port)
-    bare, _, zone = host.partition("%")
-    return (bare, port, 0, socket.if_nametoindex(zone) if zone else 0)
+        return usable_hosts(host)
+    except ValueError as error:
+        raise StartError(f"cannot listen on {host}: {error}") from None
 
 
 def _hold(stack: ExitStack, host: str, port: int) -> int:
     """Bind a socket that does not listen; return its port. Raises OSError."""
-    keeper = stack.enter_context(socket.socket(_family(host), socket.SOCK_STREAM))
+    keeper = stack.enter_context(socket.socket(family(host), socket.SOCK_STREAM))
     if host == "::":  # as gRPC does: all addresses, of IPv4 too
         keeper.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     # Connections of a server that has ended do not matter.
     keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    keeper.bind(_address(host, port))
+    keeper.bind(socket_address(host, port))
     # Only after the bind, which thus fails if any process has the port, even one that would share it.
     keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     if hasattr(socket, "SO_REUSEPORT"):
@@ -216,7 +179,7 @@ def _check_socket_path(path: str) -> None:
         except ConnectionRefusedError:
             _attempt(where, lambda: os.unlink(path))
         except OSError as error:
-            raise StartError(f"{where}: {path} exists, and {_cause(error)}") from None
+            raise StartError(f"{where}: {path} exists, and {cause(error)}") from None
         else:
             raise StartError(f"{where}: in use by a server that is running")
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
@@ -228,17 +191,4 @@ def _attempt(where: str, action: Callable[[], None]) -> None:
     try:
         action()
     except OSError as error:
-        raise StartError(f"{where}: {_cause(error)}") from None
-
-
-def _cause(error: OSError, port: int = DEFAULT_PORT, flag: str = "--port") -> str:
-    """Say why an address cannot be bound, and what to do."""
-    if error.errno == errno.EADDRINUSE:
-        return f"in use by another program: stop it, or choose another {flag} (0 takes a free one)"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        if port < PRIVILEGED:
-            return f"permission denied: ports below {PRIVILEGED} need privileges; choose another {flag}"
-        return "permission denied"
-    if error.errno == errno.ENOENT:
-        return "there is no such folder"
-    return (error.strerror or str(error)).lower()
+        raise StartError(f"{where}: {cause(error)}") from None

@@ -22,5 +22,5 @@ def test_it_ends_with_its_parent_s_pipe():
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout.readline().startswith("rill: http on http://127.0.0.1:")
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=20)[0] == ""
         assert process.returncode == 0

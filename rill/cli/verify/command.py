@@ -29,7 +29,7 @@ from rill.cli.models import find_generator
 from rill.cli.verify.checks import Finding, Json, Subject, VerifyError, findings_of
 from rill.client.errors import ServerError
 from rill.client.security import Security
-from rill.client.security_flags import security_of
+from rill.client.security_files import security_of
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 

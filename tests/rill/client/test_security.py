@@ -16,7 +16,7 @@ from servers import ROOT, run_server
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.security import Security
-from rill.client.security_flags import security_of
+from rill.client.security_files import security_of
 from rill.client.sync import Client
 
 TOKEN = "a-token-for-the-tests-0123"

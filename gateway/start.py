@@ -1,0 +1,20 @@
+"""Start the gateway: its log, its life, its exit status."""
+
+import asyncio
+
+from rill.client.security_files import security_of
+from rill.gateway.config import GatewayConfig, StartError
+from rill.gateway.metrics import DROPPED_LINES
+from rill.gateway.server import serve
+from rill.logs import finish_logging, start_logging, stderr
+
+
+def start(config: GatewayConfig) -> int:
+    """Serve until a signal; returns the exit status: 2 if the gateway could not start."""
+    start_logging(config.log_format, config.access_log, stderr(), on_dropped=DROPPED_LINES.inc)
+    try:
+        asyncio.run(serve(config, security_of(config.connection)))
+    except (StartError, ValueError) as error:
+        finish_logging(str(error))
+        return 2
+    return 0

@@ -1,0 +1,75 @@
+"""The gateway's own TLS: its certificate, which is read again for the next connection after it was renewed."""
+
+import logging
+import os
+import ssl
+from pathlib import Path
+from typing import NoReturn
+
+from rill.gateway.config import StartError
+
+log = logging.getLogger("rill")
+
+
+class Certificates:
+    """A certificate chain and its private key, in PEM. Raises StartError."""
+
+    def __init__(self, cert: str, key: str) -> None:
+        self._cert, self._key = cert, key
+        self._seen = self._versions()
+        self._context = self._read()
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context to listen with; it uses the files as they are when a connection is made."""
+        context = self._read()
+        context.sni_callback = self._choose
+        return context
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
+        if (now := self._versions()) != self._seen:
+            self._seen = now
+            try:
+                self._context = self._read()
+                log.info("%s, %s: read again", self._cert, self._key)
+            except StartError as error:
+                log.error("%s; the previous certificate stays in use", error)
+        connection.context = self._context
+
+    def _read(self) -> ssl.SSLContext:
+        for flag, path in (("--http-tls-cert", self._cert), ("--http-tls-key", self._key)):
+            try:
+                if not Path(path).is_file():
+                    raise StartError(f"{flag} {path} {'is not a file' if Path(path).exists() else 'does not exist'}")
+                Path(path).open("rb").close()
+            except OSError as error:
+                raise StartError(f"{flag} {path} cannot be read: {error.strerror}") from None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(self._cert, self._key, self._refuse_password)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise StartError(
+                    f"--http-tls-key {self._key} does not belong to the certificate in --http-tls-cert {self._cert}"
+                ) from None
+            raise StartError(
+                f"--http-tls-cert {self._cert} and --http-tls-key {self._key} are not a certificate chain and its "
+                f"private key in PEM: {error.reason or error}"
+            ) from None
+        return context
+
+    def _refuse_password(self) -> NoReturn:
+        raise StartError(f"--http-tls-key {self._key} is encrypted with a password: decrypt it with openssl pkey")
+
+    def _versions(self) -> list[tuple[int, ...]]:
+        """Return for each file what changes with its content; a missing file has a version, too."""
+        versions: list[tuple[int, ...]] = []
+        for path in (self._cert, self._key):
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                versions.append((error.errno or 0,))
+            else:
+                versions.append((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return versions
