@@ -62,7 +62,7 @@ async def main():
     models = Catalog(config.bundles, model_maker(config, print))
     await models.start()
     service = TextGeneration(models, ResumeTokens(load_keys(config), config.resume_ttl), config)
-    async with listening(service, models, config) as (target, _), AsyncClient(target) as client:
+    async with listening(service, models, config) as (target, *_), AsyncClient(target) as client:
         text = "".join([piece async for piece in client.generate("a", max_chars=50, top_k=3)])
     await models.close()
     print(len(text), *{{"torch", "onnx"}} & set(sys.modules))
