@@ -41,7 +41,7 @@ def local_server(bundle: str, *flags: str, key: str | None = None) -> Iterator[s
         flags = (*flags, "--resume-key-file", key_file)
     command = python_command("rill.cli.local_server", bundle, "--port", "0", "--no-access-log", *flags)
     with (
-        _sigterm_unwinds(),
+        sigterm_unwinds(),
         memory_file() as log,
         subprocess.Popen(
             command,
@@ -119,7 +119,7 @@ def _shared_key() -> str | None:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
+def sigterm_unwinds() -> Iterator[None]:
     """Let SIGTERM leave the context, with exit status 143."""
     if threading.current_thread() is not threading.main_thread():
         yield

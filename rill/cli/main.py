@@ -10,6 +10,7 @@ from rill.streams import end_output, run_with_streams
 
 # In the order of the help. Each such command is a module with `add_arguments(parser)` and `run(options)`.
 ABOUT = {
+    "demo": "serve a small model that ships with Rill, over gRPC and HTTP, and say what to try",
     "train": "train a model on a text",
     "export": "export trained models to ONNX bundles",
     "serve": "serve bundles over gRPC",
@@ -25,6 +26,7 @@ ABOUT = {
     "verify": "check that a bundle's texts are the same alone, in a crowd, chunked and resumed",
 }
 CLIENTS = {
+    "demo": "rill.cli.demo",
     "generate": "rill.cli.generate",
     "chat": "rill.cli.chat.command",
     "score": "rill.cli.score",
@@ -42,7 +44,7 @@ Small recurrent character models: train them, export them to ONNX, serve them, a
 
 {"".join(f"  {name:9} {line}{chr(10)}" for name, line in ABOUT.items())}
   rill COMMAND --help describes a command, rill --version prints the version.
-  To begin with:  rill generate "ROMEO:" --bundle bundles/demo
+  To begin with:  rill demo
 """
 
 
