@@ -11,8 +11,10 @@ from starlette.routing import BaseRoute, Route
 from rill.client.errors import ServerError
 from rill.gateway.api.completions import completions
 from rill.gateway.api.health import health, metrics, ready, show_version
-from rill.gateway.api.models import models
+from rill.gateway.api.models import model, models
 from rill.gateway.api.page import page_routes
+from rill.gateway.api.score import score
+from rill.gateway.api.tokens import detokenize, tokenize, tokenizer_info
 from rill.gateway.config import GatewayConfig
 from rill.gateway.drain import Drain
 from rill.gateway.errors import ApiError, answer_with_error
@@ -28,7 +30,12 @@ def make_app(config: GatewayConfig, servers: Servers, readiness: Readiness, drai
         Route("/ready", ready),
         Route("/version", show_version),
         Route("/v1/models", models),
+        Route("/v1/models/{id}", model),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/score", score, methods=["POST"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/tokenizer_info", tokenizer_info),
         *page_routes(),
     ]
     if config.metrics:

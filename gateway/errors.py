@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rill.client.errors import ServerError
+from rill.client.origin import Origin
 
 _TYPES = {
     401: "authentication_error",
@@ -61,6 +62,8 @@ class ApiError(Exception):
     def from_server(cls, error: ServerError, names: Mapping[str, str] = _FIELDS) -> "ApiError":
         """Convert the error of a server; `names` has those of rill.proto that the caller knows by another one."""
         status = 409 if error.reason == _OTHER_MODEL else _STATUSES.get(error.code, 500)
+        if status == 429 and error.retry_seconds is None and error.origin is Origin.SERVER:
+            status = 413  # a message that is too large
         message, param, headers = str(error), None, {}
         if error.field:
             field = error.field.rpartition(".")[2]

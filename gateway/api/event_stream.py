@@ -6,6 +6,9 @@ from typing import Protocol
 from starlette.types import Receive, Scope, Send
 
 from rill.gateway.api.disconnects import Disconnect
+from rill.gateway.errors import ApiError
+
+DONE = b"data: [DONE]\n\n"  # after everything, as OpenAI's clients expect
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -41,3 +44,8 @@ class EventStream:
                 await send({"type": "http.response.body"})
         finally:
             await self._source.aclose()
+
+
+def error_event(error: ApiError) -> bytes:
+    """Return the event of an error, after which there is no other."""
+    return b"event: error\ndata: " + error.json + b"\n\n"

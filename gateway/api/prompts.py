@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rill.gateway.api.fields import shown
 from rill.gateway.errors import ApiError
 from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
 
@@ -9,15 +10,20 @@ from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
 def text_of(name: str, ids: Sequence[int], vocabulary: Vocabulary, field: str) -> str:
     """Return the text that a server reads as these ids. Raises ApiError."""
     symbols = vocabulary.symbols
-    size = len(symbols)
     for at, one in enumerate(ids):
-        if not 0 <= one < size:
-            message = f"{name}[{at}] is {one}; the ids of the model's symbols are 0 to {size - 1}"
-            raise ApiError(400, message, field)
+        if not 0 <= one < len(symbols):
+            check_id(f"{name}[{at}] is", one, vocabulary, field)
     if vocabulary.unknown_id is None:
         return vocabulary.decode(ids)
     unknown = _unknown_character(vocabulary)
     return "".join(unknown if symbols[one] == UNKNOWN else symbols[one] for one in ids)
+
+
+def check_id(found: str, one: int, vocabulary: Vocabulary, field: str) -> None:
+    """Raise ApiError, which begins with `found`, for what is not the id of a symbol."""
+    if not 0 <= one < len(vocabulary):
+        last = len(vocabulary) - 1
+        raise ApiError(400, f"{found} {shown(one)}; the ids of the model's symbols are 0 to {last}", field)
 
 
 def ids_of(name: str, text: str, vocabulary: Vocabulary, field: str) -> list[int]:

@@ -3,19 +3,18 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 
 from rill.client.errors import ServerError
 from rill.gateway.api.choices import Choice, Job, Piece, Prompt, Seeds
+from rill.gateway.api.event_stream import DONE, error_event
 from rill.gateway.api.logprobs import LogprobLists
 from rill.gateway.api.merging import merged
 from rill.gateway.api.parameters import encoded_token
 from rill.gateway.errors import ApiError, as_api_error
-from rill.gateway.served_models import Listing
 
 AT_ONCE = 64  # texts of one request
-DONE = b"data: [DONE]\n\n"
 
 
 def draining_error() -> ApiError:
@@ -57,25 +56,12 @@ class Texts:
             f'"model":{quoted(job.model.name)},"system_fingerprint":"{job.model.fingerprint}","choices":['
         )
 
-    async def begin(self, listing: Awaitable[Listing]) -> bool:
-        """Wait for the first piece; tell whether its model is the one that was meant. Raises ServerError, ApiError.
-
-        `listing` is of models that are served after the first call has begun.
-        """
-        first = asyncio.create_task(self._anext())
-        try:
-            self._ending = asyncio.create_task(self._end_with_gateway())
-            listed = (await listing).models.get(self._job.model.name)
-            if listed == self._job.model:
-                self._first = await first
-                if self._first is None:
-                    raise draining_error()
-                return True
-        except BaseException:
-            await self._abandon(first)
-            raise
-        await self._abandon(first)
-        return False
+    async def begin(self) -> None:
+        """Wait for the first piece. Raises ServerError and ApiError."""
+        self._ending = asyncio.create_task(self._end_with_gateway())
+        self._first = await anext(self._pieces, None)
+        if self._first is None:
+            raise draining_error()
 
     async def aclose(self) -> None:
         """End all texts."""
@@ -99,9 +85,9 @@ class Texts:
                     return
                 yield chunk
                 piece = await anext(self._pieces, None)
-            yield await self._last_chunks() + _error_event(draining_error())
+            yield await self._last_chunks() + error_event(draining_error())
         except (ServerError, ApiError) as error:
-            yield await self._last_chunks(has_server=False) + _error_event(as_api_error(error))
+            yield await self._last_chunks(has_server=False) + error_event(as_api_error(error))
 
     async def _last_chunks(self, has_server: bool = True) -> bytes:
         """Return chunks without an end for the texts that are cut off, with tokens for exactly where they are.
@@ -131,16 +117,8 @@ class Texts:
             self._choice(index, answer.choice, answer.whole, is_first=True, is_one_of_many=len(chosen) > 1)
             for index, answer in enumerate(chosen)
         )
-        rill = self._rill(chosen[0].whole if len(chosen) == 1 else None)
+        rill = self._rill(chosen[0].whole if len(chosen) == 1 else None, True)
         return f'{self._head}{choices}],"usage":{self._usage()},"rill":{rill}}}'.encode()
-
-    async def _anext(self) -> Piece | None:
-        return await anext(self._pieces, None)
-
-    async def _abandon(self, first: "asyncio.Task[Piece | None]") -> None:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await self.aclose()
 
     async def _end_with_gateway(self) -> None:
         """End the streams where they are when the gateway drains."""
@@ -163,8 +141,8 @@ class Texts:
         completion = self._job.completion
         is_first, choice.is_begun = not choice.is_begun, True
         rill = ""
-        if piece.seed is not None or piece.finish or (piece.token and completion.resume_every):
-            rill = f',"rill":{self._rill(piece)}'
+        if is_first or piece.finish or piece.seed is not None or (piece.token and completion.resume_every):
+            rill = f',"rill":{self._rill(piece, is_first)}'
         usage = ""
         if completion.include_usage:
             usage = f',"usage":{self._usage() if completion.continuous_usage else "null"}'
@@ -179,15 +157,15 @@ class Texts:
             if is_first:
                 more += f',"prompt_token_ids":{choice.prompt.ids}'
         if is_one_of_many:
-            more += f',"rill":{self._rill(piece)}'
+            more += f',"rill":{self._rill(piece, False)}'
         logprobs = piece.logprobs.json if piece.logprobs else "null"
         finish = f'"{piece.finish}"' if piece.finish else "null"
         return f'{{"index":{index},"text":{quoted(piece.text)},"logprobs":{logprobs},"finish_reason":{finish}{more}}}'
 
-    def _rill(self, piece: Piece | None) -> str:
+    def _rill(self, piece: Piece | None, names_model: bool) -> str:
         """Return what only Rill knows: a seed as a text, since JavaScript has no larger number than 2^53."""
         model, parts = self._job.model, []
-        if piece is None or piece.seed is not None:
+        if names_model:
             parts = [f'"model_id":"{model.model_id}"', f'"numerics":{quoted(model.numerics)}']
         if piece:
             if piece.seed is not None:
@@ -238,7 +216,3 @@ class _Answer:
         return Piece(
             self.choice, text, self._logprobs, last.token, last.position, self._seed, last.finish, self._echoed
         )
-
-
-def _error_event(error: ApiError) -> bytes:
-    return b"event: error\ndata: " + error.json + b"\n\n"
