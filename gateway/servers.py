@@ -5,11 +5,9 @@ from collections import OrderedDict
 from starlette.requests import HTTPConnection
 
 from rill.client.aio import AsyncClient
-from rill.client.requests import checked_id
 from rill.gateway.errors import ApiError
 from rill.gateway.served_models import ServedModels
 
-REQUEST_ID = "x-request-id"
 MOST_TOKENS = 256  # clients that are kept
 
 
@@ -46,11 +44,3 @@ class Servers:
         if len(self._by_token) > MOST_TOKENS:
             self._by_token.popitem(last=False)
         return client
-
-
-def request_id_of(request: HTTPConnection) -> str:
-    """Return the id that a request's calls have in the logs of servers: its own, if it is one, or a new one."""
-    try:
-        return checked_id(request.headers.get(REQUEST_ID, ""))
-    except ValueError:
-        return checked_id("")

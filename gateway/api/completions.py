@@ -12,7 +12,7 @@ from rill.gateway.api.parameters import Completion, completion_of
 from rill.gateway.api.resolution import ATTEMPTS, begun_with, model_for, replaced_error
 from rill.gateway.api.texts import Texts, draining_error
 from rill.gateway.drain import Drain
-from rill.gateway.servers import Servers, request_id_of
+from rill.gateway.servers import Servers
 
 
 async def completions(request: Request) -> Response | EventStream:
@@ -33,7 +33,7 @@ async def _begun(request: Request, completion: Completion) -> Texts:
     """Return the texts once the first has begun, of the model that was served then."""
     servers: Servers = request.app.state.servers
     drain: Drain = request.app.state.drain
-    client, request_id = servers.for_request(request), request_id_of(request)
+    client, request_id = servers.for_request(request), request.state.request_id
     reads_once = True
     for attempt in range(ATTEMPTS):
         if drain.has_begun:

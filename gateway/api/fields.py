@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from rill.gateway.errors import ApiError
 
@@ -16,10 +16,7 @@ LARGEST_EXACT = 2**53  # of the whole numbers that JSON may write as 16.0
 
 async def fields_of(request: Request) -> "Fields":
     """Read the body of a request: one JSON object."""
-    try:
-        found = parsed(await request.body())
-    except ClientDisconnect:
-        raise ApiError(499, "the client left before its body was complete") from None
+    found = parsed(await request.body())
     if not isinstance(found, dict):
         raise ApiError(400, f"the body must be a JSON object, not {shown(found)}")
     return Fields(found)

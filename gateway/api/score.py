@@ -21,7 +21,7 @@ from rill.gateway.api.parameters import encoded_token, token_of
 from rill.gateway.api.resolution import ATTEMPTS, begun_with, model_for, replaced_error
 from rill.gateway.errors import ApiError
 from rill.gateway.served_models import ServedModel
-from rill.gateway.servers import Servers, request_id_of
+from rill.gateway.servers import Servers
 from rill.v1 import rill_pb2 as pb
 
 MOST_COLLECTED = 4_000_000  # log-probabilities that an answer may have which is not streamed
@@ -76,7 +76,7 @@ def _wanted(fields: Fields) -> ScoreFields:
 async def _begun(request: Request, wanted: ScoreFields) -> "Scores":
     """Return the scores once the first has arrived, of the model that was served then."""
     servers: Servers = request.app.state.servers
-    client, request_id = servers.for_request(request), request_id_of(request)
+    client, request_id = servers.for_request(request), request.state.request_id
     for _ in range(ATTEMPTS):
         model = await model_for(servers, client, wanted.model, wanted.resume_token)
         messages = client.score(

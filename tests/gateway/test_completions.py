@@ -11,7 +11,7 @@ from rill.client.seeds import seed_of
 
 @pytest.fixture(scope="module")
 def http(gateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=gateway.url) as client:
+    with httpx.Client(base_url=gateway.url, headers={"content-type": "application/json"}) as client:
         yield client
 
 
