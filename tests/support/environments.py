@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
+from types import MappingProxyType
 
 from servers import ROOT
 
@@ -29,13 +30,20 @@ class Environment:
         return str(self.folder / ("Scripts" if os.name == "nt" else "bin") / program)
 
     def run(
-        self, program: str, *arguments: object, cwd: Path, status: int = 0, timeout: float = 180, stdin: str = ""
+        self,
+        program: str,
+        *arguments: object,
+        cwd: Path,
+        status: int = 0,
+        timeout: float = 180,
+        stdin: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.CompletedProcess[str]:
         """Run one of its programs and compare the exit status."""
         done = subprocess.run(
             [self.path(program), *map(str, arguments)],
             cwd=cwd,
-            env=clean_environment(),
+            env=clean_environment() | environment,
             input=stdin,
             capture_output=True,
             text=True,

@@ -23,6 +23,9 @@ from servers import ROOT
 FOLDER = ROOT / ".venv" / "outside"
 COMPLETE = ".complete"  # a file in an environment that was made to its end
 NPM_SECONDS = 60
+OPENAI = "openai>=3,<4"  # for Python
+OPENAI_NPM = {"openai": "^6.49.0"}
+LANGCHAIN = "langchain-openai>=1.7,<2"
 
 
 def python(name: str, *requirements: str) -> Environment:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import outside
 import pytest
+from gateways import run_gateway
 from servers import ROOT, run_server
 
 from rill import Client
@@ -15,10 +17,10 @@ from rill import Client
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-def run_example(name: str, *arguments: object) -> str:
+def run_example(name: str, *arguments: object, python: str = sys.executable) -> str:
     """Run `python examples/NAME ARGUMENTS`; return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", f"examples/{name}", *map(str, arguments)],
+        [python, "-W", "error", f"examples/{name}", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -71,6 +73,30 @@ def test_grpc_raw(server):
     first, *_, last = run_example("grpc_raw.py", server.target, "ROMEO").splitlines()
     assert first.startswith("tiny: gru, 57 symbols, onnxruntime-")
     assert last.startswith("200 characters in ")
+
+
+def test_openai_client(server):
+    environment = outside.python("openai", outside.OPENAI)
+    with run_gateway(server.target) as gateway:
+        printed = run_example("openai_client.py", gateway.url, "ROMEO", python=environment.path("python"))
+    with server.client() as client:
+        text = "".join(client.generate("ROMEO", max_chars=400, temperature=0.7, seed=7))
+    assert printed == f"{text}\n[the second half again: {text[200:240]!r}…]\n"
+
+
+@pytest.mark.long
+def test_langchain_completion(server):
+    environment = outside.python("langchain", outside.LANGCHAIN)
+    with run_gateway(server.target) as gateway:
+        printed = run_example(
+            "langchain_completion.py", gateway.url, "ROMEO", "JULIA", python=environment.path("python")
+        )
+    first, second, text = printed.split("\n", 2)
+    with server.client() as client:
+        line = "".join(client.generate("ROMEO\n", max_chars=200, temperature=0.7, seed=7, stop="\n"))
+        assert text == "".join(client.generate("ROMEO\n", max_chars=200, temperature=0.7, seed=7)) + "\n"
+    assert first == f"ROMEO {line}"
+    assert second.startswith("JULIA ")
 
 
 def test_portable_onnx(tiny_folder):
