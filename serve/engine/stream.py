@@ -83,8 +83,8 @@ class Stream:
         waiting = self._until_snapshot if self._snapshot else self._after_snapshot
         text, snapshot = "".join(waiting), self._snapshot
         waiting.clear()
-        is_fast = self.spec.given and not self.spec.logprobs  # numbers alone, without alternatives
-        is_short = self.spec.logprobs is not None and not is_fast
+        alternatives = self.spec.logprobs
+        is_short = alternatives is not None and not (alternatives == 0 and self.spec.given)  # numbers alone are fast
         most = 1 if self.sent == 0 else LOGPROBS_AT_ONCE if is_short else len(text)
         if len(text) > most:
             waiting.append(text[most:])

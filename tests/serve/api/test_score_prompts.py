@@ -128,6 +128,16 @@ def test_a_prompt_in_two_parts(served, text, cut):
             assert shown == [entry.SerializeToString() for entry in whole_top]
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_that_begins_with_the_start_symbol_is_scored_like_its_rest(served, name):
+    text = TEXTS[name] * 30
+    plain, _, expected = served.score(model=name, text=text)
+    logprobs, _, total = served.score(model=name, text="\n" + text, as_prompt=True)
+    assert logprobs[1:].tobytes() == plain.tobytes()
+    assert total.chars == expected.chars
+    assert total.logprob == pytest.approx(expected.logprob, rel=1e-12)
+
+
 def test_after_the_token_of_a_stream(served):
     """The seed, the parameters and the stops of the token stay, as beside a prompt."""
     first = list(
