@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -137,6 +138,27 @@ def test_the_server_runs_with_the_lowest_versions_it_allows(builds: Builds, tmp_
     measured(f"lowest versions, serve-cpu: {', '.join(bounds)}")
     with serving(environment, tiny_folder, tmp_path) as target:
         _generates(environment, target, tmp_path)
+
+
+def test_thirty_seconds_from_pip_install_to_a_stream(builds: Builds, tmp_path, measured):
+    """`pip install`, `rill demo`, and the first event of the request that it suggests."""
+    environment = create(tmp_path / "venv", [builds.requirement("serve-cpu,http")])
+    start = time.monotonic()
+    command = [environment.path("rill"), "demo", "--port", "0", "--http-port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True) as demo:
+        try:
+            suggested = next(line for line in demo.stdout if "curl" in line)
+            assert (
+                subprocess.run(["bash", "-c", f"{suggested.strip()} | grep -m 1 ^data:"], check=False).returncode == 0
+            )
+            seconds = time.monotonic() - start
+        finally:
+            demo.send_signal(signal.SIGTERM)
+    assert demo.returncode == 0
+    measured(
+        f"serve-cpu and http: pip install {environment.seconds:.1f} s; rill demo to the first event {seconds:.1f} s"
+    )
+    assert environment.seconds + seconds <= 30 * TOLERANCE
 
 
 def test_how_fast_the_server_shows_its_help(serve_cpu: Environment, tmp_path, measured):

@@ -14,7 +14,11 @@ import pytest
 from servers import ROOT
 
 # In the order in which a reader meets them; each page may use what the pages before it have made.
-PAGES = ["README.md", *(f"docs/guide/{name}.md" for name in ("client", "chat", "batch", "export"))]
+PAGES = [
+    "docs/guide/demo.md",
+    "README.md",
+    *(f"docs/guide/{name}.md" for name in ("client", "chat", "batch", "export")),
+]
 FENCE = re.compile(r"^```(?:\n|python\n(?=from rill import .*\n\nwith Client\())(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:\$ )?((?:rill|make|source|printf|pip|curl|\$BIN/rill) .*)")
 SERVERS = re.compile(r"(?:\.venv/bin/)?rill (?:serve|demo)\b")
