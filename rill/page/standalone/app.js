@@ -25,6 +25,7 @@ class Page {
   #chosen = -1;
   #pointed = null; // [position, unit] under the pointer
   #arrivals = []; // [time, length] of the last second
+  #undrawn = 0; // messages with characters
   #saved = [];
   #lastSettings = { sampling: { temperature: 1, topK: 0, topP: 1, minP: 0 }, seed: 0n, rate: null };
   #view = element("text");
@@ -43,17 +44,22 @@ class Page {
   // What the worker says.
 
   #hear(message) {
-    if (message.kind === "characters") this.#worker.postMessage({ kind: "drawn" });
-    if (message.kind === "loaded") return this.#open();
-    if (message.kind === "failed") return this.#fail(message.message, message.isFatal);
-    if (message.text !== this.#text) return;
-    if (message.kind === "origin") this.#timeline.origin = message.state;
-    if (message.kind === "paused") this.#setRunning(false);
-    if (message.kind === "characters") {
-      const before = this.#timeline.length;
-      this.#timeline.add(message);
-      this.#draw(before);
+    const isOfThisText = message.text === this.#text;
+    if (message.kind === "loaded") this.#open();
+    else if (message.kind === "failed") this.#fail(message.message, message.isFatal);
+    else if (message.kind === "origin" && isOfThisText) this.#timeline.origin = message.state;
+    else if (message.kind === "paused" && isOfThisText) this.#setRunning(false);
+    else if (message.kind === "characters") {
+      if (isOfThisText) this.#timeline.add(message);
+      this.#undrawn++;
+      if (this.#undrawn === 1) requestAnimationFrame(() => this.#drawArrivals());
     }
+  }
+
+  /** Draws once a frame what has come. */
+  #drawArrivals() {
+    if (this.#view.length < this.#timeline.length) this.#draw(this.#view.length);
+    for (; this.#undrawn; this.#undrawn--) this.#worker.postMessage({ kind: "drawn" });
   }
 
   #open() {
@@ -157,7 +163,7 @@ class Page {
       const { ids, position, state, ...settings } = fromFile(this.#description, await file.text());
       const timeline = new Timeline(this.#description.stateSize, ALTERNATIVES, STATE_BYTES);
       timeline.addEarlier(ids, state, position);
-      this.#show({ ...settings, seed: BigInt(settings.seed) });
+      this.#show(settings);
       this.#continueWith(timeline);
     } catch (error) {
       this.#note("file-error", error.message);
@@ -238,6 +244,7 @@ class Page {
   }
 
   #setRunning(isRunning) {
+    if (this.#undrawn) this.#drawArrivals();
     this.#isRunning = isRunning;
     this.#arrivals = [];
     this.#showStatus();

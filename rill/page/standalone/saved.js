@@ -1,5 +1,7 @@
 // A state in a file: with the bundle's model, all that is needed to go on with its text.
 
+import { seedOf } from "./shared/philox.js";
+
 const FORMAT = 1;
 
 /** A stream as JSON. `state` is the one before the text's last character, as in a server's resume tokens. */
@@ -32,16 +34,18 @@ export function fromFile(description, content) {
   }
   if (saved?.rill_page_state !== FORMAT) throw new Error("This file is not a state that this page saved.");
   if (saved.model_id !== description.model_id) throw new Error(`This state is of another model (${saved.model}).`);
-  const { text, position, seed, sampling } = saved;
+  const { text, position, sampling } = saved;
   const state = new Float32Array(description.stateSize);
+  let seed;
   try {
+    seed = seedOf(saved.seed);
     description.parts.forEach((name, part) => state.set(floats(saved.states[name].float32, description.partSize), part * description.partSize));
   } catch {
     throw new Error("The state in this file is damaged.");
   }
   const isWhole = typeof text === "string" && text && Number.isSafeInteger(position) && position >= 0;
   const isNumbers = sampling && ["temperature", "topK", "topP", "minP"].every((name) => Number.isFinite(sampling[name]));
-  if (!isWhole || !isNumbers || !/^\d{1,20}$/.test(seed) || !state.every(Number.isFinite)) {
+  if (!isWhole || !isNumbers || !state.every(Number.isFinite)) {
     throw new Error("The state in this file is damaged.");
   }
   return { ids: description.encode(text), position, seed, sampling, state };

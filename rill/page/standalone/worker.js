@@ -11,7 +11,7 @@ import * as ort from "./onnxruntime/ort.js";
 import { Description, Model } from "./model.js";
 import { ALTERNATIVES, Stream } from "./stream.js";
 
-const BATCH_MILLISECONDS = 14;
+const BATCH_MILLISECONDS = 30;
 const UNDER_WAY = 2; // batches that the page has not drawn
 const LOOK_MILLISECONDS = 30; // between looks at new settings while a slow text waits
 
