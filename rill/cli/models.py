@@ -36,8 +36,9 @@ def run(options: argparse.Namespace) -> int:
             f"{model.name}: {model.cell} {model.layers} x {model.hidden}, {model.vocabulary_size} symbols, "
             f"{model.precision}, {model.provider}, {model.state_bytes} bytes a stream, {model.model_id[:12]}"
         )
+    of_most = f" of {response.max_streams}" if response.max_streams else ""  # 0: an earlier server
     print(
-        f"streams: {response.streams_running} running, {response.streams_waiting} waiting, "
+        f"streams: {response.streams_running} running{of_most}, {response.streams_waiting} waiting, "
         f"{response.streams_parked} parked" + (" (draining)" if response.draining else "")
     )
     return 0

@@ -269,15 +269,17 @@ class ModelInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model_id: _Optional[str] = ..., cell: _Optional[str] = ..., layers: _Optional[int] = ..., hidden: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., streamable: bool = ..., state_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., vocabulary: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models", "streams_running", "streams_waiting", "streams_parked", "draining")
+    __slots__ = ("models", "streams_running", "streams_waiting", "streams_parked", "draining", "max_streams")
     MODELS_FIELD_NUMBER: _ClassVar[int]
     STREAMS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     STREAMS_WAITING_FIELD_NUMBER: _ClassVar[int]
     STREAMS_PARKED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
     streams_running: int
     streams_waiting: int
     streams_parked: int
     draining: bool
-    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., streams_running: _Optional[int] = ..., streams_waiting: _Optional[int] = ..., streams_parked: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    max_streams: int
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., streams_running: _Optional[int] = ..., streams_waiting: _Optional[int] = ..., streams_parked: _Optional[int] = ..., draining: bool = ..., max_streams: _Optional[int] = ...) -> None: ...

@@ -183,6 +183,7 @@ class TextGeneration(TextGenerationServicer):
             streams_waiting=sum(model.slots.waiting for model in models),
             streams_parked=sum(model.parked for model in models),
             draining=self.draining,
+            max_streams=sum(model.slots.capacity for model in models),
         )
 
     def _find(self, parameters: GenerateParameters, call: Call) -> tuple[Model, OpenToken | None]:

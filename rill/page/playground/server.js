@@ -21,8 +21,14 @@ export class Server {
   /** Lets a model read a prompt; returns the resume token after it (standard base64), and the text's entries. */
   async read(model, text) {
     const body = { model: model || undefined, text, as_prompt: true, top_logprobs: ALTERNATIVES };
-    const { resume_token: token, top } = await this.#ask("v1/score", body);
-    return { token: toStandardAlphabet(token), entries: top.map(givenEntry) };
+    const { resume_token: token, logprobs, top_logprobs: top } = await this.#ask("v1/score", body);
+    const entries = Array.from(text, (character, at) => ({
+      text: character,
+      given: true,
+      logprob: logprobs[at],
+      alternatives: alternativesOf(top?.[at] ?? {}),
+    }));
+    return { token: toStandardAlphabet(token), entries };
   }
 
   async #ask(path, body) {
@@ -42,11 +48,9 @@ export class Server {
   }
 }
 
-function givenEntry({ character, logprob, alternatives = [] }) {
-  return {
-    text: character,
-    given: true,
-    logprob: typeof logprob === "number" ? logprob : null,
-    alternatives: alternatives.map((other) => ({ text: other.character, logprob: Number(other.logprob ?? 0) })),
-  };
+/** Alternatives by their text, the most probable first: objects of JavaScript have an order of their own. */
+function alternativesOf(logprobs) {
+  return Object.entries(logprobs)
+    .map(([text, logprob]) => ({ text, logprob }))
+    .sort((one, other) => other.logprob - one.logprob);
 }
