@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 from rill.client.errors import ServerError
 from rill.gateway.api.completions import completions
 from rill.gateway.api.health import health, metrics, ready, show_version
+from rill.gateway.api.load import load
 from rill.gateway.api.models import model, models
 from rill.gateway.api.page import page_routes
 from rill.gateway.api.score import score
@@ -29,6 +30,7 @@ def make_app(config: GatewayConfig, servers: Servers, readiness: Readiness, drai
         Route("/health", health),
         Route("/ready", ready),
         Route("/version", show_version),
+        Route("/v1/load", load),
         Route("/v1/models", models),
         Route("/v1/models/{id}", model),
         Route("/v1/completions", completions, methods=["POST"]),

@@ -3,8 +3,6 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from rill.gateway.servers import request_id_of
-
 _MODEL = ("name", "model_id", "cell", "layers", "hidden", "vocabulary_size", "precision", "streamable")
 _LOAD = ("streams_running", "streams_waiting", "streams_parked", "max_streams", "draining")
 
@@ -12,6 +10,6 @@ _LOAD = ("streams_running", "streams_waiting", "streams_parked", "max_streams", 
 async def load(request: Request) -> JSONResponse:
     """Return the fields of ListModels, without vocabularies. Raises ApiError and ServerError."""
     client = request.app.state.servers.for_request(request)
-    served = await client.models(request_id=request_id_of(request))
+    served = await client.models(request_id=request.state.request_id)
     models = [{name: getattr(model, name) for name in _MODEL} for model in served.models]
     return JSONResponse({"models": models, **{name: getattr(served, name) for name in _LOAD}})

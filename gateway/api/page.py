@@ -1,7 +1,6 @@
 """`GET /`: the page in the browser. Its files are read when the gateway starts, and nothing else can be asked for."""
 
 import hashlib
-import mimetypes
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from starlette.routing import Route
 import rill.page
 
 FOLDER = Path(rill.page.__file__).parent
-TYPES = {  # those of a system may be wrong, and browsers run no script of another type
+TYPES = {  # of files that are sent; those of a system may be wrong, and browsers run no script of another type
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -22,22 +21,18 @@ TYPES = {  # those of a system may be wrong, and browsers run no script of anoth
 
 
 def page_routes(folder: Path = FOLDER) -> Iterator[Route]:
-    """Yield a route for each file: those of `playground` at /, index.html without its name too, `shared` at /shared."""
-    for part, prefix in (("playground", "/"), ("shared", "/shared/")):
+    """Yield a route for each file, at the place that it has in the folder, and playground/index.html at /."""
+    yield Route("/", _endpoint(folder / "playground" / "index.html"))
+    for part in ("playground", "shared"):
         for path in sorted((folder / part).rglob("*")):
-            name = path.relative_to(folder / part).as_posix()
-            if not path.is_file() or path.name.startswith((".", "__")) or path.suffix == ".py":
-                continue
-            if prefix + name == "/index.html":
-                yield Route("/", _endpoint(path))
-            yield Route(prefix + name, _endpoint(path))
+            if path.is_file() and path.suffix in TYPES and path.name != "index.html":
+                yield Route(f"/{path.relative_to(folder).as_posix()}", _endpoint(path))
 
 
 def _endpoint(path: Path) -> Callable[[Request], Awaitable[Response]]:
     content = path.read_bytes()
-    kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {"etag": tag, "cache-control": "no-cache", "content-type": kind}
+    headers = {"etag": tag, "cache-control": "no-cache", "content-type": TYPES[path.suffix]}
 
     async def file(request: Request) -> Response:
         """Return the file, or that the browser has it."""

@@ -17,6 +17,7 @@ export class Problem extends Error {
     return new Problem(sentenceOf(message || `the gateway answered with status ${status}`), {
       status,
       code: String(code ?? "").toUpperCase(),
+      passing: PASSING.has(status) || String(code).toUpperCase() === "SESSION_IDLE",
       requestId: String(message).includes(requestId) ? "" : requestId,
     });
   }
