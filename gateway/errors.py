@@ -91,6 +91,11 @@ class ApiError(Exception):
         return json.dumps(self.body).encode()
 
 
+def draining_error() -> ApiError:
+    """Return the error of what the gateway cannot do any more."""
+    return ApiError(503, "the gateway is shutting down", code="draining", headers={"retry-after": "1"})
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Return an ApiError as it is, and that of a ServerError."""
     if isinstance(error, ServerError):

@@ -10,15 +10,16 @@ from rill.gateway.api.event_stream import EventStream
 from rill.gateway.api.fields import fields_of
 from rill.gateway.api.parameters import Completion, completion_of
 from rill.gateway.api.resolution import ATTEMPTS, begun_with, model_for, replaced_error
-from rill.gateway.api.texts import Texts, draining_error
+from rill.gateway.api.texts import Texts
 from rill.gateway.drain import Drain
+from rill.gateway.errors import draining_error
 from rill.gateway.servers import Servers
 
 
 async def completions(request: Request) -> Response | EventStream:
     """Answer with the texts that are requested. Raises ApiError and ServerError before the first event."""
     completion = completion_of(await fields_of(request))
-    with Disconnect(request.receive):
+    with Disconnect(request.receive, request.app.state.drain):
         texts = await _begun(request, completion)
         if completion.stream:
             return EventStream(texts)

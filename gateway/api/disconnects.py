@@ -1,4 +1,4 @@
-"""The end of a request whose client has left: what is done for it is cancelled at once."""
+"""The end of a request whose client has left, or whose gateway ends: what is done for it is cancelled at once."""
 
 import asyncio
 from types import TracebackType
@@ -6,17 +6,18 @@ from typing import Self
 
 from starlette.types import Receive
 
+from rill.gateway.drain import Drain
+from rill.gateway.errors import draining_error
+
 
 class Disconnect:
     """Cancels the task that enters it when the client leaves; the task then leaves the block without an error.
 
-    with Disconnect(receive) as client:
-        …
-    if client.has_left: …
+    A task that is cancelled because the gateway ends leaves it with ApiError, as long as an answer can be given.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, drain: Drain | None = None) -> None:
+        self._receive, self._drain = receive, drain
         self.has_left = False
 
     def close(self) -> None:
@@ -38,6 +39,11 @@ class Disconnect:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
         self.close()
-        if self.has_left and kind is asyncio.CancelledError:
+        if kind is not asyncio.CancelledError:
+            return False
+        if self.has_left:
             return self._task.uncancel() == 0
+        if self._drain and self._drain.has_begun:
+            self._task.uncancel()
+            raise draining_error() from None
         return False

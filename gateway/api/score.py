@@ -42,7 +42,7 @@ class ScoreFields:
 async def score(request: Request) -> Response | EventStream:
     """Answer with the log-probabilities. Raises ApiError and ServerError before the first event."""
     wanted = _wanted(await fields_of(request))
-    with Disconnect(request.receive):
+    with Disconnect(request.receive, request.app.state.drain):
         scores = await _begun(request, wanted)
         if wanted.stream:
             return EventStream(scores)

@@ -12,14 +12,9 @@ from rill.gateway.api.event_stream import DONE, error_event
 from rill.gateway.api.logprobs import LogprobLists
 from rill.gateway.api.merging import merged
 from rill.gateway.api.parameters import encoded_token
-from rill.gateway.errors import ApiError, as_api_error
+from rill.gateway.errors import ApiError, as_api_error, draining_error
 
 AT_ONCE = 64  # texts of one request
-
-
-def draining_error() -> ApiError:
-    """Return the error of what the gateway cannot do any more."""
-    return ApiError(503, "the gateway is shutting down", code="draining", headers={"retry-after": "1"})
 
 
 class Texts:
