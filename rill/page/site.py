@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from rill.page.errors import PageError
 MARKER = "rill-page.json"  # lists the files that rill page wrote
 _ASIDE = ".rill-page-"  # begins the name of a folder in which files are being written
 _MARKER_BYTES = 2**20
+_LONGEST_SECONDS = 3600  # that writing a page may take
 
 
 def check_target(out: Path, force: bool, sources: Mapping[str, Path]) -> Path:
@@ -59,6 +61,7 @@ def write_site(target: Path, files: Mapping[str, bytes]) -> None:
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
         aside = target / f"{_ASIDE}{secrets.token_hex(4)}"
         try:
             for name, content in files.items():
@@ -77,6 +80,13 @@ def write_site(target: Path, files: Mapping[str, bytes]) -> None:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a process left that was killed while it wrote, but not what one writes now."""
+    for aside in target.glob(f"{_ASIDE}*"):
+        if time.time() - aside.stat().st_mtime > _LONGEST_SECONDS:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _move(aside: Path, target: Path, names: list[str]) -> None:

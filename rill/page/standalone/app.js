@@ -7,9 +7,11 @@ import { seedOf } from "./shared/philox.js";
 import { visible } from "./shared/text_view.js";
 import { ALTERNATIVES } from "./stream.js";
 import { Timeline } from "./timeline.js";
+import { FEATURES, unitFor } from "./units.js";
 
 const STATE_BYTES = 256 * 2 ** 20; // of one text, at most
 const RATES = [5, 10, 20, 40, 80, 160, 320, 640, null]; // characters a second; null: as fast as it can
+const LONGEST_PROMPT = 50_000; // characters
 const SAVED = 12; // entries of the list, at most
 const CELLS = { gru: "GRU", lstm: "LSTM", rnn: "tanh RNN" };
 const UNKNOWN = "\ufffd";
@@ -363,6 +365,7 @@ class Page {
         element("layer").add(new Option(`${layer + 1}${what}`, `${part} ${layer}`));
       }
     }
+    for (const [name, { label }] of Object.entries(FEATURES)) element("find").add(new Option(label, name));
     element("unit").max = String(model.hidden - 1);
     element("top-k").max = String(vocabulary.length);
     this.#view.describe = (position) => {
@@ -377,7 +380,7 @@ class Page {
     const on = (id, event, act) => element(id).addEventListener(event, act);
     on("generate", "click", () => this.#generate());
     on("pause", "click", () => this.#togglePause());
-    on("copy", "click", () => navigator.clipboard?.writeText(this.#textOf(this.#timeline)));
+    on("copy", "click", () => this.#copy());
     on("fork", "click", () => this.#fork());
     on("save", "click", () => this.#save("saved"));
     on("load", "click", () => element("file").click());
@@ -396,6 +399,7 @@ class Page {
     });
     for (const id of ["temperature", "top-p", "top-k", "min-p", "speed", "seed"]) on(id, "input", () => this.#sendSettings());
     on("layer", "change", () => this.#changeLayer());
+    on("find", "change", () => this.#find());
     on("order", "change", () => this.#changeOrder());
     on("unit", "input", () => {
       const unit = element("unit").valueAsNumber;
@@ -404,6 +408,39 @@ class Page {
     this.#view.addEventListener("choose", ({ detail }) => this.#choose(detail.position));
     this.#showSettings();
     this.#changeLayer();
+  }
+
+  async #copy() {
+    try {
+      await navigator.clipboard.writeText(this.#textOf(this.#timeline));
+    } catch {
+      // Pages without https may not: the browser copies what is selected.
+      document.getSelection().selectAllChildren(this.#view);
+      document.execCommand("copy");
+    }
+    element("copy").textContent = "Copied";
+    setTimeout(() => (element("copy").textContent = "Copy text"), 1500);
+  }
+
+  /** Follows the unit that goes best with something in the text. */
+  #find() {
+    const feature = element("find").value;
+    const symbol = (position) => this.#symbol(this.#timeline.id(position));
+    const state = (position) => this.#timeline.state(position);
+    const found = feature && this.#timeline ? unitFor(feature, { length: this.#timeline.length, symbol, state }) : null;
+    const { label } = FEATURES[feature] ?? {};
+    if (!found) {
+      const reason = this.#timeline?.length ? `No unit goes with ${label} in this text; a longer one may tell.` : "There is no text yet.";
+      element("found").textContent = label ? reason : "";
+      return;
+    }
+    const { part, layer, unit } = this.#description.unitAt(found.place);
+    element("layer").value = `${part} ${layer}`;
+    this.#changeLayer();
+    this.#follow(unit);
+    this.#setShade(true);
+    const { text } = element("layer").selectedOptions[0];
+    element("found").textContent = `Unit ${unit} of layer ${text} goes best with ${label}: correlation ${signed(found.correlation, 2)}.`;
   }
 
   #changeLayer() {
@@ -471,6 +508,9 @@ class Page {
   #readPrompt() {
     try {
       const ids = this.#description.encode(element("prompt").value);
+      if (ids.length > LONGEST_PROMPT) {
+        throw new RangeError(`The prompt has ${number(ids.length)} characters; this page reads ${number(LONGEST_PROMPT)}.`);
+      }
       this.#note("prompt-error", "");
       element("prompt").removeAttribute("aria-invalid");
       return ids;
@@ -491,8 +531,8 @@ function number(value) {
   return Math.round(value).toLocaleString("en-US");
 }
 
-function signed(value) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+function signed(value, digits = 3) {
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 }
 
 try {

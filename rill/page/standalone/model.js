@@ -31,6 +31,13 @@ export class Description {
   unit(part, layer, unit) {
     return part * this.partSize + layer * this.model.hidden + unit;
   }
+
+  /** The unit at a place in a state. */
+  unitAt(place) {
+    const { hidden } = this.model;
+    const [part, within] = [Math.floor(place / this.partSize), place % this.partSize];
+    return { part, layer: Math.floor(within / hidden), unit: within % hidden };
+  }
 }
 
 export class Model {

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +228,15 @@ def test_markers_that_are_none(page, out, marker):
     (out / "index.html").write_text("mine")
     assert page()[0] == 2
     assert (out / "index.html").read_text() == "mine"
+
+
+def test_what_a_killed_command_left_is_removed(page, out):
+    for name, age in ((".rill-page-old", 4000), (".rill-page-new", 0)):
+        (out / name / "model").mkdir(parents=True)
+        (out / name / "model" / "model.onnx").write_text("half")
+        os.utime(out / name, (time.time() - age,) * 2)
+    assert page()[0] == 0
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".rill-page-new"]
 
 
 def test_links_and_folders_in_the_way(page, out, tmp_path):
