@@ -377,7 +377,8 @@ async def test_a_reader_that_stops_costs_no_compute(model):
 def test_a_draining_server_ends_what_it_can(tiny_folder):
     with run_server(tiny_folder, "--drain-seconds", 2) as server, grpc.insecure_channel(server.target) as channel:
         stub = TextGenerationStub(channel)
-        short, long = (stub.Score(pb.ScoreRequest(text="a" * count)) for count in (3000, 3_000_000))
+        short = stub.Score(pb.ScoreRequest(text="a" * 3000))
+        long = stub.Score(pb.ScoreRequest(text="a" * 3_000_000, as_prompt=True))
         next(short)
         next(long)
         server.process.send_signal(signal.SIGTERM)
