@@ -6,11 +6,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from rill.client.errors import ServerError
 from rill.gateway.api.completions import completions
 from rill.gateway.api.health import health, metrics, ready, show_version
+from rill.gateway.api.interact import interact, upgrade_required
 from rill.gateway.api.load import load
 from rill.gateway.api.models import model, models
 from rill.gateway.api.page import page_routes
@@ -34,6 +35,8 @@ def make_app(config: GatewayConfig, servers: Servers, readiness: Readiness, drai
         Route("/v1/models", models),
         Route("/v1/models/{id}", model),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/interact", upgrade_required),
+        WebSocketRoute("/v1/interact", interact),
         Route("/v1/score", score, methods=["POST"]),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),

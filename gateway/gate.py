@@ -18,6 +18,7 @@ from rill.gateway.metrics import FIRST_BYTE_SECONDS, RECEIVED, REQUEST_SECONDS, 
 from rill.request_ids import REQUEST_ID, harmless_id, new_id
 
 PROBES = ("/health", "/ready", "/metrics", "/version")  # answered while draining; monitoring asks often: not logged
+WEBSOCKETS = ("/v1/interact",)
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")  # of endpoints
 OTHER = "other"  # the path of requests for no endpoint
 CLIENT_LEFT = 499  # nginx's status for it, in the log and the metrics
@@ -99,6 +100,8 @@ class Gate:
         # Browsers of today mark what a page of another site asks for, and browsers send a form without an origin.
         if not origin and passage.header(b"sec-fetch-site") in ("cross-site", "same-site") and not is_reading:
             raise ApiError(403, "pages of other sites may not use this gateway", headers=_CLOSE)
+        if passage.scope["type"] == "websocket" and passage.path not in WEBSOCKETS:
+            raise ApiError(404, f"there is no WebSocket at {passage.path[:100]}: it is at {WEBSOCKETS[0]}")
         if self._drain.has_begun and passage.path not in PROBES:
             raise ApiError(503, "the gateway is shutting down", headers={"retry-after": "1", **_CLOSE})
         if passage.method == "POST":

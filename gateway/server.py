@@ -18,7 +18,7 @@ from rill.gateway.app import make_app
 from rill.gateway.config import GatewayConfig, StartError
 from rill.gateway.connections import Connections
 from rill.gateway.drain import Drain
-from rill.gateway.listen import listeners
+from rill.gateway.listen import BACKLOG, listeners
 from rill.gateway.readiness import Readiness
 from rill.gateway.servers import Servers
 from rill.gateway.tls import Certificates
@@ -73,7 +73,9 @@ async def _accepting(
     context = certificates.context() if certificates else None
     handshake = connections.read_seconds if context else None
     servers = [
-        await loop.create_server(connections.accept, sock=one, ssl=context, ssl_handshake_timeout=handshake)
+        await loop.create_server(
+            connections.accept, sock=one, ssl=context, ssl_handshake_timeout=handshake, backlog=BACKLOG
+        )
         for one in sockets
     ]
     try:

@@ -14,6 +14,7 @@ from rill.addresses import split_addresses
 from rill.client import values
 from rill.client.connection import CHANNEL_OPTIONS
 from rill.client.errors import ServerError, closed_error
+from rill.client.exchange import Exchange
 from rill.client.failover import Failover
 from rill.client.interaction import InteractProtocol
 from rill.client.origin import REQUEST_ID
@@ -54,6 +55,8 @@ class AsyncSession(SessionBase):
         self._retry_at = 0.0
         self._reading: asyncio.Task[None] | None = None  # of the next event, for all that wait
         self._nudge = asyncio.Event()
+        self._exchange = Exchange(protocol)
+        self._wake: asyncio.Future[None] | None = None  # of `events`
 
     async def feed(self, text: str) -> pb.InteractResponse.Fed:
         """Let the model read `text`; return the `logprob` that it gave it, in nats."""
@@ -110,6 +113,38 @@ class AsyncSession(SessionBase):
         snapshot: pb.InteractResponse.Snapshot = (await self._wait(self._protocol.snapshot())).take()
         return snapshot
 
+    def act(self, action: pb.InteractRequest) -> None:
+        """Send a message of rill.v1, for programs that pass such messages on; its events come from `events`.
+
+        Raises SessionStateError if it is out of order, and ServerError.
+        """
+        self._exchange.act(action)
+        self._nudge.set()
+        self._awake()
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many messages of `act` have no answer yet, and how many characters in them wait to be read."""
+        return self._exchange.waiting, self._exchange.waiting_chars
+
+    async def events(self) -> AsyncGenerator[pb.InteractResponse, None]:
+        """Yield the events of the messages of `act`, as one call has them, whatever becomes of servers meanwhile.
+
+        Raises ServerError when the session has ended, and SessionStateError for a message behind a pause.
+        """
+        while True:
+            for event in self._exchange.events():
+                yield event
+            if self._protocol.error:
+                raise self._protocol.error
+            self._wake = asyncio.get_running_loop().create_future()
+            self._read_on()
+            await self._wake
+
+    def _awake(self, _: object = None) -> None:
+        if self._wake and not self._wake.done():
+            self._wake.set_result(None)
+
     async def close(self) -> None:
         """End the call, which frees the slot: as the server's answer to the last action, unless it is generating."""
         is_idle = self._protocol.is_idle and (self._reading is None or self._reading.done())
@@ -141,10 +176,15 @@ class AsyncSession(SessionBase):
     async def _wait(self, awaited: Awaited) -> Awaited:
         """Handle events until this is ready."""
         while not awaited.is_ready:
-            if self._reading is None or self._reading.done():
-                self._reading = asyncio.create_task(self._advance())
-            await asyncio.shield(self._reading)
+            await asyncio.shield(self._read_on())
         return awaited
+
+    def _read_on(self) -> asyncio.Task[None]:
+        """Return the task that handles the next event."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._advance())
+            self._reading.add_done_callback(self._awake)
+        return self._reading
 
     async def _advance(self) -> None:
         """Handle the next event; between two calls, make the next one when its time has come, or return if nudged."""
@@ -336,8 +376,20 @@ class AsyncClient:
         parameter's name, for values that no server takes.
         """
         sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
+        opening = open_action(model, resume_token, sampling)
+        return self.session(opening, timeout=timeout, on_interrupted=on_interrupted, request_id=request_id)
+
+    def session(
+        self,
+        opening: pb.InteractRequest.Open,
+        *,
+        timeout: float | None = None,
+        on_interrupted: Callable[[ServerError], None] | None = None,
+        request_id: str = "",
+    ) -> AsyncSession:
+        """Return a live state that a message of rill.v1 opens, as it is; see `interact` and `AsyncSession.act`."""
         protocol = InteractProtocol(
-            open_action(model, resume_token, sampling),
+            opening,
             *self._limits(timeout),
             contact=self._contact,
             on_interrupted=on_interrupted,
