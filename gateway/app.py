@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from rill.client.errors import ServerError
+from rill.gateway.api.chat import chat_routes
 from rill.gateway.api.completions import completions
 from rill.gateway.api.health import health, metrics, ready, show_version
 from rill.gateway.api.interact import interact, upgrade_required
@@ -41,6 +42,7 @@ def make_app(config: GatewayConfig, servers: Servers, readiness: Readiness, drai
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/tokenizer_info", tokenizer_info),
+        *chat_routes(),
         *page_routes(),
     ]
     if config.metrics:

@@ -326,3 +326,11 @@ def test_the_tokenizer_names_its_start(http):
     answer = http.post("/tokenize", json={"prompt": "€"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/responses", "input")])
+def test_a_chat_is_refused_with_what_to_use_instead(gateway, path, field):
+    answer = httpx.post(f"{gateway.url}{path}", json={"model": "tiny", field: []})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+    assert answer.json()["error"]["message"].endswith("send the text as prompt to /v1/completions")
