@@ -105,12 +105,11 @@ def answers(
         "base_url": f"{gateway.url}/v1/completions",
         "model": MODEL,
         "max_length": 100_000,  # one window for each text, as `rill score` has
-        "batch_size": request.param,
         "num_concurrent": request.param,
     }
     environment.run(
         "lm-eval",
-        *("run", "--model", "local-completions"),
+        *("run", "--model", "local-completions", "--batch_size", request.param),
         *("--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())),
         *("--tasks", "rill_choice,rill_text,rill_line", "--include_path", folder),
         *("--output_path", folder / "out", "--log_samples"),

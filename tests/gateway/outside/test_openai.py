@@ -203,8 +203,9 @@ def test_a_field_that_cannot_be_is_named(results, field):
 def test_other_errors_have_their_classes(results):
     refused = results["refused"]
     assert (refused["model"]["class"], refused["no such model"]["class"]) == ("NotFoundError", "NotFoundError")
-    assert refused["chat"]["class"] == "BadRequestError"
-    assert "/v1/completions" in refused["chat"]["message"]
+    for name, field in (("chat", "messages"), ("responses", "input")):
+        assert (refused[name]["class"], refused[name]["param"]) == ("BadRequestError", field)
+        assert "/v1/completions" in refused[name]["message"]
     assert (refused["streamed"]["class"], refused["streamed"]["param"]) == ("BadRequestError", "temperature")
 
 
@@ -241,7 +242,7 @@ for chunk in client.completions.create(**parameters, stream=True):
 def test_a_stream_outlives_the_replica_behind_the_gateway(tiny_folder, tmp_path):
     """kill -9; the caller sees every character once, and no error."""
     environment = outside.python("openai", outside.OPENAI)
-    key, length = tmp_path / "key", 40_000
+    key, length = tmp_path / "key", 20_000
     key.write_bytes(bytes(range(32)))
     with (
         started(tiny_folder, key) as first,

@@ -135,6 +135,7 @@ def refused() -> Any:
             model=MODEL, prompt="", extra_body={"resume_token": "bm8gdG9rZW4"}
         ),
         "chat": lambda: client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a"}]),
+        "responses": lambda: client.responses.create(model=MODEL, input="a"),
         "streamed": lambda: client.completions.create(**{**COMMON, "temperature": -1}, stream=True),
     }
     return {name: error_of(call) for name, call in calls.items()}
