@@ -17,17 +17,17 @@ from rill.train.record.recipe import load_recipe
 
 FOLDER = bundle_folder()
 MOST_BYTES = 1_000_000
-MODEL_ID = "f00d31b51eb38e15502f157986512ee5810bf92e9d50cdee9d25108788a93eb0"
+MODEL_ID = "918241d67e093f83a613b40f64a96598737f91088e0baed78cba5896b69f4e8e"
 NUMERICS = "onnxruntime-1.31.1-cpu-x86_64-avx512f"  # the texts were recorded with
 GREEDILY, WITH_SEED = {"temperature": 0.0}, {"temperature": 0.7, "seed": 7}
 GREEDY = (
-    "What says the man as the stars and the state\nTo see the stars and the stars and the state,\n"
-    "And the stars and the stars and the state,\nAnd the stars and the stars and the state,\nAnd the stars and the st"
+    "I will not see the state of the state, and the state,\nThat the strange is the strength to the state,\n"
+    "That the strange is the strength to the state,\nThat the strange is the strength to the state,\nThat "
 )
 SEEDED = (
-    "Good morrow, bear with me to see a man hate\nAnd promisely save me, and they seek you.\n\n"
-    "First Lort:\nWhy, he love him so small means.\n\n"
-    "ARIEL:\nHow now, come hither had serve thee beard leverance of\nProvol"
+    "Good morrow, and I think the pass before\nThe gods the sword of my besides,--\n\n"
+    "ATHeNLES:\nO, wish,' and then supper for my deed, in you,\n"
+    "Or that I am well and for himself,\nAnd see it in your loss entrea"
 )
 
 
