@@ -47,7 +47,8 @@ class Page {
 
   #hear(message) {
     const isOfThisText = message.text === this.#text;
-    if (message.kind === "loaded") this.#open();
+    if (message.kind === "loading") element("loading").textContent = `: ${(message.bytes / 1e6).toFixed(1)} MB so far`;
+    else if (message.kind === "loaded") this.#open();
     else if (message.kind === "failed") this.#fail(message.message, message.isFatal);
     else if (message.kind === "origin" && isOfThisText) this.#timeline.origin = message.state;
     else if (message.kind === "paused" && isOfThisText) this.#setRunning(false);

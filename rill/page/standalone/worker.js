@@ -2,7 +2,7 @@
 //
 // The page sends   load {description} · begin {text, ids} · restore {text, state, id, position} ·
 //                  run {count, settings} · settings {settings} · pause · drawn
-// and receives     loaded · origin {text, state} · characters {text, ids, logprobs, …} · paused {text, isDone} ·
+// and receives     loading {bytes} · loaded · origin {text, state} · characters {text, ids, logprobs, …} · paused {text, isDone} ·
 //                  failed {message, isFatal}
 // `text` counts the texts that were begun: what comes of an earlier one is of no use to the page. Commands are carried
 // out in order. `drawn` acknowledges `characters`: few of them are under way.
@@ -22,6 +22,7 @@ let work = Promise.resolve();
 let text = 0; // the latest
 let pauses = 0;
 let underWay = 0;
+let bytesLoaded = 0;
 let wake = () => {};
 
 const tick = new MessageChannel();
@@ -39,9 +40,9 @@ const rest = (milliseconds) =>
 const commands = {
   async load({ description }) {
     ort.env.wasm.numThreads = 1; // more need headers that not every web server sends
-    ort.env.wasm.wasmPaths = { wasm: new URL("./onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
-    const bytes = await fetched(new URL("./model/model.onnx", import.meta.url));
-    model = await Model.load(ort, bytes, new Description(description));
+    // Fetched here: otherwise it matters which type the web server says that it has.
+    ort.env.wasm.wasmBinary = await fetched("./onnxruntime/ort-wasm-simd-threaded.wasm");
+    model = await Model.load(ort, await fetched("./model/model.onnx"), new Description(description));
     postMessage({ kind: "loaded" });
   },
 
@@ -138,8 +139,17 @@ class Batch {
   }
 }
 
-async function fetched(url) {
+/** Fetches a file of the page, and says how many bytes have come. */
+async function fetched(name) {
+  const url = new URL(name, import.meta.url);
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(`${url.pathname} cannot be loaded: ${answer.status}`);
-  return new Uint8Array(await answer.arrayBuffer());
+  const parts = [];
+  for (const reader = answer.body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) return new Uint8Array(await new Blob(parts).arrayBuffer());
+    parts.push(value);
+    bytesLoaded += value.length;
+    postMessage({ kind: "loading", bytes: bytesLoaded });
+  }
 }

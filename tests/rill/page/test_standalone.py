@@ -106,6 +106,23 @@ def test_texts_are_the_servers(visit, models, name):
         assert page.text == prompt + reference(bundle, prompt, seed, 80, **(plain | parameters))
 
 
+def test_any_web_server_will_do(chromium, sites):
+    """One that does not know WebAssembly, forbids what can be forbidden, and has the page under a path."""
+    policy = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; "
+    headers = {
+        "Content-Security-Policy": policy + "connect-src 'self'; worker-src 'self'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+        "Cross-Origin-Opener-Policy": "same-origin",
+    }
+    with static_server(sites["gru"].parent, headers, knows_wasm=False) as address:
+        page = Visit(chromium, address + "gru").opened()
+        page.generate("ab", count=10)
+        assert len(page.text) == 12
+        assert not page.complaints
+        page.context.close()
+
+
 def test_pause_and_go_on_change_nothing(visit, models):
     page = visit()
     page.set(prompt="ab", count=400, seed=3, temperature=1, speed=5)
@@ -388,6 +405,10 @@ def test_a_new_text_while_one_runs(visit, models):
     [
         ("model/model.json", "The page cannot start: model/model.json cannot be loaded: 404"),
         ("model/model.onnx", "The model cannot be run here: /model/model.onnx cannot be loaded: 404"),
+        (
+            "onnxruntime/ort-wasm-simd-threaded.wasm",
+            "The model cannot be run here: /onnxruntime/ort-wasm-simd-threaded.wasm cannot be loaded: 404",
+        ),
         ("onnxruntime/ort.js", "The model cannot be run here: the worker cannot be started"),
     ],
 )
