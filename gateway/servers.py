@@ -1,7 +1,6 @@
 """The servers behind the gateway, as one request sees them: with its own bearer token and request id."""
 
 from collections import OrderedDict
-from itertools import count
 
 from starlette.requests import HTTPConnection
 
@@ -15,9 +14,8 @@ MOST_TOKENS = 256  # clients that are kept
 class Servers:
     """The connections to the servers, which all requests share, and what is served there."""
 
-    def __init__(self, client: AsyncClient, spread: bool = False) -> None:
-        self.client, self._spread = client, spread
-        self._turns = count()
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
         self.models = ServedModels()
         self._by_token: OrderedDict[str, AsyncClient] = OrderedDict()  # least recently used first
 
@@ -28,9 +26,9 @@ class Servers:
         clients always send one. Raises ApiError for what cannot be a token.
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        has_token = scheme.lower() == "bearer" and token.strip()
-        client = self.with_token(token.strip()) if has_token else self.client
-        return client.starting_at(next(self._turns)) if self._spread else client
+        if scheme.lower() != "bearer" or not token.strip():
+            return self.client
+        return self.with_token(token.strip())
 
     def with_token(self, token: str) -> AsyncClient:
         """Return the client that sends this token."""

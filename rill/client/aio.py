@@ -330,9 +330,8 @@ class AsyncClient:
         self, request: pb.GenerateRequest, *, timeout: float | None = None, request_id: str = ""
     ) -> AsyncMessageStream[pb.GenerateResponse]:
         """Return the messages of a text; see `generate`. A request without max_chars is sent as it is: endless."""
-        text = self._text(request, timeout)
-        calls = self._calls("Generate", text, request_id)
-        return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id, lambda: text.resume_point)
+        calls = self._calls("Generate", self._text(request, timeout), request_id)
+        return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)
 
     def score(
         self,
@@ -421,12 +420,6 @@ class AsyncClient:
         client = copy(self)
         client._security = self._security.with_token(token, self._addresses)
         client._stubs = [client._security.stub(channel) for channel in self._channels]
-        return client
-
-    def starting_at(self, number: int) -> "AsyncClient":
-        """Return a client that calls another address first; see `Client.starting_at`."""
-        client, first = copy(self), number % len(self._stubs)
-        client._stubs = [*self._stubs[first:], *self._stubs[:first]]
         return client
 
     async def close(self) -> None:

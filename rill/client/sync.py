@@ -338,9 +338,8 @@ class Client:
         self, request: pb.GenerateRequest, *, timeout: float | None = None, request_id: str = ""
     ) -> MessageStream[pb.GenerateResponse]:
         """Return the messages of a text; see `generate`. A request without max_chars is sent as it is: endless."""
-        text = self._text(request, timeout)
-        calls = self._calls("Generate", text, request_id)
-        return MessageStream(calls.messages(), calls.cancel, calls.request_id, lambda: text.resume_point)
+        calls = self._calls("Generate", self._text(request, timeout), request_id)
+        return MessageStream(calls.messages(), calls.cancel, calls.request_id)
 
     def score(
         self,
@@ -425,15 +424,6 @@ class Client:
         client = copy(self)
         client._security = self._security.with_token(token, self._addresses)
         client._stubs = [client._security.stub(channel) for channel in self._channels]
-        return client
-
-    def starting_at(self, number: int) -> "Client":
-        """Return a client that calls another address first: the one of this number, from 0 and around.
-
-        For a program that spreads its calls over servers. The connections are those of this client.
-        """
-        client, first = copy(self), number % len(self._stubs)
-        client._stubs = [*self._stubs[first:], *self._stubs[:first]]
         return client
 
     def close(self) -> None:

@@ -23,12 +23,12 @@ class Gateway:
 
 
 @contextmanager
-def run_gateway(target: str, *arguments: object) -> Iterator[Gateway]:
-    """`python -m rill.gateway --target TARGET ARGUMENTS --port 0`, from its line to its end."""
+def run_gateway(target: str, *arguments: object, port: int = 0) -> Iterator[Gateway]:
+    """`python -m rill.gateway --target TARGET ARGUMENTS --port PORT`, from its line to its end."""
     with subprocess.Popen(
         [
             *(sys.executable, "-W", "error", "-P", "-m", "rill.gateway"),
-            *("--target", target, *map(str, arguments), "--port", "0"),
+            *("--target", target, *map(str, arguments), "--port", str(port)),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,

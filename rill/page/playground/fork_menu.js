@@ -33,8 +33,8 @@ export class ForkMenu {
     const seeds = document.createElement("div");
     seeds.className = "row";
     seeds.append(
-      button("With a new seed", () => this.#done({ isNewSeed: true }), "primary"),
-      button("With the settings as they are", () => this.#done({ isNewSeed: false })),
+      button("New seed", () => this.#done({ isNewSeed: true }), "primary"),
+      button("Same seed", () => this.#done({ isNewSeed: false })),
     );
     this.#element.replaceChildren(title, seeds, ...this.#alternatives());
     this.#element.hidden = false;

@@ -167,7 +167,10 @@ export class Session {
         const isComplete = await this.#callOnce();
         return this.#become(isComplete ? "ended" : "paused");
       } catch (error) {
-        if (!(error instanceof Problem)) throw error;
+        if (!(error instanceof Problem)) {
+          this.#become("failed", new Problem("This page has a fault: the browser's console has more."));
+          throw error;
+        }
         if (this.#isHalting) return this.#become("paused");
         if (!error.passing || !this.#isUnderWay) return this.#become("failed", error);
         if (this.#failures++) {
