@@ -19,7 +19,8 @@ PAGES = [
     "README.md",
     *(f"docs/guide/{name}.md" for name in ("client", "chat", "batch", "export")),
 ]
-FENCE = re.compile(r"^```(?:\n|python\n(?=from rill import .*\n\nwith Client\())(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROGRAM = re.compile(r"from rill import .*\n\nwith Client\(")
 COMMAND = re.compile(r"(?:\$ )?((?:rill|make|source|printf|pip|curl|\$BIN/rill) .*)")
 SERVERS = re.compile(r"(?:\.venv/bin/)?rill (?:serve|demo)\b")
 RECORDED = "1. Train: "  # opens what `make demo` printed
@@ -29,10 +30,10 @@ PROSE = "The river runs by the old mill, and the miller counts the sacks; none o
 
 def commands_of(page: str) -> Iterator[str]:
     """Each command in the blocks that name no language, without its prompt sign; whole programs of Python, too."""
-    for block in FENCE.findall((ROOT / page).read_text()):
-        if block.startswith("from rill"):
+    for language, block in FENCE.findall((ROOT / page).read_text()):
+        if language == "python" and PROGRAM.match(block):
             yield f"python - <<'END'\n{block}END"
-        elif not block.startswith(RECORDED):
+        elif not language and not block.startswith(RECORDED):
             for line in block.replace("\\\n", " ").splitlines():
                 found = COMMAND.fullmatch(line)
                 if found and not line.startswith("rill: "):
@@ -50,7 +51,7 @@ def test_the_extras_that_the_readme_installs_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     installed = [found[1] for command in commands_of("README.md") if (found := INSTALL.match(command))]
     assert installed[0] == "."
-    named = [re.fullmatch(r"'rill-text\[([\w,-]+)\]'", word) for word in installed[1:]]
+    named = [re.fullmatch(r"'rill-text\[([\w,-]+)\]'", word) for word in installed if word != "."]
     assert named
     assert all(found and set(found[1].split(",")) <= set(extras) for found in named), installed
 
@@ -99,6 +100,8 @@ def run(command: str) -> list[str]:
         lines.append('[ -z "${server-}" ] || { kill $server; wait $server || true; }')
         lines.append(f": > serving; {command.partition('  #')[0]} > serving & server=$!")
         lines.append("until [ -s serving ]; do kill -0 $server; sleep 0.1; done; cat serving")
+    elif command.startswith("rill page"):
+        lines.append(f"if command -v npm > /dev/null; then {command.partition('  #')[0]}; fi")
     elif "rill chat" in command:
         lines.append(f"printf 'ROMEO:\\n' | {command}")
     else:
