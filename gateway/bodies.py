@@ -9,6 +9,7 @@ from starlette.types import Message, Receive
 from rill.gateway.errors import ApiError
 
 TOGETHER = 16  # of the largest bodies may be in memory, while they are read
+_CLOSE = {"connection": "close"}  # the rest of a body may follow
 LINGER_SECONDS = 1.0  # for which a body that is refused is read: a client that still sends sees no answer
 
 
@@ -28,38 +29,36 @@ class Bodies:
             if b"expect" not in headers:
                 await _linger(receive)
             raise self._too_large()
-        chunks: list[bytes] = []
-        size = 0
+        held, chunks = 0, []
         try:
             async with asyncio.timeout(self._seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ClientLeftError
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
+                    chunks.append(chunk := message.get("body", b""))
+                    held += len(chunk)
                     self._held += len(chunk)
-                    chunks.append(chunk)
-                    if size > self._largest:
-                        await _linger(receive)
-                        raise self._too_large()
-                    if self._held > TOGETHER * self._largest:
-                        raise ApiError(503, "too many large requests at once: try again later", headers=_LATER)
-                    if not message.get("more_body"):
-                        return b"".join(chunks)
+                    is_last = not message.get("more_body")
+                    if is_last or held > self._largest or self._held > TOGETHER * self._largest:
+                        break
         except TimeoutError:
-            message_text = f"the request's body did not arrive within {self._seconds:g} s"
-            raise ApiError(408, message_text, headers={"connection": "close"}) from None
+            late = f"the request's body did not arrive within {self._seconds:g} s"
+            raise ApiError(408, late, headers=_CLOSE) from None
         finally:
-            self._held -= size
+            self._held -= held
+        if held > self._largest:
+            if not is_last:
+                await _linger(receive)
+            raise self._too_large()
+        if not is_last:
+            raise ApiError(
+                503, "too many large requests at once: try again later", headers={**_CLOSE, "retry-after": "1"}
+            )
+        return b"".join(chunks)
 
     def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the request's body has more than {self._largest} bytes (--max-body)", headers={"connection": "close"}
-        )
-
-
-_LATER = {"retry-after": "1", "connection": "close"}
+        return ApiError(413, f"the request's body has more than {self._largest} bytes (--max-body)", headers=_CLOSE)
 
 
 class ClientLeftError(Exception):

@@ -11,6 +11,7 @@ from rill.addresses import abstract_name, checked_host, join, socket_path, split
 from rill.client.security_flags import add_security
 from rill.log_lines import LOG_FORMATS
 
+LONGEST_HEAD = 32 * 1024  # bytes of a request line and its headers
 COUNT = (1, 1_000_000)  # bounds
 SECONDS = (0, float("inf"))
 

@@ -12,17 +12,20 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+if sys.platform != "win32":
+    import resource
+
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from rill.gateway.config import GatewayConfig
+from rill.gateway.config import LONGEST_HEAD, GatewayConfig
 from rill.gateway.errors import ApiError
 from rill.gateway.metrics import CONNECTIONS
 
-LONGEST_HEAD = 32 * 1024  # bytes of a request line and its headers
+OTHER_FILES = 128  # beside connections
 PING_SECONDS = 20.0  # of a WebSocket: between pings, and until the answer
 
 
@@ -31,9 +34,24 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-_log = logging.getLogger("uvicorn.error")
-_log.setLevel(logging.ERROR)  # its warnings are about what strangers send
-_log.addFilter(_is_worth_logging)
+log = logging.getLogger("rill")
+_uvicorn_log = logging.getLogger("uvicorn.error")
+_uvicorn_log.setLevel(logging.ERROR)  # its warnings are about what strangers send
+_uvicorn_log.addFilter(_is_worth_logging)
+
+
+def allow_files(count: int) -> int:
+    """Let the process have `count` open files, or as many as the system allows; return how many it may have."""
+    if sys.platform == "win32":
+        return count
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return count
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < count:
+        log.warning("the system allows %d open files: fewer connections than --max-connections", wanted)
+    return wanted
 
 
 class Connections:
@@ -41,7 +59,7 @@ class Connections:
 
     def __init__(self, app: Any, config: GatewayConfig) -> None:
         self.read_seconds, self.stall_seconds = config.read_seconds, config.stall_seconds
-        self._limit = config.max_connections
+        self._limit = min(config.max_connections, allow_files(config.max_connections + OTHER_FILES) - OTHER_FILES)
         self._state = ServerState()
         self._all_lost = asyncio.Event()
         self._idle: dict[HttpConnection, None] = {}  # the one that has been idle the longest is the first

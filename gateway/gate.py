@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rill.gateway.bodies import Bodies, ClientLeftError, replayed
-from rill.gateway.config import GatewayConfig
+from rill.gateway.config import LONGEST_HEAD, GatewayConfig
 from rill.gateway.drain import Drain
 from rill.gateway.errors import ApiError
 from rill.gateway.hosts import Hosts, Origins
@@ -23,6 +23,7 @@ METHODS = ("GET", "HEAD", "POST", "OPTIONS")  # of endpoints
 OTHER = "other"  # the path of requests for no endpoint
 CLIENT_LEFT = 499  # nginx's status for it, in the log and the metrics
 PREFLIGHT_SECONDS = 600
+MOST_HEADERS = 100
 
 # The page's scripts and styles are files of its own; nothing of it is shown in another site's frame.
 POLICY = (
@@ -84,8 +85,10 @@ class Gate:
 
     def _check(self, passage: "_Passage") -> None:
         """Raise ApiError if a request must not be answered."""
+        _check_head(passage)
         host, origin = passage.header(b"host"), passage.header(b"origin")
-        if passage.count(b"host") != 1 or not self._hosts.is_known(host):
+        # Only a program of before HTTP/1.1, such as a proxy's probe, leaves it out, and no browser.
+        if b"host" in passage.headers and not self._hosts.is_known(host):
             raise ApiError(
                 421,
                 f"the gateway is not reached as {_shown(host)}: use an IP address or localhost, or allow the name with "
@@ -117,6 +120,20 @@ class Gate:
 _CLOSE = {"connection": "close"}  # a body that was not read may follow
 
 
+def _check_head(passage: "_Passage") -> None:
+    """Raise ApiError for a head that is too large, or that a proxy in front may read in another way."""
+    scope = passage.scope
+    size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if size + len(scope["raw_path"]) + len(scope["query_string"]) > LONGEST_HEAD:
+        raise ApiError(431, f"the request line and the headers have more than {LONGEST_HEAD} bytes", headers=_CLOSE)
+    if len(scope["headers"]) > MOST_HEADERS:
+        raise ApiError(431, f"the request has more than {MOST_HEADERS} headers", headers=_CLOSE)
+    if scope["http_version"] not in ("1.0", "1.1"):
+        raise ApiError(505, "the gateway speaks HTTP/1.1", headers=_CLOSE)
+    if b"content-length" in passage.headers and b"transfer-encoding" in passage.headers:
+        raise ApiError(400, "a request has content-length or transfer-encoding, not both", headers=_CLOSE)
+
+
 class _Passage:
     """One request on its way: what came, what was answered."""
 
@@ -133,10 +150,6 @@ class _Passage:
     def header(self, name: bytes) -> str:
         """Return a header of the request, empty if it has none of that name."""
         return self.headers.get(name, b"").decode("latin-1")
-
-    def count(self, name: bytes) -> int:
-        """Return how often the request has a header."""
-        return sum(key == name for key, _ in self.scope["headers"])
 
     async def receive(self) -> Message:
         """Pass on what arrives, and count it."""
@@ -180,6 +193,7 @@ class _Passage:
             (b"access-control-allow-methods", ", ".join(METHODS[:3]).encode()),
             (b"access-control-allow-headers", self.headers.get(b"access-control-request-headers", b"content-type")),
             (b"access-control-max-age", str(PREFLIGHT_SECONDS).encode()),
+            (b"access-control-allow-private-network", b"true"),  # Chrome asks before pages reach this machine
         ]
 
     def close(self) -> None:
