@@ -1,49 +1,70 @@
-"""The models behind the gateway: their names, ids and symbols, as of a moment."""
+"""The models behind the gateway: their names, ids and symbols, and which servers have them, as of a moment."""
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 
+import grpc
+
 from rill.client.aio import AsyncClient
+from rill.client.errors import ServerError
+from rill.client.retry import is_away
 from rill.gateway.errors import ApiError
 from rill.v1 import rill_pb2 as pb
 from rill.vocabulary import Vocabulary
 
+MOST_VOCABULARIES = 1000  # that are kept
+ANSWER_SECONDS = 5.0  # within which a server answers
+KNOWN_DOWN_SECONDS = 2.0  # for which a server that did not answer is not asked again
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A model that is served; equal ones produce equal texts."""
+    """A model that is served; equal ones produce equal texts.
+
+    `addresses` are the servers that may have it: those that serve it by its name, then those that do not answer.
+    """
 
     name: str
     model_id: str
     numerics: str
     vocabulary: Vocabulary
     info: pb.ModelInfo
+    addresses: tuple[int, ...] = ()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ServedModel) and self.identity == other.identity
+        return isinstance(other, ServedModel) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self.identity)
+        return hash(self._identity)
 
-    @property
-    def identity(self) -> tuple[str, str, str]:
-        """What a text depends on, beside the request."""
-        return self.name, self.model_id, self.numerics
+    def client(self, client: AsyncClient) -> AsyncClient:
+        """Return a client of the servers that may have it."""
+        return client if self.addresses == tuple(range(client.addresses)) else client.at(*self.addresses)
 
     @cached_property
     def fingerprint(self) -> str:
         """A word that is equal where model and numerics are: OpenAI's `system_fingerprint`."""
         return "rill_" + sha256(f"{self.model_id} {self.numerics}".encode()).hexdigest()[:16]
 
+    @property
+    def _identity(self) -> tuple[str, str, str]:
+        return self.name, self.model_id, self.numerics
+
 
 class Listing:
-    """The models that a server listed, the default first."""
+    """The models that are served, the default first. Where servers disagree about a name, the first one is right."""
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
-        self.models = {model.name: model for model in models}
+    def __init__(self, servers: "Sequence[_Server]") -> None:
+        self.models: dict[str, ServedModel] = {}
+        for model in (model for server in servers for model in server.models or ()):
+            if model.name not in self.models:
+                having = [number for number, server in enumerate(servers) if server.may_have(model)]
+                having.sort(key=lambda number: servers[number].is_silent)
+                self.models[model.name] = replace(model, addresses=tuple(having))
 
     def find(self, name: str) -> ServedModel:
         """Return the model of this name; an empty one is the default. Raises ApiError."""
@@ -61,54 +82,118 @@ class Listing:
 
 
 class ServedModels:
-    """The last listing, and fresh ones. Requests that need one at the same time share a call."""
+    """The last listing, and fresh ones. Requests that need one at the same time share a call to each server."""
 
-    def __init__(self) -> None:
-        self.last: Listing | None = None
+    def __init__(self, addresses: int) -> None:
         self._vocabularies: dict[str, Vocabulary] = {}  # by model id
-        self._waiting: dict[AsyncClient, asyncio.Future[Listing]] = {}  # for a call that is yet to begin
-        self._asking: dict[AsyncClient, asyncio.Task[None]] = {}
+        self._servers = [_Server(number, self._vocabulary, self._changed) for number in range(addresses)]
+        self._listing: Listing | None = None  # None after a change
 
     async def fresh(self, client: AsyncClient) -> Listing:
-        """Return a listing that was asked for after this was called. Raises ServerError."""
-        waiting = self._waiting.get(client)
-        if waiting is None:
-            waiting = self._waiting[client] = asyncio.get_running_loop().create_future()
-            waiting.add_done_callback(_seen)
-        if client not in self._asking:
-            self._asking[client] = asyncio.create_task(self._ask(client))
-        return await asyncio.shield(waiting)
+        """Return a listing that was asked for after this was called. Raises ServerError.
+
+        A server that did not answer a moment ago is waited for only if no other one answers.
+        """
+        awaited = [server for server in self._servers if not server.is_down]
+        failures = await asyncio.gather(*(server.ask(client) for server in awaited))
+        if None not in failures:
+            failures += await asyncio.gather(*(server.ask(client) for server in self._servers if server not in awaited))
+        elif len(awaited) < len(self._servers):
+            for server in self._servers:
+                server.look_again(client)
+        if None not in failures:
+            raise next(failure for failure in failures if failure)
+        return self._known()
 
     async def latest(self, client: AsyncClient) -> Listing:
         """Return the last listing, which may be old, or the first one."""
-        return self.last or await self.fresh(client)
+        known = self._known()
+        return known if known.models else await self.fresh(client)
+
+    def _known(self) -> Listing:
+        if self._listing is None:
+            self._listing = Listing(self._servers)
+        return self._listing
+
+    def _changed(self) -> None:
+        self._listing = None
+
+    def _vocabulary(self, info: pb.ModelInfo) -> Vocabulary:
+        found = self._vocabularies.get(info.model_id)
+        if found is None:
+            if len(self._vocabularies) > MOST_VOCABULARIES:
+                self._vocabularies.clear()
+            found = self._vocabularies[info.model_id] = Vocabulary(tuple(info.vocabulary), characters=False)
+        return found
+
+
+class _Server:
+    """What one server said last; `models` is None before it has."""
+
+    def __init__(
+        self, number: int, vocabulary: Callable[[pb.ModelInfo], Vocabulary], on_change: Callable[[], None]
+    ) -> None:
+        self.models: list[ServedModel] | None = None
+        self.is_down = False
+        self._number, self._vocabulary, self._on_change, self._asked = number, vocabulary, on_change, 0.0
+        self._waiting: dict[AsyncClient, asyncio.Future[ServerError | None]] = {}  # for a call that is yet to begin
+        self._asking: dict[AsyncClient, asyncio.Task[None]] = {}
+
+    def may_have(self, model: ServedModel) -> bool:
+        """Tell whether a call for the model may find it there."""
+        if self.is_silent:
+            return True
+        return any(other.name == model.name and other.model_id == model.model_id for other in self.models or ())
+
+    @property
+    def is_silent(self) -> bool:
+        """Tell whether it is not known what the server has now."""
+        return self.is_down or self.models is None
+
+    def look_again(self, client: AsyncClient) -> None:
+        """Ask a server that did not answer, in the background, if that is not too soon."""
+        if self.is_down and client not in self._asking and time.monotonic() > self._asked + KNOWN_DOWN_SECONDS:
+            self._begin(client)
+
+    async def ask(self, client: AsyncClient) -> ServerError | None:
+        """Take a listing that is asked for from now on; return the error if there is none."""
+        return await asyncio.shield(self._begin(client))
+
+    def _begin(self, client: AsyncClient) -> "asyncio.Future[ServerError | None]":
+        waiting = self._waiting.get(client)
+        if waiting is None:
+            waiting = self._waiting[client] = asyncio.get_running_loop().create_future()
+        if client not in self._asking:
+            self._asking[client] = asyncio.create_task(self._ask(client))
+        return waiting
 
     async def _ask(self, client: AsyncClient) -> None:
+        only = client.at(self._number)
         try:
             while waiting := self._waiting.pop(client, None):
+                failure = None
                 try:
-                    self.last = self._listing(await client.models())
-                    waiting.set_result(self.last)
-                except BaseException as error:
-                    waiting.set_exception(error if isinstance(error, Exception) else ApiError(503, "shutting down"))
-                    if not isinstance(error, Exception):
-                        raise
+                    self._take(await only.models(timeout=ANSWER_SECONDS))
+                except ServerError as error:
+                    failure = error
+                    if is_away(error) or error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                        self._set(self.models, is_down=True)
+                except asyncio.CancelledError:
+                    waiting.cancel()
+                    raise
+                self._asked = time.monotonic()
+                if not waiting.done():
+                    waiting.set_result(failure)
         finally:
             del self._asking[client]
 
-    def _listing(self, served: pb.ListModelsResponse) -> Listing:
-        known = self._vocabularies
-        self._vocabularies = {
-            info.model_id: known.get(info.model_id) or Vocabulary(tuple(info.vocabulary), characters=False)
-            for info in served.models
-        }
-        return Listing(
-            ServedModel(info.name, info.model_id, info.numerics, self._vocabularies[info.model_id], info)
-            for info in served.models
-        )
+    def _take(self, served: pb.ListModelsResponse) -> None:
+        models = [
+            ServedModel(info.name, info.model_id, info.numerics, self._vocabulary(info), info) for info in served.models
+        ]
+        self._set(self.models if models == self.models else models, is_down=False)
 
-
-def _seen(future: asyncio.Future[Listing]) -> None:
-    """Take note of an exception, where all that waited have left."""
-    if not future.cancelled():
-        future.exception()
+    def _set(self, models: list[ServedModel] | None, is_down: bool) -> None:
+        if models is not self.models or is_down != self.is_down:
+            self.models, self.is_down = models, is_down
+            self._on_change()

@@ -16,7 +16,7 @@ class Servers:
 
     def __init__(self, client: AsyncClient) -> None:
         self.client = client
-        self.models = ServedModels()
+        self.models = ServedModels(client.addresses)
         self._by_token: OrderedDict[str, AsyncClient] = OrderedDict()  # least recently used first
 
     def for_request(self, request: HTTPConnection) -> AsyncClient:

@@ -422,6 +422,18 @@ class AsyncClient:
         client._stubs = [client._security.stub(channel) for channel in self._channels]
         return client
 
+    @property
+    def addresses(self) -> int:
+        """How many servers `target` named."""
+        return len(self._addresses)
+
+    def at(self, *numbers: int) -> "AsyncClient":
+        """Return a client of some of the servers of `target`, counted from 0. It shares the connections."""
+        client = copy(self)
+        for name in ("_addresses", "_channels", "_stubs"):
+            setattr(client, name, [getattr(self, name)[number] for number in numbers])
+        return client
+
     async def close(self) -> None:
         """Close the connections; calls in progress end."""
         self._closed.set()

@@ -28,7 +28,7 @@ def chunks_of(events):
 async def events_of(client, fields, drain_after=None):
     """Run a request; the gateway drains after so many events."""
     completion = completion_of(Fields({**fields, "stream": True}))
-    model = (await ServedModels().fresh(client)).find("")
+    model = (await ServedModels(1).fresh(client)).find("")
     drain = Drain()
     texts = Texts(Job(completion, model, client, "id", drain))
     await texts.begin()

@@ -1,0 +1,108 @@
+"""What is known about the models behind the gateway: fresh when it matters, by server, shared by requests."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from rill.client.errors import ServerError
+from rill.client.origin import Origin
+from rill.gateway.errors import ApiError
+from rill.gateway.served_models import ServedModels
+from rill.v1 import rill_pb2 as pb
+
+
+def model(name, model_id, symbols="ab"):
+    return pb.ModelInfo(name=name, model_id=model_id, numerics="x", vocabulary=list(symbols))
+
+
+def away():
+    error = ServerError(grpc.StatusCode.UNAVAILABLE, "no connection")
+    error.origin = Origin.CONNECTION
+    return error
+
+
+class FakeClient:
+    """Servers, each a list of models or an error; counts the calls to each."""
+
+    def __init__(self, *servers):
+        self.servers, self.calls = list(servers), [0] * len(servers)
+        self.addresses = len(servers)
+
+    def at(self, *numbers):
+        return FakePart(self, numbers)
+
+
+class FakePart:
+    def __init__(self, whole, numbers):
+        self.whole, self.numbers = whole, numbers
+
+    async def models(self, timeout):  # noqa: ASYNC109
+        (number,) = self.numbers
+        self.whole.calls[number] += 1
+        await asyncio.sleep(0)
+        found = self.whole.servers[number]
+        if isinstance(found, Exception):
+            raise found
+        return pb.ListModelsResponse(models=found)
+
+
+async def test_requests_at_one_time_share_a_call():
+    client = FakeClient([model("m", "1")])
+    models = ServedModels(1)
+    listings = await asyncio.gather(*(models.fresh(client) for _ in range(50)))
+    assert client.calls == [1]
+    assert all(listing.find("").model_id == "1" for listing in listings)
+
+
+async def test_a_call_that_had_begun_is_not_fresh():
+    client = FakeClient([model("m", "1")])
+    models = ServedModels(1)
+    first = asyncio.create_task(models.fresh(client))
+    while not client.calls[0]:
+        await asyncio.sleep(0)
+    second = asyncio.create_task(models.fresh(client))
+    await asyncio.gather(first, second)
+    assert client.calls == [2]
+
+
+async def test_a_namesake_has_its_own_vocabulary():
+    client = FakeClient([model("m", "1", "ab")])
+    models = ServedModels(1)
+    before = (await models.fresh(client)).find("m")
+    assert (await models.fresh(client)).find("m") is before
+    client.servers[0] = [model("m", "2", "ba")]
+    after = (await models.fresh(client)).find("m")
+    assert before != after
+    assert before.fingerprint != after.fingerprint
+    assert after.vocabulary.symbols == ("b", "a")
+
+
+async def test_servers_may_have_different_models():
+    client = FakeClient([model("m", "1"), model("a", "2")], [model("m", "9"), model("b", "3")], [model("a", "2")])
+    listing = await ServedModels(3).fresh(client)
+    assert {name: one.addresses for name, one in listing.models.items()} == {"m": (0,), "a": (0, 2), "b": (1,)}
+    assert listing.find("").name == "m"
+    assert listing.find("b").client(client).numbers == (1,)
+    with pytest.raises(ApiError, match="the models are 'm', 'a', 'b'"):
+        listing.find("c")
+
+
+async def test_a_server_that_is_away_may_come_back_with_the_model():
+    client = FakeClient(away(), [model("m", "1")])
+    models = ServedModels(2)
+    listing = await models.fresh(client)
+    assert listing.find("m").addresses == (1, 0)  # those that answer first
+    await models.fresh(client)
+    assert client.calls == [1, 2]  # it is not waited for again
+    client.servers = [[model("m", "1")], away()]
+    assert (await models.fresh(client)).find("m").addresses == (0, 1)
+
+
+async def test_when_no_server_answers_the_error_is_told():
+    client = FakeClient(away(), away())
+    models = ServedModels(2)
+    for _ in range(2):
+        with pytest.raises(ServerError, match="no connection"):
+            await models.fresh(client)
+    assert client.calls == [2, 2]
