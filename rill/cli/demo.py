@@ -147,13 +147,13 @@ def _server(*flags: str) -> Iterator[_Server]:
 
 def _what_to_try(target: str, url: str) -> str:
     rill = "rill" if shutil.which("rill") else f"{shlex.quote(sys.executable)} -m rill"
-    request = f'{{"model": "{NAME}", "prompt": "ROMEO:", "max_tokens": 400, "stream": true}}'
+    request = f'{{"model": "{NAME}", "prompt": "ROMEO:", "max_tokens": 400, "temperature": 0.5, "stream": true}}'
     return f"""rill: a small model of Shakespeare's plays is ready. Try, in another terminal or in a browser:
 
   curl -N {shlex.quote(f"{url}/v1/completions")} -H 'content-type: application/json' -d '{request}'
 
   {url}
 
-  {rill} generate "ROMEO:" --target {shlex.quote(target)}
+  {rill} generate "ROMEO:" --temperature 0.5 --target {shlex.quote(target)}
 
 Ctrl-C ends it."""
