@@ -1,13 +1,12 @@
 """The options of `rill http`, each declared once: name, type, default, bounds and help."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, get_args
 
-from rill.addresses import abstract_name, checked_host, join, socket_path, split_addresses
+from rill.addresses import abstract_name, checked_host, checked_origin, join, socket_path, split_addresses
 from rill.client.security_flags import add_security
 from rill.log_lines import LOG_FORMATS
 
@@ -36,6 +35,11 @@ class GatewayConfig:
 
     connection: argparse.Namespace = field(default_factory=argparse.Namespace)
     target: str = _option("127.0.0.1:50051", "the server, or several", metavar="HOST:PORT[,HOST:PORT…]")
+    spread: bool = _option(
+        False,
+        "let requests take turns at the servers of --target, which then need one resume key (default: the first one"
+        " that answers)",
+    )
     retry_seconds: float = _option(
         1.0,
         "how long a request looks for a server before its first event; each is asked at least once",
@@ -52,6 +56,9 @@ class GatewayConfig:
         metavar="FILE",
     )
     http_tls_key: str = _option("", "the private key of --http-tls-cert, PEM", metavar="FILE")
+    http_tls_client_ca: str = _option(
+        "", "certificate authorities, PEM: clients must present a certificate that one of them issued", metavar="FILE"
+    )
     allowed_host: Sequence[str] = _option(
         (),
         "a name under which browsers may reach the gateway, beside IP addresses, localhost and --host; may be repeated",
@@ -144,6 +151,8 @@ def _fault(config: GatewayConfig) -> str:
             return f"--{option.name.replace('_', '-')} must be {wanted}, not {value}"
     if bool(config.http_tls_cert) != bool(config.http_tls_key):
         return "--http-tls-cert and --http-tls-key go together: a certificate chain and its private key, both in PEM"
+    if config.http_tls_client_ca and not config.http_tls_cert:
+        return "--http-tls-client-ca needs --http-tls-cert and --http-tls-key: client certificates are part of TLS"
     return _fault_of_addresses(config) or _fault_of_names(config)
 
 
@@ -174,6 +183,8 @@ def _fault_of_names(config: GatewayConfig) -> str:
         except ValueError as error:
             return f"--allowed-host {error}"
     for origin in config.cors:
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://([^/\s@?#:\[\]*]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", origin):
-            return f"--cors {origin} must be the origin of a page, SCHEME://HOST or SCHEME://HOST:PORT, without a path"
+        try:
+            checked_origin(origin)
+        except ValueError as error:
+            return f"--cors {error}"
     return ""

@@ -25,7 +25,7 @@ KNOWN_DOWN_SECONDS = 2.0  # for which a server that did not answer is not asked 
 class ServedModel:
     """A model that is served; equal ones produce equal texts.
 
-    `addresses` are the servers that may have it: those that serve it by its name, then those that do not answer.
+    `addresses` are the servers that serve it by its name, `silent` those that do not answer and may have it, too.
     """
 
     name: str
@@ -34,16 +34,13 @@ class ServedModel:
     vocabulary: Vocabulary
     info: pb.ModelInfo
     addresses: tuple[int, ...] = ()
+    silent: tuple[int, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ServedModel) and self._identity == other._identity
 
     def __hash__(self) -> int:
         return hash(self._identity)
-
-    def client(self, client: AsyncClient) -> AsyncClient:
-        """Return a client of the servers that may have it."""
-        return client if self.addresses == tuple(range(client.addresses)) else client.at(*self.addresses)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -62,9 +59,9 @@ class Listing:
         self.models: dict[str, ServedModel] = {}
         for model in (model for server in servers for model in server.models or ()):
             if model.name not in self.models:
-                having = [number for number, server in enumerate(servers) if server.may_have(model)]
-                having.sort(key=lambda number: servers[number].is_silent)
-                self.models[model.name] = replace(model, addresses=tuple(having))
+                having = tuple(number for number, server in enumerate(servers) if server.has(model))
+                silent = tuple(number for number, server in enumerate(servers) if server.is_silent)
+                self.models[model.name] = replace(model, addresses=having, silent=silent)
 
     def find(self, name: str) -> ServedModel:
         """Return the model of this name; an empty one is the default. Raises ApiError."""
@@ -139,10 +136,10 @@ class _Server:
         self._waiting: dict[AsyncClient, asyncio.Future[ServerError | None]] = {}  # for a call that is yet to begin
         self._asking: dict[AsyncClient, asyncio.Task[None]] = {}
 
-    def may_have(self, model: ServedModel) -> bool:
-        """Tell whether a call for the model may find it there."""
+    def has(self, model: ServedModel) -> bool:
+        """Tell whether it has said that it serves the model."""
         if self.is_silent:
-            return True
+            return False
         return any(other.name == model.name and other.model_id == model.model_id for other in self.models or ())
 
     @property

@@ -32,7 +32,7 @@ log = logging.getLogger("rill")
 
 async def serve(config: GatewayConfig, security: Security) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the gateway at once. Raises StartError."""
-    certificates = Certificates(config.http_tls_cert, config.http_tls_key) if config.http_tls_cert else None
+    certificates = Certificates(config) if config.http_tls_cert else None
     stop: asyncio.Queue[None] = asyncio.Queue()
     drain = Drain()
     on_stop = partial(stop.put_nowait, None)
@@ -43,7 +43,7 @@ async def serve(config: GatewayConfig, security: Security) -> None:
         _sockets(config) as sockets,
     ):
         async with client, readiness:
-            connections = Connections(make_app(config, Servers(client), readiness, drain), config)
+            connections = Connections(make_app(config, Servers(client, config.spread), readiness, drain), config)
             async with _accepting(connections, sockets, certificates):
                 _announce(config, sockets[0].getsockname()[1])
                 if config.end_with_stdin:
@@ -88,7 +88,8 @@ async def _accepting(
 
 def _announce(config: GatewayConfig, port: int) -> None:
     scheme = "https" if config.http_tls_cert else "http"
-    if not (is_loopback(config.host) or config.http_tls_cert):
+    is_private = is_loopback(config.host) or config.http_tls_cert
+    if not (is_private or config.end_with_stdin):  # the program that starts it has said so
         log.warning("listening on %s without encryption: texts and bearer tokens can be read in transit", config.host)
     try:
         print(f"rill: http on {scheme}://{join(config.host, port)}", flush=True)

@@ -1,12 +1,13 @@
 """The servers behind the gateway, as one request sees them: with its own bearer token and request id."""
 
 from collections import OrderedDict
+from itertools import count
 
 from starlette.requests import HTTPConnection
 
 from rill.client.aio import AsyncClient
 from rill.gateway.errors import ApiError
-from rill.gateway.served_models import ServedModels
+from rill.gateway.served_models import ServedModel, ServedModels
 
 MOST_TOKENS = 256  # clients that are kept
 
@@ -14,8 +15,9 @@ MOST_TOKENS = 256  # clients that are kept
 class Servers:
     """The connections to the servers, which all requests share, and what is served there."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self.client = client
+    def __init__(self, client: AsyncClient, spread: bool = False) -> None:
+        self.client, self._spread = client, spread
+        self._turns = count()
         self.models = ServedModels(client.addresses)
         self._by_token: OrderedDict[str, AsyncClient] = OrderedDict()  # least recently used first
 
@@ -29,6 +31,16 @@ class Servers:
         if scheme.lower() != "bearer" or not token.strip():
             return self.client
         return self.with_token(token.strip())
+
+    def for_call(self, client: AsyncClient, model: ServedModel | None = None) -> AsyncClient:
+        """Return a client of the servers that may have `model`, or of all; with --spread, they take turns."""
+        addresses = model.addresses if model else tuple(range(client.addresses))
+        if self._spread and addresses:
+            first = next(self._turns) % len(addresses)
+            addresses = addresses[first:] + addresses[:first]
+        if model:
+            addresses += model.silent
+        return client if addresses == tuple(range(client.addresses)) else client.at(*addresses)
 
     def with_token(self, token: str) -> AsyncClient:
         """Return the client that sends this token."""

@@ -6,16 +6,18 @@ import ssl
 from pathlib import Path
 from typing import NoReturn
 
-from rill.gateway.config import StartError
+from rill.gateway.config import GatewayConfig, StartError
 
 log = logging.getLogger("rill")
 
 
 class Certificates:
-    """A certificate chain and its private key, in PEM. Raises StartError."""
+    """A certificate chain and its private key, in PEM, and whose certificates clients need. Raises StartError."""
 
-    def __init__(self, cert: str, key: str) -> None:
-        self._cert, self._key = cert, key
+    def __init__(self, config: GatewayConfig) -> None:
+        self._cert, self._key, self._client_ca = config.http_tls_cert, config.http_tls_key, config.http_tls_client_ca
+        files = [("--http-tls-cert", self._cert), ("--http-tls-key", self._key)]
+        self._files = [*files, ("--http-tls-client-ca", self._client_ca)] if self._client_ca else files
         self._seen = self._versions()
         self._context = self._read()
 
@@ -30,13 +32,13 @@ class Certificates:
             self._seen = now
             try:
                 self._context = self._read()
-                log.info("%s, %s: read again", self._cert, self._key)
+                log.info("%s: read again", ", ".join(path for _, path in self._files))
             except StartError as error:
                 log.error("%s; the previous certificate stays in use", error)
         connection.context = self._context
 
     def _read(self) -> ssl.SSLContext:
-        for flag, path in (("--http-tls-cert", self._cert), ("--http-tls-key", self._key)):
+        for flag, path in self._files:
             try:
                 if not Path(path).is_file():
                     raise StartError(f"{flag} {path} {'is not a file' if Path(path).exists() else 'does not exist'}")
@@ -57,6 +59,12 @@ class Certificates:
                 f"--http-tls-cert {self._cert} and --http-tls-key {self._key} are not a certificate chain and its "
                 f"private key in PEM: {error.reason or error}"
             ) from None
+        if self._client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                context.load_verify_locations(self._client_ca)
+            except ssl.SSLError:
+                raise StartError(f"--http-tls-client-ca {self._client_ca} contains no PEM certificate") from None
         return context
 
     def _refuse_password(self) -> NoReturn:
@@ -65,7 +73,7 @@ class Certificates:
     def _versions(self) -> list[tuple[int, ...]]:
         """Return for each file what changes with its content; a missing file has a version, too."""
         versions: list[tuple[int, ...]] = []
-        for path in (self._cert, self._key):
+        for _, path in self._files:
             try:
                 found = os.stat(path)
             except OSError as error:

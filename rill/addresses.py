@@ -115,6 +115,13 @@ def checked_host(host: str) -> str:
     return _host_name(bare, host)
 
 
+def checked_origin(origin: str) -> str:
+    """Return the origin of a web page, SCHEME://HOST[:PORT]. Raises ValueError for what is not one."""
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://([^/\s@?#:\[\]*]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", origin):
+        raise ValueError(f"{origin} must be the origin of a page, SCHEME://HOST or SCHEME://HOST:PORT, without a path")
+    return origin
+
+
 def _canonical(typed: str) -> str:
     """Return the canonical form of one address. Raises ValueError."""
     scheme, _, rest = typed.partition(":")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TextIO, get_args
 
 from configargparse import ArgumentParser, ConfigFileParser, ConfigFileParserException, RawDescriptionHelpFormatter
 
-from rill.addresses import abstract_name, checked_host, socket_path
+from rill.addresses import abstract_name, checked_host, checked_origin, socket_path
 from rill.files import output_file
 from rill.log_lines import LOG_FORMATS, report_error
 
@@ -52,6 +52,17 @@ class ServerConfig:
         metavar="PORT",
     )
     http_host: str = _option("127.0.0.1", "address to listen on for HTTP")
+    http_allowed_host: Sequence[str] = _option(
+        (),
+        "a name under which browsers may reach the server over HTTP, beside IP addresses, localhost and --http-host;"
+        " may be repeated",
+        metavar="NAME",
+    )
+    http_cors: Sequence[str] = _option(
+        (),
+        "an origin whose pages may use the server over HTTP, such as https://example.com; may be repeated",
+        metavar="ORIGIN",
+    )
     engines: int = _option(1, "processes on the port, each with these limits; for CPUs with many cores", (1, 1024))
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     threads: int = _option(1, "ONNX Runtime threads per model", (1, 1024))
@@ -284,6 +295,20 @@ def _fault_of_addresses(config: ServerConfig) -> str:
     return ""
 
 
+def _fault_of_names(config: ServerConfig) -> str:
+    """Return what is wrong with the names for HTTP, empty if nothing."""
+    for flag, names, check in (
+        ("--http-allowed-host", config.http_allowed_host, checked_host),
+        ("--http-cors", config.http_cors, checked_origin),
+    ):
+        for name in names:
+            try:
+                check(name)
+            except ValueError as error:
+                return f"{flag} {error}"
+    return ""
+
+
 def _fault(config: ServerConfig) -> str:
     """Return what is wrong with the values, empty if nothing."""
     for option in fields(config):
@@ -292,7 +317,7 @@ def _fault(config: ServerConfig) -> str:
             low, high = bounds
             wanted = f"from {low} to {high}" if high < float("inf") else f"a finite number of at least {low}"
             return f"--{option.name.replace('_', '-')} must be {wanted}, not {value}"
-    if fault := _fault_of_addresses(config):
+    if fault := _fault_of_addresses(config) or _fault_of_names(config):
         return fault
     if config.profile:
         try:

@@ -235,6 +235,10 @@ class Choice:
     @property
     def token_here(self) -> bytes:
         """A token for the exact end of what was delivered; empty if there is none."""
+        if self._messages:
+            token, position = self._messages.resume_point
+            if position > self.token_position or (position == self.token_position and not self.token):
+                self.token, self.token_position = token, position
         return self.token if self.token_position == self.position else b""
 
     async def catch_up(self) -> None:

@@ -40,7 +40,7 @@ async def _begun(request: Request, completion: Completion) -> Texts:
         if drain.has_begun:
             raise draining_error()
         model = await model_for(servers, client, completion.model, completion.resume_token)
-        texts = Texts(Job(completion, model, model.client(client), request_id, drain, reads_once))
+        texts = Texts(Job(completion, model, servers.for_call(client, model), request_id, drain, reads_once))
         is_begun = False
         try:
             _, is_begun = await begun_with(model, servers, client, texts.begin())

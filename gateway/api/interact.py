@@ -21,6 +21,7 @@ from rill.client.aio import AsyncClient, AsyncSession
 from rill.client.errors import ServerError, SessionStateError
 from rill.gateway.drain import Drain
 from rill.gateway.errors import ApiError, answer_with_error
+from rill.gateway.servers import Servers
 from rill.v1 import rill_pb2 as pb
 
 PROTOCOL, BEARER = "rill.v1", "rill.bearer."
@@ -70,7 +71,8 @@ async def interact(websocket: WebSocket) -> None:
     offered: list[str] = websocket.scope["subprotocols"]
     if offered and PROTOCOL not in offered:
         raise ApiError(400, f"the subprotocols must have {PROTOCOL!r} among them")
-    client = websocket.app.state.servers.for_request(_with_token(websocket, offered))
+    servers: Servers = websocket.app.state.servers
+    client = servers.for_call(servers.for_request(_with_token(websocket, offered)))
     await websocket.accept(PROTOCOL if offered else None)
     conversation = _Conversation(websocket, client, websocket.app.state.drain)
     with suppress(OSError):  # the client has left

@@ -79,7 +79,7 @@ async def _begun(request: Request, wanted: ScoreFields) -> "Scores":
     client, request_id = servers.for_request(request), request.state.request_id
     for _ in range(ATTEMPTS):
         model = await model_for(servers, client, wanted.model, wanted.resume_token)
-        messages = model.client(client).score(
+        messages = servers.for_call(client, model).score(
             wanted.text,
             model=model.name,
             resume_token=wanted.resume_token,

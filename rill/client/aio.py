@@ -330,8 +330,9 @@ class AsyncClient:
         self, request: pb.GenerateRequest, *, timeout: float | None = None, request_id: str = ""
     ) -> AsyncMessageStream[pb.GenerateResponse]:
         """Return the messages of a text; see `generate`. A request without max_chars is sent as it is: endless."""
-        calls = self._calls("Generate", self._text(request, timeout), request_id)
-        return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)
+        text = self._text(request, timeout)
+        calls = self._calls("Generate", text, request_id)
+        return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id, lambda: text.resume_point)
 
     def score(
         self,

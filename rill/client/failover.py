@@ -61,6 +61,11 @@ class Failover(Attempts):
         self._caught_up = False
         self._has_tokens = True  # False: the servers issue none, and known characters have to be skipped
 
+    @property
+    def resume_point(self) -> tuple[bytes, int]:
+        """The last resume token that has arrived, and its position: also of a message that showed nothing new."""
+        return self._from.token, self._from.position
+
     def request(self) -> pb.GenerateRequest | None:
         """Return the next request; None if the text is complete."""
         known = self._end - self._from.position

@@ -99,12 +99,26 @@ class TextStream(TextDetails, _Closing, Iterator[str]):
 class MessageStream(_Closing, Iterator[Message], Generic[Message]):
     """Messages as they arrive; `request_id` is the id of their calls in the logs of servers.
 
+    `resume_point` is a token from which a text continues, and its position: the last that has arrived, empty before
+    that. A server that goes away sends one, which no message here shows where the text is to be continued.
+
     A call is made when the first message is asked for. `close` or a with statement ends it early; so does a loop that
     is left, if nothing else refers to the iterator. Iterating raises ServerError.
     """
 
-    def __init__(self, messages: Generator[Message, None, None], cancel: Callable[[], None], request_id: str) -> None:
-        self._messages, self._cancel, self.request_id = messages, cancel, request_id
+    def __init__(
+        self,
+        messages: Generator[Message, None, None],
+        cancel: Callable[[], None],
+        request_id: str,
+        resume_point: Callable[[], tuple[bytes, int]] = lambda: (b"", 0),
+    ) -> None:
+        self._messages, self._cancel, self.request_id, self._resume_point = messages, cancel, request_id, resume_point
+
+    @property
+    def resume_point(self) -> tuple[bytes, int]:
+        """See the class."""
+        return self._resume_point()
 
     def __next__(self) -> Message:
         message: Message = next(self._messages)
@@ -160,8 +174,19 @@ class AsyncTextStream(TextDetails, _AsyncClosing, AsyncIterator[str]):
 class AsyncMessageStream(_AsyncClosing, AsyncIterator[Message], Generic[Message]):
     """`MessageStream` for asyncio."""
 
-    def __init__(self, messages: AsyncGenerator[Message, None], cancel: Callable[[], None], request_id: str) -> None:
-        self._messages, self._cancel, self.request_id = messages, cancel, request_id
+    def __init__(
+        self,
+        messages: AsyncGenerator[Message, None],
+        cancel: Callable[[], None],
+        request_id: str,
+        resume_point: Callable[[], tuple[bytes, int]] = lambda: (b"", 0),
+    ) -> None:
+        self._messages, self._cancel, self.request_id, self._resume_point = messages, cancel, request_id, resume_point
+
+    @property
+    def resume_point(self) -> tuple[bytes, int]:
+        """See the class."""
+        return self._resume_point()
 
     async def __anext__(self) -> Message:
         message: Message = await anext(self._messages)

@@ -24,7 +24,8 @@ from rill.serve.operate.private_listener import Identity, PrivateListener
 READY = "rill: http on "
 NEEDED = ("starlette", "uvicorn")  # packages of the extra `http`
 START_SECONDS = 60.0  # at most, until it listens
-LAST_SECONDS = 5.0  # to end its streams; then it is killed
+DRAIN_SECONDS = 1.0  # that its requests have once the server's calls have ended: nothing can finish any more
+LAST_SECONDS = 5.0  # to end; then it is killed
 # Its callers send tokens of their own: one in its environment would let in those that have none.
 NOT_PASSED_ON = ("RILL_TOKEN",)
 
@@ -35,8 +36,6 @@ def require_usable(config: ServerConfig) -> None:
     """Raise StartError if the gateway cannot do what the options say."""
     if config.http_port is None:
         return
-    if config.tls_cert:
-        raise StartError("--http-port does not go together with --tls-cert: the gateway has no TLS yet")
     for name in NEEDED:
         if find_spec(name) is None:
             raise StartError(
@@ -125,7 +124,16 @@ class HttpGateway:
             arguments += ["--tls-ca", certificate, "--tls-cert", certificate, "--tls-key", key]
         else:  # to an address of this machine
             arguments.append("--plaintext-token")
-        return [*arguments, "--end-with-stdin"]
+        if config.tls_cert:
+            arguments += ["--http-tls-cert", config.tls_cert, "--http-tls-key", config.tls_key]
+        if config.tls_client_ca:
+            arguments += ["--http-tls-client-ca", config.tls_client_ca]
+        for flag, values in (("--allowed-host", config.http_allowed_host), ("--cors", config.http_cors)):
+            arguments += [f"{flag}={value}" for value in values]
+        if not config.access_log:
+            arguments.append("--no-access-log")
+        arguments += ["--log-format", config.log_format, "--drain-seconds", str(DRAIN_SECONDS)]
+        return [*arguments, "--spread", "--end-with-stdin"]
 
 
 @asynccontextmanager

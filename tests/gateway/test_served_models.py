@@ -9,6 +9,7 @@ from rill.client.errors import ServerError
 from rill.client.origin import Origin
 from rill.gateway.errors import ApiError
 from rill.gateway.served_models import ServedModels
+from rill.gateway.servers import Servers
 from rill.v1 import rill_pb2 as pb
 
 
@@ -83,7 +84,7 @@ async def test_servers_may_have_different_models():
     listing = await ServedModels(3).fresh(client)
     assert {name: one.addresses for name, one in listing.models.items()} == {"m": (0,), "a": (0, 2), "b": (1,)}
     assert listing.find("").name == "m"
-    assert listing.find("b").client(client).numbers == (1,)
+    assert Servers(client).for_call(client, listing.find("b")).numbers == (1,)
     with pytest.raises(ApiError, match="the models are 'm', 'a', 'b'"):
         listing.find("c")
 
@@ -92,11 +93,20 @@ async def test_a_server_that_is_away_may_come_back_with_the_model():
     client = FakeClient(away(), [model("m", "1")])
     models = ServedModels(2)
     listing = await models.fresh(client)
-    assert listing.find("m").addresses == (1, 0)  # those that answer first
+    assert (listing.find("m").addresses, listing.find("m").silent) == ((1,), (0,))
     await models.fresh(client)
     assert client.calls == [1, 2]  # it is not waited for again
     client.servers = [[model("m", "1")], away()]
-    assert (await models.fresh(client)).find("m").addresses == (0, 1)
+    listing = await models.fresh(client)
+    assert (listing.find("m").addresses, listing.find("m").silent) == ((0,), (1,))
+
+
+async def test_calls_take_turns_among_the_servers_that_answer():
+    client = FakeClient([model("m", "1")], [model("a", "2")], [model("m", "1")], away())
+    servers = Servers(client, spread=True)
+    found = (await servers.models.fresh(client)).find("m")
+    assert [servers.for_call(client, found).numbers for _ in range(3)] == [(0, 2, 3), (2, 0, 3), (0, 2, 3)]
+    assert Servers(client).for_call(client) is client
 
 
 async def test_when_no_server_answers_the_error_is_told():

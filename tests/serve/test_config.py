@@ -39,7 +39,7 @@ def read(tmp_path, monkeypatch, capsys):
 
 def test_the_defaults(read):
     options = read("b")
-    assert options.config == ServerConfig(bundles=["b"], resume_key_file=[])
+    assert options.config == ServerConfig(bundles=["b"], resume_key_file=[], http_allowed_host=[], http_cors=[])
     assert not options.check
 
 

@@ -1,9 +1,11 @@
 """`rill serve --http-port`: a gateway that begins, listens, drains and ends with its server."""
 
+import json
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,8 +14,11 @@ from dataclasses import dataclass, replace
 import httpx
 import psutil
 import pytest
+from certificates import make_certificate
 from servers import ROOT, wait_until
 
+from rill.client.errors import ServerError
+from rill.client.security import Security
 from rill.client.sync import Client
 from rill.serve.config import ServerConfig, options_of
 from rill.serve.errors import StartError
@@ -65,8 +70,16 @@ def run_pair(*arguments, environment=None):
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_folder):
-    with run_pair(tiny_folder, "--drain-seconds", 1.2) as running:
+def key(tmp_path_factory):
+    """A file with the key of resume tokens."""
+    path = tmp_path_factory.mktemp("key") / "key"
+    path.write_bytes(bytes(32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder, key):
+    with run_pair(tiny_folder, "--resume-key-file", key) as running:
         yield running
 
 
@@ -115,6 +128,76 @@ def test_a_signal_while_the_gateway_loads_ends_both_at_once(tiny_folder):
         assert b"Traceback" not in errors
 
 
+def test_streams_over_http_end_with_a_token_when_the_server_drains(pair, tiny_folder, key):
+    """They may finish, as those over gRPC; what is left continues elsewhere."""
+    with run_pair(tiny_folder, "--drain-seconds", 1.2, "--resume-key-file", key) as running:
+        asked = {"prompt": "To be", "max_tokens": 10**6, "seed": 3, "stream": True, "chars_per_second": 2000}
+        with httpx.stream("POST", f"{running.url}/v1/completions", json=asked, timeout=20) as answer:
+            lines = answer.iter_lines()
+            events = [next(lines)]
+            running.process.terminate()
+            events += [line for line in lines if line]
+        assert running.process.wait(timeout=20) == 0
+    *chunks, name, error = events
+    assert (name, json.loads(error.removeprefix("data: "))["error"]["code"]) == ("event: error", "draining")
+    choices = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+    assert choices[-1]["choices"][0]["finish_reason"] is None
+    token = choices[-1]["rill"]["resume_token"]
+    text = "".join(choice["choices"][0]["text"] for choice in choices)
+    assert len(text) > 100
+    asked = {"resume_token": token, "max_tokens": 50}
+    rest = httpx.post(f"{pair.url}/v1/completions", json=asked, timeout=20).json()["choices"][0]["text"]
+    with Client(pair.target) as client:
+        assert text + rest == "".join(client.generate("To be", max_chars=len(text) + 50, seed=3))
+
+
+@pytest.mark.long
+def test_tls_whatever_the_certificate_says_and_when_it_is_renewed(tiny_folder, tmp_path):
+    """It is for another host, of an authority of its own."""
+    authority = make_certificate("authority")
+    make_certificate("server", authority, "rill.example").write(tmp_path, "server")
+    (tmp_path / "authority.pem").write_bytes(authority.chain)
+    flags = ("--tls-cert", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key")
+    with run_pair(tiny_folder, *flags) as running:
+        context = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+        context.check_hostname = False
+
+        def certificate():
+            with (
+                socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as plain,
+                context.wrap_socket(plain) as connection,
+            ):
+                return connection.getpeercert(binary_form=True)
+
+        first = certificate()
+        assert running.get(verify=context).status_code == 200
+        make_certificate("server", authority, "rill.example").write(tmp_path, "server")
+        wait_until(lambda: certificate() != first)
+        assert running.get(verify=context).status_code == 200
+
+
+def test_client_certificates_are_needed_for_http_too(tiny_folder, tmp_path):
+    """The gateway has its own way to the server, and lets in only who could call the server."""
+    authority = make_certificate("authority")
+    (tmp_path / "authority.pem").write_bytes(authority.chain)
+    make_certificate("server", authority).write(tmp_path, "server")
+    chain, key = make_certificate("client", authority).write(tmp_path, "client")
+    flags = ("--tls-cert", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key")
+    with run_pair(tiny_folder, *flags, "--tls-client-ca", tmp_path / "authority.pem") as running:
+        assert running.url.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+        with pytest.raises(httpx.TransportError):
+            running.get(verify=context)
+        context.load_cert_chain(chain, key)
+        assert running.get(verify=context).status_code == 200
+        private = running.gateway().cmdline()[running.gateway().cmdline().index("--target") + 1]
+        with (
+            pytest.raises(ServerError),
+            Client(private, security=Security(root_certificates=authority.chain)) as client,
+        ):
+            client.models()
+
+
 def test_tokens_pass_through_and_it_ends_with_a_killed_server(tiny_folder, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{TOKEN}\n")
@@ -151,13 +234,18 @@ def test_its_own_address(host, address, own):
 
 
 @pytest.mark.long
-def test_several_processes_have_one_gateway(tiny_folder):
-    with run_pair(tiny_folder, "--engines", 2, "--drain-seconds", 1.2) as running:
-        assert running.get().status_code == 200
+def test_several_processes_share_what_one_gateway_gets(tiny_folder):
+    with run_pair(tiny_folder, "--engines", 2, "--drain-seconds", 1.2, "--log-format", "json") as running:
+        for _ in range(4):
+            answer = httpx.post(f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 5}, timeout=20)
+            assert answer.status_code == 200
         gateway = running.gateway()
         running.process.terminate()
         assert running.process.wait(timeout=20) == 0
         assert not gateway.is_running()
+        lines = [json.loads(line) for line in running.process.stderr.read().splitlines()]
+        calls = [line["engine"] for line in lines if line["message"] == "call" and line["method"] == "Generate"]
+        assert sorted(calls) == [1, 1, 2, 2]
 
 
 async def test_a_port_in_use_is_refused_before_a_model_is_loaded():
@@ -181,6 +269,8 @@ async def test_a_port_in_use_is_refused_before_a_model_is_loaded():
         ("--metrics-port 9", "--http-port and --metrics-port must differ, and are both 9"),
         ("--host 0.0.0.0 --port 9", "--port and --http-port must differ, and are both 9"),
         ("--http-host unix:/x", "--http-host 'unix:/x' is not an IPv6 address"),
+        ("--http-allowed-host a:9", "--http-allowed-host 'a:9' must be a host without its port"),
+        ("--http-cors example.com", "--http-cors example.com must be the origin of a page"),
         ("--http-host 10.0.0.1:80", "--http-host '10.0.0.1:80' must be a host without its port"),
     ],
 )
