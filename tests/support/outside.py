@@ -22,6 +22,9 @@ from servers import ROOT
 
 FOLDER = ROOT / ".venv" / "outside"
 COMPLETE = ".complete"  # a file in an environment that was made to its end
+# Where there is no package index, the tests are to be skipped soon.
+PIP_IN_HASTE = ["--retries", "1", "--timeout", "10"]
+NPM_IN_HASTE = ["--fetch-retries", "1", "--fetch-retry-mintimeout", "500", "--fetch-timeout", "10000"]
 NPM_SECONDS = 60
 OPENAI = "openai>=3,<4"  # for Python
 OPENAI_NPM = {"openai": "^6.49.0"}
@@ -51,9 +54,9 @@ def node_modules(name: str, dependencies: dict[str, str]) -> Path:
 def _python(name: str, requirements: tuple[str, ...]) -> tuple[Path, str]:
     def make(folder: Path) -> str:
         try:
-            create(folder, requirements, constrained=False)
+            create(folder, [*PIP_IN_HASTE, *requirements], constrained=False)
         except AssertionError as error:  # with what pip printed
-            return _last_line(str(error))
+            return _lines(str(error))[-1]
         return ""
 
     return _kept(name, (sys.version, *requirements), make)
@@ -64,12 +67,21 @@ def _node(name: str, dependencies: tuple[tuple[str, str], ...]) -> tuple[Path, s
     def make(folder: Path) -> str:
         folder.mkdir()
         (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": dict(dependencies)}))
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel", "error"]
+        command = [
+            "npm",
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--loglevel",
+            "error",
+            *NPM_IN_HASTE,
+        ]
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=NPM_SECONDS)
         except subprocess.TimeoutExpired:
             return f"no answer within {NPM_SECONDS} s"
-        return _last_line(done.stderr or done.stdout) if done.returncode else ""
+        return _lines(done.stderr)[0] if done.returncode else ""
 
     return _kept(name, map(str, dependencies), make)
 
@@ -98,9 +110,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip() and "WARNING" not in line]
-    return lines[-1] if lines else "it said nothing"
+def _lines(text: str) -> list[str]:
+    """Return what a program complained about, line by line; at least one."""
+    return [line for line in text.splitlines() if line.strip() and "WARNING" not in line] or ["it said nothing"]
 
 
 def quiet_environment() -> dict[str, str]:

@@ -239,6 +239,7 @@ for chunk in client.completions.create(**parameters, stream=True):
 """
 
 
+@pytest.mark.long
 def test_a_stream_outlives_the_replica_behind_the_gateway(tiny_folder, tmp_path):
     """kill -9; the caller sees every character once, and no error."""
     environment = outside.python("openai", outside.OPENAI)

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.request import Request, urlopen
 
 import openai
 
@@ -96,7 +97,9 @@ def banned() -> Any:
 
 def ids() -> Any:
     """Give the prompt as symbol ids."""
-    tokens = client.post(f"{URL}/tokenize", cast_to=dict, body={"prompt": COMMON["prompt"]})["tokens"]
+    body = json.dumps({"model": MODEL, "prompt": COMMON["prompt"]}).encode()
+    with urlopen(Request(f"{URL}/tokenize", body, {"Content-Type": "application/json"})) as answer:
+        tokens = json.load(answer)["tokens"]
     return client.completions.create(**{**COMMON, "prompt": tokens}, max_tokens=80).choices[0].text
 
 
