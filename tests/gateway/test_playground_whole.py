@@ -49,14 +49,14 @@ def test_a_change_of_temperature_acts_in_the_middle_of_a_text(playground, gatewa
     page.grown(60)
     page.set(temperature=0)
     page.grown(150)
-    page.set(temperature=0.5, top_k=3)
+    page.set(temperature=0.5)
     text = page.complete()
     assert len(text) == 300
     assert any('"update"' in frame for frame in page.sent)
     with server.client() as client:
         first = continued(client, text[:150], {"seed": 7}, {"temperature": 0.0})
         greedy = {"resume_token": token_after(client, first, seed=7), "temperature": 0.0}
-        assert continued(client, text[first:], greedy, {"temperature": 0.5, "top_k": 3})
+        assert continued(client, text[first:], greedy, {"temperature": 0.5})
 
 
 def test_pace_and_stop_strings_act_in_the_middle_of_a_text(playground, gateway, server):
@@ -90,6 +90,30 @@ def test_a_server_that_is_killed_and_started_again_changes_nothing(playground, t
             text = page.complete()
             with second.client() as client:
                 assert text == "hello" + text_of(client, "hello", seed=5, max_chars=600)
+        page.forget("503")
+
+
+def test_a_server_with_another_key_gets_the_text_from_its_prompt(playground, tiny_folder, key, tmp_path):
+    other_key = tmp_path / "other"
+    other_key.write_bytes(bytes(31) + b"x")
+    with started(tiny_folder, key) as first, run_gateway(first.target) as gateway:
+        page = playground(gateway)
+        page.start("hello", seed=5, length=300, pace=6)
+        page.grown(60)
+        page.set(temperature=0.6)
+        page.grown(100)
+        page.pause()
+        page.fork(80, "2")
+        page.grown(120)
+        page.set(temperature=0.9)
+        page.grown(150)
+        before = page.pause()
+        first.process.kill()
+        first.process.wait()
+        with started(tiny_folder, other_key, first.port):
+            page.page.keyboard.press("Alt+Enter")
+            assert page.complete().startswith(before)
+            assert len(page.text) == 380
         page.forget("503")
 
 
@@ -316,7 +340,7 @@ def test_everything_is_reached_by_keys(playground, gateway):
     keys.press("Alt+Backspace")
     page.wait(lambda: page.text == whole)
     page.set(pace=4)
-    keys.press("Escape")  # goes on
+    keys.press("Alt+Enter")
     page.wait(lambda: page.status == "The text grows")
     keys.press("Escape")
     page.wait(lambda: page.status.startswith("Paused"))

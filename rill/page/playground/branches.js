@@ -1,14 +1,16 @@
 // The versions of a text. A fork is a branch: it shares the beginning of another and goes on differently.
 //
 // A branch has entries, one for each character, the given ones (a prompt, what was fed) included, and marks: resume
-// tokens of the places that it passed. Between a mark and the next nothing but generating happened, with the parameters
-// in the mark's token, so that what is between them can be generated again from there, exactly.
+// tokens of the places that it passed. From any of them, what follows can be made again, exactly: by generating, by
+// reading the given entries, and by changing parameters where they were changed.
 
 /** One version of a text. */
 export class Branch {
   entries = []; // { text, logprob, alternatives, given }, as <rill-text> has them
-  marks = []; // { index, token, position, sampling } by index: after `index` entries, of which `position` were generated;
-  // `sampling`, if there, is what the token does not say yet
+  marks = []; // { index, token, position } by index: after `index` entries, of which `position` were generated
+  changes = []; // { index, sampling }: how characters are chosen after `index` entries; what is not named stays
+  promptLength = 0; // so many of the first entries were read as a prompt
+  isFromToken = false; // it began with a token that was pasted, instead of a prompt
   usesStops = false; // a token of it may have stop strings
   version = 0; // changes when entries that were shown have changed
 
@@ -38,14 +40,24 @@ export class Branch {
     this.marks.splice(replaces ? at - 1 : at, replaces ? 1 : 0, { index, token, position });
   }
 
-  /** Returns the last mark at or before an entry; undefined inside the prompt. */
+  /** Returns the last mark at or before an entry; undefined if there is none. */
   markBefore(index) {
     return this.marks.findLast((mark) => mark.index <= index);
   }
 
-  /** Replaces all entries by others of the same text: they are shown again. */
-  replace(entries) {
-    this.entries = entries;
+  /** From the end of the text on, characters are chosen in another way. */
+  change(sampling) {
+    this.changes.push({ index: this.length, sampling });
+  }
+
+  /** Returns how characters are chosen after `index` entries. */
+  samplingAt(index) {
+    return Object.assign({}, ...this.changes.filter((change) => change.index <= index).map(({ sampling }) => sampling));
+  }
+
+  /** Replaces the entries of the prompt by others that know more about the same text. */
+  describePrompt(entries) {
+    this.entries.splice(0, this.promptLength, ...entries);
     this.version++;
   }
 
@@ -53,6 +65,7 @@ export class Branch {
   truncate(index) {
     this.entries.length = Math.min(this.entries.length, index);
     this.marks = this.marks.filter((mark) => mark.index <= index);
+    this.changes = this.changes.filter((change) => change.index <= index);
   }
 }
 
@@ -80,6 +93,9 @@ export class Branches {
     const branch = this.#add(parent, index, cause);
     branch.entries = parent.entries.slice(0, index);
     branch.marks = parent.marks.filter((mark) => mark.index <= index);
+    branch.changes = parent.changes.filter((change) => change.index <= index);
+    branch.promptLength = Math.min(parent.promptLength, index);
+    branch.isFromToken = parent.isFromToken;
     branch.usesStops = parent.usesStops;
     return branch;
   }

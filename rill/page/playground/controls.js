@@ -26,11 +26,13 @@ export class Controls {
     for (const [name, id] of Object.entries(FIELDS)) {
       this.#inputs[name] = document.getElementById(id);
       this.#outputs[name] = document.querySelector(`output[for="${id}"]`);
-      this.#inputs[name].addEventListener("input", () => {
+      const input = this.#inputs[name];
+      input.addEventListener("input", () => {
         this.#ofTheToken.delete(name);
         this.#show();
-        if (!this.fault) onChange(this.settings);
       });
+      // What is being typed acts once it is complete.
+      input.addEventListener(input.type === "range" ? "input" : "change", () => onChange(this.settings));
     }
     this.#shading.addEventListener("change", () => onChange(this.settings));
     document.getElementById("draw-seed").addEventListener("click", () => {

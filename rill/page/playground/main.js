@@ -23,6 +23,7 @@ const forkMenu = new ForkMenu();
 const controls = new Controls(settingsChanged);
 const requestPanel = new RequestPanel(requestFrom);
 let started = { model: "", prompt: "", fromToken: false }; // what the text on the page began with
+let compared = [null, null]; // the branches that `difference` has looked at
 let isFrameAsked = false;
 
 /** The panes that are shown. */
@@ -43,10 +44,17 @@ function start() {
   for (const pane of shown()) pane.session.start(pane.model, prompt, controls.settings);
 }
 
+function pause() {
+  for (const { session } of shown()) session.pause();
+}
+
+function goOn() {
+  if (isValid()) for (const { session } of shown()) session.resume(controls.settings);
+}
+
 function pauseOrGoOn() {
-  if (shown().some((pane) => pane.session.isLive)) return shown().map((pane) => pane.session.pause());
-  if (!isValid()) return undefined;
-  return shown().map((pane) => pane.session.resume(controls.settings));
+  if (shown().some(({ session }) => session.isLive)) pause();
+  else goOn();
 }
 
 function fork(pane, position) {
@@ -111,7 +119,6 @@ function setPanes(models) {
     panes[at].model = model;
     panes[at].name(isTwo ? model : "");
   });
-  difference.reset();
   element("difference").hidden = true;
 }
 
@@ -218,7 +225,10 @@ function draw(now) {
 }
 
 function drawDifference() {
-  const [one, other] = panes.map(({ session }) => session.branch?.entries ?? []);
+  const branches = panes.map(({ session }) => session.branch);
+  if (branches.some((branch, at) => branch !== compared[at])) difference.reset();
+  compared = branches;
+  const [one, other] = branches.map((branch) => branch?.entries ?? []);
   const at = difference.find(one, other);
   const note = element("difference");
   note.hidden = false;
@@ -227,7 +237,7 @@ function drawDifference() {
     ? `The texts are equal as far as both go: ${length} characters.`
     : `The first difference is at character ${(at + 1).toLocaleString("en")}.`;
   if (note.textContent !== text) note.textContent = text;
-  for (const { view } of panes) if (at !== null && at < view.length) view.marked = at;
+  for (const { view } of panes) view.marked = at !== null && at < view.length ? at : -1;
 }
 
 // The server.
@@ -298,7 +308,7 @@ element("prompt").addEventListener("input", () => {
   drawRequest();
 });
 element("shading").addEventListener("change", (event) => (element("legend").hidden = !event.target.checked));
-listen({ start, pauseOrGoOn, back }, forkMenu);
+listen({ start, pause, goOn, back }, forkMenu);
 drawRequest();
 await look();
 setInterval(() => document.visibilityState === "visible" && look(), LOOK_EVERY);

@@ -11,6 +11,11 @@ export class Problem extends Error {
     this.passing = passing;
   }
 
+  /** Whether a server could not read a resume token, and it was not another model's. */
+  get isOfTokens() {
+    return this.code.startsWith("RESUME_TOKEN_") && this.code !== "RESUME_TOKEN_OTHER_MODEL";
+  }
+
   /** Reads an error in OpenAI's form. */
   static fromBody(body, status, requestId = "") {
     const { message, code } = body?.error ?? {};

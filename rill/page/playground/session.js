@@ -8,15 +8,18 @@ import { Branches } from "./branches.js";
 import { Call } from "./call.js";
 import { Meter } from "./meter.js";
 import { Problem } from "./problem.js";
-import { NO_STOPS, sameGeneration, sameSampling, samplingOf, stopsOf } from "./settings.js";
+import { Place, replay } from "./replay.js";
+import { sameGeneration, sameSampling, samplingOf, stopsOf } from "./settings.js";
+
+/** Characters that the page holds; a text can go on elsewhere, from its token. */
+export const MOST = 200_000;
 
 // A text that grows gets a token after so many characters, or after fewer once so much time has passed.
 const MARK_CHARACTERS = 1024;
 const MARK_SOONER = { characters: 128, milliseconds: 1000 };
-/** Characters that the page holds; a text can go on elsewhere, from its token. */
-export const MOST = 200_000;
 const LONGEST_WAIT = 5000; // ms between two attempts to connect
 const PAUSE_PATIENCE = 1500; // ms
+const MOST_REPLAYS = 3; // in a row, from the prompt
 const STOP = "FINISH_REASON_STOP";
 const CHANGED = Symbol("settings have changed, or the text is to pause");
 
@@ -27,7 +30,6 @@ export class Session {
   /** "empty", "starting", "running", "waiting" (for a server), "paused", "ended", "failed" */
   state = "empty";
   problem = null; // why it waits or has failed
-  modelId = "";
   seed = ""; // as the server has it
 
   #server;
@@ -36,8 +38,10 @@ export class Session {
   #model = "";
   #run = null; // a promise while there is a run
   #call = null;
+  #place = null; // of the call
   #isHalting = false;
   #wake = () => {};
+  #requests = 0; // to start, fork and so on: a later one replaces one that still waits for the end of a run
   #feed = null; // an entry that the model reads before it generates
   #begun = 0; // the index at which the present length begins to count
   #passesStop = false; // the text stands before a stop string that it shall pass
@@ -56,7 +60,7 @@ export class Session {
     return this.#run !== null;
   }
 
-  /** The token of the last place that has one, with the index of that place; null if there is none. */
+  /** The last place that has a token, as a mark; null if there is none. */
   get lastMark() {
     const mark = this.branch?.markBefore(this.branch.length);
     return mark?.token ? mark : null;
@@ -64,18 +68,19 @@ export class Session {
 
   /** Begins another text, with a prompt. */
   async start(model, prompt, settings) {
-    await this.abort();
+    if (!(await this.#isNextAfter(this.abort()))) return;
     const branch = this.branches.begin(`seed ${settings.seed}`);
     branch.entries = Array.from(prompt, (text) => ({ text, given: true }));
-    if (!prompt) branch.mark(0, "", 0); // the model begins by itself
+    branch.promptLength = branch.length;
     this.#go(model, settings);
   }
 
   /** Begins another text from a resume token (standard base64). Settings that are null are the token's. */
   async continueFrom(token, settings) {
-    await this.abort();
+    if (!(await this.#isNextAfter(this.abort()))) return;
     const branch = this.branches.begin("from a token");
     branch.usesStops = true; // perhaps
+    branch.isFromToken = true;
     branch.mark(0, token, null);
     this.#go("", settings);
   }
@@ -83,6 +88,7 @@ export class Session {
   /** Goes on at the end of the text. */
   resume(settings) {
     if (this.isLive || !this.branch) return;
+    this.#requests++;
     const isComplete = this.state === "ended" || this.branch.length >= this.#begun + (settings.length || Infinity);
     this.#passesStop = this.#passesStop && this.state === "ended";
     if (isComplete) this.#begun = this.branch.length;
@@ -97,21 +103,16 @@ export class Session {
 
   /** Ends the growth; the text can go on. */
   async pause() {
-    if (!this.isLive) return;
-    this.#isHalting = true;
-    this.#wake();
-    if (this.state !== "running") this.#call?.close();
-    const patience = setTimeout(() => this.#call?.close(), PAUSE_PATIENCE); // the gateway may be looking for a server
-    await this.#run;
-    clearTimeout(patience);
+    this.#requests++;
+    await this.#halt();
   }
 
   /** Returns to the first `index` characters, and goes on from there, after `feed` (an entry) if there is one. */
   async fork(index, cause, settings, feed = null) {
-    await this.pause();
-    const isInPrompt = !this.branch.markBefore(index);
+    if (!(await this.#isNextAfter(this.#halt()))) return;
+    const isInPrompt = index < this.branch.promptLength;
     const branch = this.branches.fork(index, cause);
-    if (feed && isInPrompt) branch.entries.push(feed);
+    if (feed && isInPrompt) branch.promptLength = branch.entries.push(feed);
     this.#feed = isInPrompt ? null : feed;
     this.#begun = index;
     this.#passesStop = false;
@@ -120,7 +121,7 @@ export class Session {
 
   /** Shows another branch, and does not go on. */
   async select(branch) {
-    await this.pause();
+    if (!(await this.#isNextAfter(this.#halt()))) return;
     this.branches.select(branch);
     this.#begun = branch.length;
     this.#passesStop = false;
@@ -134,6 +135,23 @@ export class Session {
     this.#call?.close();
     this.#wake();
     await this.#run;
+  }
+
+  /** Waits for the end of a run; returns whether nothing else was asked for meanwhile. */
+  async #isNextAfter(end) {
+    const request = ++this.#requests;
+    await end;
+    return request === this.#requests;
+  }
+
+  async #halt() {
+    if (!this.isLive) return;
+    this.#isHalting = true;
+    this.#wake();
+    if (this.state !== "running") this.#call?.close();
+    const patience = setTimeout(() => this.#call?.close(), PAUSE_PATIENCE); // the gateway may be looking for a server
+    await this.#run;
+    clearTimeout(patience);
   }
 
   #go(model, settings) {
@@ -172,7 +190,7 @@ export class Session {
           throw error;
         }
         if (this.#isHalting) return this.#become("paused");
-        if (!error.passing || !this.#isUnderWay) return this.#become("failed", error);
+        if (!this.#mayRetry(error)) return this.#become("failed", error);
         if (this.#failures++) {
           this.#become("waiting", error);
           await this.#woken(Math.min(LONGEST_WAIT, 125 * 2 ** this.#failures));
@@ -182,10 +200,15 @@ export class Session {
     }
   }
 
-  /** Whether there is something to go on from that a server has confirmed. */
-  get #isUnderWay() {
-    const mark = this.branch.markBefore(this.branch.length);
-    return mark && (mark.token || this.branch.length > mark.index);
+  /** Whether another call may help: the server comes back, or can do without a token that it cannot read. */
+  #mayRetry(error) {
+    const { branch } = this;
+    if (error.isOfTokens && !branch.isFromToken && this.#failures < MOST_REPLAYS) {
+      branch.marks = []; // a server that was started again may have another key: the text is made again from its prompt
+      return true;
+    }
+    const mark = branch.markBefore(branch.length);
+    return error.passing && (mark?.token || branch.length > branch.promptLength);
   }
 
   /** Makes one call; returns whether the text is complete, and not just paused. */
@@ -194,8 +217,8 @@ export class Session {
     const call = new Call();
     this.#call = call;
     try {
-      await this.#open(call, branch);
-      return await this.#grow(call, branch);
+      const isFresh = await this.#open(call, branch);
+      return await this.#grow(call, branch, isFresh);
     } catch (error) {
       if (error.code !== "UNREACHED") throw error;
       await this.#server.check(); // a browser does not say why a WebSocket was refused
@@ -206,71 +229,53 @@ export class Session {
     }
   }
 
-  /** Brings a call to the end of the text as it is. */
+  /** Brings a call to the end of the text as it is; returns whether nothing was generated before. */
   async #open(call, branch) {
     branch.truncate(branch.length); // no token of a place that the text has not reached
-    if (!branch.markBefore(branch.length)) {
-      const { token, entries } = await this.#server.read(this.#model, branch.text());
-      branch.replace(entries);
-      branch.mark(branch.length, token, 0);
-    }
+    if (!branch.markBefore(branch.length)) await this.#readPrompt(branch);
     const mark = branch.markBefore(branch.length);
-    // The token after a prompt was made before anybody said how to choose characters.
-    call.isFresh = mark.position === 0 && mark.index === branch.length;
-    if (call.isFresh) mark.sampling = samplingOf(this.#settings);
-    const from = { index: mark.index, position: mark.position };
+    const isFresh = mark.position === 0 && mark.index === branch.length;
+    if (isFresh) branch.change(samplingOf(this.#settings));
+    const opened = await call.open({
+      model: this.#model || undefined,
+      resumeToken: mark.token || undefined,
+      sampling: mark.position === 0 ? branch.samplingAt(mark.index) : undefined,
+    });
+    this.seed = opened.seed ?? "0";
+    if (mark.position === null) mark.position = Number((await call.snapshot()).position ?? 0); // of a pasted token
+    const place = new Place(mark.index, mark.position);
+    this.#place = place;
     call.onSnapshot = ({ resumeToken, position }) => {
-      branch.mark(from.index + Number(position ?? 0) - from.position, resumeToken, Number(position ?? 0));
+      branch.mark(place.indexOf(Number(position ?? 0)), resumeToken, Number(position ?? 0));
     };
-    const { token, sampling } = mark;
-    const opened = await call.open({ model: this.#model || undefined, resumeToken: token || undefined, sampling });
-    [this.modelId, this.seed] = [opened.modelId, opened.seed ?? "0"];
-    if (from.position === null) {
-      from.position = 0;
-      const snapshot = await call.snapshot();
-      from.position = Number(snapshot.position ?? 0);
-      branch.marks = [];
-      branch.mark(0, snapshot.resumeToken, from.position);
-    }
-    const missing = branch.length - mark.index;
-    if (missing) await this.#regenerate(call, branch, mark.index, missing);
-    call.from = from;
+    await replay(call, branch, place);
+    return isFresh;
   }
 
-  /** Generates `count` characters again. Throws a Problem if they are others. */
-  async #regenerate(call, branch, start, count) {
-    let at = start;
-    call.onOutput = ({ text = "" }) => {
-      for (const character of text) {
-        if (branch.entries[at++]?.text !== character) {
-          throw new Problem("The server continues with another text: it has another model, or computes it in another way.");
-        }
-      }
-    };
-    await call.generate({ maxChars: String(count), stop: branch.usesStops ? NO_STOPS : [] });
-    if (at !== start + count) throw new Problem("The server ends the text earlier than before.");
+  /** Lets the model read the prompt: the first mark. Its token does not say how to choose characters. */
+  async #readPrompt(branch) {
+    if (!branch.promptLength) return branch.mark(0, "", 0); // the model begins by itself
+    const { token, entries } = await this.#server.read(this.#model, branch.text(0, branch.promptLength));
+    branch.describePrompt(entries);
+    return branch.mark(branch.promptLength, token, 0);
   }
 
   /** Lets the text grow until it is complete or is to pause. */
-  async #grow(call, branch) {
+  async #grow(call, branch, isFresh) {
     let marked = { length: branch.length, time: performance.now() };
     call.onOutput = (output) => {
-      this.#add(call, branch, output);
+      this.#add(branch, output);
       if (!isMarkDue(branch.length - marked.length, performance.now() - marked.time)) return;
       marked = { length: branch.length, time: performance.now() };
       call.snapshot().catch(() => {}); // `generate` says why
     };
     if (this.#feed) await this.#read(call, branch);
-    let applied = call.isFresh ? this.#settings : null;
+    let applied = isFresh ? this.#settings : null;
     let reason = null;
     if (applied) call.snapshot().catch(() => {}); // a token with these settings
     while (true) {
       const settings = this.#settings;
-      if (!applied || !sameSampling(applied, settings)) {
-        const sampling = samplingOf(settings);
-        if (Object.keys(sampling).length) call.update(sampling);
-        await call.snapshot(); // so that all after this place is made with these
-      }
+      if (!applied || !sameSampling(applied, settings)) await this.#apply(call, branch, samplingOf(settings));
       applied = settings;
       const left = Math.min(settings.length ? this.#begun + settings.length : MOST, MOST) - branch.length;
       const isComplete = left <= 0 || reason === STOP;
@@ -281,6 +286,13 @@ export class Session {
       }
       reason = await this.#generate(call, settings, left);
     }
+  }
+
+  /** Changes how characters are chosen, from here on; a token of this place comes between what was and what will be. */
+  async #apply(call, branch, sampling) {
+    if (Object.keys(sampling).length) call.update(sampling);
+    await call.snapshot();
+    branch.change(sampling);
   }
 
   /** Generates until the end or a change; returns why it ended, or null. */
@@ -312,20 +324,17 @@ export class Session {
 
   /** Lets the model read what shall stand at the end of the text. */
   async #read(call, branch) {
-    const { from } = call;
     await call.feed(this.#feed.text);
-    from.position += branch.length - from.index;
-    from.index = branch.length + 1;
+    this.#place.passGiven(branch.length);
     await call.snapshot(); // if the call breaks before, the text is read again
     branch.entries.push(this.#feed);
     this.#feed = null;
   }
 
-  #add(call, branch, { text = "", position, logprobs }) {
+  #add(branch, { text = "", position, logprobs }) {
     if (!text) return;
-    const { from } = call;
     const before = branch.length;
-    if (from.index + Number(position ?? 0) - from.position !== branch.length) {
+    if (this.#place.indexOf(Number(position ?? 0)) !== before) {
       throw new Problem("The gateway left out some of the text.", { passing: true });
     }
     if (logprobs?.length) branch.entries.push(...logprobs.map(entryOf));
@@ -349,7 +358,7 @@ function isMarkDue(characters, milliseconds) {
 }
 
 /** A CharLogprob as an entry; protobuf's JSON leaves out what is 0. */
-export function entryOf({ character, logprob, alternatives = [] }) {
+function entryOf({ character, logprob, alternatives = [] }) {
   return {
     text: character,
     logprob: Number(logprob ?? 0),

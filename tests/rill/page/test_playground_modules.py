@@ -231,25 +231,36 @@ def test_a_fork_shares_the_beginning_and_its_tokens(folder):
     import { Branches } from "./playground/branches.js";
     const branches = new Branches();
     const first = branches.begin("seed 1");
-    first.entries = Array.from("abcdefgh", (text) => ({ text }));
+    first.entries = Array.from("ab", (text) => ({ text, given: true }));
+    first.promptLength = 2;
+    first.change({ seed: "1", temperature: 1 });
+    first.entries.push(...Array.from("cde", (text) => ({ text })));
+    first.change({ temperature: 2 });
+    first.entries.push(...Array.from("fgh", (text) => ({ text })));
     [[2, "two", 0], [8, "eight", 6], [5, "five", 3], [5, "changed", 3]].forEach((mark) => first.mark(...mark));
     const fork = branches.fork(6, "another");
     fork.entries.push({ text: "X" });
-    const nested = branches.fork(3, "a third");
+    const nested = branches.fork(1, "a third");
     const seen = {
       marks: [first, fork, nested].map(({ marks }) => marks.map(({ index, token }) => [index, token])),
       texts: [first, fork, nested].map((branch) => branch.text()),
       before: [1, 2, 4, 5, 7, 8].map((index) => first.markBefore(index)?.token ?? null),
       depths: branches.all.map((branch) => branches.depth(branch)),
+      sampling: [1, 2, 5, 8].map((index) => first.samplingAt(index)),
+      changes: [fork, nested].map(({ changes }) => changes.length),
+      prompts: branches.all.map(({ promptLength }) => promptLength),
     };
     first.truncate(4);
     report({ ...seen, cut: [first.text(), first.marks.length, fork.text()] });
     """
     assert run_node(folder, program, None) == {
-        "marks": [[[2, "two"], [5, "changed"], [8, "eight"]], [[2, "two"], [5, "changed"]], [[2, "two"]]],
-        "texts": ["abcdefgh", "abcdefX", "abc"],
+        "marks": [[[2, "two"], [5, "changed"], [8, "eight"]], [[2, "two"], [5, "changed"]], []],
+        "texts": ["abcdefgh", "abcdefX", "a"],
         "before": [None, "two", "two", "changed", "changed", "eight"],
         "depths": [0, 1, 2],
+        "sampling": [{}, {"seed": "1", "temperature": 1}, *[{"seed": "1", "temperature": 2}] * 2],
+        "changes": [2, 0],
+        "prompts": [2, 2, 1],
         "cut": ["abcd", 1, "abcdefX"],
     }
 
