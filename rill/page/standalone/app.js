@@ -512,6 +512,8 @@ class Page {
       if (ids.length > LONGEST_PROMPT) {
         throw new RangeError(`The prompt has ${number(ids.length)} characters; this page reads ${number(LONGEST_PROMPT)}.`);
       }
+      const unknown = ids.filter((id) => id === this.#description.unknown_id).length;
+      this.#note("prompt-note", unknown ? `Unknown to the model, which reads them as ${UNKNOWN}: ${number(unknown)}.` : "");
       this.#note("prompt-error", "");
       element("prompt").removeAttribute("aria-invalid");
       return ids;

@@ -346,6 +346,15 @@ def test_wrong_entries_are_said_in_their_place(visit):
     expect(page.page.locator("#prompt-error")).to_be_hidden()
 
 
+def test_unknown_characters_are_read_as_such(visit, models):
+    page = visit("deep")
+    page.generate("aßb漢🚀", seed=3, count=40, temperature=1)
+    assert page.text == "a�b漢�" + reference(models["deep"][0], "aßb漢🚀", 3, 40)
+    expect(page.page.locator("#prompt-note")).to_have_text("Unknown to the model, which reads them as �: 2.")
+    page.generate("ab", count=1)
+    expect(page.page.locator("#prompt-note")).to_be_hidden()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_all_of_it(visit, scheme):
     page = visit("deep", viewport={"width": 360, "height": 740}, color_scheme=scheme)
