@@ -3,6 +3,7 @@
 import { HeatMap } from "./heat_map.js";
 import { Description } from "./model.js";
 import { fromFile, toFile } from "./saved.js";
+import { PLAIN } from "./sampler.js";
 import { seedOf } from "./shared/philox.js";
 import { visible } from "./shared/text_view.js";
 import { ALTERNATIVES } from "./stream.js";
@@ -15,6 +16,7 @@ const LONGEST_PROMPT = 50_000; // characters
 const SAVED = 12; // entries of the list, at most
 const CELLS = { gru: "GRU", lstm: "LSTM", rnn: "tanh RNN" };
 const UNKNOWN = "\ufffd";
+const LINE_END_SIGN = "↵";
 const element = (id) => document.getElementById(id);
 
 class Page {
@@ -29,7 +31,7 @@ class Page {
   #arrivals = []; // [time, length] of the last second
   #undrawn = 0; // messages with characters
   #saved = [];
-  #lastSettings = { sampling: { temperature: 1, topK: 0, topP: 1, minP: 0 }, seed: 0n, rate: null };
+  #lastSettings = { sampling: PLAIN, seed: 0n, rate: null };
   #view = element("text");
   #map;
 
@@ -179,7 +181,7 @@ class Page {
         const item = document.createElement("li");
         const tail = document.createElement("p");
         tail.className = "tail";
-        tail.textContent = `…${Array.from(this.#textOf(entry.timeline)).slice(-28).map((c) => (c === "\n" ? "↵" : c)).join("")}`;
+        tail.textContent = `…${Array.from(this.#textOf(entry.timeline)).slice(-28).map((c) => (c === "\n" ? LINE_END_SIGN : c)).join("")}`;
         const about = document.createElement("p");
         about.className = "note";
         about.textContent = `${number(entry.timeline.length)} characters, ${entry.label}`;
@@ -398,7 +400,7 @@ class Page {
     on("prompt", "keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#generate();
     });
-    for (const id of ["temperature", "top-p", "top-k", "min-p", "speed", "seed"]) on(id, "input", () => this.#sendSettings());
+    for (const id of ["temperature", "top-p", "top-k", "min-p", "banned", "speed", "seed"]) on(id, "input", () => this.#sendSettings());
     on("layer", "change", () => this.#changeLayer());
     on("find", "change", () => this.#find());
     on("order", "change", () => this.#changeOrder());
@@ -456,19 +458,43 @@ class Page {
     this.#map.order = element("order").value === "pace" ? this.#map.byPace() : null;
   }
 
-  /** What the controls say; null, and a message, if the seed is wrong. */
+  /** What the controls say; null, and a message, if one of them is wrong. */
   #settings() {
     const value = (id) => Number(element(id).value);
-    const sampling = { temperature: value("temperature"), topK: value("top-k"), topP: value("top-p"), minP: value("min-p") };
+    const numbers = { temperature: value("temperature"), topK: value("top-k"), topP: value("top-p"), minP: value("min-p") };
+    const seed = this.#checked("seed", () => {
+      try {
+        return seedOf(element("seed").value);
+      } catch {
+        throw new RangeError("A seed is a whole number from 0 to 2⁶⁴ − 1.");
+      }
+    });
+    const banned = this.#checked("banned", () => this.#readBanned());
+    if (seed === null || banned === null) return null;
+    this.#lastSettings = { sampling: { ...numbers, banned }, seed, rate: RATES[value("speed")] };
+    return this.#lastSettings;
+  }
+
+  #readBanned() {
+    const { vocabulary, unknown_id: unknown } = this.#description;
+    const characters = element("banned").value.replaceAll(LINE_END_SIGN, "\n"); // which an input cannot hold
+    const known = this.#description.encode(characters).filter((id) => id !== unknown);
+    const banned = [...new Set(known)];
+    if (banned.length >= vocabulary.length - (unknown === null ? 0 : 1)) throw new RangeError("No character is left.");
+    return banned;
+  }
+
+  /** What `read` gives for a control; null, and the control's message, if it throws RangeError. */
+  #checked(id, read) {
     try {
-      const seed = seedOf(element("seed").value);
-      this.#note("seed-error", "");
-      element("seed").removeAttribute("aria-invalid");
-      this.#lastSettings = { sampling, seed, rate: RATES[value("speed")] };
-      return this.#lastSettings;
-    } catch {
-      this.#note("seed-error", "A seed is a whole number from 0 to 2⁶⁴ − 1.");
-      element("seed").setAttribute("aria-invalid", "true");
+      const result = read();
+      this.#note(`${id}-error`, "");
+      element(id).removeAttribute("aria-invalid");
+      return result;
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      this.#note(`${id}-error`, error.message);
+      element(id).setAttribute("aria-invalid", "true");
       return null;
     }
   }
@@ -484,6 +510,7 @@ class Page {
     const values = { temperature: sampling.temperature, "top-k": sampling.topK, "top-p": sampling.topP, "min-p": sampling.minP };
     for (const [id, value] of Object.entries(values)) element(id).value = String(value);
     element("seed").value = String(seed);
+    element("banned").value = sampling.banned.map((id) => this.#symbol(id)).join("").replaceAll("\n", LINE_END_SIGN);
     this.#sendSettings();
   }
 
@@ -497,6 +524,7 @@ class Page {
     show("top-p", value("top-p") < 1 ? value("top-p").toFixed(2) : "off");
     show("top-k", value("top-k") ? String(value("top-k")) : "off");
     show("min-p", value("min-p") ? value("min-p").toFixed(2) : "off");
+    show("banned", element("banned").value ? "" : "off");
     show("speed", RATES[value("speed")] ? `${RATES[value("speed")]} a second` : "as fast as it can");
   }
 
@@ -507,21 +535,15 @@ class Page {
 
   /** The ids of the prompt; null, and a message, if the model does not know a character. */
   #readPrompt() {
-    try {
+    return this.#checked("prompt", () => {
       const ids = this.#description.encode(element("prompt").value);
       if (ids.length > LONGEST_PROMPT) {
         throw new RangeError(`The prompt has ${number(ids.length)} characters; this page reads ${number(LONGEST_PROMPT)}.`);
       }
       const unknown = ids.filter((id) => id === this.#description.unknown_id).length;
       this.#note("prompt-note", unknown ? `Unknown to the model, which reads them as ${UNKNOWN}: ${number(unknown)}.` : "");
-      this.#note("prompt-error", "");
-      element("prompt").removeAttribute("aria-invalid");
       return ids;
-    } catch (error) {
-      this.#note("prompt-error", error.message);
-      element("prompt").setAttribute("aria-invalid", "true");
-      return null;
-    }
+    });
   }
 
   #note(id, message) {

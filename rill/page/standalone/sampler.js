@@ -3,16 +3,20 @@
 const GREEDY_TEMPERATURE = 2 ** -126; // the smallest normal float32, so low that only the largest logits keep any mass
 const round = Math.fround;
 
-export const PLAIN = Object.freeze({ temperature: 1, topK: 0, topP: 1, minP: 0 });
+export const PLAIN = Object.freeze({ temperature: 1, topK: 0, topP: 1, minP: 0, banned: [] });
 
-/** Returns the id that `sampling` chooses from logits, a Float32Array, with the uniform `u` in [0, 1). */
+/**
+ * Returns the id that `sampling` chooses from logits, a Float32Array, with the uniform `u` in [0, 1). Never one of
+ * `banned`, as with a server's logit bias of -infinity, nor `unknownId`.
+ */
 export function choose(logits, u, sampling = PLAIN, unknownId = null) {
   const temperature = Math.max(round(sampling.temperature), GREEDY_TEMPERATURE);
+  const out = new Set(sampling.banned).add(unknownId);
   let largest = -Infinity;
-  for (let id = 0; id < logits.length; id++) if (id !== unknownId && logits[id] > largest) largest = logits[id];
+  for (let id = 0; id < logits.length; id++) if (!out.has(id) && logits[id] > largest) largest = logits[id];
   const mass = new Float32Array(logits.length); // not normalised: the largest is 1
   for (let id = 0; id < logits.length; id++) {
-    if (id !== unknownId) mass[id] = Math.exp(round(round(logits[id] - largest) / temperature));
+    if (!out.has(id)) mass[id] = Math.exp(round(round(logits[id] - largest) / temperature));
   }
   const least = threshold(mass, sampling);
   let total = 0;

@@ -45,7 +45,9 @@ export function fromFile(description, content) {
   }
   const isWhole = typeof text === "string" && text && Number.isSafeInteger(position) && position >= 0;
   const isNumbers = sampling && ["temperature", "topK", "topP", "minP"].every((name) => Number.isFinite(sampling[name]));
-  if (!isWhole || !isNumbers || !state.every(Number.isFinite)) {
+  const isSymbol = (id) => Number.isInteger(id) && id >= 0 && id < description.vocabulary.length;
+  const isBans = Array.isArray(sampling?.banned) && sampling.banned.every(isSymbol);
+  if (!isWhole || !isNumbers || !isBans || !state.every(Number.isFinite)) {
     throw new Error("The state in this file is damaged.");
   }
   return { ids: description.encode(text), position, seed, sampling, state };

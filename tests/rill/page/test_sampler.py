@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
 def as_json(logits, u, sampling, unknown):
     names = {"temperature": "temperature", "top_k": "topK", "top_p": "topP", "min_p": "minP"}
     values = {name: getattr(sampling, key) for key, name in names.items()}
+    values["banned"] = list(sampling.logit_bias)
     return {"logits": logits, "u": u, "sampling": values, "unknown": unknown}
 
 
@@ -58,7 +59,10 @@ def test_choices_are_those_of_the_reference(folder):
     strategy = st.tuples(LOGITS, UNIFORMS, SAMPLINGS, st.sampled_from([None, None, 0, 1]))
     both = st.builds(Sampling, top_k=st.integers(2, 6), top_p=st.floats(0.3, 0.95), min_p=st.sampled_from([0.0, 0.1]))
     many = st.lists(st.floats(-2, 2, width=32), min_size=8, max_size=30)
-    cases = drawn(strategy, 200) + drawn(st.tuples(many, UNIFORMS, both, st.sampled_from([None, 3])), 100)
+    bans = st.builds(Sampling, logit_bias=st.dictionaries(st.integers(0, 6), st.just(-np.inf)), top_k=st.integers(0, 3))
+    cases = drawn(strategy, 200)
+    for samplings in (both, bans):
+        cases += drawn(st.tuples(many, UNIFORMS, samplings, st.sampled_from([None, 3])), 60)
     # The reference divides by a temperature that float32 rounds to 0; the graph and the page do not.
     cases = [case for case in cases if case[2].temperature == 0 or np.float32(case[2].temperature) > 2.0**-126]
     found = run_node(folder, PROGRAM, [as_json(*case) for case in cases])

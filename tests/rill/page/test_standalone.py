@@ -211,6 +211,7 @@ def test_a_state_in_a_file(visit, tmp_path):
         ({"states": {}}, "The state in this file is damaged."),
         ({"position": -1}, "The state in this file is damaged."),
         ({"seed": "9" * 20}, "The state in this file is damaged."),
+        ({"sampling": saved["sampling"] | {"banned": [1000]}}, "The state in this file is damaged."),
         ({"sampling": {"temperature": "hot"}}, "The state in this file is damaged."),
         ({"text": "ü"}, "The model does not know the character ü (U+00FC) at position 1."),
         ({"text": ""}, "The state in this file is damaged."),
@@ -344,6 +345,20 @@ def test_wrong_entries_are_said_in_their_place(visit):
     assert len(page.text) == 3
     expect(page.page.locator("#seed-error")).to_be_hidden()
     expect(page.page.locator("#prompt-error")).to_be_hidden()
+
+
+def test_characters_that_are_banned(visit, models):
+    page = visit("deep")
+    bundle, _ = models["deep"]
+    bias = {"a": -np.inf, "漢": -np.inf, "\n": -np.inf}
+    page.generate("ab", seed=3, count=80, temperature=1, banned="a漢ß↵")
+    assert page.text == "ab" + reference(bundle, "ab", 3, 80, logit_bias=bias)
+    page.page.click("#save")
+    page.set(banned="".join(bundle.vocabulary.symbols[1:]).replace("\n", "↵"))
+    expect(page.page.locator("#banned-error")).to_have_text("No character is left.")
+    page.page.get_by_role("button", name=re.compile("^Put back")).click()
+    expect(page.page.locator("#banned")).to_have_value("a漢↵")
+    expect(page.page.locator("#banned-error")).to_be_hidden()
 
 
 def test_unknown_characters_are_read_as_such(visit, models):

@@ -59,7 +59,7 @@ report(results);
 
 def request(prompt, seed, parameters, count=COUNT):
     names = {"temperature": "temperature", "top_k": "topK", "top_p": "topP", "min_p": "minP"}
-    plain = {"temperature": 1, "topK": 0, "topP": 1, "minP": 0}
+    plain = {"temperature": 1, "topK": 0, "topP": 1, "minP": 0, "banned": []}
     sampling = plain | {names[key]: value for key, value in parameters.items()}
     return {"prompt": prompt, "seed": str(seed), "sampling": sampling, "count": count, "fork": FORK}
 

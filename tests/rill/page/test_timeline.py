@@ -23,8 +23,8 @@ const fork = text.fork(300);
 const again = text.fork(600);
 fork.add(message(1000, 5, false));
 text.add(message(600, 2000, false));
-const about = (timeline, position) => [
-  timeline.id(position), timeline.logprob(position), timeline.alternatives(position), timeline.state(position)?.[2] ?? null,
+const about = (text, position) => [
+  text.id(position), text.logprob(position), text.alternatives(position), text.state(position)?.[2] ?? null,
 ];
 report({
   lengths: [text.length, fork.length, again.length],
