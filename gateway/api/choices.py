@@ -64,7 +64,7 @@ class Prompt:
     def __init__(self, job: Job, given: str | list[int], field_name: str) -> None:
         self._job = job
         vocabulary = job.model.vocabulary
-        self._given = given
+        self._given, self._field_name = given, field_name
         self.text = given if isinstance(given, str) else text_of(field_name, given, vocabulary, "prompt")
         self._reading: asyncio.Task[Reading] | None = None
 
@@ -73,7 +73,7 @@ class Prompt:
         """Its symbols. Raises ApiError for one that the model lacks."""
         if not isinstance(self._given, str):
             return self._given
-        return ids_of("prompt", self._given, self._job.model.vocabulary, "prompt")
+        return ids_of(self._field_name, self._given, self._job.model.vocabulary, "prompt")
 
     @property
     def is_read(self) -> bool:

@@ -37,7 +37,7 @@ class Texts:
             for sample in range(samples)
         ]
         self._unfinished = len(self._choices)
-        if completion.token_ids or completion.prompt_logprobs is not None:
+        if many or completion.token_ids or completion.prompt_logprobs is not None:
             for prompt in self._prompts:
                 _ = prompt.ids  # so that a symbol which the model lacks is refused now
         if len(self._choices) == 1:

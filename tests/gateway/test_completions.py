@@ -252,6 +252,7 @@ def test_fields_without_effect_and_nulls_are_accepted(post):
         ({"prompt": [[0], [9999]]}, "prompt", "prompt[1][0] is 9999; the ids of the model's symbols are 0 to"),
         ({"prompt": [-1]}, "prompt", "prompt[0] is -1; the ids"),
         ({"prompt": "the €"}, "prompt", "prompt: character '€' (U+20AC) at position 4 is not in the model's"),
+        ({"prompt": ["a", "the €"], "stream": True}, "prompt", "prompt[1]: character '€' (U+20AC) at position 4"),
         ({"prompt": "a\ud800"}, "prompt", "prompt has half of a surrogate pair at position 1"),
         ({"prompt": "a", "resume_token": "!"}, "resume_token", "resume_token is not base64url"),
         ({"prompt": "a", "resume_token": "AAAA"}, "resume_token", "this is not a resume token"),
