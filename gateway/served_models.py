@@ -18,6 +18,7 @@ from rill.vocabulary import Vocabulary
 
 MOST_VOCABULARIES = 1000  # that are kept
 ANSWER_SECONDS = 5.0  # within which a server answers
+RECENT_SECONDS = 0.05  # for which a listing is good enough to say what a text was made by
 KNOWN_DOWN_SECONDS = 2.0  # for which a server that did not answer is not asked again
 
 
@@ -102,6 +103,15 @@ class ServedModels:
             raise next(failure for failure in failures if failure)
         return self._known()
 
+    async def recent(self, client: AsyncClient) -> Listing:
+        """Return a listing that was asked for a moment ago, or a fresh one."""
+        begin = time.monotonic() - RECENT_SECONDS
+        if any(server.listed_at > begin for server in self._servers) and all(
+            server.listed_at > begin or server.is_silent for server in self._servers
+        ):
+            return self._known()
+        return await self.fresh(client)
+
     async def latest(self, client: AsyncClient) -> Listing:
         """Return the last listing, which may be old, or the first one."""
         known = self._known()
@@ -132,6 +142,7 @@ class _Server:
     ) -> None:
         self.models: list[ServedModel] | None = None
         self.is_down = False
+        self.listed_at = 0.0  # when the last listing was asked for, time.monotonic()
         self._number, self._vocabulary, self._on_change, self._asked = number, vocabulary, on_change, 0.0
         self._waiting: dict[AsyncClient, asyncio.Future[ServerError | None]] = {}  # for a call that is yet to begin
         self._asking: dict[AsyncClient, asyncio.Task[None]] = {}
@@ -168,9 +179,10 @@ class _Server:
         only = client.at(self._number)
         try:
             while waiting := self._waiting.pop(client, None):
-                failure = None
+                failure, begin = None, time.monotonic()
                 try:
                     self._take(await only.models(timeout=ANSWER_SECONDS))
+                    self.listed_at = begin
                 except ServerError as error:
                     failure = error
                     if is_away(error) or error.code is grpc.StatusCode.DEADLINE_EXCEEDED:

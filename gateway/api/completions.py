@@ -43,7 +43,7 @@ async def _begun(request: Request, completion: Completion) -> Texts:
         texts = Texts(Job(completion, model, servers.for_call(client, model), request_id, drain, reads_once))
         is_begun = False
         try:
-            _, is_begun = await begun_with(model, servers, client, texts.begin())
+            _, is_begun = await begun_with(model, servers, client, texts.begin(), completion.reads_ids)
             if is_begun:
                 return texts
         except ServerError as error:

@@ -63,6 +63,12 @@ class Completion:
     resume_every: int
     chars_per_second: float
 
+    @property
+    def reads_ids(self) -> bool:
+        """Tell whether the vocabulary of the model matters to the request or its answer."""
+        has_ids = any(not isinstance(prompt, str) for prompt in self.prompts)
+        return has_ids or bool(self.bias) or self.token_ids or self.prompt_logprobs is not None
+
 
 def completion_of(fields: Fields) -> Completion:
     """Read the fields of a request. Raises ApiError."""

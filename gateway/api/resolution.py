@@ -33,19 +33,23 @@ async def model_for(servers: Servers, client: AsyncClient, name: str, resume_tok
 
 
 async def begun_with(
-    model: ServedModel, servers: Servers, client: AsyncClient, first: Coroutine[None, None, First]
+    model: ServedModel, servers: Servers, client: AsyncClient, first: Coroutine[None, None, First], reads_ids: bool
 ) -> tuple[First, bool]:
     """Wait for the first message of a call; tell whether the call found `model` there, and not a namesake.
 
-    A listing that is asked for after the call was made says so, without a delay. Raises ServerError and ApiError.
+    A listing that is asked for after the call was made says so, without a delay. Where no ids of symbols depend on it,
+    one of a moment ago is enough: many calls then need not ask for one each. Raises ServerError and ApiError.
     """
     beginning = asyncio.create_task(first)
     try:
-        listed = (await servers.models.fresh(client)).models.get(model.name)
-        return await beginning, listed == model
+        listing = await (servers.models.fresh(client) if reads_ids else servers.models.recent(client))
+        return await beginning, listing.models.get(model.name) == model
     finally:
-        beginning.cancel()
-        await asyncio.gather(beginning, return_exceptions=True)
+        if not beginning.done():
+            beginning.cancel()
+            await asyncio.wait([beginning])
+        if not beginning.cancelled():
+            beginning.exception()  # it was raised, or another one was
 
 
 def replaced_error(name: str) -> ApiError:

@@ -89,7 +89,7 @@ async def _begun(request: Request, wanted: ScoreFields) -> "Scores":
         )
         scores, is_begun = Scores(messages, model), False
         try:
-            _, is_begun = await begun_with(model, servers, client, scores.begin())
+            _, is_begun = await begun_with(model, servers, client, scores.begin(), reads_ids=False)
             if is_begun:
                 return scores
         finally:

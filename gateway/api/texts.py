@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 
 from rill.client.errors import ServerError
+from rill.client.retry import is_full
 from rill.gateway.api.choices import Choice, Job, Piece, Prompt, Seeds
 from rill.gateway.api.event_stream import DONE, error_event
 from rill.gateway.api.logprobs import LogprobLists
@@ -43,7 +44,7 @@ class Texts:
         if len(self._choices) == 1:
             self._pieces = self._choices[0].pieces()
         else:
-            self._pieces = merged([choice.pieces for choice in self._choices], AT_ONCE)
+            self._pieces = merged([choice.pieces for choice in self._choices], AT_ONCE, _is_full)
         self._first: Piece | None = None
         self._ending: asyncio.Task[None] | None = None
         self._head = (
@@ -179,6 +180,10 @@ class Texts:
         if not self._job.completion.include_usage:
             return b""
         return f'data: {self._head}],"usage":{self._usage()}}}\n\n'.encode()
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, ServerError) and is_full(error)
 
 
 class _Answer:

@@ -116,3 +116,13 @@ async def test_when_no_server_answers_the_error_is_told():
         with pytest.raises(ServerError, match="no connection"):
             await models.fresh(client)
     assert client.calls == [2, 2]
+
+
+async def test_a_listing_of_a_moment_ago_is_recent(monkeypatch):
+    client, now = FakeClient([model("m", "1")]), [100.0]
+    monkeypatch.setattr("rill.gateway.served_models.time.monotonic", lambda: now[0])
+    models = ServedModels(1)
+    for seconds, calls in [(0, 1), (0.04, 1), (0.02, 2), (0.01, 2)]:
+        now[0] += seconds
+        assert (await models.recent(client)).find("m").model_id == "1"
+        assert client.calls == [calls]
