@@ -97,6 +97,8 @@ class HttpGateway:
 
     async def end(self) -> None:
         """Let it end: its streams end with resume tokens."""
+        if self._is_ending:
+            return
         self._is_ending = True
         if self._process and self._process.stdin:
             self._process.stdin.close()

@@ -50,6 +50,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TextGeneration"]
 # take turns instead of overlapping, and 64 streams run at 0.6 times the speed.
 GIL_SECONDS = 5e-5
 STOP_SECONDS = 1.0  # of the drain, and at least: for the last messages
+READ_SECONDS = 0.3  # that a message takes at most until another process on this machine has read it
 
 log = logging.getLogger("rill")
 
@@ -286,10 +287,13 @@ async def _drain(service: TextGeneration, models: Catalog, gateway: HttpGateway,
     for model in models.all:
         model.slots.refuse_waiting(DrainingError("the server is shutting down and takes no new streams"))
     await _wait_for_calls(models, max(seconds - STOP_SECONDS, 0))
+    is_cut = any(model.calls for model in models.all)
     for model in models.all:
         model.drain()
     if gateway.line:
-        await _wait_for_calls(models, STOP_SECONDS)
+        if is_cut:  # the gateway is to read the last messages, and their tokens, before it is to end
+            await _wait_for_calls(models, STOP_SECONDS)
+            await asyncio.sleep(READ_SECONDS)
         await gateway.end()
 
 
