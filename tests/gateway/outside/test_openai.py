@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,54 @@ def test_a_stream_outlives_the_replica_behind_the_gateway(tiny_folder, tmp_path)
         assert (process.stderr.read(), process.wait()) == ("", 0)
         assert len(text) == length
         assert text == "".join(client.generate(PROMPT, max_chars=length, temperature=0.7, seed=7))
+
+
+DRAINED = """
+import sys, openai
+url, other, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
+parameters = {"model": "tiny", "temperature": 0.7, "seed": 7, "stream": True}
+client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+count, token = 0, None
+try:
+    for chunk in client.completions.create(**parameters, prompt="a man ", max_tokens=length):
+        sys.stdout.write(chunk.choices[0].text)
+        sys.stdout.flush()
+        count += len(chunk.choices[0].text)
+        token = (chunk.model_extra.get("rill") or {}).get("resume_token")
+except openai.APIError as error:
+    print(type(error).__name__, error.code, error.message, file=sys.stderr)
+client = openai.OpenAI(base_url=other + "/v1", api_key="none", max_retries=0)
+del parameters["seed"]  # the token has it
+rest = {"resume_token": token}
+for chunk in client.completions.create(**parameters, prompt="", max_tokens=length - count, extra_body=rest):
+    sys.stdout.write(chunk.choices[0].text)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_gateway_that_ends_does_not_end_a_text_in_silence(server, gateway, text_of, number):
+    """With SIGTERM, a token for the exact end comes first; another gateway continues from it."""
+    environment, length = outside.python("openai", outside.OPENAI), 1_000_000
+    with (
+        run_gateway(server.target) as first,
+        subprocess.Popen(
+            [environment.path("python"), "-c", DRAINED, first.url, gateway.url, str(length)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout
+        assert process.stderr
+        text = process.stdout.read(1000)
+        first.process.send_signal(number)
+        if number == signal.SIGKILL:
+            process.stdout.close()
+            assert "APIConnectionError" in process.stderr.read()
+            return
+        while len(text) < 60_000:
+            text += process.stdout.read(1000)
+        process.kill()
+        assert process.stderr.readline() == "APIError draining the gateway is shutting down\n"
+    assert text == text_of(max_chars=len(text))
