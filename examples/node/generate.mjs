@@ -33,10 +33,12 @@ const request = {
 try {
   const meta = metadata({ id: values.id, token: process.env.RILL_TOKEN });
   const seconds = values.seconds && Number(values.seconds);
+  let seed = "0"; // the first message of a call has it
   for await (const message of generate(clients, request, { meta, seconds, signal: stopper.signal })) {
     process.stdout.write(message.text);
+    if (message.seed !== "0") seed = message.seed;
     if (values["save-token"] && message.resume_token.length) writeFileSync(values["save-token"], message.resume_token);
-    if (message.usage) console.error(`\n${message.usage.generated_chars} characters by the last call`);
+    if (message.usage) console.error(`\n${message.usage.generated_chars} characters by the last call, seed ${seed}`);
   }
 } catch (error) {
   console.error(`\n${status[error.code]}: ${error.details}`);

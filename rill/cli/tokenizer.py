@@ -67,13 +67,8 @@ def tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
             "invert": False,
         },
         "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": UNKNOWN}, "content": unknown_text},
-                {"type": "Fuse"},  # without it there would be a blank between two characters
-            ],
-        },
+        # Without a decoder there would be a blank between two characters.
+        "decoder": {"type": "Replace", "pattern": {"String": UNKNOWN}, "content": unknown_text},
         "model": {"type": "WordLevel", "vocab": ids, "unk_token": UNKNOWN},
     }
 

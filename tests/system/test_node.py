@@ -56,7 +56,7 @@ def test_a_seed_of_64_bits_gives_the_text_of_the_python_client(start, server, tm
     token = tmp_path / "token"
     arguments = ["é ROM", "--seed", SEED, "--max-chars", 300, "--save-token", token]
     status, text, errors = finished(start("generate.mjs", server.target, *arguments))
-    assert (status, errors) == (0, "\n300 characters by the last call\n")
+    assert (status, errors) == (0, f"\n300 characters by the last call, seed {SEED}\n")
     assert text == python_text(server.target, "é ROM", max_chars=300, seed=SEED)
     continued = python_text(server.target, "", max_chars=100, resume_token=token.read_bytes())
     assert text + continued == python_text(server.target, "é ROM", max_chars=400, seed=SEED)
@@ -98,7 +98,7 @@ def test_a_text_goes_on_when_its_server_is_killed(start, tiny_folder, tmp_path):
             text += process.stdout.read()
             errors = process.stderr.read()
         assert (process.returncode, len(text)) == (0, length)
-        count = re.fullmatch(r"\n(\d+) characters by the last call\n", errors)
+        count = re.fullmatch(rf"\n(\d+) characters by the last call, seed {SEED}\n", errors)
         assert count
         assert int(count[1]) < length  # the first server had begun
         assert text == python_text(second.target, "a", max_chars=length, seed=SEED)
