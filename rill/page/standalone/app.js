@@ -1,23 +1,19 @@
-// The page: what its controls do, and how the worker, the text view and the heat map hang together.
+// The page: how the worker, the text view, the heat map and the controls hang together.
 
+import { Controls } from "./controls.js";
+import { element, number, showNote, signed } from "./dom.js";
 import { HeatMap } from "./heat_map.js";
 import { Description } from "./model.js";
 import { fromFile, toFile } from "./saved.js";
-import { PLAIN } from "./sampler.js";
-import { seedOf } from "./shared/philox.js";
+import { SavedList } from "./saved_list.js";
 import { visible } from "./shared/text_view.js";
 import { ALTERNATIVES } from "./stream.js";
 import { Timeline } from "./timeline.js";
 import { FEATURES, unitFor } from "./units.js";
 
 const STATE_BYTES = 256 * 2 ** 20; // of one text, at most
-const RATES = [5, 10, 20, 40, 80, 160, 320, 640, null]; // characters a second; null: as fast as it can
-const LONGEST_PROMPT = 50_000; // characters
-const SAVED = 12; // entries of the list, at most
+const LARGEST_FILE = 64 * 2 ** 20; // bytes, far more than a state has
 const CELLS = { gru: "GRU", lstm: "LSTM", rnn: "tanh RNN" };
-const UNKNOWN = "\ufffd";
-const LINE_END_SIGN = "↵";
-const element = (id) => document.getElementById(id);
 
 class Page {
   #description;
@@ -30,13 +26,19 @@ class Page {
   #pointed = null; // [position, unit] under the pointer
   #arrivals = []; // [time, length] of the last second
   #undrawn = 0; // messages with characters
-  #saved = [];
-  #lastSettings = { sampling: PLAIN, seed: 0n, rate: null };
   #view = element("text");
   #map;
+  #controls;
+  #saved;
 
   constructor(description, worker) {
     [this.#description, this.#worker] = [description, worker];
+    this.#controls = new Controls(description, (settings) => worker.postMessage({ kind: "settings", settings }));
+    this.#saved = new SavedList({
+      putBack: (entry) => this.#putBack(entry),
+      content: ({ timeline, settings }) => this.#fileOf(timeline, settings),
+      name: ({ timeline }) => `${description.name}-state-at-${timeline.length}.json`,
+    });
     this.#map = new HeatMap(element("map"), element("map-extent"), element("map-canvas"), this.#mapSource());
     worker.onmessage = ({ data }) => this.#hear(data);
     worker.onerror = (event) => this.#fail(event.message || "the worker cannot be started", true);
@@ -83,8 +85,8 @@ class Page {
   // Texts.
 
   #generate() {
-    const settings = this.#settings();
-    const ids = this.#readPrompt();
+    const settings = this.#controls.settings();
+    const ids = this.#controls.prompt();
     if (!settings || !ids) return;
     this.#begin(new Timeline(this.#description.stateSize, ALTERNATIVES, STATE_BYTES));
     this.#worker.postMessage({ kind: "begin", text: this.#text, ids });
@@ -92,13 +94,13 @@ class Page {
   }
 
   #run(settings) {
-    this.#worker.postMessage({ kind: "run", count: this.#count(), settings });
+    this.#worker.postMessage({ kind: "run", count: this.#controls.count, settings });
     this.#setRunning(true);
   }
 
   #togglePause() {
     if (this.#isRunning) return this.#worker.postMessage({ kind: "pause" });
-    const settings = this.#settings();
+    const settings = this.#controls.settings();
     if (settings) this.#run(settings);
   }
 
@@ -124,7 +126,7 @@ class Page {
   #fork() {
     const position = this.#chosen;
     if (position < 0) return;
-    if (!this.#canContinue(position + 1)) return this.#note("file-error", "The state of this character is not kept.");
+    if (!this.#canContinue(position + 1)) return showNote("file-error", "The state of this character is not kept.");
     this.#save(`before the fork at ${position + 1}`);
     this.#continueWith(this.#timeline.fork(position + 1), position + 1);
     element("pause").focus();
@@ -139,72 +141,34 @@ class Page {
 
   #save(label) {
     const timeline = this.#timeline.fork(this.#timeline.length);
-    this.#saved.unshift({ label, timeline, settings: this.#settings() ?? this.#lastSettings });
-    this.#saved.length = Math.min(this.#saved.length, SAVED);
-    this.#listSaved();
+    const settings = this.#controls.settings() ?? this.#controls.lastSettings;
+    this.#saved.add({ label, timeline, settings, tail: this.#textOf(timeline) });
   }
 
   #putBack({ timeline, settings }) {
-    this.#show(settings);
+    this.#controls.set(settings);
     this.#continueWith(timeline.fork(timeline.length));
   }
 
-  #download({ timeline, settings }) {
-    const position = timeline.generated();
+  #fileOf(timeline, settings) {
     const state = timeline.state(timeline.length - 2);
-    const content = toFile(this.#description, { text: this.#textOf(timeline), state, position, settings });
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([content], { type: "application/json" }));
-    link.download = `${this.#description.name}-state-at-${timeline.length}.json`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    const [text, position] = [this.#textOf(timeline), timeline.generated()];
+    return toFile(this.#description, { text, state, position, settings });
   }
 
   async #openFile(file) {
     if (!file) return;
-    this.#note("file-error", "");
+    showNote("file-error", "");
     try {
-      if (file.size > 64 * 2 ** 20) throw new Error("This file is too large for a state.");
+      if (file.size > LARGEST_FILE) throw new Error("This file is too large for a state.");
       const { ids, position, state, ...settings } = fromFile(this.#description, await file.text());
       const timeline = new Timeline(this.#description.stateSize, ALTERNATIVES, STATE_BYTES);
       timeline.addEarlier(ids, state, position);
-      this.#show(settings);
+      this.#controls.set(settings);
       this.#continueWith(timeline);
     } catch (error) {
-      this.#note("file-error", error.message);
+      showNote("file-error", error.message);
     }
-  }
-
-  #listSaved() {
-    element("saved").replaceChildren(
-      ...this.#saved.map((entry, index) => {
-        const item = document.createElement("li");
-        const tail = document.createElement("p");
-        tail.className = "tail";
-        tail.textContent = `…${Array.from(this.#textOf(entry.timeline)).slice(-28).map((c) => (c === "\n" ? LINE_END_SIGN : c)).join("")}`;
-        const about = document.createElement("p");
-        about.className = "note";
-        about.textContent = `${number(entry.timeline.length)} characters, ${entry.label}`;
-        const row = document.createElement("div");
-        row.className = "row";
-        const actions = { "Put back": () => this.#putBack(entry), Download: () => this.#download(entry) };
-        actions.Remove = () => {
-          this.#saved.splice(index, 1);
-          this.#listSaved();
-          element("save").focus();
-        };
-        for (const [label, act] of Object.entries(actions)) {
-          const button = document.createElement("button");
-          button.type = "button";
-          button.textContent = label;
-          button.setAttribute("aria-label", `${label}: ${about.textContent}`);
-          button.addEventListener("click", act);
-          row.append(button);
-        }
-        item.append(tail, about, row);
-        return item;
-      }),
-    );
   }
 
   // What is shown.
@@ -222,21 +186,17 @@ class Page {
   #entry(position) {
     const page = this;
     return {
-      text: this.#symbol(this.#timeline.id(position)),
+      text: this.#description.symbol(this.#timeline.id(position)),
       logprob: this.#timeline.logprob(position),
       given: position < this.#timeline.given,
       get alternatives() {
-        return page.#timeline.alternatives(position).map(([id, logprob]) => ({ text: page.#symbol(id), logprob }));
+        return page.#timeline.alternatives(position).map(([id, logprob]) => ({ text: page.#description.symbol(id), logprob }));
       },
     };
   }
 
-  #symbol(id) {
-    return id === this.#description.unknown_id ? UNKNOWN : this.#description.vocabulary[id];
-  }
-
   #textOf(timeline) {
-    return Array.from({ length: timeline.length }, (_, position) => this.#symbol(timeline.id(position))).join("");
+    return Array.from({ length: timeline.length }, (_, position) => this.#description.symbol(timeline.id(position))).join("");
   }
 
   #showStatus() {
@@ -294,7 +254,7 @@ class Page {
     this.#map.position = position;
     element("chosen").hidden = position < 0;
     if (position < 0) return this.#map.draw();
-    element("chosen-label").textContent = `${visible(this.#symbol(this.#timeline.id(position)))} at ${position + 1}`;
+    element("chosen-label").textContent = `${visible(this.#description.symbol(this.#timeline.id(position)))} at ${position + 1}`;
     this.#map.show(position);
     this.#showUnit();
   }
@@ -316,7 +276,7 @@ class Page {
       return;
     }
     const value = this.#valueOf(position, unit);
-    const after = `unit ${unit} after ${visible(this.#symbol(this.#timeline.id(position)))} at ${position + 1}`;
+    const after = `unit ${unit} after ${visible(this.#description.symbol(this.#timeline.id(position)))} at ${position + 1}`;
     element("map-note").textContent = value === null ? `${after}: not kept` : `${after}: ${signed(value)}`;
   }
 
@@ -329,7 +289,7 @@ class Page {
       get length() {
         return page.#timeline?.length ?? 0;
       },
-      symbol: (position) => this.#symbol(this.#timeline.id(position)),
+      symbol: (position) => this.#description.symbol(this.#timeline.id(position)),
       column: (position) => this.#column(position),
       choose: (position, unit) => {
         this.#pointed = null;
@@ -370,7 +330,6 @@ class Page {
     }
     for (const [name, { label }] of Object.entries(FEATURES)) element("find").add(new Option(label, name));
     element("unit").max = String(model.hidden - 1);
-    element("top-k").max = String(vocabulary.length);
     this.#view.describe = (position) => {
       const value = this.#showsUnit ? this.#valueOf(position, this.#map.unit) : null;
       return value === null ? "" : `unit ${this.#map.unit}: ${signed(value)}`;
@@ -393,14 +352,9 @@ class Page {
     });
     on("shade-surprise", "click", () => this.#setShade(false));
     on("shade-unit", "click", () => this.#setShade(true));
-    on("new-seed", "click", () => {
-      element("seed").value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
-      this.#sendSettings();
-    });
     on("prompt", "keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#generate();
     });
-    for (const id of ["temperature", "top-p", "top-k", "min-p", "banned", "speed", "seed"]) on(id, "input", () => this.#sendSettings());
     on("layer", "change", () => this.#changeLayer());
     on("find", "change", () => this.#find());
     on("order", "change", () => this.#changeOrder());
@@ -409,7 +363,6 @@ class Page {
       if (Number.isInteger(unit) && unit >= 0 && unit < this.#description.model.hidden) this.#follow(unit);
     });
     this.#view.addEventListener("choose", ({ detail }) => this.#choose(detail.position));
-    this.#showSettings();
     this.#changeLayer();
   }
 
@@ -428,7 +381,7 @@ class Page {
   /** Follows the unit that goes best with something in the text. */
   #find() {
     const feature = element("find").value;
-    const symbol = (position) => this.#symbol(this.#timeline.id(position));
+    const symbol = (position) => this.#description.symbol(this.#timeline.id(position));
     const state = (position) => this.#timeline.state(position);
     const found = feature && this.#timeline ? unitFor(feature, { length: this.#timeline.length, symbol, state }) : null;
     const { label } = FEATURES[feature] ?? {};
@@ -457,107 +410,6 @@ class Page {
   #changeOrder() {
     this.#map.order = element("order").value === "pace" ? this.#map.byPace() : null;
   }
-
-  /** What the controls say; null, and a message, if one of them is wrong. */
-  #settings() {
-    const value = (id) => Number(element(id).value);
-    const numbers = { temperature: value("temperature"), topK: value("top-k"), topP: value("top-p"), minP: value("min-p") };
-    const seed = this.#checked("seed", () => {
-      try {
-        return seedOf(element("seed").value);
-      } catch {
-        throw new RangeError("A seed is a whole number from 0 to 2⁶⁴ − 1.");
-      }
-    });
-    const banned = this.#checked("banned", () => this.#readBanned());
-    if (seed === null || banned === null) return null;
-    this.#lastSettings = { sampling: { ...numbers, banned }, seed, rate: RATES[value("speed")] };
-    return this.#lastSettings;
-  }
-
-  #readBanned() {
-    const { vocabulary, unknown_id: unknown } = this.#description;
-    const characters = element("banned").value.replaceAll(LINE_END_SIGN, "\n"); // which an input cannot hold
-    const known = this.#description.encode(characters).filter((id) => id !== unknown);
-    const banned = [...new Set(known)];
-    if (banned.length >= vocabulary.length - (unknown === null ? 0 : 1)) throw new RangeError("No character is left.");
-    return banned;
-  }
-
-  /** What `read` gives for a control; null, and the control's message, if it throws RangeError. */
-  #checked(id, read) {
-    try {
-      const result = read();
-      this.#note(`${id}-error`, "");
-      element(id).removeAttribute("aria-invalid");
-      return result;
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-      this.#note(`${id}-error`, error.message);
-      element(id).setAttribute("aria-invalid", "true");
-      return null;
-    }
-  }
-
-  #sendSettings() {
-    this.#showSettings();
-    const settings = this.#settings();
-    if (settings) this.#worker.postMessage({ kind: "settings", settings });
-  }
-
-  /** Sets the controls to the settings of a saved state. */
-  #show({ sampling, seed }) {
-    const values = { temperature: sampling.temperature, "top-k": sampling.topK, "top-p": sampling.topP, "min-p": sampling.minP };
-    for (const [id, value] of Object.entries(values)) element(id).value = String(value);
-    element("seed").value = String(seed);
-    element("banned").value = sampling.banned.map((id) => this.#symbol(id)).join("").replaceAll("\n", LINE_END_SIGN);
-    this.#sendSettings();
-  }
-
-  #showSettings() {
-    const show = (id, text) => {
-      element(id).parentElement.querySelector("output").textContent = text;
-      element(id).setAttribute("aria-valuetext", text);
-    };
-    const value = (id) => Number(element(id).value);
-    show("temperature", value("temperature") ? value("temperature").toFixed(2) : "0, the most probable");
-    show("top-p", value("top-p") < 1 ? value("top-p").toFixed(2) : "off");
-    show("top-k", value("top-k") ? String(value("top-k")) : "off");
-    show("min-p", value("min-p") ? value("min-p").toFixed(2) : "off");
-    show("banned", element("banned").value ? "" : "off");
-    show("speed", RATES[value("speed")] ? `${RATES[value("speed")]} a second` : "as fast as it can");
-  }
-
-  #count() {
-    const count = element("count").valueAsNumber;
-    return Number.isFinite(count) ? Math.max(1, Math.min(100_000, Math.round(count))) : 1000;
-  }
-
-  /** The ids of the prompt; null, and a message, if the model does not know a character. */
-  #readPrompt() {
-    return this.#checked("prompt", () => {
-      const ids = this.#description.encode(element("prompt").value);
-      if (ids.length > LONGEST_PROMPT) {
-        throw new RangeError(`The prompt has ${number(ids.length)} characters; this page reads ${number(LONGEST_PROMPT)}.`);
-      }
-      const unknown = ids.filter((id) => id === this.#description.unknown_id).length;
-      this.#note("prompt-note", unknown ? `Unknown to the model, which reads them as ${UNKNOWN}: ${number(unknown)}.` : "");
-      return ids;
-    });
-  }
-
-  #note(id, message) {
-    element(id).textContent = message;
-    element(id).hidden = !message;
-  }
-}
-
-function number(value) {
-  return Math.round(value).toLocaleString("en-US");
-}
-
-function signed(value, digits = 3) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 }
 
 try {

@@ -2,6 +2,9 @@
 
 const FORMAT = 1;
 
+/** What stands for characters that the model does not know. */
+export const UNKNOWN = "\ufffd";
+
 /** What model.json says. A state is all parts of all layers, one after another, in a Float32Array of `stateSize`. */
 export class Description {
   #ids;
@@ -13,6 +16,11 @@ export class Description {
     this.parts = this.states.map(({ name }) => name);
     this.partSize = this.model.layers * this.model.hidden;
     this.stateSize = this.parts.length * this.partSize;
+  }
+
+  /** The symbol of an id, as it is shown. */
+  symbol(id) {
+    return id === this.unknown_id ? UNKNOWN : this.vocabulary[id];
   }
 
   /** The ids of a text's characters (code points). Throws RangeError, which names one that the model does not know. */
