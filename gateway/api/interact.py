@@ -1,7 +1,7 @@
 """`WebSocket /v1/interact`: Interact of rill.proto, its messages as protobuf's JSON, one object a frame, both ways.
 
 The first frame is `open`. Whatever ends the conversation but the client is a last frame, {"error": …}: OpenAI's error
-with the HTTP `status` of its kind, and a `resume_token` where there is a state to continue from.
+with the HTTP `status` of its kind, the `request_id`, and a `resume_token` where there is a state to continue from.
 """
 
 import asyncio
@@ -51,10 +51,9 @@ class EndError(Exception):
         """Return the end after an action that is not valid at this point."""
         return cls(ApiError(400, message, code="out_of_order"))
 
-    @property
-    def frame(self) -> str:
-        """The last frame."""
-        error: dict[str, Any] = {**self.error.body["error"], "status": self.error.status}
+    def frame(self, request_id: str) -> str:
+        """Return the last frame."""
+        error: dict[str, Any] = {**self.error.body["error"], "status": self.error.status, "request_id": request_id}
         if self.token:
             error |= {"resume_token": base64.b64encode(self.token).decode(), "position": str(self.position)}
         return json.dumps({"error": error})
@@ -236,7 +235,7 @@ class _Conversation:
         end = talking.exception() if talking.done() else self._end
         if not isinstance(end, EndError):
             raise end or AssertionError
-        await self._websocket.send_text(end.frame)
+        await self._websocket.send_text(end.frame(self._websocket.state.request_id))
         await self._websocket.close(end.code)
 
     async def _send(self, event: pb.InteractResponse) -> None:

@@ -123,6 +123,7 @@ def test_what_is_wrong_is_named_in_the_last_frame(gateway, frames, sentence, cod
         last, closed = talk.end()
         assert sentence in last["error"]["message"]
         assert last["error"]["status"] in (400, 404)
+        assert last["error"]["request_id"]
         assert closed == code
 
 

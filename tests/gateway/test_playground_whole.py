@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,7 @@ def test_errors_name_what_is_wrong(playground, gateway):
         page.set(pasted=value)
         page.page.click("#paste-form button")
         page.wait(lambda sentence=sentence: sentence in page.page.inner_text("#problem"))
+    assert "(request " in page.page.inner_text("#problem")
     page.forget("400")
 
 
@@ -406,16 +408,26 @@ def test_the_requests_to_copy_make_the_same_text(playground, gateway, server, tm
                 parameters = {"seed": 2**63 + 5, "temperature": 0.7, "top_p": 0.9}
                 text = text_of(client, prompt, max_chars=240, **parameters)[120:]
         snippets = {}
-        for program in ("curl", "rill"):
+        for program in ("curl", "rill", "grpcurl"):
             page.page.click(f"#programs [data-value={program}]")
-            if program == "rill":
+            if program != "curl":
                 page.set(target=server.target)
             snippets[program] = page.page.inner_text("#snippet")
+        if shutil.which("grpcurl"):
+            assert said_by_grpcurl(snippets["grpcurl"]) == text
         assert said_by_curl(snippets["curl"]) == text
         done = subprocess.run(
             [sys.executable, "-c", snippets["rill"]], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
         )
         assert done.stdout == text
+
+
+def said_by_grpcurl(snippet):
+    """The text of the messages that the command prints, one JSON object after another."""
+    done = subprocess.run(["sh", "-c", snippet], capture_output=True, text=True, check=True, timeout=60)
+    objects = done.stdout.replace("}\n{", "},{")
+    messages = json.loads(f"[{objects}]")
+    return "".join(message.get("text", "") for message in messages)
 
 
 def said_by_curl(snippet):

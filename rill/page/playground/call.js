@@ -124,7 +124,7 @@ export class Call {
 
   #closed(event) {
     const { code, reason } = event;
-    if (this.#refusal) this.#break(Problem.fromBody(this.#refusal, this.#refusal.error.status ?? 0));
+    if (this.#refusal) this.#break(Problem.fromBody(this.#refusal));
     else if (reason) this.#break(new Problem(sentenceOf(reason), { passing: code !== 1008 && code < 4000 }));
     else if (this.#isOpen) this.#break(new Problem("The connection to the gateway broke.", { passing: true }));
     else this.#break(new Problem("The gateway cannot be reached.", { code: "UNREACHED", passing: true }));

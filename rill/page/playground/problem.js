@@ -16,8 +16,8 @@ export class Problem extends Error {
     return this.code.startsWith("RESUME_TOKEN_") && this.code !== "RESUME_TOKEN_OTHER_MODEL";
   }
 
-  /** Reads an error in OpenAI's form. */
-  static fromBody(body, status, requestId = "") {
+  /** Reads an error in OpenAI's form; the last frame of a WebSocket has what else would be in the head of an answer. */
+  static fromBody(body, status = body?.error?.status ?? 0, requestId = body?.error?.request_id ?? "") {
     const { message, code } = body?.error ?? {};
     return new Problem(sentenceOf(message || `the gateway answered with status ${status}`), {
       status,
