@@ -161,9 +161,9 @@ def log_probabilities(graph: Graph, rng: np.random.Generator, batch: int = 64) -
     expected = torch.log_softmax(torch.from_numpy(logits).double(), dim=1).numpy()
     rows = np.arange(batch)
     of_tokens = expected[rows, got["tokens"][0]]
-    of_top = np.take_along_axis(expected, got["top_tokens"][0], axis=1)
     if unknown_id is not None:
         expected[:, unknown_id] = -np.inf
+    of_top = np.take_along_axis(expected, got["top_tokens"][0], axis=1)
     best = -np.sort(-expected, axis=1)[:, : of_top.shape[1]]
     pairs = [(got["logprobs"][0], of_tokens), (got["top_logprobs"][0], of_top), (of_top, best)]
     with np.errstate(invalid="ignore"):  # only `<unk>` is left: -inf on both sides

@@ -72,6 +72,7 @@ PASSING = [
     {"reset": "before", "embedding": 8, "symbols": ("<unk>", *LETTERS)},
     {"cell": "lstm", "layers": 2, "residual": True, "symbols": MANY[:120]},
     {"cell": "rnn", "symbols": ("a",)},
+    {"hidden": 8, "symbols": ("a", "<unk>", "b")},  # all symbols are alternatives, `<unk>` too
 ]
 
 
