@@ -92,13 +92,16 @@ class Gate:
             raise ApiError(
                 421,
                 f"the gateway is not reached as {_shown(host)}: use an IP address or localhost, or allow the name with "
-                "--allowed-host",
+                "--allowed-host (of rill serve: --http-allowed-host)",
                 headers=_CLOSE,
             )
         is_reading = passage.scope["type"] == "http" and passage.method in ("GET", "HEAD", "OPTIONS")
         if origin and not is_reading and not self._origins.may_use(origin, host):
             raise ApiError(
-                403, f"pages of {_shown(origin)} may not use this gateway: allow the origin with --cors", headers=_CLOSE
+                403,
+                f"pages of {_shown(origin)} may not use this gateway: allow the origin with --cors (of rill serve: "
+                "--http-cors)",
+                headers=_CLOSE,
             )
         # Browsers of today mark what a page of another site asks for, and browsers send a form without an origin.
         if not origin and passage.header(b"sec-fetch-site") in ("cross-site", "same-site") and not is_reading:

@@ -11,7 +11,8 @@ from rill.logs import finish_logging, start_logging, stderr
 
 def start(config: GatewayConfig) -> int:
     """Serve until a signal; returns the exit status: 2 if the gateway could not start."""
-    start_logging(config.log_format, config.access_log, stderr(), on_dropped=DROPPED_LINES.inc)
+    fields = {"part": "gateway"} if config.end_with_stdin else {}  # on the stderr of the program that starts it
+    start_logging(config.log_format, config.access_log, stderr(), fields, DROPPED_LINES.inc)
     try:
         asyncio.run(serve(config, security_of(config.connection)))
     except (StartError, ValueError) as error:

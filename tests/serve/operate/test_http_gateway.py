@@ -246,6 +246,7 @@ def test_several_processes_share_what_one_gateway_gets(tiny_folder):
         lines = [json.loads(line) for line in running.process.stderr.read().splitlines()]
         calls = [line["engine"] for line in lines if line["message"] == "call" and line["method"] == "Generate"]
         assert sorted(calls) == [1, 1, 2, 2]
+        assert [line.get("part") for line in lines if line["message"] == "request"] == ["gateway"] * 4
 
 
 async def test_a_port_in_use_is_refused_before_a_model_is_loaded():
