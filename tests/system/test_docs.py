@@ -16,7 +16,9 @@ from servers import ROOT
 
 from rill.cli.main import main
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("rill/demo/*.md"), *(ROOT / "docs").rglob("*.md")]
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:serve|train|export|rill|bench|tests|scripts|examples|protos|docs)/[\w./-]*)`")

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+import httpx
 import pytest
+from gateways import run_gateway
 from servers import ROOT, run_server
 
 from rill.bundle import FILES, MANIFEST, read_bundle
@@ -67,6 +70,20 @@ def test_it_is_served_with_its_texts():
         texts = ["".join(client.generate("ROMEO:\n", max_chars=length, **how)) for how in (GREEDILY, WITH_SEED)]
         assert texts == [GREEDY[:length], SEEDED[:length]]
         assert len("".join(client.generate("naïve 日本語 +1", max_chars=20, seed=7))) == 20
+
+
+def test_the_guide_of_http_shows_its_answers():
+    page = (ROOT / "docs" / "guide" / "http.md").read_text()
+    with run_server(FOLDER) as server, run_gateway(server.target) as gateway:
+        request = {"prompt": "ROMEO:", "max_tokens": 60, "seed": 7}
+        answer = httpx.post(f"{gateway.url}/v1/completions", json=request).json()
+        ids = httpx.post(f"{gateway.url}/tokenize", json={"prompt": "To be"}).json()["tokens"]
+    assert json.dumps(request) in page
+    assert f'"tokens":{json.dumps(ids, separators=(",", ":"))}' in page
+    assert set(re.findall(r'"model_id":"(\w+)…"', page)) == {MODEL_ID[:8]}
+    if answer["rill"]["numerics"] == NUMERICS:
+        assert set(re.findall(r'"system_fingerprint":"(\w+)"', page)) == {answer["system_fingerprint"]}
+        assert json.dumps(answer["choices"][0]["text"]) in page
 
 
 def make(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
