@@ -30,7 +30,6 @@ class Job:
     client: AsyncClient
     request_id: str
     drain: Drain
-    reads_once: bool = True  # False: each text reads its prompt, for servers that do not know each other's tokens
 
 
 @dataclass(slots=True)
@@ -154,6 +153,7 @@ class Choice:
         self.position = self.token_position = 0
         self.token = b""
         self._request: pb.GenerateRequest | None = None
+        self._unforked: pb.GenerateRequest | None = None  # the same without the state of the prompt
         self._messages: AsyncMessageStream[pb.GenerateResponse] | None = None
         self.is_begun = self.is_finished = False
         self.logprob = 0.0  # of the text, in nats, where texts are compared
@@ -182,7 +182,7 @@ class Choice:
         if self._job.drain.has_begun and completion.stream:
             return
         offset = len(prompt.text) if completion.echo else 0
-        self._messages = self._job.client.stream(self._request, request_id=self._job.request_id)
+        self._messages = self._job.client.stream(self._request, request_id=self._job.request_id, instead=self._unforked)
         async with self._messages as messages:
             async for message in messages:
                 is_first = self.start is None
@@ -250,19 +250,20 @@ class Choice:
             await self._catch_up(self._request)
 
     async def _catch_up(self, original: pb.GenerateRequest) -> None:
-        request = pb.GenerateRequest()
-        request.CopyFrom(original)
-        begin = self.start or 0
+        start = self.start or 0
+        from_start = _without_extras(self._unforked or original, self.position - start)
+        if self.seed is not None:
+            from_start.sampling.seed = self.seed
+        request, instead = from_start, None
         if self.token:
-            begin, request.resume_token = self.token_position, self.token
+            request = _without_extras(original, self.position - self.token_position)
+            request.resume_token = self.token
             request.ClearField("prompt")
             request.ClearField("stop")  # the token has them, and a partial match
-        elif self.seed is not None:
-            request.sampling.seed = self.seed
-        request.max_chars, request.resume_every = self.position - begin, 0
-        request.ClearField("logprobs")
-        request.ClearField("chars_per_second")
-        messages = self._job.client.stream(request, timeout=TOKEN_SECONDS, request_id=self._job.request_id)
+            instead = None if from_start.resume_token else from_start
+        messages = self._job.client.stream(
+            request, timeout=TOKEN_SECONDS, request_id=self._job.request_id, instead=instead
+        )
         try:
             async with messages:
                 async for message in messages:
@@ -305,8 +306,21 @@ class Choice:
             resume_every=min(completion.resume_every or RESUME_EVERY, RESUME_EVERY),
             chars_per_second=completion.chars_per_second,
         )
-        is_forked = completion.best_of > 1 and self._job.reads_once
-        if self.prompt.text and (is_forked or self.prompt.is_read):
-            request.resume_token = (await self.prompt.read()).token
+        if self.prompt.text and (completion.best_of > 1 or self.prompt.is_read):
+            token = (await self.prompt.read()).token
+            if not completion.resume_token:
+                self._unforked = pb.GenerateRequest()
+                self._unforked.CopyFrom(request)
+            request.resume_token = token
             request.ClearField("prompt")
         return request
+
+
+def _without_extras(original: pb.GenerateRequest, max_chars: int) -> pb.GenerateRequest:
+    """Return a request for the same text, for the sake of the token at its end."""
+    request = pb.GenerateRequest()
+    request.CopyFrom(original)
+    request.max_chars, request.resume_every = max_chars, 0
+    request.ClearField("logprobs")
+    request.ClearField("chars_per_second")
+    return request

@@ -35,22 +35,20 @@ async def _begun(request: Request, completion: Completion) -> Texts:
     servers: Servers = request.app.state.servers
     drain: Drain = request.app.state.drain
     client, request_id = servers.for_request(request), request.state.request_id
-    reads_once = True
     for attempt in range(ATTEMPTS):
         if drain.has_begun:
             raise draining_error()
         model = await model_for(servers, client, completion.model, completion.resume_token)
-        texts = Texts(Job(completion, model, servers.for_call(client, model), request_id, drain, reads_once))
+        texts = Texts(Job(completion, model, servers.for_call(client, model), request_id, drain))
         is_begun = False
         try:
             _, is_begun = await begun_with(model, servers, client, texts.begin(), completion.reads_ids)
             if is_begun:
                 return texts
         except ServerError as error:
-            # A token that this request made, and not one that it was given: the servers know different keys or models.
+            # A token that this request made, and not one that it was given: its model was replaced.
             if completion.resume_token or not error.reason.startswith("RESUME_TOKEN_") or attempt + 1 == ATTEMPTS:
                 raise
-            reads_once = False
         finally:
             if not is_begun:
                 await texts.aclose()

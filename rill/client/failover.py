@@ -33,6 +33,8 @@ class _ReplayPoint(NamedTuple):
 class Failover(Attempts):
     """One text, over as many calls as it takes. Methods raise ServerError for what no further call can mend.
 
+    `instead` is a request for the same text that has no token, for when that of `request` is refused.
+
     The delivered text is hashed. A call that has to begin before its end first requests exactly the known characters,
     unpaced: they must have the same hash, and the last message brings a token for the end.
     """
@@ -45,9 +47,10 @@ class Failover(Attempts):
         timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         contact: FirstContact | None = None,
+        instead: pb.GenerateRequest | None = None,
     ) -> None:
         super().__init__(addresses, retry_seconds, timeout, clock, contact)
-        self._request = request
+        self._request, self._instead = request, instead
         # Positions count from the beginning of the stream, which is before this request's if that has a token.
         self._seed: int | None = None
         self._start = self._end = 0  # of the delivered text
@@ -126,6 +129,8 @@ class Failover(Attempts):
         refused = self._is_refused(failure)
         delay = self.failed(failure, f"the stream broke after {self._end - self._start:,} characters", refused)
         if refused:
+            if not self._from.token and self._instead:
+                self._request, self._instead = self._instead, None
             self._from = _ReplayPoint(b"", self._start, blake2b())
         return delay
 
@@ -175,9 +180,11 @@ class Failover(Attempts):
         return message
 
     def _is_refused(self, failure: ServerError) -> bool:
-        """Tell whether a token was refused, other than the request's own."""
+        """Tell whether a token was refused that the text can do without: the request's own if there is `instead`."""
         refused = failure.code is grpc.StatusCode.INVALID_ARGUMENT and failure.reason.startswith("RESUME_TOKEN_")
-        return refused and self.has_begun and bool(self._retry_seconds) and bool(self._from.token)
+        if not refused or (self.has_begun and not self._retry_seconds):
+            return False
+        return self._instead is not None or (self.has_begun and bool(self._from.token))
 
 
 def _data_loss(difference: str) -> ServerError:

@@ -335,10 +335,18 @@ class Client:
         return TextStream(calls.messages(), calls.cancel, calls.request_id)
 
     def stream(
-        self, request: pb.GenerateRequest, *, timeout: float | None = None, request_id: str = ""
+        self,
+        request: pb.GenerateRequest,
+        *,
+        timeout: float | None = None,
+        request_id: str = "",
+        instead: pb.GenerateRequest | None = None,
     ) -> MessageStream[pb.GenerateResponse]:
-        """Return the messages of a text; see `generate`. A request without max_chars is sent as it is: endless."""
-        text = self._text(request, timeout)
+        """Return the messages of a text; see `generate`. A request without max_chars is sent as it is: endless.
+
+        `instead` is for the same text without the token of `request`, for servers that do not know it.
+        """
+        text = self._text(request, timeout, instead)
         calls = self._calls("Generate", text, request_id)
         return MessageStream(calls.messages(), calls.cancel, calls.request_id, lambda: text.resume_point)
 
@@ -439,10 +447,12 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _text(self, request: pb.GenerateRequest, timeout: float | None) -> Failover:
+    def _text(
+        self, request: pb.GenerateRequest, timeout: float | None, instead: pb.GenerateRequest | None = None
+    ) -> Failover:
         if not isinstance(request, pb.GenerateRequest):
             raise TypeError(f"request must be a GenerateRequest, as `generate_request` returns, not {type(request)}")
-        return Failover(request, *self._limits(timeout), contact=self._contact)
+        return Failover(request, *self._limits(timeout), contact=self._contact, instead=instead)
 
     def _limits(self, timeout: float | None) -> tuple[int, float, float | None]:
         return len(self._stubs), self._retry_seconds, values.timeout(timeout)

@@ -614,6 +614,25 @@ def test_the_requests_own_token_is_not_replaced(read):
     assert len(service.requests) == 1
 
 
+@pytest.mark.parametrize("sizes", [(), (1, 40), (1, 60, 40)])
+def test_a_request_without_a_token_takes_the_place_of_one_whose_token_is_refused(sizes):
+    """Before the text has begun, and in its midst, with and without a later token."""
+    no = plays(error=refused())
+    forked = generate_request(max_chars=300, resume_every=50, resume_token=token_at(0, SEED))
+    service = Scripted(*([gone(*sizes), no] if sizes else []), no, works)
+    if sizes == (1, 40):  # there was no token yet
+        del service.script[1]
+    with (
+        listening(service) as (target, _),
+        Client(target) as client,
+        client.stream(forked, instead=asked(seed=SEED)) as messages,
+    ):
+        assert whole(list(messages))
+    assert not service.script[:-1]
+    replay = next(request for request in service.requests if not request.resume_token)
+    assert (replay.prompt, replay.max_chars) == ("prompt", sum(sizes) or 300)
+
+
 def test_another_text_is_data_loss(read):
     def another(request, context):
         for message in answers(request, [7] * 100):
