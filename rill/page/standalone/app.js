@@ -413,7 +413,7 @@ class Page {
 }
 
 try {
-  const answer = await fetch("model/model.json");
+  const answer = await fetch("model/model.json", { cache: "no-cache" });
   if (!answer.ok) throw new Error(`model/model.json cannot be loaded: ${answer.status}`);
   new Page(new Description(await answer.json()), new Worker("worker.js", { type: "module" }));
 } catch (error) {

@@ -142,7 +142,7 @@ class Batch {
 /** Fetches a file of the page, and says how many bytes have come. */
 async function fetched(name) {
   const url = new URL(name, import.meta.url);
-  const answer = await fetch(url);
+  const answer = await fetch(url, { cache: "no-cache" }); // asks whether it has changed: the page may be written again
   if (!answer.ok) throw new Error(`${url.pathname} cannot be loaded: ${answer.status}`);
   const parts = [];
   for (const reader = answer.body.getReader(); ; ) {
