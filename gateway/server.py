@@ -25,6 +25,7 @@ from rill.gateway.tls import Certificates
 from rill.signals import delivered
 from rill.streams import discard_output
 
+HANDSHAKE_SECONDS = 10.0
 STOP_SECONDS = 1.0  # for the last bytes of answers
 
 log = logging.getLogger("rill")
@@ -71,7 +72,7 @@ async def _accepting(
 ) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     context = certificates.context() if certificates else None
-    handshake = connections.read_seconds if context else None
+    handshake = min(HANDSHAKE_SECONDS, connections.read_seconds) if context else None
     servers = [
         await loop.create_server(
             connections.accept, sock=one, ssl=context, ssl_handshake_timeout=handshake, backlog=BACKLOG

@@ -102,6 +102,18 @@ def test_a_signal_ends_an_idle_gateway(number):
         assert gateway.process.wait(timeout=10) == 0
 
 
+def test_a_second_signal_ends_a_drain():
+    with run_gateway(NOWHERE, "--drain-seconds", 60) as gateway, socket.socket() as slow:
+        slow.connect(("127.0.0.1", gateway.port))
+        slow.sendall(b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        slow.sendall(b"Content-Length: 9\r\n\r\n{")
+        wait_until(lambda: 'running{path="/v1/score"} 1.0' in httpx.get(f"{gateway.url}/metrics").text)
+        gateway.process.terminate()
+        wait_until(lambda: httpx.get(f"{gateway.url}/ready").text == "draining\n")
+        gateway.process.terminate()
+        assert gateway.process.wait(timeout=20) == 0
+
+
 def test_it_ends_with_the_standard_input():
     command = [sys.executable, "-W", "error", "-P", "-m", "rill.gateway", "--port", "0", "--end-with-stdin"]
     with subprocess.Popen(
