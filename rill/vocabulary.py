@@ -76,6 +76,13 @@ class Vocabulary:
         return self._ids.get(UNKNOWN)
 
     @property
+    def unknown_character(self) -> str | None:
+        """A character that is read as `<unk>`: U+FFFD, or the next one below without an id. None without `<unk>`."""
+        if self.unknown_id is None:
+            return None
+        return next(character for character in map(chr, range(0xFFFD, 0xDFFF, -1)) if character not in self._ids)
+
+    @property
     def start_id(self) -> int:
         """The id that a model reads when there is no prompt: that of "\\n", or 0 if the vocabulary has no "\\n"."""
         return self._ids.get("\n", 0)

@@ -13,9 +13,9 @@ def text_of(name: str, ids: Sequence[int], vocabulary: Vocabulary, field: str) -
     for at, one in enumerate(ids):
         if not 0 <= one < len(symbols):
             check_id(f"{name}[{at}] is", one, vocabulary, field)
-    if vocabulary.unknown_id is None:
+    unknown = vocabulary.unknown_character
+    if unknown is None:
         return vocabulary.decode(ids)
-    unknown = _unknown_character(vocabulary)
     return "".join(unknown if symbols[one] == UNKNOWN else symbols[one] for one in ids)
 
 
@@ -42,9 +42,3 @@ def biases_of(biases: Mapping[int, float], vocabulary: Vocabulary) -> dict[str, 
             message = f"logit_bias: {one} is not the id of a symbol; those of the model are 0 to {len(symbols) - 1}"
             raise ApiError(400, message, "logit_bias")
     return {symbols[one]: bias for one, bias in biases.items() if symbols[one] != UNKNOWN}
-
-
-def _unknown_character(vocabulary: Vocabulary) -> str:
-    """Return a character that the model reads as `<unk>`."""
-    candidates = map(chr, range(0xFFFD, 0xE000, -1))
-    return next(character for character in candidates if vocabulary.id_of(character) is None)

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from rill.gateway.api.fields import Fields, fields_of, shown, whole
-from rill.gateway.api.prompts import ids_of
+from rill.gateway.api.prompts import ids_of, text_of
 from rill.gateway.errors import ApiError
 from rill.gateway.served_models import ServedModel
 from rill.gateway.servers import Servers
@@ -29,15 +29,15 @@ async def tokenize(request: Request) -> JSONResponse:
 
 
 async def detokenize(request: Request) -> JSONResponse:
-    """Return the text of symbols."""
+    """Return the text that is read as these symbols."""
     fields = await fields_of(request)
     name, ids = fields.text("model"), _ids(fields)
     fields.ignore("skip_special_tokens")
     fields.refuse_others()
-    symbols = (await _model(request, name)).vocabulary.symbols
+    vocabulary = (await _model(request, name)).vocabulary
     for at, one in enumerate(ids):
-        whole(f"tokens[{at}]", one, 0, len(symbols) - 1)
-    return JSONResponse({"prompt": "".join(symbols[one] for one in ids)})
+        whole(f"tokens[{at}]", one, 0, len(vocabulary) - 1)
+    return JSONResponse({"prompt": text_of("tokens", ids, vocabulary, "tokens")})
 
 
 async def tokenizer_info(request: Request) -> JSONResponse:

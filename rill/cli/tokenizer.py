@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
 def tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
     """Return what `tokenizer.json` holds: a WordLevel model whose words are single characters."""
     ids = {symbol: index for index, symbol in enumerate(vocabulary.symbols)}
-    unknown_text = "\ufffd" if UNKNOWN in ids else ""  # read as <unk> again; a model without one cannot read any
     ids.setdefault(UNKNOWN, len(ids))
+    unknown_text = vocabulary.unknown_character or ""  # read as <unk> again; a model without one cannot read any
     return {
         "version": "1.0",
         "truncation": None,

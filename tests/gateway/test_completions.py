@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from gateways import run_gateway
+from random_models import LETTERS, make_run, save_bundle
+from servers import run_server
 
 from rill.client.seeds import seed_of
 
@@ -335,3 +338,16 @@ def test_a_chat_is_refused_with_what_to_use_instead(gateway, path, field):
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
     assert answer.json()["error"]["message"].endswith("send the text as prompt to /v1/completions")
+
+
+def test_an_unknown_symbol_is_a_character_that_is_read_as_it(tmp_path):
+    """lm-eval cuts a text, and sends what the ids stand for: "<unk>" would be read as five symbols."""
+    save_bundle(make_run(("<unk>", *LETTERS)), tmp_path / "tiny")
+    with run_server(tmp_path / "tiny") as server, run_gateway(server.target) as gateway:
+        text = "a€b"
+        for _ in range(2):
+            ids = httpx.post(f"{gateway.url}/tokenize", json={"prompt": text}).json()["tokens"]
+            assert len(ids) == 3
+            assert ids[1] == 0
+            text = httpx.post(f"{gateway.url}/detokenize", json={"tokens": ids}).json()["prompt"]
+        assert text == "a\ufffdb"

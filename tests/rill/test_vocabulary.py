@@ -62,3 +62,12 @@ def test_an_invalid_vocabulary_of_a_tagger_is_refused(symbols: tuple[str, ...]) 
 def test_an_invalid_vocabulary_is_refused(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         Vocabulary(symbols)
+
+
+def test_some_character_is_read_as_unknown() -> None:
+    assert Vocabulary(("a", "b")).unknown_character is None
+    for symbols in (("<unk>", "a"), ("a", "<unk>", "\ufffd", "\ufffc")):
+        vocabulary = Vocabulary(symbols)
+        character = vocabulary.unknown_character
+        assert character is not None
+        assert vocabulary.encode(character) == [vocabulary.unknown_id]
