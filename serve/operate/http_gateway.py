@@ -50,7 +50,7 @@ class HttpGateway:
         self.line = ""
         self._config, self._port, self._targets, self._identity = config, config.http_port, targets, identity
         self._process: asyncio.subprocess.Process | None = None
-        self._is_ending = False
+        self._is_kept, self._is_told = True, False
 
     async def start(self) -> None:
         """Start it, and wait until it listens. Raises StartError."""
@@ -84,7 +84,7 @@ class HttpGateway:
         while True:
             assert self._process
             status = await self._process.wait()
-            if self._is_ending:
+            if not self._is_kept:
                 return
             failures = failures + 1 if time.monotonic() - since < restarts.STEADY_SECONDS else 0
             log.error("the HTTP gateway ended with status %d; restarting it", status)
@@ -95,11 +95,16 @@ class HttpGateway:
                 log.error("%s", error)
             since = time.monotonic()
 
+    def expect_end(self) -> None:
+        """Start it no more: the server drains, and an init system may have sent its signal to all processes."""
+        self._is_kept = False
+
     async def end(self) -> None:
         """Let it end: its streams end with resume tokens."""
-        if self._is_ending:
+        self._is_kept = False
+        if self._is_told:
             return
-        self._is_ending = True
+        self._is_told = True
         if self._process and self._process.stdin:
             self._process.stdin.close()
             with suppress(TimeoutError):
@@ -108,7 +113,7 @@ class HttpGateway:
 
     async def kill(self) -> None:
         """Kill it, if it has not ended."""
-        self._is_ending = True
+        self._is_kept = False
         if self._process and self._process.returncode is None:
             # asyncio's own `kill` would reap a process that has just ended, and its status be lost.
             with suppress(ProcessLookupError):

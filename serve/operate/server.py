@@ -282,6 +282,7 @@ async def _drain(service: TextGeneration, models: Catalog, gateway: HttpGateway,
 
     At last end the gateway, which gives those of its streams that have no end yet a resume token.
     """
+    gateway.expect_end()
     service.drain()
     models.freeze()
     for model in models.all:

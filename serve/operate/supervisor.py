@@ -82,6 +82,7 @@ async def _serve(
         readiness.obstacle = ""
         await _unless(stopped, *(_keep_alive(worker, workers) for worker in workers))
         readiness.obstacle = DRAINING
+        gateways[0].expect_end()
         return await _drain(workers, stop, config.drain_seconds)
 
 

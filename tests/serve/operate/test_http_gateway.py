@@ -107,6 +107,20 @@ def test_a_killed_gateway_is_replaced_at_its_address(pair):
 
 
 @pytest.mark.long
+def test_a_signal_to_all_processes_restarts_nothing(tiny_folder):
+    """As some init systems send it."""
+    with run_pair(tiny_folder, "--drain-seconds", 30) as running, Client(running.target, retry_seconds=0) as client:
+        stream = client.generate("a", max_chars=60, chars_per_second=30)  # for longer than until a restart
+        next(stream)
+        gateway = running.gateway()
+        for process in (running.process, gateway):
+            process.send_signal(signal.SIGTERM)
+        assert sum(map(len, stream)) > 50
+        assert running.process.wait(timeout=20) == 0
+        assert "restarting" not in running.process.stderr.read()
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_its_server(tiny_folder, number):
     with run_pair(tiny_folder) as running:
