@@ -36,6 +36,7 @@ class Playground:
         self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
+        self._tolerated = ["net::ERR_CONNECTION_", "net::ERR_EMPTY_RESPONSE"]  # a gateway may end before its page
         self.asked: list[str] = []
         self.sent: list[str] = []  # what went through WebSockets
         self.page.on("console", lambda message: self.complaints.append(message.text))
@@ -107,15 +108,16 @@ class Playground:
         self.page.locator(".fork-menu").wait_for()
         self.page.keyboard.press(key)
 
-    def forget(self, word: str) -> None:
-        """Forget what Chromium itself says of requests that failed."""
-        self.complaints = [complaint for complaint in self.complaints if word not in complaint]
+    def tolerate(self, *words: str) -> None:
+        """Allow for what Chromium itself says of requests that fail."""
+        self._tolerated += words
 
     def close(self) -> None:
         """Close it; it must not have complained, nor asked another host."""
         self.context.close()
         place = urlsplit(self.url).netloc
-        assert self.complaints == []
+        complaints = [one for one in self.complaints if not any(word in one for word in self._tolerated)]
+        assert not complaints, complaints
         assert {urlsplit(url).netloc for url in self.asked} == {place}, self.asked
 
 

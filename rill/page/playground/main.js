@@ -1,19 +1,17 @@
 // The playground: what buttons, keys and settings do.
 
-import { bearerToken, keepBearerToken } from "./access.js";
 import { toStandardAlphabet, toUrlAlphabet } from "./base64.js";
 import { Controls } from "./controls.js";
 import { copy } from "./copy.js";
 import { Difference } from "./difference.js";
 import { ForkMenu, quoted } from "./fork_menu.js";
 import { Pane } from "./pane.js";
-import { Problem } from "./problem.js";
 import { RequestPanel } from "./request_panel.js";
 import { Server } from "./server.js";
+import { ServerPanel } from "./server_panel.js";
 import { listen } from "./shortcuts.js";
 import { drawVersions } from "./versions.js";
 
-const LOOK_EVERY = 5000; // ms between two looks at the server's load
 const element = (id) => document.getElementById(id);
 
 const server = new Server();
@@ -22,7 +20,8 @@ const difference = new Difference();
 const forkMenu = new ForkMenu();
 const controls = new Controls(settingsChanged);
 const requestPanel = new RequestPanel(requestFrom);
-let started = { model: "", prompt: "", fromToken: false }; // what the text on the page began with
+const serverPanel = new ServerPanel(server, drawRequest);
+let isFromToken = false; // the text on the page did not begin with a prompt
 let compared = [null, null]; // the branches that `difference` has looked at
 let isFrameAsked = false;
 
@@ -39,7 +38,7 @@ function start() {
   controls.followForm();
   if (!isValid()) return;
   const [first, second] = [element("model").value, element("other-model").value];
-  started = { model: first, prompt, fromToken: false };
+  isFromToken = false;
   setPanes(second ? [first, second] : [first]);
   for (const pane of shown()) pane.session.start(pane.model, prompt, controls.settings);
 }
@@ -91,7 +90,7 @@ function continueFromToken(event) {
   element("pasted").setAttribute("aria-invalid", "false");
   controls.followToken();
   if (!isValid()) return undefined;
-  started = { model: "", prompt: "", fromToken: true };
+  isFromToken = true;
   setPanes([""]);
   return panes[0].session.continueFrom(token, controls.settings);
 }
@@ -99,13 +98,6 @@ function continueFromToken(event) {
 function settingsChanged(settings) {
   if (isValid()) for (const { session } of shown()) session.change(settings);
   drawRequest();
-}
-
-async function useBearerToken(event) {
-  event.preventDefault();
-  keepBearerToken(element("bearer").value.trim());
-  element("bearer").value = "";
-  await look();
 }
 
 // What is shown.
@@ -141,7 +133,7 @@ function changed(pane) {
   const failed = sessions.find((session) => session.state === "failed");
   const told = failed ?? sessions.find((session) => session.isLive) ?? sessions[0];
   showProblem(failed ? failed.problem.message : "");
-  if (failed?.problem.status === 401) askForBearerToken();
+  if (failed?.problem.status === 401) serverPanel.askForBearerToken();
   element("status").dataset.state = told.state;
   const status = sentenceFor(told);
   if (element("status").textContent !== status) element("status").textContent = status;
@@ -176,15 +168,9 @@ function sentenceFor({ state, branch, problem }) {
 }
 
 function drawTree() {
-  const forked = shown().filter(({ session }) => session.branches.all.length > 1);
+  const forked = shown().map(({ session }) => session).filter((session) => session.branches.all.length > 1);
   element("versions").hidden = !forked.length;
-  const lists = forked.map(({ session }) => {
-    const list = document.createElement("ul");
-    list.className = "versions";
-    drawVersions(list, session, (branch) => session.select(branch));
-    return list;
-  });
-  element("version-list").replaceChildren(...lists);
+  drawVersions(element("version-list"), forked, (session, branch) => session.select(branch));
 }
 
 function drawToken() {
@@ -204,11 +190,11 @@ function drawRequest() {
 function requestFrom(origin) {
   const { settings } = controls;
   if (controls.fault) return null;
-  if (origin === "prompt") {
-    if (!started.fromToken) return { model: element("model").value, prompt: element("prompt").value, token: "", settings };
+  if (origin === "prompt" && !isFromToken) {
+    return { model: element("model").value, prompt: element("prompt").value, token: "", settings };
   }
   const mark = panes[0].session.lastMark;
-  return mark ? { model: element("model").value, prompt: "", token: mark.token, settings } : null;
+  return mark ? { model: panes[0].model, prompt: "", token: mark.token, settings } : null;
 }
 
 function askForFrame() {
@@ -240,57 +226,6 @@ function drawDifference() {
   for (const { view } of panes) view.marked = at !== null && at < view.length ? at : -1;
 }
 
-// The server.
-
-async function look() {
-  let seen;
-  try {
-    seen = await server.look();
-  } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    element("load").textContent = "";
-    if (error.status === 401) askForBearerToken();
-    else element("load").textContent = error.message;
-    return;
-  }
-  element("access").hidden = !bearerToken();
-  element("bearer-state").textContent = bearerToken() ? "accepted" : "";
-  if (element("problem").textContent === TOKEN_NEEDED) showProblem("");
-  drawModels(seen.models.filter((model) => model.streamable));
-  drawLoad(seen);
-}
-
-const TOKEN_NEEDED = "This server asks for a bearer token.";
-
-function askForBearerToken() {
-  element("bearer-state").textContent = bearerToken() ? "refused" : "";
-  if (!element("access").hidden) return;
-  element("access").hidden = false;
-  element("bearer").focus();
-}
-
-function drawModels(models) {
-  const names = models.map(({ name }) => name);
-  const first = element("model");
-  if (names.join("\n") === [...first.options].map((option) => option.value).join("\n")) return;
-  const second = element("other-model");
-  const [chosen, besides] = [first.value, second.value];
-  const options = models.map((model) => new Option(`${model.name} (${model.precision})`, model.name));
-  first.replaceChildren(...options);
-  if (names.includes(chosen)) first.value = chosen;
-  second.replaceChildren(new Option("no other", ""), ...options.map((option) => option.cloneNode(true)));
-  if (names.includes(besides)) second.value = besides;
-  second.hidden = element("other-label").hidden = models.length < 2;
-  drawRequest();
-}
-
-function drawLoad({ streams_running: running, streams_waiting: waiting, max_streams: most, draining }) {
-  const number = (count) => count.toLocaleString("en");
-  const of = most ? ` of ${number(most)}` : "";
-  const line = `${number(running)}${of} ${running === 1 && !most ? "stream" : "streams"}`;
-  element("load").textContent = `${line}${waiting ? `, ${number(waiting)} waiting` : ""}${draining ? ", draining" : ""}`;
-}
-
 // The beginning.
 
 setPanes([""]);
@@ -299,7 +234,6 @@ element("start").addEventListener("click", start);
 element("pause").addEventListener("click", pauseOrGoOn);
 element("back").addEventListener("click", back);
 element("paste-form").addEventListener("submit", continueFromToken);
-element("access").addEventListener("submit", useBearerToken);
 element("copy-token").addEventListener("click", (event) => copy(element("token").value, event.currentTarget));
 element("model").addEventListener("change", drawRequest);
 element("prompt").addEventListener("input", () => {
@@ -310,6 +244,5 @@ element("prompt").addEventListener("input", () => {
 element("shading").addEventListener("change", (event) => (element("legend").hidden = !event.target.checked));
 listen({ start, pause, goOn, back }, forkMenu);
 drawRequest();
-await look();
-setInterval(() => document.visibilityState === "visible" && look(), LOOK_EVERY);
+serverPanel.look();
 setInterval(drawToken, 1000);
