@@ -50,20 +50,21 @@ class Certificates:
         context.set_alpn_protocols(["http/1.1"])
         try:
             context.load_cert_chain(self._cert, self._key, self._refuse_password)
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
+        except OSError as error:  # of ssl, or a file is being replaced
+            reason = getattr(error, "reason", "")
+            if reason == "KEY_VALUES_MISMATCH":
                 raise StartError(
                     f"--http-tls-key {self._key} does not belong to the certificate in --http-tls-cert {self._cert}"
                 ) from None
             raise StartError(
                 f"--http-tls-cert {self._cert} and --http-tls-key {self._key} are not a certificate chain and its "
-                f"private key in PEM: {error.reason or error}"
+                f"private key in PEM: {reason or error}"
             ) from None
         if self._client_ca:
             context.verify_mode = ssl.CERT_REQUIRED
             try:
                 context.load_verify_locations(self._client_ca)
-            except ssl.SSLError:
+            except OSError:
                 raise StartError(f"--http-tls-client-ca {self._client_ca} contains no PEM certificate") from None
         return context
 
