@@ -87,15 +87,17 @@ class ServedModels:
         self._servers = [_Server(number, self._vocabulary, self._changed) for number in range(addresses)]
         self._listing: Listing | None = None  # None after a change
 
-    async def fresh(self, client: AsyncClient) -> Listing:
-        """Return a listing that was asked for after this was called. Raises ServerError.
+    async def fresh(self, client: AsyncClient, age: float = 0.0) -> Listing:
+        """Return a listing that was asked for after this was called, or at most `age` seconds before.
 
-        A server that did not answer a moment ago is waited for only if no other one answers.
+        A server that did not answer a moment ago is waited for only if no other one answers. Raises ServerError.
         """
+        since = time.monotonic() - age
         awaited = [server for server in self._servers if not server.is_down]
-        failures = await asyncio.gather(*(server.ask(client) for server in awaited))
+        failures = [await asking for asking in [server.ask(client, since) for server in awaited]]
         if None not in failures:
-            failures += await asyncio.gather(*(server.ask(client) for server in self._servers if server not in awaited))
+            others = [server.ask(client, since) for server in self._servers if server not in awaited]
+            failures += [await asking for asking in others]
         elif len(awaited) < len(self._servers):
             for server in self._servers:
                 server.look_again(client)
@@ -103,14 +105,12 @@ class ServedModels:
             raise next(failure for failure in failures if failure)
         return self._known()
 
-    async def recent(self, client: AsyncClient) -> Listing:
-        """Return a listing that was asked for a moment ago, or a fresh one."""
+    def recent(self) -> Listing | None:
+        """Return the last listing if it was asked for a moment ago."""
         begin = time.monotonic() - RECENT_SECONDS
-        if any(server.listed_at > begin for server in self._servers) and all(
-            server.listed_at > begin or server.is_silent for server in self._servers
-        ):
-            return self._known()
-        return await self.fresh(client)
+        listed = [server.listed_at > begin for server in self._servers]
+        is_enough = all(now or server.is_silent for now, server in zip(listed, self._servers, strict=True))
+        return self._known() if any(listed) and is_enough else None
 
     async def latest(self, client: AsyncClient) -> Listing:
         """Return the last listing, which may be old, or the first one."""
@@ -146,6 +146,7 @@ class _Server:
         self._number, self._vocabulary, self._on_change, self._asked = number, vocabulary, on_change, 0.0
         self._waiting: dict[AsyncClient, asyncio.Future[ServerError | None]] = {}  # for a call that is yet to begin
         self._asking: dict[AsyncClient, asyncio.Task[None]] = {}
+        self._present: dict[AsyncClient, tuple[float, asyncio.Future[ServerError | None]]] = {}  # calls under way
 
     def has(self, model: ServedModel) -> bool:
         """Tell whether it has said that it serves the model."""
@@ -163,9 +164,12 @@ class _Server:
         if self.is_down and client not in self._asking and time.monotonic() > self._asked + KNOWN_DOWN_SECONDS:
             self._begin(client)
 
-    async def ask(self, client: AsyncClient) -> ServerError | None:
-        """Take a listing that is asked for from now on; return the error if there is none."""
-        return await asyncio.shield(self._begin(client))
+    def ask(self, client: AsyncClient, since: float) -> "asyncio.Future[ServerError | None]":
+        """Take a listing that is asked for after a moment; the result is the error if there is none."""
+        begin, present = self._present.get(client, (0.0, None))
+        if present and not present.done() and begin > since:
+            return asyncio.shield(present)
+        return asyncio.shield(self._begin(client))
 
     def _begin(self, client: AsyncClient) -> "asyncio.Future[ServerError | None]":
         waiting = self._waiting.get(client)
@@ -180,6 +184,7 @@ class _Server:
         try:
             while waiting := self._waiting.pop(client, None):
                 failure, begin = None, time.monotonic()
+                self._present[client] = begin, waiting
                 try:
                     self._take(await only.models(timeout=ANSWER_SECONDS))
                     self.listed_at = begin
@@ -187,14 +192,16 @@ class _Server:
                     failure = error
                     if is_away(error) or error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                         self._set(self.models, is_down=True)
-                except asyncio.CancelledError:
+                except BaseException:  # of a gateway that ends
                     waiting.cancel()
                     raise
                 self._asked = time.monotonic()
                 if not waiting.done():
                     waiting.set_result(failure)
         finally:
-            del self._asking[client]
+            del self._asking[client], self._present[client]
+            if unanswered := self._waiting.pop(client, None):
+                unanswered.cancel()
 
     def _take(self, served: pb.ListModelsResponse) -> None:
         models = [

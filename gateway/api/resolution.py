@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from rill.client.aio import AsyncClient
 from rill.gateway.errors import ApiError
-from rill.gateway.served_models import ServedModel
+from rill.gateway.served_models import RECENT_SECONDS, ServedModel
 from rill.gateway.servers import Servers
 
 ATTEMPTS = 3  # where a model is replaced at that moment
@@ -40,9 +40,11 @@ async def begun_with(
     A listing that is asked for after the call was made says so, without a delay. Where no ids of symbols depend on it,
     one of a moment ago is enough: many calls then need not ask for one each. Raises ServerError and ApiError.
     """
+    if not reads_ids and (recent := servers.models.recent()):
+        return await first, recent.models.get(model.name) == model
     beginning = asyncio.create_task(first)
     try:
-        listing = await (servers.models.fresh(client) if reads_ids else servers.models.recent(client))
+        listing = await servers.models.fresh(client, 0.0 if reads_ids else RECENT_SECONDS)
         return await beginning, listing.models.get(model.name) == model
     finally:
         if not beginning.done():

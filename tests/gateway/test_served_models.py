@@ -122,7 +122,18 @@ async def test_a_listing_of_a_moment_ago_is_recent(monkeypatch):
     client, now = FakeClient([model("m", "1")]), [100.0]
     monkeypatch.setattr("rill.gateway.served_models.time.monotonic", lambda: now[0])
     models = ServedModels(1)
-    for seconds, calls in [(0, 1), (0.04, 1), (0.02, 2), (0.01, 2)]:
+    assert models.recent() is None
+    listing = await models.fresh(client)
+    for seconds, is_recent in [(0, True), (0.04, True), (0.02, False)]:
         now[0] += seconds
-        assert (await models.recent(client)).find("m").model_id == "1"
-        assert client.calls == [calls]
+        assert models.recent() is (listing if is_recent else None)
+
+
+async def test_a_call_under_way_may_be_recent_enough():
+    client = FakeClient([model("m", "1")])
+    models = ServedModels(1)
+    first = asyncio.create_task(models.fresh(client))
+    while not client.calls[0]:
+        await asyncio.sleep(0)
+    assert await models.fresh(client, 60.0) is await first
+    assert client.calls == [1]
