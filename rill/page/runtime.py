@@ -58,8 +58,8 @@ def fetch_runtime() -> Runtime:
     npm = shutil.which("npm")
     if npm is None:
         raise PageError(f"the page needs {PACKAGE}, and there is no npm here to fetch it; {by_hand}")
-    print(f"fetching {wanted} by npm …", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="rill-page-", ignore_cleanup_errors=True) as temporary:
+        print(f"fetching {wanted} by npm …", file=sys.stderr, flush=True)
         folder = Path(temporary)
         command = [npm, "pack", "--ignore-scripts", "--no-update-notifier", "--pack-destination", temporary, wanted]
         try:
