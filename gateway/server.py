@@ -13,6 +13,7 @@ from functools import partial
 
 from rill.addresses import is_loopback, join
 from rill.client.aio import AsyncClient
+from rill.client.connection import Options
 from rill.client.security import Security
 from rill.gateway.app import make_app
 from rill.gateway.config import GatewayConfig, StartError
@@ -27,6 +28,8 @@ from rill.streams import discard_output
 
 HANDSHAKE_SECONDS = 10.0
 STOP_SECONDS = 1.0  # for the last bytes of answers
+# Otherwise gRPC reads ahead up to 4 MB of each stream whose reader is slow, and a server computes them.
+CHANNEL_OPTIONS: Options = [("grpc.http2.bdp_probe", 0)]
 
 log = logging.getLogger("rill")
 
@@ -37,7 +40,9 @@ async def serve(config: GatewayConfig, security: Security) -> None:
     stop: asyncio.Queue[None] = asyncio.Queue()
     drain = Drain()
     on_stop = partial(stop.put_nowait, None)
-    client = AsyncClient(config.target, begin_seconds=config.retry_seconds, security=security)
+    client = AsyncClient(
+        config.target, begin_seconds=config.retry_seconds, security=security, channel_options=CHANNEL_OPTIONS
+    )
     readiness = Readiness(config.target, security)
     with (
         delivered({signal.SIGTERM: on_stop, signal.SIGINT: on_stop, signal.SIGHUP: lambda: None}),

@@ -12,7 +12,7 @@ import grpc.aio
 
 from rill.addresses import split_addresses
 from rill.client import values
-from rill.client.connection import CHANNEL_OPTIONS
+from rill.client.connection import CHANNEL_OPTIONS, Options
 from rill.client.errors import ServerError, closed_error
 from rill.client.exchange import Exchange
 from rill.client.failover import Failover
@@ -276,12 +276,15 @@ class AsyncClient:
         connect_seconds: float | None = None,
         begin_seconds: float | None = None,
         security: Security = PLAIN,
+        channel_options: Options = (),
     ) -> None:
+        """`channel_options` are further options of gRPC's channels; the others are those of `Client`."""
         self._retry_seconds = values.seconds("retry_seconds", retry_seconds)
         self._contact = FirstContact(connect_seconds, begin_seconds)
         self._closed = asyncio.Event()
         self._security, self._addresses = security, split_addresses(target)
-        self._channels = [security.aio_channel(address, CHANNEL_OPTIONS) for address in self._addresses]
+        options = [*CHANNEL_OPTIONS, *channel_options]
+        self._channels = [security.aio_channel(address, options) for address in self._addresses]
         self._stubs = [security.stub(channel) for channel in self._channels]
 
     def generate(

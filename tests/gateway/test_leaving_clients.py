@@ -2,8 +2,12 @@
 
 import json
 import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from gateways import run_gateway
 from servers import wait_until
 
 
@@ -45,4 +49,29 @@ def test_a_reader_that_takes_nothing_parks_its_stream(gateway, server):
         connection.sendall(request_of(gateway, stream=True, max_tokens=10**9, logprobs=20))
         wait_until(lambda: client.models().streams_parked == 1)
         connection.close()
+        wait_until(lambda: client.models().streams_running == 0)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_readers_that_take_nothing_cost_little_memory(server):
+    """gRPC reads ahead up to 4 MB of a stream, where nobody tells it not to."""
+    with run_gateway(server.target) as gateway, server.client() as client, ExitStack() as stack:
+        status = Path(f"/proc/{gateway.process.pid}/status")
+
+        def add_readers(count):
+            for _ in range(count):
+                connection = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+                connection.sendall(request_of(gateway, stream=True, max_tokens=10**9, logprobs=2))
+
+        def resident():
+            return int(status.read_text().partition("VmRSS:")[2].split()[0]) / 1024
+
+        add_readers(1)
+        wait_until(lambda: client.models().streams_parked == 1)
+        before = resident()
+        add_readers(4)
+        wait_until(lambda: client.models().streams_parked == 5, seconds=60)
+        assert resident() - before < 8
+    with server.client() as client:
         wait_until(lambda: client.models().streams_running == 0)
