@@ -85,6 +85,7 @@ def test_openai_client(server):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)  # pip takes longer beside other programs
 def test_langchain_completion(server):
     environment = outside.python("langchain", outside.LANGCHAIN)
     with run_gateway(server.target) as gateway:
