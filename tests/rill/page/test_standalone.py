@@ -125,7 +125,7 @@ def test_any_web_server_will_do(chromium, sites):
 
 def test_pause_and_go_on_change_nothing(visit, models):
     page = visit()
-    page.set(prompt="ab", count=400, seed=3, temperature=1, speed=5)
+    page.set(prompt="ab", count=400, seed=3, temperature=1, speed=3)
     page.page.click("#generate")
     wait_until(lambda: len(page.text) > 20)
     page.page.click("#pause")
