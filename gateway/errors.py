@@ -93,7 +93,8 @@ class ApiError(Exception):
 
 def draining_error() -> ApiError:
     """Return the error of what the gateway cannot do any more."""
-    return ApiError(503, "the gateway is shutting down", code="draining", headers={"retry-after": "1"})
+    headers = {"retry-after": "1", "connection": "close"}
+    return ApiError(503, "the gateway is shutting down", code="draining", headers=headers)
 
 
 def as_api_error(error: Exception) -> ApiError:

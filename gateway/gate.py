@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rill.gateway.bodies import Bodies, ClientLeftError, replayed
 from rill.gateway.config import LONGEST_HEAD, GatewayConfig
 from rill.gateway.drain import Drain
-from rill.gateway.errors import ApiError
+from rill.gateway.errors import ApiError, draining_error
 from rill.gateway.hosts import Hosts, Origins
 from rill.gateway.metrics import FIRST_BYTE_SECONDS, RECEIVED, REQUEST_SECONDS, REQUESTS, RUNNING, SENT
 from rill.request_ids import REQUEST_ID, harmless_id, new_id
@@ -109,7 +109,7 @@ class Gate:
         if passage.scope["type"] == "websocket" and passage.path not in WEBSOCKETS:
             raise ApiError(404, f"there is no WebSocket at {passage.path[:100]}: it is at {WEBSOCKETS[0]}")
         if self._drain.has_begun and passage.path not in PROBES:
-            raise ApiError(503, "the gateway is shutting down", headers={"retry-after": "1", **_CLOSE})
+            raise draining_error()
         if passage.method == "POST":
             kind = passage.header(b"content-type").partition(";")[0].strip().lower()
             if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 from rill.client.aio import AsyncClient, AsyncSession
 from rill.client.errors import ServerError, SessionStateError
 from rill.gateway.drain import Drain
-from rill.gateway.errors import ApiError, answer_with_error
+from rill.gateway.errors import ApiError, answer_with_error, draining_error
 from rill.gateway.servers import Servers
 from rill.v1 import rill_pb2 as pb
 
@@ -113,7 +113,7 @@ class _Conversation:
         try:
             await asyncio.wait([reading, talking, draining], return_when=asyncio.FIRST_COMPLETED)
             if draining.done() and not (talking.done() or reading.done()):
-                self._begin_end(EndError(ApiError(503, "the gateway is shutting down"), GOING_AWAY), is_draining=True)
+                self._begin_end(EndError(draining_error(), GOING_AWAY), is_draining=True)
             elif reading.done() and not talking.done():
                 if not (refusal := reading.exception()):
                     return  # the client has left

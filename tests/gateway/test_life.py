@@ -110,6 +110,9 @@ def test_a_second_signal_ends_a_drain():
         wait_until(lambda: 'running{path="/v1/score"} 1.0' in httpx.get(f"{gateway.url}/metrics").text)
         gateway.process.terminate()
         wait_until(lambda: httpx.get(f"{gateway.url}/ready").text == "draining\n")
+        late = httpx.get(f"{gateway.url}/v1/models")
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+        assert (late.headers["retry-after"], late.headers["connection"]) == ("1", "close")
         gateway.process.terminate()
         assert gateway.process.wait(timeout=20) == 0
 
