@@ -111,6 +111,9 @@ class Gate:
         if self._drain.has_begun and passage.path not in PROBES:
             raise draining_error()
         if passage.method == "POST":
+            if (coding := passage.header(b"content-encoding").lower()) not in ("", "identity"):
+                message = f"the body must be sent as it is, without content-encoding {_shown(coding)}"
+                raise ApiError(415, message, headers=_CLOSE)
             kind = passage.header(b"content-type").partition(";")[0].strip().lower()
             if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
                 raise ApiError(

@@ -10,6 +10,7 @@ from rill.gateway.errors import ApiError
 from rill.gateway.served_models import ServedModel, ServedModels
 
 MOST_TOKENS = 256  # clients that are kept
+LONGEST_TOKEN = 12 * 1024  # characters: a server takes 16 KiB of metadata
 
 
 class Servers:
@@ -48,6 +49,9 @@ class Servers:
         if client is None:
             if not all(" " < character <= "~" for character in token):
                 raise ApiError(401, "the bearer token must be printable ASCII without spaces", code="invalid_api_key")
+            if len(token) > LONGEST_TOKEN:
+                message = f"the bearer token has more than {LONGEST_TOKEN} characters"
+                raise ApiError(401, message, code="invalid_api_key")
             try:
                 client = self.client.with_token(token)
             except ValueError:

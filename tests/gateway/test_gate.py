@@ -90,8 +90,13 @@ def test_requests_in_a_row_are_answered_in_a_row(narrow):
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"content-type": "text/plain"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-encoding": "gzip"}, 415),
+        ({"content-encoding": "identity"}, 503),
+        ({"authorization": f"Bearer {'a' * 12 * 1024}"}, 503),
+        ({"authorization": f"Bearer {'a' * 13 * 1024}"}, 401),
         ({"host": "127.0.0.1.nip.example"}, 421),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_pages_of_others_reach_nothing(narrow, headers, status):
     headers = {"content-type": "application/json", **headers}
