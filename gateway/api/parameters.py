@@ -15,6 +15,7 @@ MOST_SAMPLES = 128
 MOST_PROMPTS = 2048
 MOST_TEXTS = 2048  # prompts times samples
 MOST_STOPS = 32  # as in rill.proto; OpenAI allows 4
+MOST_BIASES = 65_536
 MOST_COLLECTED = 16_000_000  # bytes, about, that an answer may have which is not streamed
 BAN = -100.0  # OpenAI's: a bias so low bans a symbol
 
@@ -193,6 +194,8 @@ def _seed(fields: Fields) -> int | None:
 
 def _bias(fields: Fields) -> dict[int, float]:
     given = fields.object("logit_bias")
+    if len(given.names) > MOST_BIASES:
+        fields.fail("logit_bias", f"logit_bias has {len(given.names)} symbols; at most {MOST_BIASES} are allowed")
     biases = {}
     for name in given.names:
         if not re.fullmatch(r"0|[1-9][0-9]{0,8}", name):
@@ -209,10 +212,9 @@ def _stop(fields: Fields) -> list[str]:
         return []
     if not isinstance(found, str | list):
         fields.fail("stop", f"stop must be a text or a list of texts, not {shown(found)}")
-    stops = texts("stop", [found] if isinstance(found, str) else found)
-    if len(stops) > MOST_STOPS:
-        fields.fail("stop", f"stop has {len(stops)} texts; at most {MOST_STOPS} are allowed")
-    return stops
+    if isinstance(found, list) and len(found) > MOST_STOPS:
+        fields.fail("stop", f"stop has {len(found)} texts; at most {MOST_STOPS} are allowed")
+    return texts("stop", [found] if isinstance(found, str) else found)
 
 
 def _check_min_tokens(fields: Fields, completion: Completion) -> None:

@@ -246,6 +246,8 @@ def test_fields_without_effect_and_nulls_are_accepted(post):
         ({"stop": ""}, "stop", "stop[0] is empty"),
         ({"stop": 5}, "stop", "stop must be a text or a list of texts, not 5"),
         ({"stop": ["x"] * 33}, "stop", "stop has 33 texts; at most 32 are allowed"),
+        ({"stop": [5] * 33}, "stop", "stop has 33 texts; at most 32 are allowed"),
+        ({"logit_bias": dict.fromkeys(map(str, range(65_537)), 1)}, "logit_bias", "logit_bias has 65537 symbols"),
         ({"logit_bias": {"a": 1}}, "logit_bias", 'logit_bias: "a" is not the id of a symbol'),
         ({"logit_bias": [1]}, "logit_bias", "logit_bias must be an object, not a list"),
         ({"prompt": []}, "prompt", "prompt is an empty list"),
