@@ -54,9 +54,12 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(status, message, param, code, headers)  # what a copy is made of
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
+
+    def __str__(self) -> str:
+        return self.message
 
     @classmethod
     def from_server(cls, error: ServerError, names: Mapping[str, str] = _FIELDS) -> "ApiError":

@@ -1,8 +1,23 @@
 """Prometheus metrics of the gateway. Times are in seconds; `path` is an endpoint's template, or `other`."""
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+from functools import partial
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
 disable_created_metrics()  # they would double the number of series
+
+REGISTRY = CollectorRegistry()  # a server's figures have some of the same names, and tests load both
+for _collector in (
+    prometheus_client.ProcessCollector,
+    prometheus_client.PlatformCollector,
+    prometheus_client.GCCollector,
+):
+    _collector(registry=REGISTRY)
+
+Counter = partial(prometheus_client.Counter, registry=REGISTRY)
+Gauge = partial(prometheus_client.Gauge, registry=REGISTRY)
+Histogram = partial(prometheus_client.Histogram, registry=REGISTRY)
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 

@@ -1,10 +1,10 @@
 """What monitoring asks: whether the gateway lives, whether it can answer requests, its version and its metrics."""
 
-from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from rill.gateway.metrics import REGISTRY
 from rill.programs import version
 
 VERSION = version()

@@ -40,7 +40,7 @@ class EndError(Exception):
     """Why a conversation ends: what the last frame says, and the close code."""
 
     def __init__(self, error: ApiError, code: int | None = None, token: bytes = b"", position: int = 0) -> None:
-        super().__init__(error.message)
+        super().__init__(error, code, token, position)  # what a copy is made of
         self.error, self.token, self.position = error, token, position
         self.code = code or {429: TRY_LATER, 503: TRY_LATER}.get(
             error.status, POLICY if error.status < 500 else INTERNAL

@@ -5,7 +5,7 @@ import inspect
 import multiprocessing
 import pickle
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module, util
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 import rill
 from rill import Client, ServerError
+from rill.gateway.errors import ApiError
 
 NEED_MORE = {"rill.bench.peers.mlserver": "mlserver", "rill.bench.peers.v2": "mlserver"}
 VALUES = {  # by annotation
@@ -24,6 +25,10 @@ VALUES = {  # by annotation
     float | None: 0.5,
     bytes: b"token",
     grpc.StatusCode: grpc.StatusCode.ABORTED,
+    str | None: "b",
+    int | None: 8,
+    Mapping[str, str] | None: {"retry-after": "1"},
+    ApiError: ApiError(400, "a sentence", "prompt", "a_code", {"allow": "GET"}),
 }
 
 
@@ -52,8 +57,13 @@ def example(kind: type[BaseException]) -> BaseException:
     return kind(**{name: VALUES[parameter.annotation] for name, parameter in parameters.items()})
 
 
-def contents(error: BaseException) -> tuple[Any, ...]:
-    return type(error), str(error), error.args, vars(error), getattr(error, "__notes__", [])
+def contents(value: Any) -> Any:
+    """What makes two errors equal, down to the errors that they hold."""
+    if isinstance(value, BaseException):
+        return type(value), str(value), contents(value.args), contents(vars(value))
+    if isinstance(value, tuple | list):
+        return [contents(item) for item in value]
+    return {key: contents(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def test_every_exception_survives_pickling_and_copying():
