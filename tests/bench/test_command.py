@@ -64,6 +64,7 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return out.getvalue(), json.loads((folder / "bench.json").read_text(encoding="utf-8")), folder / "bench.png"
 
 
+@pytest.mark.long
 def test_a_run_reports_all_its_parts(whole: tuple[str, dict[str, Any], Path]) -> None:
     printed, found, image = whole
     for label in (
@@ -108,6 +109,7 @@ def require_load(load: dict[str, Any], cores: int) -> None:
     assert min(load["windows"]) * 0.99 < speed < max(load["windows"]) * 1.01
 
 
+@pytest.mark.long
 def test_closed_loops_are_consistent_with_the_floors(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     floors = {(floor["name"], floor["batch"]): floor for floor in found["floors"]}
@@ -127,6 +129,7 @@ def test_closed_loops_are_consistent_with_the_floors(whole: tuple[str, dict[str,
         assert load["cpu_ratio_to_decode"] > 0
 
 
+@pytest.mark.long
 def test_waits_are_consistent(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     for wait, streams in ((found["idle"], 0), (found["newcomer"], 4)):
@@ -136,6 +139,7 @@ def test_waits_are_consistent(whole: tuple[str, dict[str, Any], Path]) -> None:
         assert wait["ratio"] == pytest.approx(wait["first_character_ms"]["p50"] / wait["ping_ms"]["p50"])
 
 
+@pytest.mark.long
 def test_open_loops_are_consistent(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     expected = [(mix, percent) for mix in ("mixed", "prompt-heavy") for percent in (25, 200)]
@@ -152,6 +156,7 @@ def test_open_loops_are_consistent(whole: tuple[str, dict[str, Any], Path]) -> N
         assert rate["offered"] == sum(moment >= WARM_UP * 0.2 for moment in due)
 
 
+@pytest.mark.long
 def test_peers_are_measured_like_the_server(whole: tuple[str, dict[str, Any], Path]) -> None:
     _, found, _ = whole
     assert [(peer["name"], peer["streams"]) for peer in found["peers"]] == [
@@ -302,7 +307,7 @@ def test_a_bar_without_a_terminal_prints_nothing(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("number", ["SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGHUP", pytest.param("SIGINT", marks=pytest.mark.long)])
 def test_a_signal_ends_the_server_too(tiny_folder: Path, number: str) -> None:
     if number == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         pytest.skip("these tests were started to outlive their terminal (nohup), and so was the benchmark")

@@ -110,6 +110,7 @@ def test_exports_many_runs_and_continues_after_a_bad_one(tmp_path, run_folder, t
     assert before == {path: path.stat().st_mtime_ns for path in (out / "tiny").iterdir()}
 
 
+@pytest.mark.long
 def test_processes_write_the_same_bytes(tmp_path, run_folder):
     last, out = save_run(make_run(cell="rnn", hidden=8), tmp_path / "runs" / "last"), tmp_path / "out"
     assert main([str(run_folder), str(last), "--out", str(out), "--jobs", "2"]) == 0
@@ -288,6 +289,7 @@ for _ in range(15):
 """
 
 
+@pytest.mark.long
 def test_concurrent_writers_leave_one_whole_bundle(tmp_path, tiny_run):
     sources = [tmp_path / name / "tiny" for name in "abc"]
     for seed, source in enumerate(sources):

@@ -70,7 +70,7 @@ def test_graphs_match_pytorch(shape):
 
 PASSING = [
     {"reset": "before", "embedding": 8, "symbols": ("<unk>", *LETTERS)},
-    {"cell": "lstm", "layers": 2, "residual": True, "symbols": MANY[:120]},
+    pytest.param({"cell": "lstm", "layers": 2, "residual": True, "symbols": MANY[:120]}, marks=pytest.mark.long),
     {"cell": "rnn", "symbols": ("a",)},
     {"hidden": 8, "symbols": ("a", "<unk>", "b")},  # all symbols are alternatives, `<unk>` too
 ]

@@ -100,7 +100,14 @@ def test_a_process_that_dies_fails_its_own_job_and_is_replaced(start):
     assert printed.splitlines()[-1] == f"results {[killed, 'its process ended with status 143', 'C 1', 'D 1']}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        signal.SIGTERM,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_ends_all_processes(start, number):
     with start(2, "hang", "hang too", "c") as process:
         lines_until(process, "reading 0", "reading 1")

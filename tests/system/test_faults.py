@@ -128,7 +128,7 @@ class Wire:
         self._listener.close()
 
 
-@pytest.mark.parametrize("busy", [True, False], ids=["reading", "idle"])
+@pytest.mark.parametrize("busy", [True, pytest.param(False, marks=pytest.mark.long)], ids=["reading", "idle"])
 def test_a_client_that_vanishes_is_noticed(tiny_folder, busy):
     """No FIN, no answer: its slot is freed all the same."""
     with (

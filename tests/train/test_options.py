@@ -281,6 +281,7 @@ def test_optimizers_by_hand(name: str, momentum: float) -> None:
         torch.testing.assert_close(weight.detach(), w)
 
 
+@pytest.mark.long
 def test_training_does_not_load_the_compiler_of_pytorch(sentences: Path, tmp_path: Path) -> None:
     """Loading it takes as long as PyTorch itself."""
     code = """

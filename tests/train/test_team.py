@@ -257,6 +257,7 @@ def assert_close_runs(one: str, other: str) -> None:
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_and_leaves_no_process(interrupted: Interruption) -> None:
     ended, workers, code, checkpoint = interrupted
     assert code != 0
@@ -268,6 +269,7 @@ def test_ctrl_c_saves_and_leaves_no_process(interrupted: Interruption) -> None:
     assert not any(worker.is_running() for worker in workers)
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_a_killed_process_ends_the_others_and_the_run_can_be_resumed(working_folder: Path, results: Results) -> None:
     ended, workers, code, _ = interrupt(working_folder, "killed", LONG, 4, lambda run: run.workers()[1].kill())
@@ -281,6 +283,7 @@ def test_a_killed_process_ends_the_others_and_the_run_can_be_resumed(working_fol
     assert lines(Path("killed")) == lines(Path("long"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "arguments"), [("sequential", SEQUENTIAL), ("random", RANDOM)])
 def test_two_processes_train_the_model_of_one(results: Results, tmp_path: Path, name: str, arguments: str) -> None:
     assert [code for code, _, _ in results[name]] == [0, 0]
@@ -291,6 +294,7 @@ def test_two_processes_train_the_model_of_one(results: Results, tmp_path: Path, 
     assert entries[-1]["train_loss"] < entries[0]["train_loss"] - 0.1
 
 
+@pytest.mark.long
 def test_the_first_process_alone_prints(results: Results) -> None:
     (_, output, errors), second = results["sequential"]
     assert second == [0, "", ""]
@@ -304,6 +308,7 @@ def test_the_first_process_alone_prints(results: Results) -> None:
     assert {path.name for path in Path("sequential").iterdir()} == names | {"trainer.pt", "trainer.previous.pt"}
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_both_with_all_rows_saved(
     results: Results,
 ) -> None:
@@ -317,6 +322,7 @@ def test_a_signal_to_one_process_stops_both_with_all_rows_saved(
     assert position["chars"] == 13 * 4 * 16
 
 
+@pytest.mark.long
 def test_one_process_continues_a_run_of_two_and_two_a_run_of_one(results: Results, tmp_path: Path) -> None:
     assert [code for code, _, _ in results["begun alone"]] == [0, 0]
     assert_close_runs("begun alone", "sequential")
@@ -325,6 +331,7 @@ def test_one_process_continues_a_run_of_two_and_two_a_run_of_one(results: Result
     assert_close_runs(str(folder), "sequential")
 
 
+@pytest.mark.long
 def test_a_resumed_run_equals_an_uninterrupted_one(results: Results) -> None:
     assert [code for code, _, _ in results["long"] + results["interrupted"]] == [0] * 4
     assert lines(Path("interrupted")) == lines(Path("long"))
@@ -335,17 +342,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(results: Results) -> None:
         assert torch.equal(weight, other["model"][name])
 
 
+@pytest.mark.long
 def test_each_process_and_step_has_its_own_dropout(results: Results) -> None:
     draws = [line for _, _, errors in results["dropout"] for line in errors.splitlines()]
     assert len(set(draws)) == len(draws) == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "least", "most"), [("no time", 1, 1), ("a second", 2, 10**6)])
 def test_all_agree_when_the_time_is_up(results: Results, name: str, least: int, most: int) -> None:
     assert [(code, errors) for code, _, errors in results[name]] == [(0, ""), (0, "")]
     assert least <= json.loads(Path(name, "summary.json").read_text())["steps"] <= most
 
 
+@pytest.mark.long
 def test_all_stop_at_the_same_evaluation(results: Results) -> None:
     assert [(code, errors) for code, _, errors in results["measured differently"]] == [(0, ""), (0, "")]
     assert [entry["val_loss"] for entry in lines(Path("measured differently"))] == [3.0, 2.0, 3.0]
@@ -360,6 +370,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_one_line_and_leave_nothing(results: Results, name: str) -> None:
     assert [(code, output) for code, output, _ in results[name]] == [(2, ""), (2, "")]
@@ -377,6 +388,7 @@ def test_a_mistake_ends_torchrun(working_folder: Path) -> None:
     assert not Path("mistake").exists()
 
 
+@pytest.mark.long
 def test_help_and_usage_errors_are_printed_once(
     results: Results,
 ) -> None:
@@ -390,6 +402,7 @@ def test_help_and_usage_errors_are_printed_once(
     assert second == [code, "", ""]
 
 
+@pytest.mark.long
 def test_an_error_in_one_process_is_reported_and_ends_the_other(
     results: Results,
 ) -> None:

@@ -56,6 +56,7 @@ def lines_of(path):
 # ---- the whole command
 
 
+@pytest.mark.long
 def test_private_and_running_servers_write_the_same_file(prompts, tmp_path, server, tiny_folder, capsys):
     outs = [tmp_path / name for name in ("local", "local-3", "served", "crowded")]
     rill = ["batch", str(prompts), "--max-chars", "60", "--out"]
@@ -242,7 +243,7 @@ def count(out):
     return part.read_bytes().count(b"\n") if part.exists() else MANY if out.exists() else 0
 
 
-@pytest.mark.parametrize("where", ["served", "local"])
+@pytest.mark.parametrize("where", ["served", pytest.param("local", marks=pytest.mark.long)])
 def test_kills_lose_and_double_nothing(many, tmp_path, server, tiny_folder, where):
     prompts, expected = many
     out, part = tmp_path / "out", tmp_path / "out.part"

@@ -62,6 +62,7 @@ def test_score_and_models(server, tiny_folder, tmp_path, capsys):
         assert capsys.readouterr() == expected
 
 
+@pytest.mark.long
 def test_verify_takes_the_flag_as_well(tiny_folder, capfd):
     assert main(["verify", "--bundle", str(tiny_folder), "--chars", "40", "--streams", "2", "--json"]) == 0
     (model,) = json.loads(capfd.readouterr().out)["models"]

@@ -52,6 +52,7 @@ def verify_here(monkeypatch, capfd):
     return run
 
 
+@pytest.mark.long
 def test_honest_bundles_pass(verify_here, tiny_folder, tiny_int8_folder):
     status, output, errors = verify_here(tiny_folder, tiny_int8_folder, *SMALL)
     assert (status, errors) == (0, "")
@@ -231,11 +232,11 @@ async def verify(run_command, *fakes):
     ("fault", "caught", "named"),
     [
         ("", [], ""),
-        ("calls", ["alone"], "greedy alone: character 0: "),
+        pytest.param("calls", ["alone"], "greedy alone: character 0: ", marks=pytest.mark.long),
         ("company", ["crowd"], "plain in a crowd: character "),
-        ("logprobs", ["crowd"], "log-probabilities differ by 0.5 nats"),
-        ("tokens", ["chunked"], "plain with resume_every 100: character 0: "),
-        ("resumes", ["resumed", "forked"], "plain resumed: character "),
+        pytest.param("logprobs", ["crowd"], "log-probabilities differ by 0.5 nats", marks=pytest.mark.long),
+        pytest.param("tokens", ["chunked"], "plain with resume_every 100: character 0: ", marks=pytest.mark.long),
+        pytest.param("resumes", ["resumed", "forked"], "plain resumed: character ", marks=pytest.mark.long),
         ("uses", ["forked"], "plain in use 2 of a token: character "),
     ],
 )

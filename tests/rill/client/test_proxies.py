@@ -101,7 +101,7 @@ def test_before_the_first_character(server, whole, asynchronous):
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["END_STREAM and CANCEL", "INTERNAL_ERROR"])
+@pytest.mark.parametrize("name", ["END_STREAM and CANCEL", pytest.param("INTERNAL_ERROR", marks=pytest.mark.long)])
 def test_scores_models_and_sessions(server, asynchronous, name):
     breaks = [Break(LOST[name]), Break(LOST[name], after=1), None]
     text = "To be or not to be " * 100

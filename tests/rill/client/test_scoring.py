@@ -193,7 +193,9 @@ def whole_score(server):
         return joined(list(client.score(TEXT)))
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["drained", "killed"])
+@pytest.mark.parametrize(
+    "end", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL], ids=["drained", "killed"]
+)
 def test_a_score_continues_at_the_next_address(tiny_folder, server, calls, whole_score, end):
     with run_server(tiny_folder, "--drain-seconds", 0) as first:
         seen = []

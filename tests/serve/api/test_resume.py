@@ -111,7 +111,9 @@ def some_parameters(chance):
     return parameters
 
 
-@pytest.mark.parametrize("every", [1, 2, 7, 100])
+@pytest.mark.parametrize(
+    "every", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(7, marks=pytest.mark.long), 100]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_chains_of_resumes_change_nothing(pair, name, every):
     """Random prompts, parameters, stops and cuts; each call goes to one of two servers."""

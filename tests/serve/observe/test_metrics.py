@@ -234,6 +234,7 @@ def test_an_interaction_is_one_call_with_many_texts(folder):
     assert page("rejections_total", reason="action_out_of_order", model="") == page("rejections_total") == 1
 
 
+@pytest.mark.long
 def test_gauges_agree_with_list_models(folder):
     limits = ("--max-streams", 2, "--max-waiting", 1)
     with run_server(folder, "--metrics-port", 0, *limits) as server, grpc.insecure_channel(server.target) as channel:
@@ -323,6 +324,7 @@ def test_drained_streams_were_not_refused(folder):
         page.read()
 
 
+@pytest.mark.long
 def test_a_replaced_model_continues_its_series(folder, tmp_path):
     served = tmp_path / "served"
     shutil.copytree(folder, served)

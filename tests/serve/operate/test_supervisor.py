@@ -144,6 +144,7 @@ def test_streams_that_do_not_finish_in_time_end_as_draining(tiny_folder):
         assert running.process.wait(timeout=20) == 0
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once(tiny_folder):
     with run_server(tiny_folder, *TWO, "--drain-seconds", 100) as running, clients_of_both(running) as clients:
         processes = workers_of(running)
@@ -208,6 +209,7 @@ def test_one_page_of_metrics(tiny_folder):
         assert running.stop()[0] == 0
 
 
+@pytest.mark.long
 def test_another_program_s_folder_of_metrics_does_not_matter(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "nowhere"))
     with run_server(tiny_folder, *TWO, "--metrics-port", 0) as running:
@@ -226,6 +228,7 @@ def test_all_killed_and_none_can_be_started(tiny_folder, tmp_path):
         assert f"error: no engine is left: {tmp_path}/tiny is not a bundle: no such folder; make one with " in log
 
 
+@pytest.mark.long
 def test_all_killed_and_none_can_say_why(tiny_folder, tmp_path, monkeypatch):
     """As after an upgrade in place: what would start them is broken."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
