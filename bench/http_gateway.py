@@ -27,7 +27,7 @@ from rill.bench import BenchError
 from rill.bench.closed import Window, window
 from rill.bench.latency import Percentiles, percentiles
 from rill.bench.options import Objective
-from rill.bench.server import Server, own_server, rill
+from rill.bench.server import Server, end_on_signals, own_server, rill
 from rill.bench.workload import Workload, plain
 from rill.bundle import BundleError, read_bundle
 from rill.cli.local_server import StartError
@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (BenchError, BundleError, StartError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
     for one in found:
         _print(one)
     if options.json:
@@ -92,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _run(options: argparse.Namespace) -> list[Comparison]:
+    end_on_signals()
     bundle = read_bundle(options.bundle)
     async with own_server(rill(options.bundle), None) as server, _own_gateway(server) as gateway:
         both = replace(server, processes=gateway.processes)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -25,7 +24,7 @@ from rill.bench.profile import FLAG, Profile, read_profile
 from rill.bench.profile import STREAMS as PROFILE_STREAMS
 from rill.bench.report_json import document
 from rill.bench.results import Peer, Results
-from rill.bench.server import CONNECTIONS, Server, own_server, rill, served_name
+from rill.bench.server import CONNECTIONS, Server, end_on_signals, own_server, rill, served_name
 from rill.bench.tables import tables
 from rill.bench.workload import Workload, plain
 from rill.bundle import Bundle, BundleError, read_bundle
@@ -67,7 +66,7 @@ def benchmark(options: Options, command: Sequence[str]) -> int:
 
 async def run(options: Options, bundle: Bundle) -> Results:
     """Run the parts that the options name. Raises BenchError, StartError or ConfigError."""
-    _end_on_signals()
+    end_on_signals()
     results = Results(pinned=options.cores)
     with on_core(options.cores[1] if options.cores else None), ProgressBar(_measurements(options)) as bar:
         parts = Parts(options, bundle, results, bar)
@@ -88,15 +87,6 @@ async def run(options: Options, bundle: Bundle) -> Results:
         if "profile" in options.parts:
             await parts.profile()
     return results
-
-
-def _end_on_signals() -> None:
-    """Let signals cancel this task, so that no server stays; so does a closed terminal, unless nohup was used."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:
-            loop.add_signal_handler(number, task.cancel)
 
 
 def _measurements(options: Options) -> int:

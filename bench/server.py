@@ -111,6 +111,15 @@ def rill(bundle: Path, *options: str) -> list[str]:
     return [*SERVE, str(bundle), "--port", "0", *options]
 
 
+def end_on_signals() -> None:
+    """Let signals cancel this task, so that no server stays; so does a closed terminal, unless nohup was used."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:
+            loop.add_signal_handler(number, task.cancel)
+
+
 @asynccontextmanager
 async def own_server(command: Sequence[str], core: int | None) -> AsyncIterator[Server]:
     """Start a server that prints where it listens, pinned to `core` if one is given; it ends with the context.
