@@ -46,7 +46,10 @@ class Readiness:
 
 
 async def _obstacle(client: AsyncClient) -> str:
-    """Return why a server takes no calls; empty if it does. One that asks for a token does, of who has one."""
+    """Return why a server takes no calls; empty if it does.
+
+    A server that asks for a bearer token takes the calls of those that have one.
+    """
     try:
         served = await client.models(timeout=ANSWER_SECONDS)
     except ServerError as error:

@@ -1,14 +1,11 @@
 """The gateway's own TLS: its certificate, which is read again for the next connection after it was renewed."""
 
-import logging
-import os
 import ssl
 from pathlib import Path
 from typing import NoReturn
 
 from rill.gateway.config import GatewayConfig, StartError
-
-log = logging.getLogger("rill")
+from rill.reloaded_files import ReloadedFiles
 
 
 class Certificates:
@@ -18,8 +15,7 @@ class Certificates:
         self._cert, self._key, self._client_ca = config.http_tls_cert, config.http_tls_key, config.http_tls_client_ca
         files = [("--http-tls-cert", self._cert), ("--http-tls-key", self._key)]
         self._files = [*files, ("--http-tls-client-ca", self._client_ca)] if self._client_ca else files
-        self._seen = self._versions()
-        self._context = self._read()
+        self._contexts = ReloadedFiles([path for _, path in self._files], self._read, StartError)
 
     def context(self) -> ssl.SSLContext:
         """Return a context to listen with; it uses the files as they are when a connection is made."""
@@ -28,14 +24,8 @@ class Certificates:
         return context
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
-        if (now := self._versions()) != self._seen:
-            self._seen = now
-            try:
-                self._context = self._read()
-                log.info("%s: read again", ", ".join(path for _, path in self._files))
-            except StartError as error:
-                log.error("%s; the previous certificate stays in use", error)
-        connection.context = self._context
+        self._contexts.renew()
+        connection.context = self._contexts.content
 
     def _read(self) -> ssl.SSLContext:
         for flag, path in self._files:
@@ -70,15 +60,3 @@ class Certificates:
 
     def _refuse_password(self) -> NoReturn:
         raise StartError(f"--http-tls-key {self._key} is encrypted with a password: decrypt it with openssl pkey")
-
-    def _versions(self) -> list[tuple[int, ...]]:
-        """Return for each file what changes with its content; a missing file has a version, too."""
-        versions: list[tuple[int, ...]] = []
-        for _, path in self._files:
-            try:
-                found = os.stat(path)
-            except OSError as error:
-                versions.append((error.errno or 0,))
-            else:
-                versions.append((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-        return versions

@@ -15,8 +15,9 @@ import grpc
 import grpc.aio
 from google.rpc.status_pb2 import Status
 
+from rill.reloaded_files import ReloadedFiles
 from rill.request_ids import REQUEST_ID, request_id
-from rill.serve.access.reloaded_files import ReloadedFiles, read_file, warn_if_others_may_read
+from rill.serve.access.secret_files import read_file, warn_if_others_may_read
 from rill.serve.errors import StartError
 
 FLAG = "--auth-token-file"
@@ -38,7 +39,7 @@ class BearerTokens:
     """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file = ReloadedFiles([path], lambda: _digests(path))
+        self._file = ReloadedFiles([path], lambda: _digests(path), StartError)
         self._clock, self._checked = clock, clock()
         warn_if_others_may_read(FLAG, path)
 

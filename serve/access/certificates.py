@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from rill.serve.access.reloaded_files import ReloadedFiles, read_file, warn_if_others_may_read
+from rill.reloaded_files import ReloadedFiles
+from rill.serve.access.secret_files import read_file, warn_if_others_may_read
 from rill.serve.errors import StartError
 
 log = logging.getLogger("rill")
@@ -25,7 +26,7 @@ class Certificates:
     def __init__(self, cert: str, key: str, client_ca: str = "") -> None:
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._lock = threading.Lock()
-        self._files = ReloadedFiles([path for path in (cert, key, client_ca) if path], self._read)
+        self._files = ReloadedFiles([path for path in (cert, key, client_ca) if path], self._read, StartError)
         warn_if_others_may_read("--tls-key", key)
 
     def credentials(self) -> grpc.ServerCredentials:

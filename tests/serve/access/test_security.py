@@ -213,9 +213,7 @@ def test_a_certificate_that_has_expired_is_a_warning(tls_files, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="no such permissions here")
 def test_secrets_readable_by_all_users_are_a_warning(tls_files, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(
-        "rill.serve.access.reloaded_files.log.warning", lambda text, *values: said.append(text % values)
-    )
+    monkeypatch.setattr("rill.serve.access.secret_files.log.warning", lambda text, *values: said.append(text % values))
     chain, key = tls_files("server.pem", "server.key")
     tokens = secret_file(tmp_path / "tokens", ALICE)
     Certificates(chain, key)
@@ -376,9 +374,7 @@ def metadata_of(token):
 
 def test_an_invalid_token_file_changes_nothing(tmp_path, monkeypatch):
     errors, now = [], [0.0]
-    monkeypatch.setattr(
-        "rill.serve.access.reloaded_files.log.error", lambda text, *values: errors.append(text % values)
-    )
+    monkeypatch.setattr("rill.serve.access.secret_files.log.error", lambda text, *values: errors.append(text % values))
     path = secret_file(tmp_path / "tokens", f"{ALICE}\n{BOB}\n")
     tokens = BearerTokens(str(path), clock=lambda: now[0])
     for content in ("", "# nobody\n", "short\n", f"{EVE}\nmöre-0123456789abcdef\n", None):
