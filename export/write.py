@@ -28,7 +28,7 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
         },
         "training": dict(training),
         "parity": dict(parity),
-        "vocabulary": list(bundle.vocabulary.symbols),
+        **bundle.vocabulary.to_json(),
     }
     if bundle.labels:
         manifest["labels"] = list(bundle.labels)

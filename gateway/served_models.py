@@ -14,7 +14,7 @@ from rill.client.errors import ServerError
 from rill.client.retry import is_away
 from rill.gateway.errors import ApiError
 from rill.v1 import rill_pb2 as pb
-from rill.vocabulary import Vocabulary
+from rill.vocabulary import CHARACTERS, Vocabulary
 
 MOST_VOCABULARIES = 1000  # that are kept
 ANSWER_SECONDS = 5.0  # within which a server answers
@@ -130,7 +130,9 @@ class ServedModels:
         if found is None:
             if len(self._vocabularies) > MOST_VOCABULARIES:
                 self._vocabularies.clear()
-            found = self._vocabularies[info.model_id] = Vocabulary(tuple(info.vocabulary), characters=False)
+            found = self._vocabularies[info.model_id] = Vocabulary(
+                tuple(info.vocabulary), info.tokenizer or CHARACTERS, info.start_symbol, tuple(info.end_symbols)
+            )
         return found
 
 

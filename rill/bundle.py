@@ -1,7 +1,7 @@
 """A bundle: a folder with the graphs of one model and the manifest that describes them. Standard library only.
 
     manifest.json         format_version, name, model_id, model, precision, states, graphs, training, parity,
-                          vocabulary; a tagger's also has labels
+                          vocabulary (`rill.vocabulary.Vocabulary.to_json`); a tagger's also has labels
     model.onnx            the portable graph (`rill.export.graphs.portable`)
     decode.onnx           the serving graph (`rill.export.graphs.serving`)
     decode-top-p.onnx     a variant with top-p, min-p and logit bias
@@ -119,14 +119,22 @@ def require_name(name: str) -> None:
 
 
 def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[str, ...] = ()) -> str:
-    """sha256, in hex, over the graphs in the order of their keys, the vocabulary and a tagger's labels."""
+    """sha256, in hex, over the graphs in the order of their keys, the vocabulary's entries and a tagger's labels."""
     digest = hashlib.sha256()
     for key in sorted(graphs):
         digest.update(f"{key}:{hashlib.sha256(graphs[key]).hexdigest()}\n".encode())
-    digest.update(json.dumps(vocabulary.symbols, ensure_ascii=False).encode())
+    symbols, *others = vocabulary.to_json().items()
+    digest.update(json.dumps(symbols[1], ensure_ascii=False).encode())
+    if others:
+        digest.update(json.dumps(others, ensure_ascii=False).encode())
     if labels:
         digest.update(json.dumps(labels, ensure_ascii=False).encode())
     return digest.hexdigest()
+
+
+def vocabulary_metadata(vocabulary: Vocabulary) -> dict[str, str]:
+    """The entries of a graph's metadata that describe the vocabulary: `rill.vocabulary` and the like, in JSON."""
+    return {f"rill.{key}": json.dumps(value, ensure_ascii=False) for key, value in vocabulary.to_json().items()}
 
 
 def state_entries(states: States) -> list[dict[str, Any]]:
@@ -146,7 +154,7 @@ def read_bundle(folder: str | Path) -> Bundle:
             model_id=_string(manifest, "model_id"),
             model=model,
             precision=_precision(manifest),
-            vocabulary=Vocabulary(_symbols(manifest), characters=not tags),
+            vocabulary=_vocabulary(manifest, tags),
             states=_states(manifest, model),
             graphs=_graphs(folder, manifest, model),
             labels=_strings(manifest, "labels") if tags else (),
@@ -280,11 +288,10 @@ def _string(manifest: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _symbols(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    symbols = _strings(manifest, "vocabulary")
-    if len(symbols) > _MAX_SYMBOLS:
-        raise ValueError(f"the vocabulary must have at most {_MAX_SYMBOLS} symbols, not {len(symbols)}")
-    return symbols
+def _vocabulary(manifest: Mapping[str, Any], tags: bool) -> Vocabulary:
+    if len(manifest["vocabulary"]) > _MAX_SYMBOLS:
+        raise ValueError(f"the vocabulary must have at most {_MAX_SYMBOLS} symbols, not {len(manifest['vocabulary'])}")
+    return Vocabulary.from_json(manifest, sequences=tags)
 
 
 def _strings(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:

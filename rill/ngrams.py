@@ -24,12 +24,12 @@ PRIMES = (
 
 def is_exact(order: int, symbols: int) -> bool:
     """Whether each of the n-grams of this `order` has a row of its own, for a vocabulary of so many symbols."""
-    return symbols**order <= EXACT_ROWS
+    return int(symbols**order) <= EXACT_ROWS
 
 
 def rows_of(order: int, symbols: int, hashed_rows: int) -> int:
     """The number of rows of the table of this `order`; `hashed_rows` if n-grams share rows."""
-    return symbols**order if is_exact(order, symbols) else hashed_rows
+    return int(symbols**order) if is_exact(order, symbols) else hashed_rows
 
 
 def multipliers(order: int, symbols: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import json
 
-from rill.bundle import PRECISIONS, VARIANTS, Bundle, model_id
+from rill.bundle import PRECISIONS, VARIANTS, Bundle, model_id, vocabulary_metadata
 from rill.export.errors import UnsupportedError
 from rill.export.graphs.portable import model_graph, states_of
 from rill.export.graphs.serving import decode_graph
@@ -22,7 +22,7 @@ def build_bundle(run: Run, name: str, precision: str = "fp32") -> Bundle:
     metadata = {  # what another program needs to run a graph alone
         "rill.model": json.dumps(config.to_json()),
         "rill.states": json.dumps([{"name": name, "shape": shape} for name, shape in states]),
-        "rill.vocabulary": json.dumps(vocabulary.symbols, ensure_ascii=False),
+        **vocabulary_metadata(vocabulary),
     }
     if run.labels:
         metadata["rill.labels"] = json.dumps(run.labels, ensure_ascii=False)

@@ -96,7 +96,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_chars: _Optional[int] = ..., generated_chars: _Optional[int] = ..., queued_seconds: _Optional[float] = ..., first_char_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("text", "position", "resume_token", "finish_reason", "seed", "logprobs", "usage")
+    __slots__ = ("text", "position", "resume_token", "finish_reason", "seed", "logprobs", "usage", "text_position", "symbol_lengths")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,8 @@ class GenerateResponse(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    SYMBOL_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     text: str
     position: int
     resume_token: bytes
@@ -111,7 +113,9 @@ class GenerateResponse(_message.Message):
     seed: int
     logprobs: _containers.RepeatedCompositeFieldContainer[CharLogprob]
     usage: Usage
-    def __init__(self, text: _Optional[str] = ..., position: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[CharLogprob, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+    text_position: int
+    symbol_lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., position: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[CharLogprob, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., text_position: _Optional[int] = ..., symbol_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InteractRequest(_message.Message):
     __slots__ = ("open", "feed", "generate", "pause", "update", "snapshot")
@@ -198,18 +202,20 @@ class InteractResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[InteractResponse.Opened, _Mapping]] = ..., fed: _Optional[_Union[InteractResponse.Fed, _Mapping]] = ..., output: _Optional[_Union[GenerateResponse, _Mapping]] = ..., paused: _Optional[_Union[InteractResponse.Paused, _Mapping]] = ..., snapshot: _Optional[_Union[InteractResponse.Snapshot, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "resume_token", "text", "top_logprobs", "as_prompt")
+    __slots__ = ("model", "resume_token", "text", "top_logprobs", "include_end", "as_prompt")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_END_FIELD_NUMBER: _ClassVar[int]
     AS_PROMPT_FIELD_NUMBER: _ClassVar[int]
     model: str
     resume_token: bytes
     text: str
     top_logprobs: int
+    include_end: bool
     as_prompt: bool
-    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., as_prompt: bool = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., include_end: bool = ..., as_prompt: bool = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("position", "logprobs", "total", "top")
@@ -241,7 +247,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "model_id", "cell", "layers", "hidden", "vocabulary_size", "precision", "provider", "streamable", "state_bytes", "numerics", "vocabulary")
+    __slots__ = ("name", "model_id", "cell", "layers", "hidden", "vocabulary_size", "precision", "provider", "streamable", "state_bytes", "numerics", "vocabulary", "tokenizer", "start_symbol", "end_symbols", "ngrams")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CELL_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +260,10 @@ class ModelInfo(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    START_SYMBOL_FIELD_NUMBER: _ClassVar[int]
+    END_SYMBOLS_FIELD_NUMBER: _ClassVar[int]
+    NGRAMS_FIELD_NUMBER: _ClassVar[int]
     name: str
     model_id: str
     cell: str
@@ -266,7 +276,11 @@ class ModelInfo(_message.Message):
     state_bytes: int
     numerics: str
     vocabulary: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[str] = ..., cell: _Optional[str] = ..., layers: _Optional[int] = ..., hidden: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., streamable: bool = ..., state_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., vocabulary: _Optional[_Iterable[str]] = ...) -> None: ...
+    tokenizer: str
+    start_symbol: str
+    end_symbols: _containers.RepeatedScalarFieldContainer[str]
+    ngrams: int
+    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[str] = ..., cell: _Optional[str] = ..., layers: _Optional[int] = ..., hidden: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., streamable: bool = ..., state_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., vocabulary: _Optional[_Iterable[str]] = ..., tokenizer: _Optional[str] = ..., start_symbol: _Optional[str] = ..., end_symbols: _Optional[_Iterable[str]] = ..., ngrams: _Optional[int] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models", "streams_running", "streams_waiting", "streams_parked", "draining", "max_streams")

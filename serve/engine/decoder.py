@@ -1,13 +1,12 @@
 """The serving graphs of a bundle, as sessions of ONNX Runtime."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rill.bundle import DECODE_LOGPROBS, VARIANTS, Bundle
+from rill.bundle import DECODE_LOGPROBS, VARIANTS, Bundle, vocabulary_metadata
 from rill.serve.engine.devices import CUDA, providers_of
 from rill.serve.engine.graph_safety import require_self_contained
 from rill.serve.errors import StartError
@@ -140,10 +139,8 @@ def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> Non
         raise misfit(f"has states that the manifest lacks: {', '.join(sorted(extra))}")
     if missing := {"token", "forced", "steps", "uniforms", "temperature"} - inputs.keys() | {"tokens"} - outputs.keys():
         raise misfit(f"is not a serving graph of this version: it has no {', '.join(sorted(missing))}")
-    vocabulary = session.get_modelmeta().custom_metadata_map.get("rill.vocabulary", "null")
-    try:
-        is_same = json.loads(vocabulary) == list(bundle.vocabulary.symbols)
-    except (ValueError, RecursionError):
-        is_same = False
-    if not is_same:
+    described = session.get_modelmeta().custom_metadata_map
+    expected = vocabulary_metadata(bundle.vocabulary)
+    keys = {"rill.vocabulary", "rill.tokenizer", "rill.start_symbol", "rill.end_symbols"}
+    if {key: described[key] for key in keys & described.keys()} != expected:
         raise misfit("has a different vocabulary from the manifest")

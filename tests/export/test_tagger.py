@@ -53,7 +53,7 @@ def tagger(scale=1.0, **config):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.mul_(scale if "weight_hh" in name else 1)
-    vocabulary = Vocabulary(SYMBOLS, characters=False)
+    vocabulary = Vocabulary(SYMBOLS, tokenizer="sequences")
     return Run(Path("x"), model_config, TrainingConfig(steps=1), vocabulary, LABELS, model.state_dict())
 
 

@@ -74,7 +74,7 @@ def _bundle(symbols=LETTERS, salt=b"", task="generate"):
     graphs = {key: salt + key.encode() for key in FILES} if task == "generate" else {"model": salt}
     model = {"task": task, "cell": "lstm", "layers": 2, "hidden": 3, "bidirectional": task == "tag"}
     labels = ("x", "y") if task == "tag" else ()
-    vocabulary = Vocabulary(symbols, characters=task == "generate")
+    vocabulary = Vocabulary(symbols, tokenizer="characters" if task == "generate" else "sequences")
     shape = (2 if task == "generate" else 4, "batch", 3)
     states = (("state_h", shape), ("state_c", shape))
     identity = model_id(graphs, vocabulary, labels)

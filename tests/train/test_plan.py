@@ -24,7 +24,7 @@ def save(folder: Path, complete: bool = False, task: str = "generate", **trainin
     folder.mkdir()
     config = TrainingConfig(**{"corpus": ("book.txt",), "steps": 5} | training)
     labels = ("x", "y") if task == "tag" else ()
-    vocabulary = Vocabulary(("a", "b"), characters=task == "generate")
+    vocabulary = Vocabulary(("a", "b"), tokenizer="characters" if task == "generate" else "sequences")
     save_config(folder, RunConfig(ModelConfig(hidden=8, task=task), config, vocabulary, labels))
     if complete:
         (folder / "summary.json").write_text("{}")

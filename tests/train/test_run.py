@@ -72,7 +72,10 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
         (edit_config(lambda c: c.update(vocabulary="ab")), "'vocabulary' must be a list of strings"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is damaged"),
         (edit_config(lambda c: c.update(vocabulary=["a", "a"])), "the vocabulary repeats a symbol"),
-        (edit_config(lambda c: c.update(vocabulary=["a", "\ud800"])), "'vocabulary' has half of a surrogate pair"),
+        (
+            edit_config(lambda c: c.update(vocabulary=["a", "\ud800"])),
+            "has half a surrogate pair",
+        ),
         (
             edit_config(lambda c: c["model"].update(layers=2**31)),
             "layers must be a whole number of at least 1 and at most 1000, not 2147483648",

@@ -26,7 +26,7 @@ from rill.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 BITS = ("0", "1")
-PAIRS = Vocabulary(("00", "01", "10", "11"), characters=False)
+PAIRS = Vocabulary(("00", "01", "10", "11"), tokenizer="sequences")
 
 
 def numbers(sequence: tuple[tuple[str, ...], tuple[str, ...]], most_significant_first: bool) -> tuple[int, int, int]:
@@ -228,7 +228,7 @@ def numbered(lengths: list[int]) -> tuple[list[TaggedSequence], Vocabulary, tupl
     ]
     symbols = tuple(f"s{number}" for number in range(len(lengths)))
     labels = tuple(f"t{number}" for number in range(len(lengths) + max(lengths)))
-    return sequences, Vocabulary(symbols, characters=False), labels
+    return sequences, Vocabulary(symbols, tokenizer="sequences"), labels
 
 
 def epoch_of(batches: Windows, epoch: int) -> list[list[list[int]]]:

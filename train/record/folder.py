@@ -38,7 +38,8 @@ class RunConfig:
     def digest(self) -> str:
         """The SHA-256 of everything that a resumed run must have in common with the run it continues."""
         training = {name: value for name, value in self.training.to_json().items() if name not in RESUME_MAY_CHANGE}
-        document = json.dumps([self.model.to_json(), training, self.vocabulary.symbols, self.labels])
+        symbols, *others = self.vocabulary.to_json().items()
+        document = json.dumps([self.model.to_json(), training, symbols[1], self.labels, *others])
         return hashlib.sha256(document.encode()).hexdigest()
 
 
@@ -52,7 +53,7 @@ def save_config(folder: Path, config: RunConfig) -> None:
     document: dict[str, Any] = {
         "model": config.model.to_json(),
         "training": config.training.to_json(),
-        "vocabulary": config.vocabulary.symbols,
+        **config.vocabulary.to_json(),
     }
     if config.labels:
         document["labels"] = config.labels
@@ -83,7 +84,7 @@ def load_config(folder: Path) -> RunConfig:
         return RunConfig(
             model,
             TrainingConfig.from_json(document["training"]),
-            Vocabulary(_strings(document, "vocabulary"), characters=model.task == "generate"),
+            Vocabulary.from_json(document, sequences=model.task == "tag"),
             labels,
         )
     except (ValueError, RecursionError) as error:  # a value may be nested too deeply for its repr

@@ -13,7 +13,7 @@ from rill.train.errors import ConfigError, CorpusError
 from rill.train.text.corpus import Corpus, join, read_corpus
 from rill.train.text.order import looks_sorted
 from rill.train.text.tagging import SPLIT_STREAM, TaggedSequence, load_tagged, split_tagged
-from rill.vocabulary import Vocabulary
+from rill.vocabulary import SEQUENCES, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SequenceSplit:
         labels = sorted({label for sequence in everything for label in sequence.labels})
         if len(labels) < 2:
             raise CorpusError(f"every label is {labels[0]!r}; there is nothing to tell apart")
-        return Vocabulary(tuple(symbols), characters=False), tuple(labels)
+        return Vocabulary(tuple(symbols), SEQUENCES), tuple(labels)
 
 
 def read_sequences(config: TrainingConfig) -> SequenceSplit:
