@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from rill.ngrams import DEFAULT_ROWS, MAX_NGRAMS
 from rill.train.errors import ConfigError, did_you_mean
 from rill.train.options import (
     DATA,
@@ -30,8 +31,10 @@ from rill.train.options import (
 
 MAX_THREADS = 1024
 MAX_LAYERS, MAX_UNITS = 1000, 2**20  # far above any real model, so that computing its shapes is quick
+MAX_NGRAM_ROWS = 2**24
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
+NGRAM_FIELDS = ("ngrams", "ngram_rows")
 LATER = ("suffix", "encoding", "held_out")  # fields that the first runs did not have
 
 
@@ -78,7 +81,9 @@ class ModelConfig(_Section):
     where a GRU's reset gate acts: `after` the recurrent product (`nn.GRU`, cuDNN) or `before` it (Cho et al.).
     `embedding` 0 means one-hot input. `bias` is about the cell: the output layer always has one. With `residual`, each
     layer from the second on adds its input to its output, and the output layer reads the last sum. `dropout` acts
-    between the layers and before the output layer, in training only.
+    between the layers and before the output layer, in training only. With `ngrams` above 1, the first layer's input is
+    the symbol's row plus a row for the last 2, 3, … `ngrams` symbols, of the tables that rill.ngrams defines;
+    `ngram_rows` is the size of the tables in which n-grams share rows.
     """
 
     task: str = one_of("generate", MODEL, "predict the next symbol, or label each symbol", "generate", "tag")
@@ -91,6 +96,10 @@ class ModelConfig(_Section):
     residual: bool = truth(False, MODEL, "add each layer's input to its output, from layer 2 on")
     bidirectional: bool = truth(False, MODEL, "read in both directions (--task tag only)")
     dropout: float = number(0.0, MODEL, "dropout between layers and before the output layer", "P", below=1.0)
+    ngrams: int = whole(1, MODEL, "add rows of tables for the last 2 to N symbols to the input", 1, MAX_NGRAMS)
+    ngram_rows: int = whole(
+        DEFAULT_ROWS, MODEL, "rows of each table that has no row for every n-gram", 1, MAX_NGRAM_ROWS
+    )
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -98,6 +107,18 @@ class ModelConfig(_Section):
             raise ConfigError(f"reset 'before' is for GRUs; {self.cell} has no reset gate")
         if self.bidirectional and self.task != "tag":
             raise ConfigError("a bidirectional model reads ahead, so it can tag but not generate; use --task tag")
+        if self.ngrams > 1 and self.task == "tag":
+            raise ConfigError("n-gram tables are for models that predict the next symbol; a tagger has none (ngrams 1)")
+        if self.ngrams == 1 and self.ngram_rows != DEFAULT_ROWS:
+            raise ConfigError("ngram_rows is the size of n-gram tables; give ngrams, 2 or more, too")
+
+    def to_json(self) -> dict[str, Any]:
+        """The section as JSON-ready values, without the fields of n-gram tables where the model has none.
+
+        So a model without them has the same config.json, checkpoint digest and graphs as before there were any.
+        """
+        section = super().to_json()
+        return section if self.ngrams > 1 else {name: section[name] for name in section if name not in NGRAM_FIELDS}
 
     @property
     def directions(self) -> int:
@@ -106,8 +127,13 @@ class ModelConfig(_Section):
 
     @property
     def state_parts(self) -> tuple[str, ...]:
-        """The parts of the state: h, and an LSTM's c."""
+        """The parts of the state that are vectors: h, and an LSTM's c. The context follows them, if there is one."""
         return ("h", "c") if self.cell == "lstm" else ("h",)
+
+    @property
+    def context_length(self) -> int:
+        """The number of symbols that the context holds: all but the last of the longest n-gram."""
+        return self.ngrams - 1
 
     @property
     def features(self) -> int:
