@@ -16,7 +16,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from random_models import SENTENCES, make_run, save_bundle
+from random_models import MOLECULES, SENTENCES, make_run, save_bundle
 from servers import ROOT, Server, run_server
 
 from rill.bundle import Bundle
@@ -107,6 +107,32 @@ def tiny_folder(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def tiny(tiny_run: Run) -> Bundle:
     return build_bundle(tiny_run, "tiny")
+
+
+@pytest.fixture(scope="session")
+def molecule_run() -> Run:
+    """Random weights with the vocabulary MOLECULES; a text has 25 symbols on average until an end symbol."""
+    return make_run(MOLECULES)
+
+
+@pytest.fixture(scope="session")
+def molecules(molecule_run: Run) -> Bundle:
+    return build_bundle(molecule_run, "molecules")
+
+
+@pytest.fixture(scope="session")
+def molecule_folder(molecule_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle folder named `molecules`."""
+    folder = tmp_path_factory.mktemp("bundles") / "molecules"
+    save_bundle(molecule_run, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def molecule_server(molecule_folder: Path) -> Iterator[Server]:
+    """A server of `molecules` for the tests that leave it as they found it."""
+    with run_server(molecule_folder) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -17,15 +17,25 @@ from rill.vocabulary import Vocabulary
 LETTERS = tuple(sorted(string.ascii_letters + " \n.,é"))
 
 
-def make_run(symbols: tuple[str, ...] = LETTERS, seed: int = 0, **config: object) -> Run:
+# Molecules as SMILES strings: symbols of several characters, a start and an end.
+MOLECULES = Vocabulary(
+    ("<start>", *"#()12=CNOcn", "%10", "Br", "Cl", "[nH]", "<end>"),
+    r"regex:\[[^\]]{1,20}\]|Br|Cl|%\d{2}|.",
+    "<start>",
+    ("<end>",),
+)
+
+
+def make_run(symbols: tuple[str, ...] | Vocabulary = LETTERS, seed: int = 0, **config: object) -> Run:
     """A run in memory: a model with random weights, its output layer scaled so that texts are varied but no noise."""
+    vocabulary = symbols if isinstance(symbols, Vocabulary) else Vocabulary(symbols)
     torch.manual_seed(seed)
     model_config = ModelConfig(**{"hidden": 32, **config})  # type: ignore[arg-type]
-    model = CharacterModel(model_config, len(symbols))
+    model = CharacterModel(model_config, len(vocabulary))
     with torch.no_grad():
         model.linear.weight *= 6
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    return Run(Path("tiny"), model_config, TrainingConfig(steps=1), Vocabulary(symbols), (), weights)
+    return Run(Path("tiny"), model_config, TrainingConfig(steps=1), vocabulary, (), weights)
 
 
 def save_run(run: Run, folder: Path) -> Path:
