@@ -34,6 +34,8 @@ def make_run(symbols: tuple[str, ...] | Vocabulary = LETTERS, seed: int = 0, **c
     model = CharacterModel(model_config, len(vocabulary))
     with torch.no_grad():
         model.linear.weight *= 6
+        for table in model.ngrams.parameters() if model.ngrams is not None else ():  # zero in a new model
+            table.normal_()
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return Run(Path("tiny"), model_config, TrainingConfig(steps=1), vocabulary, (), weights)
 

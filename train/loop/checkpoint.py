@@ -112,7 +112,7 @@ def _read(path: Path, config: RunConfig, model: CharacterModel, zero: State | No
             raise RunError(
                 f"{path} belongs to another run than {path.parent}'s config.json; start again with another --out"
             )
-        position = _position(content["position"], zero)
+        position = _position(content["position"], zero, model.vocabulary_size)
         _check_weights(content["model"], config, path)
         _check_optimizer(content["optimizer"]["state"], model, config.training, position.step)
         torch.Generator().set_state(content["random"])
@@ -140,7 +140,7 @@ class _DamagedError(Exception):
     """A checkpoint is damaged; the message says how."""
 
 
-def _position(values: dict[str, Any], zero: State | None) -> Position:
+def _position(values: dict[str, Any], zero: State | None, symbols: int) -> Position:
     """The position in a checkpoint, every value checked. Raises _DamagedError."""
     names = [field.name for field in fields(Position)]
     if sorted(values) != sorted(names):
@@ -155,11 +155,11 @@ def _position(values: dict[str, Any], zero: State | None) -> Position:
             raise _DamagedError(f": its position has {field.name} {value!r}")
     if max(position.kept_step, position.evaluated_step) > position.step or position.loss_chars > position.chars:
         raise _DamagedError(": its position contradicts itself")
-    _check_state(position.state, zero if position.step else None)
+    _check_state(position.state, zero if position.step else None, symbols)
     return position
 
 
-def _check_state(state: object, expected: State | None) -> None:
+def _check_state(state: object, expected: State | None, symbols: int) -> None:
     if expected is None:
         if state is not None:
             raise _DamagedError(": its position has a state where none is carried")
@@ -167,7 +167,9 @@ def _check_state(state: object, expected: State | None) -> None:
     if not isinstance(state, tuple) or len(state) != len(expected):
         raise _DamagedError(f": the state of its position is not {len(expected)} tensors")
     for part, like in zip(state, expected, strict=True):
-        _check_tensor(part, tuple(like.shape), "the state of its position")
+        _check_tensor(part, tuple(like.shape), "the state of its position", like.dtype)
+        if not part.is_floating_point() and not ((part >= 0) & (part < symbols)).all():
+            raise _DamagedError(": the context of its position holds symbols that the model does not have")
 
 
 def _check_weights(weights: dict[str, Tensor], config: RunConfig, path: Path) -> None:
@@ -195,8 +197,8 @@ def _check_optimizer(
                 raise _DamagedError(": its optimizer state has negative values")
 
 
-def _check_tensor(value: object, shape: tuple[int, ...], what: str) -> None:
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or tuple(value.shape) != shape:
-        raise _DamagedError(f": {what} is not a float32 tensor of shape {shape}")
+def _check_tensor(value: object, shape: tuple[int, ...], what: str, dtype: torch.dtype = torch.float32) -> None:
+    if not isinstance(value, torch.Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
+        raise _DamagedError(f": {what} is not a {str(dtype).removeprefix('torch.')} tensor of shape {shape}")
     if not value.isfinite().all():
         raise _DamagedError(f": {what} holds NaN or infinite values")

@@ -240,11 +240,11 @@ class Trainer:
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def _loss(self, inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The summed loss of a window in nats, and the state after it, both f32."""
+        """The summed loss of a window in nats, and the state after it, both f32 (the context int64)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
             logits, state = self.network(inputs, state)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        return loss, tuple(part.float() for part in state)
+        return loss, tuple(part.float() if part.is_floating_point() else part for part in state)
 
     def _diverged(self, what: str) -> DivergedError:
         kept = "the last good checkpoint is kept; " if checkpoints(self.folder) else ""

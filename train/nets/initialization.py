@@ -15,11 +15,12 @@ def initialize(model: CharacterModel, how: str) -> None:
 
     `normal`: N(0, 0.01²), biases 0, as textbooks do. `orthogonal`: each gate's recurrent matrix orthogonal
     (Saxe et al. 2013, arXiv:1312.6120), input matrices Xavier-uniform, biases 0 but 1 for an LSTM's forget gate
-    (Jozefowicz et al. 2015); PyTorch's own for the embedding and the output layer.
+    (Jozefowicz et al. 2015); PyTorch's own for the embedding and the output layer. The n-gram tables stay zero.
     """
     if how == "normal":
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=NORMAL_STD) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+        for name, parameter in model.named_parameters():
+            if not name.startswith("ngrams."):
+                nn.init.normal_(parameter, std=NORMAL_STD) if parameter.dim() > 1 else nn.init.zeros_(parameter)
     elif how == "orthogonal":
         hidden = model.config.hidden
         for name, parameter in model.rnn.named_parameters():
