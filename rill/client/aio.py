@@ -353,6 +353,7 @@ class AsyncClient:
         resume_token: bytes = b"",
         top_logprobs: int | None = None,
         as_prompt: bool = False,
+        include_end: bool = False,
         timeout: float | None = None,
         request_id: str = "",
     ) -> AsyncMessageStream[pb.ScoreResponse]:
@@ -360,7 +361,7 @@ class AsyncClient:
 
         The parameters are those of `Client.score`. Raises TypeError or ValueError.
         """
-        request = score_request(text, model, resume_token, top_logprobs, as_prompt)
+        request = score_request(text, model, resume_token, top_logprobs, as_prompt, include_end)
         score = Scoring(request, *self._limits(timeout), contact=self._contact)
         calls = self._calls("Score", score, request_id)
         return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)

@@ -73,7 +73,12 @@ def open_action(model: str, resume_token: bytes, sampling: pb.Sampling) -> pb.In
 
 
 def score_request(
-    text: str, model: str, resume_token: bytes, top_logprobs: int | None, as_prompt: bool
+    text: str,
+    model: str,
+    resume_token: bytes,
+    top_logprobs: int | None,
+    as_prompt: bool,
+    include_end: bool = False,
 ) -> pb.ScoreRequest:
     """Build the request for a score. Raises TypeError or ValueError."""
     return pb.ScoreRequest(
@@ -82,6 +87,7 @@ def score_request(
         resume_token=values.data("resume_token", resume_token),
         top_logprobs=values.alternatives("top_logprobs", top_logprobs),
         as_prompt=values.flag("as_prompt", as_prompt),
+        include_end=values.flag("include_end", include_end),
     )
 
 

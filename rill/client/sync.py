@@ -358,6 +358,7 @@ class Client:
         resume_token: bytes = b"",
         top_logprobs: int | None = None,
         as_prompt: bool = False,
+        include_end: bool = False,
         timeout: float | None = None,
         request_id: str = "",
     ) -> MessageStream[pb.ScoreResponse]:
@@ -366,11 +367,12 @@ class Client:
         With `top_logprobs`, `top` of each message has a CharLogprob for each character, with so many of the most
         probable alternatives, at most 20. With `as_prompt` the text is read exactly as `generate` reads a prompt: its
         first character has no log-probability (NaN), except after a `resume_token`. The total is of the others, and
-        its token continues as `generate` with this prompt does.
+        its token continues as `generate` with this prompt does. With `include_end` the text's end is one more entry,
+        which counts in the total; the model must have an end symbol.
 
         `timeout` and `request_id` are as for `generate`. Raises TypeError or ValueError.
         """
-        request = score_request(text, model, resume_token, top_logprobs, as_prompt)
+        request = score_request(text, model, resume_token, top_logprobs, as_prompt, include_end)
         score = Scoring(request, *self._limits(timeout), contact=self._contact)
         calls = self._calls("Score", score, request_id)
         return MessageStream(calls.messages(), calls.cancel, calls.request_id)
