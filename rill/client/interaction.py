@@ -21,6 +21,7 @@ import grpc
 from rill.client.errors import ServerError, SessionStateError
 from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.client.steps import Feed, Generation, Reply, Snapshot, Step, Update
+from rill.client.symbols import checked_lengths, symbol_count, text_position
 from rill.v1 import rill_pb2 as pb
 
 SNAPSHOT_EVERY = 1024  # characters: at most so many are generated again, and those on their way
@@ -52,6 +53,7 @@ class InteractProtocol(Attempts):
         self.request_id = request_id
         self.seed, self.model_id = 0, ""
         self.position = self.resume_position = 0
+        self._text_position = 0  # that of `position` in code points, once text has arrived
         self.resume_token = b""
         self.error: ServerError | None = None  # why the session ended, if it did
         self._opening, self._on_interrupted = opening, on_interrupted
@@ -222,7 +224,8 @@ class InteractProtocol(Attempts):
     def _output(self, message: pb.GenerateResponse) -> None:
         if message.position != self._at:
             raise _data_loss(f"a message begins at character {message.position:,} instead of {self._at:,}")
-        self._at += len(message.text)
+        checked_lengths(message)
+        self._at += symbol_count(message)
         is_last = message.finish_reason in _LAST
         is_draining = message.finish_reason == pb.FINISH_REASON_DRAINING
         if self._catching_up:
@@ -236,13 +239,14 @@ class InteractProtocol(Attempts):
 
     def _catch_up(self, generation: Generation, message: pb.GenerateResponse, is_last: bool) -> None:
         """Compare a message with the text that was delivered. After its end, another call continues."""
-        if not generation.ahead.startswith(message.text, message.position - self.resume_position):
+        lengths = list(message.symbol_lengths)
+        if not generation.ahead.has(message.text, lengths, message.position - self.resume_position):
             raise _data_loss("one continued with another text: they have different models or different numerics")
         if is_last:
             if self._at != self.resume_position + len(generation.ahead) or not message.resume_token:
                 raise _data_loss(f"one ends it after {self._at:,} characters")
             if message.finish_reason == pb.FINISH_REASON_STOP and not generation.is_over:  # only this message was lost
-                self._release(generation, pb.GenerateResponse(position=self._at, finish_reason=message.finish_reason))
+                self._release_end(generation, self._at, message.finish_reason)
             self._include(message.resume_token, self._at, generation)
             self._caught_up = True
             if self._send:
@@ -264,13 +268,23 @@ class InteractProtocol(Attempts):
 
     def _release(self, generation: Generation, message: pb.GenerateResponse) -> None:
         generation.messages.append(message)
-        self.position = message.position + len(message.text)
-        generation.ahead += message.text
+        self.position = message.position + symbol_count(message)
+        message.text_position = text_position(message)
+        self._text_position = message.text_position + len(message.text)
+        generation.ahead.append(message.text, list(message.symbol_lengths))
         if message.finish_reason in _LAST:
             generation.has_ended = True
             generation.is_over = not generation.is_pausing
         if message.text:
             self.progressed()
+
+    def _release_end(
+        self, generation: Generation, position: int, reason: pb.FinishReason, resume_token: bytes = b""
+    ) -> None:
+        """Release a last message in place of one that was lost."""
+        message = pb.GenerateResponse(position=position, finish_reason=reason, resume_token=resume_token)
+        message.text_position = self._text_position
+        self._release(generation, message)
 
     # Steps.
 
@@ -292,7 +306,7 @@ class InteractProtocol(Attempts):
                 for message in step.held:
                     self._release(step, message)
                 step.held.clear()
-                step.ahead = step.ahead[position - self.resume_position :]
+                step.ahead.drop(position - self.resume_position)
                 if step.ahead or not step.is_over:
                     self._steps.insert(0, step)
         if not self.resume_token:
@@ -342,10 +356,7 @@ class InteractProtocol(Attempts):
         count = generation.action.max_chars
         left = count and count - (self.position - generation.start)
         if count and not left:  # only its last message was lost
-            message = pb.GenerateResponse(
-                position=self.position, resume_token=self.resume_token, finish_reason=pb.FINISH_REASON_LENGTH
-            )
-            self._release(generation, message)
+            self._release_end(generation, self.position, pb.FINISH_REASON_LENGTH, self.resume_token)
             self._end_here(generation)
             return
         self._generate(generation, max_chars=left)

@@ -4,6 +4,7 @@ from collections import deque
 from typing import Any
 
 from rill.client.errors import ServerError
+from rill.client.symbols import SymbolText
 from rill.v1 import rill_pb2 as pb
 
 
@@ -62,7 +63,7 @@ class Generation(Step):
         self.call = 0  # the number of the last one that it was sent in
         self.stale_stops_after: int | None = None  # after this call, a token brings back stop strings of the last one
         self.has_ended = False  # by itself: its stop strings do not apply to the next generation
-        self.ahead = ""  # its text after the last token
+        self.ahead = SymbolText()  # its text after the last token
         self.last_update: Update | None = None  # that was made while it ran
         self.held: list[pb.GenerateResponse] = []  # received while no token includes that update
 

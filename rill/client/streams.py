@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any, Generic, Self, TypeVar
 
 from rill.client.requests import finish_reason
+from rill.client.symbols import symbol_count, symbols_of, text_position
 from rill.v1 import rill_pb2 as pb
 
 Message = TypeVar("Message", pb.GenerateResponse, pb.ScoreResponse)
@@ -19,9 +20,12 @@ class TextDetails:
         finish_reason: LENGTH, STOP or DRAINING; None before the end, and where a text was closed, paused or failed.
         usage: characters and times of its last call; None before its last message. A text that was continued elsewhere
             took several calls.
-        position: the characters that the stream has generated so far, resumes included.
-        resume_token: the last one that has arrived, empty before that; the text continues from `resume_position`.
-        logprobs: one entry for each character so far, if they were requested.
+        position: the characters that the stream has generated so far, resumes included: symbols of the model, as in
+            `max_chars` and `usage`.
+        text_position: the same in code points: more where symbols such as "Cl" are longer than one.
+        resume_token: the last one that has arrived, empty before that; the text continues from `resume_position`, and
+            from code point `resume_text_position`.
+        logprobs: one entry for each character so far, if they were requested; its `character` is the symbol's text.
 
     All of them remain as they are when the text ends, is closed or fails.
     """
@@ -32,15 +36,26 @@ class TextDetails:
         self.finish_reason: str | None = None
         self.usage: pb.Usage | None = None
         self.position = self.resume_position = 0
+        self.text_position = self.resume_text_position = 0
         self.resume_token = b""
         self.logprobs: list[pb.CharLogprob] = []
+        self._piece = pb.GenerateResponse()
+
+    @property
+    def symbols(self) -> list[str]:
+        """The last piece that was taken, cut into the symbols of the model: for most models its characters."""
+        return symbols_of(self._piece.text, self._piece.symbol_lengths)
 
     def _received(self, message: pb.GenerateResponse) -> None:
         if self.seed is None:
             self.seed = message.seed
-        self.position = message.position + len(message.text)
+        self.position = message.position + symbol_count(message)
+        self.text_position = text_position(message) + len(message.text)
+        if message.text:
+            self._piece = message
         if message.resume_token:
             self.resume_token, self.resume_position = message.resume_token, self.position
+            self.resume_text_position = self.text_position
         if message.logprobs:
             self.logprobs.extend(message.logprobs)
         if message.finish_reason:
@@ -111,14 +126,19 @@ class MessageStream(_Closing, Iterator[Message], Generic[Message]):
         messages: Generator[Message, None, None],
         cancel: Callable[[], None],
         request_id: str,
-        resume_point: Callable[[], tuple[bytes, int]] = lambda: (b"", 0),
+        resume_point: Callable[[], tuple[bytes, int, int]] = lambda: (b"", 0, 0),
     ) -> None:
         self._messages, self._cancel, self.request_id, self._resume_point = messages, cancel, request_id, resume_point
 
     @property
     def resume_point(self) -> tuple[bytes, int]:
         """See the class."""
-        return self._resume_point()
+        return self._resume_point()[:2]
+
+    @property
+    def resume_text_position(self) -> int:
+        """The position of `resume_point` in code points."""
+        return self._resume_point()[2]
 
     def __next__(self) -> Message:
         message: Message = next(self._messages)
@@ -179,14 +199,19 @@ class AsyncMessageStream(_AsyncClosing, AsyncIterator[Message], Generic[Message]
         messages: AsyncGenerator[Message, None],
         cancel: Callable[[], None],
         request_id: str,
-        resume_point: Callable[[], tuple[bytes, int]] = lambda: (b"", 0),
+        resume_point: Callable[[], tuple[bytes, int, int]] = lambda: (b"", 0, 0),
     ) -> None:
         self._messages, self._cancel, self.request_id, self._resume_point = messages, cancel, request_id, resume_point
 
     @property
     def resume_point(self) -> tuple[bytes, int]:
         """See the class."""
-        return self._resume_point()
+        return self._resume_point()[:2]
+
+    @property
+    def resume_text_position(self) -> int:
+        """The position of `resume_point` in code points."""
+        return self._resume_point()[2]
 
     async def __anext__(self) -> Message:
         message: Message = await anext(self._messages)

@@ -29,11 +29,17 @@ from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServ
 Code = grpc.StatusCode
 DRAINING, LENGTH, STOP = pb.FINISH_REASON_DRAINING, pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP
 SEED = 77
+CHARACTERS = list("abcdefgé漢😀")
+SYMBOLS = ["C", "Cl", "l", "[nH]", "漢😀", "c", "Br", "%10", "=", "("]
 
 
-def text_of(seed, start, end):
-    """The text of a made-up model: each character depends on the seed and its position, some of them beyond ASCII."""
-    return "".join("abcdefgé漢😀"[(seed * 7 + i * i * 3 + i // 5) % 10] for i in range(start, end))
+def symbols_at(seed, start, end, alphabet=CHARACTERS):
+    """The text of a made-up model: each symbol depends on the seed and its position, some of them beyond ASCII."""
+    return [alphabet[(seed * 7 + i * i * 3 + i // 5) % 10] for i in range(start, end)]
+
+
+def text_of(seed, start, end, alphabet=CHARACTERS):
+    return "".join(symbols_at(seed, start, end, alphabet))
 
 
 class Broken(grpc.RpcError):
@@ -72,8 +78,8 @@ def token_at(position, seed):
     return f"{position} {seed}".encode()
 
 
-def answers(request, sizes, tokens=True, stop=None, used=SEED):
-    """The messages of a server that works: as many characters in each as `sizes` says; some have tokens."""
+def answers(request, sizes, tokens=True, stop=None, used=SEED, alphabet=CHARACTERS):
+    """The messages of a server that works: as many symbols in each as `sizes` says; some have tokens."""
     start, at_seed = 0, request.sampling.seed if request.sampling.HasField("seed") else used
     if request.resume_token:
         start, at_seed = map(int, request.resume_token.split())
@@ -89,11 +95,15 @@ def answers(request, sizes, tokens=True, stop=None, used=SEED):
         upto = position + count if last is None else min(position + count, last)
         if upto == position and upto != last:
             continue
-        message = pb.GenerateResponse(text=text_of(at_seed, position, upto), position=position)
+        symbols = symbols_at(at_seed, position, upto, alphabet)
+        message = pb.GenerateResponse(text="".join(symbols), position=position)
+        if alphabet is SYMBOLS:
+            message.text_position = len(text_of(at_seed, 0, position, SYMBOLS))
+            message.symbol_lengths.extend(map(len, symbols))
         if position == start:
             message.seed = at_seed
         if request.HasField("logprobs"):
-            message.logprobs.extend(pb.CharLogprob(character=c, logprob=-1.0) for c in message.text)
+            message.logprobs.extend(pb.CharLogprob(character=symbol, logprob=-1.0) for symbol in symbols)
         since += upto - position
         position = upto
         if tokens and ((request.resume_every and since >= request.resume_every) or position == last):
@@ -135,11 +145,13 @@ def one_call(request, sizes, ending, **server):
             if not message.text:
                 return
         yield message
-        position = message.position + len(message.text)
+        position = message.position + (len(message.symbol_lengths) or len(message.text))
         if message.finish_reason:
             return
     if ending == "drain" and position is not None:
         message = pb.GenerateResponse(position=position, finish_reason=DRAINING)
+        if server["alphabet"] is SYMBOLS:
+            message.text_position = len(text_of(server["used"], 0, position, SYMBOLS))
         if server["tokens"]:
             message.resume_token = token_at(position, server["used"])
         message.usage.generated_chars = 5
@@ -180,9 +192,10 @@ def play_out(original, calls, addresses, **server):
     resumed=st.one_of(st.none(), st.integers(0, 1000)),
     addresses=st.integers(1, 3),
     logprobs=st.booleans(),
+    alphabet=st.sampled_from([CHARACTERS, SYMBOLS]),
 )
-@settings(max_examples=400, deadline=None)
-def test_every_character_once(calls, max_chars, stop, every, tokens, seed, resumed, addresses, logprobs):
+@settings(max_examples=600, deadline=None)
+def test_every_character_once(calls, max_chars, stop, every, tokens, seed, resumed, addresses, logprobs, alphabet):
     """Whatever some calls do before one works: what is shown is what one call that works would have brought."""
     if max_chars == 0 and stop is None:
         max_chars = 150
@@ -198,16 +211,22 @@ def test_every_character_once(calls, max_chars, stop, every, tokens, seed, resum
         resume_token=b"" if resumed is None else token_at(resumed, SEED),
     )
     unchanged = original.SerializeToString()
-    shown = play_out(original, calls, addresses, tokens=tokens, stop=stop, used=used)
+    shown = play_out(original, calls, addresses, tokens=tokens, stop=stop, used=used, alphabet=alphabet)
     assert original.SerializeToString() == unchanged
 
     end = min(filter(None, (start + max_chars if max_chars else None, stop)))
-    assert "".join(message.text for message in shown) == text_of(used, start, end)
-    position = start
+    symbols = symbols_at(used, start, end, alphabet)
+    assert "".join(message.text for message in shown) == "".join(symbols)
+    position, text_position, lengths = start, len(text_of(used, 0, start, alphabet)), []
     for message in shown:
-        assert message.position == position
-        position += len(message.text)
-        assert len(message.logprobs) == (len(message.text) if logprobs else 0)
+        assert (message.position, message.text_position) == (position, text_position)
+        count = len(message.symbol_lengths) or len(message.text)
+        position, text_position = position + count, text_position + len(message.text)
+        lengths += message.symbol_lengths
+        assert [entry.character for entry in message.logprobs] == (
+            symbols[message.position - start : position - start] if logprobs else []
+        )
+    assert lengths == (list(map(len, symbols)) if alphabet is SYMBOLS else [])
     assert [message.finish_reason for message in shown] == [0] * (len(shown) - 1) + [STOP if end == stop else LENGTH]
     assert [message.seed for message in shown] == [used] + [0] * (len(shown) - 1)
     assert all(message.text for message in shown[:-1])
@@ -354,6 +373,30 @@ def test_a_gap_is_no_text(position):
     with pytest.raises(ServerError, match=f"begins at character {position} instead of 3") as caught:
         text.received(pb.GenerateResponse(text="xyz", position=position))
     assert caught.value.code is Code.DATA_LOSS
+
+
+def test_symbols_that_do_not_fit_are_no_text():
+    text = Failover(generate_request("prompt", max_chars=0))
+    text.request()
+    for lengths in ([2, 2], [1, 0, 2], [3, 1]):
+        with pytest.raises(ServerError, match="lengths of the symbols in a message do not fit its text") as caught:
+            text.received(pb.GenerateResponse(text="ClC", symbol_lengths=lengths))
+        assert caught.value.code is Code.INTERNAL
+    text.received(pb.GenerateResponse(text="ClC", symbol_lengths=[2, 1]))
+    with pytest.raises(ServerError, match="begins after 2 code points instead of 3") as caught:
+        text.received(pb.GenerateResponse(text="C", symbol_lengths=[1], position=2, text_position=2))
+    assert caught.value.code is Code.DATA_LOSS
+
+
+@pytest.mark.parametrize("lengths", [[1, 2], [1, 1, 1], []])
+def test_the_same_text_of_other_symbols_is_another_one(lengths):
+    text = Failover(generate_request("prompt", max_chars=0))
+    text.request()
+    text.received(pb.GenerateResponse(text="ClC", symbol_lengths=[2, 1]))
+    text.ended(Broken(Code.UNAVAILABLE))
+    assert text.request().max_chars == 2
+    with pytest.raises(ServerError, match="do not produce the same text"):
+        text.received(pb.GenerateResponse(text="ClC", symbol_lengths=lengths, finish_reason=LENGTH))
 
 
 @pytest.mark.parametrize(("max_chars", "position"), [(5, 0), (0, 2**64 - 5), (9, 2**64 - 5)])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rill.client.errors import ServerError, SessionStateError
 from rill.client.interaction import NO_STOP, InteractProtocol
+from rill.client.symbols import symbols_of
 from rill.v1 import rill_pb2 as pb
 
 Event, Output = pb.InteractResponse, pb.GenerateResponse
@@ -24,10 +25,16 @@ def char(position, read, version):
     return f"{'abcdefghij'[version % 10]}{position * position % 7 + read % 3}"[position % 2]
 
 
+def tail(position):
+    """What makes the symbol at that position longer than its first character, where symbols may be."""
+    return "lx" * (position % 5 // 2)
+
+
 class MadeUpServer:
     """One call of Interact, one step at a time, as in rill.proto. `temperature` is the version of the parameters."""
 
-    def __init__(self):
+    def __init__(self, has_long_symbols):
+        self.has_long_symbols = has_long_symbols
         self.actions, self.events = deque(), deque()
         self.position = self.read = self.version = self.left = 0
         self.is_generating = self.may_pause = self.is_drained = False
@@ -78,8 +85,12 @@ class MadeUpServer:
             return
         count = min(count, self.left)
         self.left -= count
-        text = "".join(char(at, self.read, self.version) for at in range(self.position, self.position + count))
-        message = Output(text=text, position=self.position)
+        tails = [tail(at) if self.has_long_symbols else "" for at in range(self.position + count)]
+        tails, before = tails[self.position :], "".join(tails[: self.position])
+        symbols = [char(at, self.read, self.version) + tail for at, tail in enumerate(tails, self.position)]
+        text, lengths = "".join(symbols), map(len, symbols) if self.has_long_symbols else ()
+        message = Output(text=text, position=self.position, symbol_lengths=lengths)
+        message.text_position = (self.position + len(before)) * self.has_long_symbols
         self.position += count
         if not self.left:
             message.finish_reason, message.resume_token = LENGTH, self.token()
@@ -97,8 +108,8 @@ class MadeUpServer:
 class World:
     """A session, its calls, and what the application has seen of it."""
 
-    def __init__(self, addresses):
-        self.now = 0.0
+    def __init__(self, addresses, has_long_symbols):
+        self.now, self.has_long_symbols = 0.0, has_long_symbols
         self.protocol = InteractProtocol(Open(model="tiny"), addresses, 1e9, clock=lambda: self.now)
         self.version = self.read = 0
         self.answered_version = 0
@@ -109,7 +120,7 @@ class World:
             self.step("deliver", 0)
 
     def connect(self):
-        self.server = MadeUpServer()
+        self.server = MadeUpServer(self.has_long_symbols)
         self.protocol.connected(self.server.actions.append)
 
     def end(self, error):
@@ -175,13 +186,13 @@ NETWORK = [("act", 0), ("make", 3), ("deliver", 0), ("run", 2), ("run", 8), ("cr
 STEPS = st.lists(st.one_of(st.sampled_from(APPLICATION), st.sampled_from(NETWORK)), min_size=10, max_size=60)
 
 
-@given(STEPS, st.integers(1, 3), st.sampled_from([4, 1024]))
-@settings(max_examples=400, deadline=None)
-def test_every_character_once(steps, addresses, every):
+@given(STEPS, st.integers(1, 3), st.sampled_from([4, 1024]), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_every_character_once(steps, addresses, every, has_long_symbols):
     """However calls break: the application sees one text, chosen by parameters that only ever move forward."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rill.client.interaction.SNAPSHOT_EVERY", every)
-        world = World(addresses)
+        world = World(addresses, has_long_symbols)
         for kind, number in steps:
             world.step(kind, number)
         world.settle()
@@ -190,20 +201,22 @@ def test_every_character_once(steps, addresses, every):
     assert [reply.take().chars for _, reply in world.feeds] == [number for number, _ in world.feeds]
     positions = [reply.take().position for reply in world.snapshots]
     assert positions == sorted(positions)
-    position = version = 0
+    position = text_position = version = 0
     for generation, messages, count, read, least in world.texts:
         assert generation.is_over
         assert generation.take() is None
-        text = "".join(message.text for message in messages)
+        text = [symbol for message in messages for symbol in symbols_of(message.text, message.symbol_lengths)]
         assert [message.finish_reason for message in messages[:-1]] == [0] * len(messages[:-1])
         if not generation.is_pausing:
             assert len(text) == count
             assert messages[-1].finish_reason == LENGTH
         version = max(version, least)
         for message in messages:
-            assert message.position == position
-            for character in message.text:
-                while char(position, read, version) != character:
+            assert (message.position, message.text_position) == (position, text_position)
+            text_position += len(message.text)
+            for symbol in symbols_of(message.text, message.symbol_lengths):
+                assert symbol[1:] == (tail(position) if has_long_symbols else "")
+                while char(position, read, version) != symbol[0]:
                     version += 1
                     assert version <= world.version
                 position += 1

@@ -62,6 +62,7 @@ BAD_OF_SCORES = {
     "text": [None, b"a", 3, "\ud83d", ["a"]],
     "top_logprobs": [-1, 21, 2.0, True, "2"],
     "as_prompt": [None, 1, "yes"],
+    "include_end": [None, 1, "yes"],
     "resume_token": ["token", None],
     "model": [None, b"m"],
 }
