@@ -35,7 +35,8 @@ MAX_NGRAM_ROWS = 2**24
 HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
 NGRAM_FIELDS = ("ngrams", "ngram_rows")
-LATER = ("suffix", "encoding", "held_out")  # fields that the first runs did not have
+NGRAM_TRAINING_FIELDS = ("ngram_dropout", "ngram_decay")
+LATER = ("suffix", "encoding", "held_out", *NGRAM_TRAINING_FIELDS)  # fields that the first runs did not have
 
 
 class _Section:
@@ -214,6 +215,8 @@ class TrainingConfig(_Section):
     warmup: int = whole(100, TRAINING, "steps of linear warm-up; under --max-minutes at most 5 % of the time")
     schedule: str = one_of("cosine", TRAINING, "learning rate after the warm-up; cosine: to 1 %", "cosine", "constant")
     weight_decay: float = number(0.01, TRAINING, "weight decay", "R")
+    ngram_dropout: float = number(0.0, TRAINING, "dropout of whole rows of the n-gram tables", "P", below=1.0)
+    ngram_decay: float = number(0.01, TRAINING, "weight decay of the n-gram tables", "R")
     clip: float = number(1.0, TRAINING, "largest norm of the gradient; 0: no limit", "N")
     initialization: str = one_of(
         "default", TRAINING, "initial weights; default: PyTorch's", "default", "normal", "orthogonal"

@@ -1,11 +1,18 @@
 """What a run is to be, settled from the options, a recipe and the run folder before PyTorch is loaded."""
 
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rill.train.config import DEFAULT_EPOCHS, HORIZONS, ModelConfig, TrainingConfig
+from rill.train.config import (
+    DEFAULT_EPOCHS,
+    HORIZONS,
+    NGRAM_FIELDS,
+    NGRAM_TRAINING_FIELDS,
+    ModelConfig,
+    TrainingConfig,
+)
 from rill.train.errors import ConfigError, RunError
 from rill.train.options import words_of
 from rill.train.record.folder import CONFIG, LOCK, RESUME_MAY_CHANGE, SUMMARY, RunConfig, checkpoints, load_config
@@ -141,7 +148,7 @@ def load_start_config(start: str, folder: Path, stored: RunConfig | None) -> Run
     if config.model.task == "tag":
         raise ConfigError(f"{start} is a tagger; --from works only with runs that predict the next character")
     if stored is not None:
-        same_model = replace(config.model, dropout=stored.model.dropout) == stored.model
+        same_model = not _differences(config.model, asdict(stored.model))
         if not same_model or not set(config.vocabulary.symbols) <= set(stored.vocabulary.symbols):
             raise RunError(f"{start} has another model or vocabulary than the run that {folder} was started from")
     return config
@@ -165,8 +172,10 @@ def configure(
         training_options = dict.fromkeys(HORIZONS) | training_options
     if recipe is not None and not (stored is not None and stored.training.recipe == recipe.name):
         discarded = {name for group in ALTERNATIVES if training_options.keys() & set(group) for name in group}
+        if model_options.get("ngrams") == 1:  # the model without its tables
+            discarded |= {*NGRAM_FIELDS, *NGRAM_TRAINING_FIELDS}
         values = {name: value for name, value in recipe.training.items() if name not in discarded}
-        model_options = recipe.model | model_options
+        model_options = {name: recipe.model[name] for name in recipe.model if name not in discarded} | model_options
         training_options = values | training_options | {"recipe": recipe.name}
     if stored is not None:
         return _resumed(folder, stored, model_options, training_options)
@@ -176,11 +185,28 @@ def configure(
         training_options["epochs"] = training_options.get("epochs", DEFAULT_EPOCHS)
     training = TrainingConfig(**training_options)
     if start is None:
-        return ModelConfig(**model_options), training
-    for name, value in model_options.items():
-        if value != getattr(start.model, name) and name not in MAY_DIFFER_FROM_START:
-            raise ConfigError(f"{training.start} has {name} {getattr(start.model, name)!r}, not {value!r}")
-    return replace(start.model, **model_options), training
+        model = ModelConfig(**model_options)
+    else:
+        for name in _differences(start.model, model_options):
+            before = getattr(start.model, name)
+            raise ConfigError(f"{training.start} has {name} {before!r}, not {model_options[name]!r}")
+        model = replace(start.model, **model_options)
+    if model.ngrams == 1 and training_options.keys() & set(NGRAM_TRAINING_FIELDS):
+        raise ConfigError(f"{' and '.join(NGRAM_TRAINING_FIELDS)} are for n-gram tables; give --ngrams, 2 or more, too")
+    return model, training
+
+
+def _differences(start: ModelConfig, options: dict[str, Any]) -> list[str]:
+    """The names of `options` by which a model differs from the one it starts with, but must not.
+
+    It may have more n-gram tables: the new ones are zero, so that at first it computes the same.
+    """
+    may_differ = {*MAY_DIFFER_FROM_START}
+    if options.get("ngrams", start.ngrams) >= start.ngrams:
+        may_differ.add("ngrams")
+    if start.ngrams == 1:
+        may_differ.add("ngram_rows")
+    return [name for name in options if options[name] != getattr(start, name) and name not in may_differ]
 
 
 def _resumed(

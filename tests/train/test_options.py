@@ -269,7 +269,7 @@ def test_the_last_step_of_an_epoch_takes_the_batches_that_are_left(sentences: Pa
 def test_optimizers_by_hand(name: str, momentum: float) -> None:
     config = TrainingConfig(steps=1, optimizer=name, momentum=momentum, learning_rate=0.5, weight_decay=0.1)
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = make_optimizer([weight], config)
+    optimizer = make_optimizer([("weight", weight)], config)
     w, buffer, square = weight.detach().clone(), torch.zeros(2), torch.zeros(2)
     for gradient in (torch.tensor([0.3, -0.4]), torch.tensor([-0.1, 0.2]), torch.tensor([0.5, 0.0])):
         weight.grad = gradient.clone()
@@ -312,7 +312,7 @@ def test_texts_are_encoded_as_the_vocabulary_says(text: str, other: str, min_cou
 def test_the_state_of_an_optimizer(name: str, momentum: float) -> None:
     config = TrainingConfig(steps=1, optimizer=name, momentum=0.0 if name == "adamw" else momentum)
     weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = make_optimizer([weight], config)
+    optimizer = make_optimizer([("weight", weight)], config)
     weight.grad = torch.ones(2)
     optimizer.step()
     remembered = optimizer.state_dict()["state"]

@@ -3,24 +3,36 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from rill.train.config import TrainingConfig
+from rill.train.nets.ngrams import is_ngram_table
 
 FINAL_RATE = 0.01
 WARMUP_SHARE = 0.05  # of the time of a run under --max-minutes, at most
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Make the optimizer that `config` names: AdamW, SGD or RMSprop."""
-    rate, decay, momentum = config.learning_rate, config.weight_decay, config.momentum
+def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Make the optimizer that `config` names, AdamW, SGD or RMSprop, of a model's named parameters.
+
+    N-gram tables, which come last, have a weight decay of their own.
+    """
+    tables: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in parameters:
+        (tables if is_ngram_table(name) else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": config.weight_decay}]
+    if tables:
+        groups.append({"params": tables, "weight_decay": config.ngram_decay})
+    rate, momentum = config.learning_rate, config.momentum
     if config.optimizer == "sgd":
-        return _plain(torch.optim.SGD)(parameters, lr=rate, momentum=momentum, weight_decay=decay)
+        return _plain(torch.optim.SGD)(groups, lr=rate, momentum=momentum)
     if config.optimizer == "rmsprop":
-        return _plain(torch.optim.RMSprop)(parameters, lr=rate, momentum=momentum, weight_decay=decay)
-    return _plain(torch.optim.AdamW)(parameters, lr=rate, weight_decay=decay, fused=True)
+        return _plain(torch.optim.RMSprop)(groups, lr=rate, momentum=momentum)
+    return _plain(torch.optim.AdamW)(groups, lr=rate, fused=True)
 
 
 def _plain(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:

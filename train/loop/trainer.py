@@ -79,7 +79,7 @@ class Trainer:
         if start is not None:
             copy_weights(self.model, config.vocabulary, start)
         self.network: nn.Module = DistributedDataParallel(self.model) if team.size > 1 else self.model
-        self.optimizer = make_optimizer(self.model.parameters(), self.training)
+        self.optimizer = make_optimizer(self.model.named_parameters(), self.training)
         self.steps_per_epoch = math.ceil(len(self.windows) / self.training.accumulate)
         self.position = Position()
         self._started = time.monotonic()
@@ -444,15 +444,18 @@ class Trainer:
 
 
 def _build(config: RunConfig, device: torch.device) -> CharacterModel:
+    size, training = config.model, config.training
     try:
-        model = CharacterModel(config.model, len(config.vocabulary), len(config.labels), config.training.scratch)
-        initialize(model, config.training.initialization)
+        model = CharacterModel(
+            size, len(config.vocabulary), len(config.labels), training.scratch, training.ngram_dropout
+        )
+        initialize(model, training.initialization)
         return model.to(device)
     except (RuntimeError, TypeError):  # too much memory; a size beyond 64 bits
-        size = config.model
+        tables = f" with ngrams {size.ngrams} and ngram_rows {size.ngram_rows}" if size.ngrams > 1 else ""
         raise ConfigError(
-            f"a model with layers {size.layers}, hidden {size.hidden} and embedding {size.embedding} does not fit in"
-            f" the memory of {device}; make it smaller"
+            f"a model with layers {size.layers}, hidden {size.hidden} and embedding {size.embedding}{tables} does not"
+            f" fit in the memory of {device}; make it smaller"
         ) from None
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from rill.train.nets.model import CharacterModel
+from rill.train.nets.ngrams import is_ngram_table
 
 FORGET_BIAS = 1.0
 NORMAL_STD = 0.01
@@ -19,7 +20,7 @@ def initialize(model: CharacterModel, how: str) -> None:
     """
     if how == "normal":
         for name, parameter in model.named_parameters():
-            if not name.startswith("ngrams."):
+            if not is_ngram_table(name):
                 nn.init.normal_(parameter, std=NORMAL_STD) if parameter.dim() > 1 else nn.init.zeros_(parameter)
     elif how == "orthogonal":
         hidden = model.config.hidden

@@ -38,11 +38,6 @@ class CharacterModel(nn.Module):
         self.scratch = scratch
         self.embedding = nn.Embedding(vocabulary_size, config.embedding) if config.embedding else None
         width = config.embedding or vocabulary_size
-        self.ngrams = (
-            NgramTables(config.ngrams, vocabulary_size, config.ngram_rows, width, ngram_dropout)
-            if config.ngrams > 1
-            else None
-        )
         self.rnn = KINDS[config.cell](
             width,  # type: ignore[arg-type]  # RNNBase's first argument is the mode
             config.hidden,
@@ -54,6 +49,11 @@ class CharacterModel(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(config.features, labels or vocabulary_size)
+        self.ngrams = (
+            NgramTables(config.ngrams, vocabulary_size, config.ngram_rows, width, ngram_dropout)
+            if config.ngrams > 1
+            else None
+        )
 
     def initial_state(self, batch: int) -> State:
         """The zero state of `batch` texts."""

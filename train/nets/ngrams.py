@@ -7,6 +7,16 @@ from torch import Tensor, nn
 from rill.ngrams import multipliers, rows_of
 
 
+def is_ngram_table(name: str) -> bool:
+    """Whether the parameter of this name in a CharacterModel is an n-gram table."""
+    return name.startswith("ngrams.")
+
+
+def order_of(name: str) -> int:
+    """The order of the n-gram table that is the parameter of this name in a CharacterModel."""
+    return int(name.split(".")[1])
+
+
 class NgramTables(nn.Module):
     """A table for each order from 2 to `ngrams`, as rill.ngrams defines them: parameters `2.weight`, `3.weight`, ….
 
