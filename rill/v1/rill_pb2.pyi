@@ -202,23 +202,25 @@ class InteractResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[InteractResponse.Opened, _Mapping]] = ..., fed: _Optional[_Union[InteractResponse.Fed, _Mapping]] = ..., output: _Optional[_Union[GenerateResponse, _Mapping]] = ..., paused: _Optional[_Union[InteractResponse.Paused, _Mapping]] = ..., snapshot: _Optional[_Union[InteractResponse.Snapshot, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "resume_token", "text", "top_logprobs", "include_end", "as_prompt")
+    __slots__ = ("model", "resume_token", "text", "top_logprobs", "include_end", "as_prompt", "texts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_END_FIELD_NUMBER: _ClassVar[int]
     AS_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     resume_token: bytes
     text: str
     top_logprobs: int
     include_end: bool
     as_prompt: bool
-    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., include_end: bool = ..., as_prompt: bool = ...) -> None: ...
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., include_end: bool = ..., as_prompt: bool = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("position", "logprobs", "total", "top")
+    __slots__ = ("position", "logprobs", "total", "top", "totals", "model_id")
     class Total(_message.Message):
         __slots__ = ("chars", "logprob", "bits_per_char", "perplexity", "resume_token")
         CHARS_FIELD_NUMBER: _ClassVar[int]
@@ -232,15 +234,28 @@ class ScoreResponse(_message.Message):
         perplexity: float
         resume_token: bytes
         def __init__(self, chars: _Optional[int] = ..., logprob: _Optional[float] = ..., bits_per_char: _Optional[float] = ..., perplexity: _Optional[float] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+    class TextTotal(_message.Message):
+        __slots__ = ("chars", "logprob", "error")
+        CHARS_FIELD_NUMBER: _ClassVar[int]
+        LOGPROB_FIELD_NUMBER: _ClassVar[int]
+        ERROR_FIELD_NUMBER: _ClassVar[int]
+        chars: int
+        logprob: float
+        error: str
+        def __init__(self, chars: _Optional[int] = ..., logprob: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
     POSITION_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     position: int
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     total: ScoreResponse.Total
     top: _containers.RepeatedCompositeFieldContainer[CharLogprob]
-    def __init__(self, position: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., total: _Optional[_Union[ScoreResponse.Total, _Mapping]] = ..., top: _Optional[_Iterable[_Union[CharLogprob, _Mapping]]] = ...) -> None: ...
+    totals: _containers.RepeatedCompositeFieldContainer[ScoreResponse.TextTotal]
+    model_id: str
+    def __init__(self, position: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., total: _Optional[_Union[ScoreResponse.Total, _Mapping]] = ..., top: _Optional[_Iterable[_Union[CharLogprob, _Mapping]]] = ..., totals: _Optional[_Iterable[_Union[ScoreResponse.TextTotal, _Mapping]]] = ..., model_id: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -75,6 +75,7 @@ class TextGenerationServicer(object):
 
         The model scores each character after it has read those before it. Before the first character it has read "\n" (or symbol 0),
         or what the stream of the token had read; with `as_prompt` and without a token, nothing. Statuses are as for Generate.
+        With `texts`, a call scores many short texts, such as the lines of a log: a call for each would cost more than its score.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -31,9 +31,11 @@ class Score:
     logprob: float = 0.0
 
     def add(self, logprobs: Floats) -> None:
-        """Add the next characters, float32 [characters]."""
+        """Add the next characters, float32 [characters]: one after another, as if all of them came at once."""
         self.chars += len(logprobs)
-        self.logprob += float(logprobs.sum(dtype=np.float64))
+        terms = np.empty(len(logprobs) + 1)
+        terms[0], terms[1:] = self.logprob, logprobs
+        self.logprob = float(np.add.accumulate(terms)[-1])
 
     @property
     def bits_per_char(self) -> float:
@@ -63,7 +65,7 @@ async def read(
     if not given:
         return snapshot_of(spec, model)
     end = None
-    with model.stream_in(slot, _reading(spec, given)) as stream:
+    with model.stream_in(slot, reading(spec, given)) as stream:
         while end is None:
             piece, end = await stream.next_piece()
             if piece.logprobs:
@@ -76,7 +78,7 @@ async def read(
     return replace(piece.snapshot, position=spec.position)  # nothing was generated
 
 
-def _reading(spec: StreamSpec, text: GivenText) -> StreamSpec:
+def reading(spec: StreamSpec, text: GivenText) -> StreamSpec:
     """Return a spec that reads `text` from where `spec` begins; how characters would be chosen does not matter."""
     return StreamSpec(
         prompt=spec.prompt,

@@ -14,6 +14,7 @@ from rill.serve.api.requests import GenerateParameters, parameters_of, score_spe
 from rill.serve.api.responses import ResponseBuilder
 from rill.serve.api.resume_tokens import OpenToken, ResumeTokens
 from rill.serve.api.score import NO_LOGPROB, Score, read
+from rill.serve.api.score_texts import require_only_texts, score_texts
 from rill.serve.api.sender import TextSender
 from rill.serve.api.stalls import StallWatch
 from rill.serve.api.statuses import Context, set_status
@@ -158,6 +159,12 @@ class TextGeneration(TextGenerationServicer):
 
         with self._clients.admit(context), model.in_flight:
             spec = await self._resolve(parameters, token, model, context)
+            if request.texts:
+                require_only_texts(request)
+                async with model.slot() as slot:
+                    call.on_slot(spec)
+                    await score_texts(request, spec, model, slot, self._config, call)
+                return
             spec = await score_spec_of(request, text, spec, model, self._config)
             async with model.slot() as slot:
                 call.on_slot(spec)

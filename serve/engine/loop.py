@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.device_turns import Participant
 from rill.serve.engine.output import OutputProcessor, pieces
-from rill.serve.engine.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, Round, Rows
+from rill.serve.engine.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, TOTALS, Round, Rows
 from rill.serve.engine.scheduler import Scheduler
 from rill.serve.engine.states import Batch, States
-from rill.serve.engine.stream import Delivery, Stream
+from rill.serve.engine.stream import Delivery, Stream, TotalStream
 from rill.serve.engine.text_codec import Ids, TextCodec
 from rill.serve.engine.timer import StageTimer
 from rill.serve.engine.types import FinishReason, Piece
@@ -244,6 +244,9 @@ class Engine:
         """Take over the results of a round, and release the streams that are complete."""
         self._is_collecting = True
         self._states.keep(self._rows.batch(r), after)
+        if r.kind == TOTALS:
+            self._collect_totals(r, results)
+            return
         streams = [self._streams[slot] for slot in r.slots.tolist()]
         if self._rows.starting:
             for stream in streams:
@@ -259,6 +262,19 @@ class Engine:
         self._is_collecting = False
         now = time.monotonic()
         self._notify_readers([stream for stream, due in self._notify_at.items() if due <= now])
+        self._lap("harvest")
+
+    def _collect_totals(self, r: Round, results: Arrays) -> None:
+        """Take over the results of a round without readers: nothing is delivered but the totals of complete streams."""
+        self._rows.advance(r, results["tokens"])
+        self._rows.add_totals(r, results["logprobs"])
+        complete = [slot for slot in r.slots.tolist() if self._rows.is_complete(slot)]
+        totals = {cast(TotalStream, self._streams[slot]): float(self._rows.table["total"][slot]) for slot in complete}
+        for slot in complete:
+            self._release(slot)
+        if totals:
+            self._outbox.append(Delivery(ended=dict.fromkeys(totals, FinishReason.LENGTH), totals=totals))
+        self._is_collecting = False
         self._lap("harvest")
 
     # ---- deliver

@@ -25,8 +25,9 @@ UNIFORMS = 1024  # drawn at a time, per row
 
 # What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, the kind also says how many
 # masses are sorted.
-PLAIN, TOP_P, LOGPROBS, TOP_K = range(4)
-VARIANTS = (DECODE.key, DECODE_TOP_P.key, DECODE_LOGPROBS.key, DECODE_TOP_K.key)  # the graphs for these
+PLAIN, TOP_P, LOGPROBS, TOTALS, TOP_K = range(5)
+# The graphs for these.
+VARIANTS = (DECODE.key, DECODE_TOP_P.key, DECODE_LOGPROBS.key, DECODE_LOGPROBS.key, DECODE_TOP_K.key)
 
 ROW = np.dtype(
     [
@@ -45,7 +46,8 @@ ROW = np.dtype(
         ("temperature", np.float32),
         ("top_p", np.float32),
         ("min_p", np.float32),
-        ("kind", np.int64),  # `kind_of`
+        ("kind", np.int64),  # `kind_of`; TOTALS where nobody reads along
+        ("total", np.float64),  # of the log-probabilities so far, where the kind is TOTALS
     ]
 )
 
@@ -87,7 +89,8 @@ class Round:
 class Rows:
     """The streams by slot. All belongs to the engine's thread, except `read`, which only the event loop writes.
 
-    `starting` are the slots of streams without a character; `paced` counts the streams that have a pace.
+    `starting` are the slots of streams without a character, but those that have nothing to read before it and that
+    nobody waits for (TOTALS); `paced` counts the streams that have a pace.
     """
 
     def __init__(self, slots: int, vocabulary: int) -> None:
@@ -124,6 +127,8 @@ class Rows:
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
         row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
         row["kind"] = kind_of(sampling, spec.logprobs is not None)
+        if spec.only_total:
+            row["kind"], row["buffer"], row["total"] = TOTALS, ENDLESS, 0.0
         if row["kind"] != PLAIN:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
@@ -132,7 +137,8 @@ class Rows:
             self._given[slot] = spec.given
         self.plan_snapshot(slot)
         self._draw(slot)
-        self.starting.add(slot)
+        if not spec.only_total or row["prompt_left"]:
+            self.starting.add(slot)
 
     def plan_snapshot(self, slot: int) -> None:
         """Let a round end where the next snapshot is due."""
@@ -203,7 +209,7 @@ class Rows:
                 prompt, reads = self._specs[int(slots[column])].prompt, int(prompted[column])
                 at = len(prompt) - int(table["prompt_left"][column])
                 forced[:reads, column] = prompt[at : at + reads]
-        if self._given and r.kind == LOGPROBS:
+        if self._given and r.kind in (LOGPROBS, TOTALS):
             for column, slot in enumerate(r.slots.tolist()):
                 if text := self._given.get(slot):
                     at = int(table["generated"][column] - table["start"][column])
@@ -242,11 +248,22 @@ class Rows:
             self.starting.difference_update(slots[r.steps > r.prompted].tolist())
         return np.flatnonzero(generated == table["next_stop"][slots])
 
+    def add_totals(self, r: Round, logprobs: NDArray[np.float32]) -> None:
+        """Add the log-probabilities [time, rows] of a round to the totals, one after another: the bits of a total do
+        not depend on how its steps were divided into rounds.
+        """
+        step = np.arange(len(logprobs))[:, None]
+        terms = np.zeros((len(logprobs) + 1, len(r.slots)))
+        terms[0] = self.table["total"][r.slots]
+        np.copyto(terms[1:], logprobs, where=(step >= r.prompted) & (step < r.steps))
+        self.table["total"][r.slots] = np.add.accumulate(terms)[-1]
+
     def _draw(self, slot: int) -> None:
         """Draw the next block of uniforms, from the row's position on."""
         start = int(self.table["generated"][slot])
-        count = min(UNIFORMS, int(self.table["limit"][slot]) - start)
-        self.uniforms[slot, :count] = self._source.draw(self._specs[slot].seed, start, count)
+        if slot not in self._given:  # there, nothing is chosen
+            count = min(UNIFORMS, int(self.table["limit"][slot]) - start)
+            self.uniforms[slot, :count] = self._source.draw(self._specs[slot].seed, start, count)
         self.table["uniforms_start"][slot] = start
 
 

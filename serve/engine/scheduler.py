@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.serve.engine.decoder import Decoder
-from rill.serve.engine.rows import PLAIN, UNIFORMS, Round, Rows
+from rill.serve.engine.rows import PLAIN, TOTALS, UNIFORMS, Round, Rows
 from rill.serve.engine.text_codec import Ids
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
@@ -25,7 +25,7 @@ class Ready:
     prompt: Ids  # characters to be read before
     last_round: Ids  # the number of the last round that the stream was in
     kind: Ids  # `rill.serve.engine.rows.kind_of`
-    is_new: NDArray[np.bool_]  # has no character yet
+    is_new: NDArray[np.bool_]  # has no character yet, and its reader waits for one
 
 
 class Scheduler:
@@ -61,7 +61,7 @@ class Scheduler:
             if 2 * len(chosen) > self._members.sum():  # else too many have ended, or wait for their reader
                 return self._turn_round(ready, chosen)
         r = self._turn_round(ready, np.arange(len(ready.slots)))
-        if r:
+        if r and r.kind != TOTALS:
             self._turn_left = self.turn_seconds = max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
         return r
 
@@ -80,7 +80,7 @@ class Scheduler:
         room = self._rows.room_of(slots, table, now)
         if (room <= 0).any():
             slots, table, room = slots[room > 0], table[room > 0], room[room > 0]
-        is_new = table["generated"] == table["start"]
+        is_new = (table["generated"] == table["start"]) & (table["kind"] != TOTALS)
         return Ready(slots, room, table["prompt_left"], table["last_round"], table["kind"], is_new)
 
     def _newcomers(self, ready: Ready) -> Ids:
@@ -110,6 +110,8 @@ class Scheduler:
         if not chosen.size:
             return None
         chosen, leader = _of_leaders_kind(ready, chosen)
+        if ready.kind[leader] == TOTALS:
+            return self._totals_round(ready, chosen)
         # A few rows do not use the machine fully anyway; a single one pays for the preparation of each round alone.
         few = 1 < len(chosen) <= self._max_rows // 2
         seconds = self._round_seconds / 2 if few else self._round_seconds
@@ -119,6 +121,12 @@ class Scheduler:
         self._members[:] = False
         self._members[r.slots] = True
         return r
+
+    def _totals_round(self, ready: Ready, chosen: Ids) -> Round:
+        """A round of texts that nobody reads along: of many rows, with little waste, and not part of a turn."""
+        chosen = self._with_least(ready.last_round, chosen)
+        most = self.times.steps(len(chosen), self._round_seconds, TOTALS)
+        return self._round(ready, chosen, _least_waste(ready.prompt[chosen] + ready.room[chosen], most))
 
     def _with_least(self, values: Ids, chosen: Ids) -> Ids:
         """As many of the rows `chosen` as fit in a round: those with the least of `values`."""
@@ -150,6 +158,15 @@ def _companions(chosen: Ids, steps: Ids, leader: int) -> Ids:
         if 2 * own.sum() >= len(own) * most:
             return chosen
         chosen = chosen[(2 * own > most) == (2 * steps[leader] > most)]
+
+
+def _least_waste(left: Ids, most: int) -> int:
+    """How many steps, up to `most`, make the best use of a round of rows that have so many `left`.
+
+    A row that ends costs as much as before until the round does, and a round costs about one step more than its own.
+    """
+    steps = np.unique(np.minimum(left, most))
+    return int(steps[np.argmax(np.minimum.outer(steps, left).sum(axis=1) / (steps + 1))])
 
 
 class StepTimes:

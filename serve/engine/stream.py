@@ -112,6 +112,27 @@ class Stream:
         return Logprobs(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
+class TotalStream(Stream):
+    """The event loop's side of a stream of which only the `total` of its log-probabilities is wanted, in nats.
+
+    Nobody reads along: the engine waits for no reader, and delivers nothing before the end.
+    """
+
+    def __init__(self, spec: StreamSpec, slot: int) -> None:
+        super().__init__(spec, slot)
+        self.total = 0.0
+
+    def deliver(self, piece: Piece, now: float) -> None:
+        """Do nothing: where a stream ends early, its total is of no use."""
+
+    async def end(self) -> FinishReason | None:
+        """Wait for the end of the stream; return the reason. Raises the error of `fail`."""
+        await self._has_output.wait()
+        if self._error:
+            raise self._error
+        return self._reason
+
+
 @dataclass(frozen=True)
 class Delivery:
     """What has happened since the last delivery: the results of a round, and the streams that have left the engine.
@@ -124,4 +145,5 @@ class Delivery:
     pieces: Callable[[], list[Piece]] = list  # decoded by the event loop, while the engine runs the next round
     ended: Mapping[Stream, FinishReason | None] = field(default_factory=dict)
     error: ServeError | None = None
+    totals: Mapping[TotalStream, float] = field(default_factory=dict)  # of streams in `ended`
     readers: Sequence[Stream] = ()  # streams whose readers are to be notified

@@ -47,11 +47,15 @@ class TextCodec:
 
 @dataclass(frozen=True)
 class GivenText:
-    """A text from `begin` on, whose ids are made part by part: at once they would take eight bytes a character."""
+    """A text from `begin` on, whose ids are made part by part: at once they would take eight bytes a character.
+
+    Of a short text `whole` may have the ids, from its beginning.
+    """
 
     text: str
     codec: TextCodec
     begin: int = 0
+    whole: Ids | None = None
 
     def __len__(self) -> int:
         return len(self.text) - self.begin
@@ -59,6 +63,8 @@ class GivenText:
     def ids(self, start: int, end: int) -> Ids:
         """The ids of the characters `start` to `end`. Raises UnknownCharacterError, with the position in the text."""
         start, end = self.begin + start, self.begin + end
+        if self.whole is not None:
+            return self.whole[start:end]
         try:
             return self.codec.encode(self.text[start:end])
         except UnknownCharacterError as error:

@@ -55,6 +55,7 @@ class StreamSpec:
     state: State | None = None  # that reads the prompt; None: zeros
     partial_stop: str = ""  # the end of the text before `position` if that may be the beginning of a stop
     given: GivenText | None = None  # the characters, `max_chars` of them, where none are chosen
+    only_total: bool = False  # of the log-probabilities of `given`
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from rill.serve.engine.devices import numerics
 from rill.serve.engine.loop import Engine
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.states import States
-from rill.serve.engine.stream import Delivery, Stream
+from rill.serve.engine.stream import Delivery, Stream, TotalStream
 from rill.serve.engine.text_codec import TextCodec
 from rill.serve.engine.timer import StageTimer
 from rill.serve.engine.types import FinishReason, StreamSpec
-from rill.serve.errors import BrokenEngineError, EngineError
+from rill.serve.errors import BrokenEngineError, DrainingError, EngineError
 from rill.serve.models.slots import Slots
 from rill.serve.observe.metrics import of_model
 
@@ -109,6 +109,14 @@ class Model:
         """A live stream in a slot that has none; leaving the context ends it, whatever it is doing."""
         return StreamContext(self, Stream(spec, slot))
 
+    async def total_in(self, slot: int, spec: StreamSpec) -> float:
+        """The total of a stream with `only_total`, in a slot that has none. Raises DrainingError and EngineError."""
+        stream = TotalStream(spec, slot)
+        with StreamContext(self, stream):
+            if await stream.end() is FinishReason.DRAINING:
+                raise DrainingError("the server is shutting down; it has not read the whole text")
+        return stream.total
+
     def begin(self, stream: Stream) -> None:
         """Let a stream join the engine."""
         self._live[stream.slot] = stream
@@ -165,6 +173,8 @@ class Model:
             return
         for stream, piece in zip(delivery.streams, pieces, strict=True):
             stream.deliver(piece, now)
+        for total_stream, total in delivery.totals.items():
+            total_stream.total = total
         for stream, reason in delivery.ended.items():
             if delivery.error:
                 stream.fail(delivery.error)

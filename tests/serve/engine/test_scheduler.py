@@ -16,7 +16,9 @@ from rill.serve.engine.scheduler import (
     TURN_STEPS,
     Scheduler,
     _companions,
+    _least_waste,
 )
+from rill.serve.engine.text_codec import GivenText
 from rill.serve.engine.types import StreamSpec
 
 MAX_ROWS, ROUND_SECONDS, STEP = 4, 0.010, 0.0005  # a step takes as long however many rows there are
@@ -259,3 +261,30 @@ def test_a_stream_waits_for_about_one_turn_of_each_of_the_others(others, is_crow
         last[old] = machine.now
     turns = -(-others // MAX_ROWS)
     assert longest <= 2 * turns * (TURN_SECONDS + ROUND_SECONDS) + NEWCOMER_SECONDS
+
+
+def totals_spec(count):
+    given = GivenText("", None, whole=np.zeros(count, np.int64))
+    return StreamSpec(np.zeros(1, np.int64), 0, PLAIN_SAMPLING, 0, count, logprobs=0, given=given, only_total=True)
+
+
+def test_texts_without_readers_are_not_newcomers_and_are_never_parked():
+    machine = Machine()
+    machine.rows.enter(0, totals_spec(100_000), machine.now)
+    assert not machine.rows.starting
+    machine.enter(1)
+    rounds = machine.rounds(4000)
+    assert slots_of(rounds[:2]) == [[1], [0]]
+    assert rounds[0].newcomers
+    assert not rounds[1].newcomers
+    assert {tuple(slots) for slots in slots_of(rounds)} == {(0,), (1,)}  # a kind of its own
+    assert machine.rows.table["generated"][0] >= 20_000  # its reader has taken nothing
+
+
+@given(left=st.lists(st.integers(1, 300), min_size=1, max_size=64), most=st.integers(1, 50))
+def test_a_round_without_readers_wastes_little(left, most):
+    steps = _least_waste(np.array(left), most)
+    assert 1 <= steps <= most
+    assert steps == most or steps in left
+    value = [sum(min(each, at) for each in left) / (at + 1) for at in range(1, most + 1)]
+    assert value[steps - 1] == pytest.approx(max(value))
