@@ -106,7 +106,7 @@ def add_sampling(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         action="append",
         default=[],
         metavar="C=X",
-        help="add X to the logit of character C; -inf bans it; may be repeated",
+        help="add X to the logit of character (symbol) C; -inf bans it; may be repeated",
     )
     parser.add_argument(
         "--stop",
@@ -121,8 +121,8 @@ def add_sampling(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
 
 def _bias(text: str) -> tuple[str, float]:
     text = text_argument(text)
-    character, separator, value = text[:1], text[1:2], text[2:]
-    if separator != "=":
+    character, _, value = text.rpartition("=")  # the character may be one too
+    if not character:
         raise argparse.ArgumentTypeError(f"must be CHARACTER=NUMBER, not {text!r}")
     return character, float(value)
 

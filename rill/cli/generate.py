@@ -21,6 +21,7 @@ from rill.cli.files import read_token, token_file, write_token
 from rill.cli.flags import add_connection, add_sampling, add_timeout, connected
 from rill.cli.json_output import json_of
 from rill.client.requests import finish_reason, generate_request
+from rill.client.symbols import symbol_count, text_position
 from rill.client.sync import Client
 from rill.texts import read_text, text_argument
 from rill.v1 import rill_pb2 as pb
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-file", type=read_text, metavar="FILE", help="a file with that text, in UTF-8; - is standard input"
     )
-    parser.add_argument("--max-chars", type=int, default=400, help="characters; 0 is endless (default: 400)")
+    parser.add_argument("--max-chars", type=int, default=400, help="characters (symbols); 0 is endless (default: 400)")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text (default: the server draws one)")
     add_sampling(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, one line a message")
@@ -102,23 +103,24 @@ class ReceivedText:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.first, self.count, self.seed = 0.0, 0, 0
-        self.token, self.token_count = b"", 0
+        self.first, self.count, self.length, self.seed = 0.0, 0, 0, 0  # in symbols, and in code points
+        self.token, self.token_count, self.token_length = b"", 0, 0
 
     def add(self, message: pb.GenerateResponse) -> None:
         """Count a message."""
         self.first = self.first or time.monotonic()
         self.seed = message.seed or self.seed
-        self.count += len(message.text)
+        self.count += symbol_count(message)
+        self.length += len(message.text)
         if message.resume_token:
-            self.token, self.token_count = message.resume_token, self.count
+            self.token, self.token_count, self.token_length = message.resume_token, self.count, self.length
 
     def stats(self) -> str:
         """Return one sentence. A message's usage would describe the last call, and a text may take several."""
         seconds = time.monotonic() - self.first
         return (
-            f"\n{self.count:,} characters (seed {self.seed}): the first {1000 * (self.first - self.started):.1f} ms "
-            f"after the call, then {max(self.count - 1, 0) / seconds:,.0f} characters/s"
+            f"\n{self.count:,} {self._unit} (seed {self.seed}): the first {1000 * (self.first - self.started):.1f} ms "
+            f"after the call, then {max(self.count - 1, 0) / seconds:,.0f} {self._unit}/s"
         )
 
     def save_token(self, path: Path) -> None:
@@ -128,12 +130,21 @@ class ReceivedText:
             return
         write_token(path, self.token)
         if self.count > self.token_count:
-            print(f"\n{path} continues after {self.token_count:,} of these {self.count:,} characters", file=sys.stderr)
+            of_these = f"{self.token_count:,} of these {self.count:,} {self._unit}"
+            if self.count != self.length:
+                of_these += f" ({self.token_length:,} of {self.length:,} characters)"
+            print(f"\n{path} continues after {of_these}", file=sys.stderr)
+
+    @property
+    def _unit(self) -> str:
+        return "characters" if self.count == self.length else "symbols"
 
 
 def json_line(message: pb.GenerateResponse, is_first: bool) -> str:
     """Format a message as one line of JSON, with the field names of rill.proto; numbers stay numbers."""
     line: dict[str, Any] = {"text": message.text, "position": message.position}
+    if message.symbol_lengths or text_position(message) != message.position:
+        line |= {"text_position": message.text_position, "symbol_lengths": list(message.symbol_lengths)}
     if is_first:
         line["seed"] = message.seed
     if message.resume_token:

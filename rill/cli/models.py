@@ -12,6 +12,7 @@ from rill.cli.flags import add_connection, add_timeout, connected
 from rill.cli.json_output import json_of
 from rill.client.sync import Client
 from rill.v1 import rill_pb2 as pb
+from rill.vocabulary import CHARACTERS, SEQUENCES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
         print(
             f"{model.name}: {model.cell} {model.layers} x {model.hidden}, {model.vocabulary_size} symbols, "
             f"{model.precision}, {model.provider}, {model.state_bytes} bytes a stream, {model.model_id[:12]}"
+            f"{_peculiarities(model)}"
         )
     of_most = f" of {response.max_streams}" if response.max_streams else ""  # 0: an earlier server
     print(
@@ -42,6 +44,23 @@ def run(options: argparse.Namespace) -> int:
         f"{response.streams_parked} parked" + (" (draining)" if response.draining else "")
     )
     return 0
+
+
+def _peculiarities(model: pb.ModelInfo) -> str:
+    """Return what most models do not have: n-grams, a way of cutting text, and symbols of its own for start and end."""
+    found = [f"{model.ngrams}-grams"] * (model.ngrams > 1)
+    if not has_characters(model):
+        found.append(f"tokenizer {model.tokenizer}")
+    if model.start_symbol:
+        found.append(f"start {json_of(model.start_symbol)}")
+    if model.end_symbols:
+        found.append(f"end {' '.join(map(json_of, model.end_symbols))}")
+    return "".join(f", {each}" for each in found)
+
+
+def has_characters(model: pb.ModelInfo) -> bool:
+    """Tell whether text is read character by character; servers that say nothing about it have no other models."""
+    return model.tokenizer in ("", CHARACTERS, SEQUENCES)
 
 
 def find_generator(answer: pb.ListModelsResponse, name: str) -> pb.ModelInfo:

@@ -14,15 +14,20 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from rill.cli.models import has_characters
+from rill.client.errors import ServerError
+from rill.client.symbols import checked_lengths, symbols_of
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
+from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
 
 CALL_SECONDS = 300.0  # at most, for one text
-LONG_PROMPT = 1000  # characters
+SHORT_PROMPT, LONG_PROMPT = 10, 1000  # symbols
+MOST_DRAWS = 100  # of prompts that cannot be cut as they are joined
 LINKS = 5  # of a chain of resumed texts, about
 PAUSES, PAUSE_SECONDS = 20, 0.01  # of the slow reader, after each of its first messages
 LOGPROB_TOLERANCE = 1e-3  # nats: rounding differs in the last places, and by far less than this
-EXCERPT = 20  # characters to each side of a difference
+EXCERPT = 20  # symbols to each side of a difference
 
 Json = dict[str, Any]
 
@@ -41,9 +46,10 @@ class Case:
 
 @dataclass
 class ReceivedText:
-    """What a server sent; `token` is the last resume token, after `token_at` characters."""
+    """What a server sent; `token` is the last resume token, after `token_at` symbols. A text may end by itself."""
 
-    text: str = ""
+    symbols: list[str] = field(default_factory=list)
+    is_ended: bool = False
     logprobs: list[float] = field(default_factory=list)
     token: bytes = b""
     token_at: int = 0
@@ -51,7 +57,7 @@ class ReceivedText:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text that should be characters `start` to `end` of its case's; `way` says how it was generated."""
+    """A text that should be symbols `start` to `end` of its case's; `way` says how it was generated."""
 
     case: Case
     way: str
@@ -87,11 +93,14 @@ class Finding:
 
 
 def cases_of(info: pb.ModelInfo) -> list[Case]:
-    """Choose the texts that are read of a model; prompts and biases have characters that it knows."""
-    letters = [symbol for symbol in info.vocabulary if len(symbol) == 1]
+    """Choose the texts that are read of a model; prompts and biases have symbols that it knows.
+
+    Texts of a model with end symbols would be short: all but those of one case never end. Raises VerifyError.
+    """
     draw = random.Random(7)
-    short = "".join(draw.choices(letters, k=10)) if letters else ""
-    long = "".join(draw.choices(letters, k=LONG_PROMPT)) if letters else ""
+    short, long = _prompt(info, draw, SHORT_PROMPT), _prompt(info, draw, LONG_PROMPT)
+    letters, ends = _letters(info), list(info.end_symbols)
+    endless = dict.fromkeys(ends, float("-inf"))
     bias = dict.fromkeys(letters[-1:], 1.5) | dict.fromkeys(letters[:1] if len(letters) > 1 else [], float("-inf"))
     parameters: list[tuple[str, str, Json, Json]] = [
         ("plain", "", {}, {}),
@@ -102,13 +111,43 @@ def cases_of(info: pb.ModelInfo) -> list[Case]:
         ("long prompt", long, {"temperature": 1.2}, {}),
         ("logprobs", short, {"temperature": 0.8}, {"logprobs": 2}),
     ]
-    return [
-        Case(
-            name,
-            pb.GenerateRequest(model=info.name, prompt=prompt, sampling=pb.Sampling(seed=seed, **sampling), **rest),
+    cases = []
+    for seed, (name, prompt, sampling, rest) in enumerate([*parameters, ("end", "", {}, {"logprobs": 2})], 1):
+        request = pb.GenerateRequest(
+            model=info.name, prompt=prompt, sampling=pb.Sampling(seed=seed, **sampling), **rest
         )
-        for seed, (name, prompt, sampling, rest) in enumerate(parameters, 1)
-    ]
+        if name != "end":
+            request.sampling.logit_bias.update(endless)
+        elif not ends:
+            continue
+        cases.append(Case(name, request))
+    return cases
+
+
+def _letters(info: pb.ModelInfo) -> list[str]:
+    """Return the symbols that a text may have."""
+    special = {UNKNOWN, info.start_symbol, *info.end_symbols}
+    return [symbol for symbol in info.vocabulary if symbol not in special]
+
+
+def _prompt(info: pb.ModelInfo, draw: random.Random, count: int) -> str:
+    """Draw a text of about so many symbols, which the model can read. Raises VerifyError."""
+    letters, text = _letters(info), ""
+    if not letters or has_characters(info):
+        return "".join(draw.choices(letters, k=count)) if letters else ""
+    try:
+        vocabulary = Vocabulary(tuple(info.vocabulary), info.tokenizer, info.start_symbol, tuple(info.end_symbols))
+    except ValueError as error:
+        raise VerifyError(f"the vocabulary of {info.name}: {error}") from None
+    for _ in range(MOST_DRAWS):  # joined symbols may be cut elsewhere, and then in the end not at all
+        try:
+            missing = count - len(vocabulary.encode(text))
+            if missing <= 0:
+                break
+            text += "".join(draw.choices(letters, k=missing))
+        except UnknownCharacterError as error:
+            text = text[: error.position]
+    return text
 
 
 def _with(case: Case, max_chars: int, token: bytes = b"", **fields: Any) -> pb.GenerateRequest:
@@ -130,10 +169,14 @@ async def _read(
     text, pauses = ReceivedText(), 0
     call = stub.Generate(request, timeout=CALL_SECONDS)
     async for message in call:
-        text.text += message.text
+        try:
+            text.symbols += symbols_of(message.text, checked_lengths(message))
+        except ServerError as error:
+            raise VerifyError(str(error)) from None
+        text.is_ended = message.finish_reason == pb.FINISH_REASON_STOP
         text.logprobs += [entry.logprob for entry in message.logprobs]
         if message.resume_token:
-            text.token, text.token_at = message.resume_token, len(text.text)
+            text.token, text.token_at = message.resume_token, len(text.symbols)
         if enough is not None and text.token_at >= enough:
             call.cancel()
             break
@@ -190,7 +233,7 @@ async def _visits(subject: Subject, cases: Sequence[Case], number: int, record: 
             await asyncio.sleep(0.1)
             continue
         if known:
-            record(Sample(case, "of the crowd", text, 0, count if enough is None else len(text.text)))
+            record(Sample(case, "of the crowd", text, 0, count if enough is None else len(text.symbols)))
 
 
 async def _chunked(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
@@ -221,19 +264,21 @@ async def _chain(subject: Subject, case: Case) -> ReceivedText:
     whole = ReceivedText()
     cuts = sorted(random.Random(case.name).sample(range(1, subject.chars), min(LINKS - 1, subject.chars - 1)))
     for link, cut in enumerate([*cuts, subject.chars]):
-        wanted = cut - len(whole.text)
+        wanted = cut - len(whole.symbols)
         if wanted <= 0:
             continue
         if link % 2 and cut < subject.chars:
-            request, enough = _with(case, subject.chars - len(whole.text), whole.token, resume_every=7), wanted
+            request, enough = _with(case, subject.chars - len(whole.symbols), whole.token, resume_every=7), wanted
         else:
             request, enough = _with(case, wanted, whole.token), None
         part = await _read(subject.stub(link), request, enough=enough)
         if not part.token:
             raise VerifyError(f"{case.name}: the server issued no resume token")
-        whole.text += part.text[: part.token_at]
+        whole.symbols += part.symbols[: part.token_at]
         whole.logprobs += part.logprobs[: part.token_at]
-        whole.token = part.token
+        whole.token, whole.is_ended = part.token, part.is_ended
+        if whole.is_ended:
+            break
     return whole
 
 
@@ -247,7 +292,8 @@ async def _forked(subject: Subject, cases: Sequence[Case]) -> list[Sample]:
             raise VerifyError(f"{case.name}: the server issued no resume token")
         for use, server in enumerate((0, 0, 1), 1):
             fork = await _read(subject.stub(server), _with(case, part, head.token))
-            samples.append(Sample(case, f"in use {use} of a token", fork, cut, cut + part))
+            at = len(head.symbols)
+            samples.append(Sample(case, f"in use {use} of a token", fork, at, at + part))
     return samples
 
 
@@ -279,7 +325,7 @@ def _finding(check: str, samples: Sequence[Sample], firsts: Mapping[str, Receive
     return Finding(
         check=check,
         texts=len(samples),
-        characters=sum(len(sample.text.text) for sample in samples),
+        characters=sum(len(sample.text.symbols) for sample in samples),
         differences=[difference for difference, _ in compared if difference],
         logprob_difference=max((logprob for _, logprob in compared), default=0.0),
         seconds=seconds,
@@ -288,17 +334,18 @@ def _finding(check: str, samples: Sequence[Sample], firsts: Mapping[str, Receive
 
 def _compare(sample: Sample, first: ReceivedText) -> tuple[str | None, float]:
     """Say where a text differs from the first one, if it does, and by how much log-probabilities differ at most."""
-    got, expected = sample.text, first.text[sample.start : sample.end]
+    got, expected = sample.text, first.symbols[sample.start : sample.end]
     pairs = list(zip(got.logprobs, first.logprobs[sample.start : sample.end], strict=False))
     apart = max((abs(one - other) for one, other in pairs), default=0.0)
     named = f"{sample.case.name} {sample.way}"
-    if got.text != expected or len(expected) != sample.end - sample.start:
+    is_whole = len(expected) == sample.end - sample.start or (first.is_ended and got.is_ended)
+    if got.symbols != expected or not is_whole:
         at = next(
-            (at for at, (one, other) in enumerate(zip(got.text, expected, strict=False)) if one != other),
-            min(len(got.text), len(expected)),
+            (at for at, (one, other) in enumerate(zip(got.symbols, expected, strict=False)) if one != other),
+            min(len(got.symbols), len(expected)),
         )
-        around = slice(max(at - EXCERPT, 0), at + EXCERPT)
-        return f"{named}: character {sample.start + at:,}: {got.text[around]!r}, not {expected[around]!r}", apart
+        found, known = ("".join(symbols[max(at - EXCERPT, 0) : at + EXCERPT]) for symbols in (got.symbols, expected))
+        return f"{named}: character {sample.start + at:,}: {found!r}, not {known!r}", apart
     if len(pairs) != (len(expected) if first.logprobs else 0):
         return f"{named}: only {len(pairs):,} of {len(expected):,} characters have log-probabilities", apart
     if not apart <= LOGPROB_TOLERANCE:

@@ -15,11 +15,20 @@ import pytest
 from servers import ROOT, run_server, wait_until
 
 from rill.cli.main import main
+from rill.cli.verify.checks import cases_of
 from rill.export.graphs.build import build_bundle
 from rill.export.write import manifest_of, write_bundle
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
+from rill.vocabulary import Vocabulary
 
+CHARACTERS = list("abcdefghijklmnop")
+MOLECULES = {
+    "vocabulary": ["<start>", *"CNOcn1234=()", "Cl", "Br", "[nH]", "%10", "<end>"],
+    "tokenizer": r"regex:\[[^\]]{1,9}\]|%\d{2}|Cl|Br|.",
+    "start_symbol": "<start>",
+    "end_symbols": ["<end>"],
+}
 CHECKS = ["alone", "crowd", "chunked", "resumed", "forked"]
 SMALL = ("--chars", 150, "--streams", 20)
 SMALLEST = ("--chars", 60, "--streams", 5)
@@ -150,8 +159,9 @@ def test_an_interrupt_while_servers_start_leaves_none(tiny_folder):
 class Fake(TextGenerationServicer):
     """A server whose characters depend on the request and the position, and on what `fault` names."""
 
-    def __init__(self, fault, numerics="n"):
-        self.fault, self.numerics = fault, numerics
+    def __init__(self, fault, numerics="n", **model):
+        self.fault, self.numerics, self.model = fault, numerics, {"vocabulary": CHARACTERS, **model}
+        self.symbols = [each for each in self.model["vocabulary"] if not each.startswith("<")]
         self.running, self.calls, self.used = 0, 0, {}
 
     async def ListModels(self, request, context):
@@ -159,7 +169,7 @@ class Fake(TextGenerationServicer):
             models=[
                 pb.ModelInfo(
                     name="fake", model_id="ab" * 32, precision="fp32", numerics=self.numerics, streamable=True,
-                    vocabulary=list("abcdefghijklmnop"),
+                    **self.model,
                 )
             ]
         )  # fmt: skip
@@ -188,19 +198,34 @@ class Fake(TextGenerationServicer):
             wrong = wrong or (self.fault in ("company", "logprobs") and self.running > 1)
             places = range(start + done, start + min(done + 7, request.max_chars))
             shift = 1 if wrong and self.fault != "logprobs" else 0
-            text = "".join("abcdefghijklmnop"[(self.draw(about, place) + shift) % 16] for place in places)
-            message = pb.GenerateResponse(text=text, position=places[0])
+            end = next((place for place in places if self.ends_at(about, place)), places.stop)
+            if self.fault == "ends" and request.resume_token and end == start:
+                end = start + 1  # it goes on
+            symbols = [self.symbols[(self.draw(about, place) + shift) % 16] for place in range(places[0], end)]
+            message = pb.GenerateResponse(text="".join(symbols), position=places[0])
+            if self.symbols != CHARACTERS:
+                message.symbol_lengths.extend(map(len, symbols))
             if request.HasField("logprobs"):
                 logprob = -1.5 if wrong and self.fault == "logprobs" else -1.0
-                message.logprobs.extend(pb.CharLogprob(character=character, logprob=logprob) for character in text)
+                message.logprobs.extend(pb.CharLogprob(character=symbol, logprob=logprob) for symbol in symbols)
             if self.fault != "no tokens":
-                message.resume_token = about + str(places[-1] + 1).encode()
+                message.resume_token = about + str(end).encode()
+            if end < places.stop:
+                message.finish_reason = pb.FINISH_REASON_STOP
             yield message
+            if message.finish_reason:
+                return
             await sleep(0.001)
+
+    def ends_at(self, about, place):
+        return about.startswith(b"end") and self.draw(about, place) < 8
 
     def about(self, request):
         key = pb.GenerateRequest(prompt=request.prompt, sampling=request.sampling)
-        return hashlib.sha256(key.SerializeToString(deterministic=True)).digest()
+        digest = hashlib.sha256(key.SerializeToString(deterministic=True)).digest()
+        if "end_symbols" not in self.model or request.sampling.logit_bias.get("<end>"):
+            return digest
+        return b"end" + digest[3:]
 
     def draw(self, about, place):
         return hashlib.sha256(about + str(place).encode()).digest()[0] % 16
@@ -250,6 +275,31 @@ async def test_a_dishonest_server_is_caught(run_command, fault, caught, named):
     assert [check["check"] for check in model["checks"] if not check["ok"]] == caught
     differences = [difference for check in model["checks"] for difference in check["differences"]]
     assert any(named in difference for difference in differences) or not caught
+
+
+@pytest.mark.parametrize(("fault", "caught"), [("", []), ("ends", ["forked"])])
+async def test_a_model_with_longer_symbols_and_texts_that_end(run_command, fault, caught):
+    done = await verify(run_command, Fake(fault, **MOLECULES))
+    assert (done.returncode, done.stderr) == (1 if caught else 0, "")
+    (model,) = json.loads(done.stdout)["models"]
+    assert [check["check"] for check in model["checks"] if not check["ok"]] == caught
+    assert (model["checks"][0]["texts"], model["checks"][0]["characters"] // 60) == (8, 7)  # one of them ends
+    assert all(each.startswith("end ") for check in model["checks"] for each in check["differences"])
+
+
+@pytest.mark.parametrize("tokenizer", [MOLECULES["tokenizer"], "longest"])
+def test_prompts_are_of_symbols(tokenizer):
+    info = pb.ModelInfo(**{**MOLECULES, "tokenizer": tokenizer})
+    vocabulary = Vocabulary(tuple(info.vocabulary), tokenizer, "<start>", ("<end>",))
+    prompts = {case.name: case.request.prompt for case in cases_of(info)}
+    assert [len(vocabulary.encode(prompts[name])) for name in ("greedy", "long prompt")] == [10, 1000]
+    assert "[nH]" in prompts["long prompt"]
+
+
+async def test_a_vocabulary_that_cannot_be_used_is_one_line(run_command):
+    done = await verify(run_command, Fake("", **{**MOLECULES, "tokenizer": "regex:("}))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the vocabulary of fake: the tokenizer's pattern cannot be used: ")
 
 
 async def test_another_server_with_other_texts_is_caught(run_command):

@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rill.cli.generate import ReceivedText
 from rill.cli.main import main
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
@@ -802,6 +803,50 @@ def test_rill_generate_prints_tokens_and_logprobs(capsys):
     assert (first["seed"], len(first["logprobs"]), len(last["logprobs"])) == (SEED, 7, 2)
     assert base64.b64decode(last["resume_token"]) == token_at(9, SEED)
     assert "resume_token" not in first
+
+
+def test_rill_generate_counts_symbols(tmp_path, capsys):
+    token, rill = tmp_path / "token", ["generate", "prompt", "--max-chars", "40", "--logit-bias", "Cl=-1"]
+    service = Scripted(plays(9, 11, 20, alphabet=SYMBOLS))
+    with listening(service) as (target, _):
+        assert main([*rill, "--target", target, "--json", "--logprobs", "0"]) == 0
+        lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
+        assert main([*rill, "--target", target, "--stats", "--save-token", str(token)]) == 0
+        assert main([*rill, "--target", target, "--logit-bias", "==2"]) == 0
+    texts = [text_of(SEED, *part, SYMBOLS) for part in [(0, 9), (9, 20), (20, 40)]]
+    assert [line["text"] for line in lines] == texts
+    assert [line["position"] for line in lines] == [0, 9, 20]
+    assert [line["text_position"] for line in lines] == [0, len(texts[0]), len(texts[0] + texts[1])]
+    assert [entry["character"] for entry in lines[0]["logprobs"]] == symbols_at(SEED, 0, 9, SYMBOLS)
+    assert lines[0]["symbol_lengths"] == list(map(len, symbols_at(SEED, 0, 9, SYMBOLS)))
+    assert "40 symbols (seed 77)" in capsys.readouterr().err
+    assert dict(service.requests[0].sampling.logit_bias) == {"Cl": -1}
+    assert dict(service.requests[2].sampling.logit_bias) == {"Cl": -1, "=": 2}
+
+
+def test_a_token_in_the_middle_says_where_the_text_is_to_be_cut(tmp_path, capsys):
+    saved = tmp_path / "token"
+    received = ReceivedText()
+    received.add(pb.GenerateResponse(text="ClC", symbol_lengths=[2, 1], resume_token=b"token"))
+    received.add(pb.GenerateResponse(text="[nH]", symbol_lengths=[4], position=2, text_position=3))
+    received.save_token(saved)
+    assert "token continues after 2 of these 3 symbols (3 of 7 characters)" in capsys.readouterr().err
+
+
+def test_a_text_has_the_symbols_of_its_last_piece():
+    service = Scripted(gone(1, 60, 20, alphabet=SYMBOLS), plays(*[7] * 99, alphabet=SYMBOLS))
+    with listening(service) as (target, _), Client(target) as client:
+        text, symbols, lengths = client.generate("prompt", max_chars=300, resume_every=50), [], []
+        for piece in text:
+            assert "".join(text.symbols) == piece
+            symbols += text.symbols
+            assert text.position == len(symbols)
+            lengths.append(text.text_position)
+            cut = len("".join(symbols[: text.resume_position]))
+            assert text.resume_text_position == cut
+    assert symbols == symbols_at(SEED, 0, 300, SYMBOLS)
+    assert lengths[-1] == text.text_position == len("".join(symbols))
+    assert (text.resume_position, text.resume_text_position) == (300, text.text_position)
 
 
 def test_a_reason_that_only_newer_servers_know(capsys):
