@@ -2,18 +2,22 @@
 
     {"prompt": "ROMEO:"}
     {"prompt": "JULIET:", "id": "juliet-1", "max_chars": 200, "temperature": 0.7, "seed": 7, "stop": ["ROMEO:"]}
+    {"prompt": "NURSE:", "n": 3}
 
 The file may have millions of lines. It is read twice, line by line: first to check all of it, then to generate.
+Or there is no file, and every text has the same request but for its seed (`samples`).
 """
 
 import codecs
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rill.cli.batch.line_breaks import possible_breaks
+from rill.cli.batch.numbering import Numbering
 from rill.client.requests import generate_request
 from rill.client.seeds import seed_of
 from rill.client.values import LARGEST_FLOAT32, MOST_CHARS, SMALLEST_FLOAT32
@@ -21,6 +25,7 @@ from rill.v1 import rill_pb2 as pb
 
 LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
 MOST_STOPS = 32  # as in rill.proto
+MOST_SAMPLES = 1_000_000  # of one line
 
 
 class PromptError(ValueError):
@@ -28,18 +33,26 @@ class PromptError(ValueError):
 
 
 class Checked(NamedTuple):
-    """An input that has been read to its end."""
+    """An input that has been read to its end.
 
-    lines: int
-    digest: str  # SHA-256 of the file, in hexadecimal
+    `breaks` has the first line whose texts may have line breaks, as far as its request says, for each of LINE_BREAKS.
+    """
+
+    numbering: Numbering
+    digest: str  # SHA-256, in hexadecimal
+    breaks: Mapping[str, int]
 
 
 class Prompt(NamedTuple):
-    """A line of the input; `line` counts from 1. The request has a seed."""
+    """A text to generate, of a line that counts from 1. The request has a seed.
+
+    `sample` counts the texts of the line from 0; None where the line does not say how many it has.
+    """
 
     line: int
     id: str | int
     request: pb.GenerateRequest
+    sample: int | None = None
 
 
 # ---- checks of values: each returns the value, or raises ValueError
@@ -113,10 +126,11 @@ def _logit_bias(value: Any) -> dict[str, float]:
 
 _bias = _number(lambda x: x == -math.inf or abs(x) <= LARGEST_FLOAT32, 'that a float32 holds, or "-inf"')
 
-# The parameters of `rill.client.requests.generate_request`, and "id".
+# The parameters of `rill.client.requests.generate_request`, "id" and "n".
 KEYS: dict[str, Callable[[Any], Any]] = {
     "prompt": _text,
     "id": _id,
+    "n": _whole(1, MOST_SAMPLES),
     "max_chars": _whole(1, MOST_CHARS),  # an endless text would never be complete
     "temperature": _number(lambda x: 0 <= x <= LARGEST_FLOAT32, "of at least 0"),
     "top_k": _whole(0, 2**32 - 1),
@@ -127,6 +141,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "include_stop": _flag,
     "logit_bias": _logit_bias,
 }
+_OURS = ("id", "n")  # not of `generate_request`
 
 
 def _shown(value: Any) -> str:
@@ -143,25 +158,69 @@ def check(path: Path, defaults: Mapping[str, Any], on_line: Callable[[int], None
 
     `defaults` are the parameters of lines that omit them; `on_line` gets the size of each line, in bytes.
     """
-    digest, count = hashlib.sha256(), 0
-    for count, raw in enumerate(_lines(path), 1):
-        _prompt(path, count, raw, defaults)
+    digest, numbering = hashlib.sha256(), Numbering()
+    breaks: dict[str, int] = {}
+    for number, raw in enumerate(_lines(path), 1):
+        line = _line(path, number, raw, defaults)
+        try:
+            numbering.add_line(line.samples or 1)
+        except ValueError as error:
+            raise PromptError(f"{path}, line {number}: {error}") from None
+        for character in possible_breaks(line.request):
+            breaks.setdefault(character, number)
         digest.update(raw)
         on_line(len(raw))
-    return Checked(count, digest.hexdigest())
+    return Checked(numbering, digest.hexdigest(), breaks)
 
 
 def read(
     path: Path, checked: Checked, defaults: Mapping[str, Any], is_wanted: Callable[[int], bool]
 ) -> Iterator[Prompt]:
-    """Yield the lines of a file that are wanted. Raises PromptError at the end if the file has changed."""
-    digest = hashlib.sha256()
+    """Yield the texts of a file whose numbers are wanted. Raises PromptError at the end if the file has changed."""
+    digest, numbering = hashlib.sha256(), checked.numbering
     for number, raw in enumerate(_lines(path), 1):
         digest.update(raw)
-        if number <= checked.lines and is_wanted(number):
-            yield _prompt(path, number, raw, defaults)
+        if number <= numbering.lines:
+            wanted = [at for at, text in enumerate(numbering.texts_of(number)) if is_wanted(text)]
+            if wanted:
+                yield from _line(path, number, raw, defaults).prompts(wanted)
     if digest.hexdigest() != checked.digest:
         raise PromptError(f"{path} changed after it was checked: its texts do not belong together")
+
+
+class Samples:
+    """An input without a file: `count` texts of one prompt. Text k has the seed of line k of a file of such lines."""
+
+    def __init__(self, prompt: str, count: int, defaults: Mapping[str, Any]) -> None:
+        self._base: int = defaults.get("seed", 0)
+        self._request = _request({**defaults, "prompt": prompt, "seed": 0})
+        digest = hashlib.sha256(json.dumps({"samples": count, "prompt": prompt}).encode()).hexdigest()
+        breaks = dict.fromkeys(possible_breaks(self._request), 1)
+        self.checked = Checked(Numbering(count), digest, breaks)
+
+    def read(self, is_wanted: Callable[[int], bool]) -> Iterator[Prompt]:
+        """Yield the texts whose numbers are wanted."""
+        for text in range(self.checked.numbering.texts):
+            if is_wanted(text):
+                yield Prompt(text + 1, text + 1, _seeded(self._request, seed_of(self._base, text + 1)))
+
+
+class _Line(NamedTuple):
+    """A line of the file; `samples` is None where it does not say how many."""
+
+    line: int
+    id: str | int
+    request: pb.GenerateRequest
+    samples: int | None
+
+    def prompts(self, wanted: Sequence[int]) -> Iterator[Prompt]:
+        """Yield these samples. The first has the line's seed, as the first of OpenAI's `n` has the request's."""
+        if self.samples is None:
+            yield Prompt(self.line, self.id, self.request)
+            return
+        seed = self.request.sampling.seed
+        for index in wanted:
+            yield Prompt(self.line, self.id, _seeded(self.request, seed_of(seed, index) if index else seed), index)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -185,7 +244,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise PromptError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) -> Prompt:
+def _line(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) -> _Line:
     try:
         given = _checked_object(raw)
     except ValueError as error:
@@ -196,7 +255,18 @@ def _prompt(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) ->
     parameters.setdefault("seed", 0)
     if "seed" not in given:
         parameters["seed"] = seed_of(parameters["seed"], number)
-    return Prompt(number, parameters.pop("id", number), generate_request(**parameters))
+    return _Line(number, parameters.pop("id", number), _request(parameters), parameters.get("n"))
+
+
+def _request(parameters: Mapping[str, Any]) -> pb.GenerateRequest:
+    return generate_request(**{name: value for name, value in parameters.items() if name not in _OURS})
+
+
+def _seeded(request: pb.GenerateRequest, seed: int) -> pb.GenerateRequest:
+    seeded = pb.GenerateRequest()
+    seeded.CopyFrom(request)
+    seeded.sampling.seed = seed
+    return seeded
 
 
 def _checked_object(raw: bytes) -> dict[str, Any]:

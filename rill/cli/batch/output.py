@@ -1,11 +1,11 @@
 """The output of `rill batch`: OUT when it is complete, and OUT.part until then.
 
-OUT has one JSON object for each line of the input, in the same order. OUT.part has those that are complete, in the
-order of their completion; a run that is killed leaves whole lines there, up to an incomplete last one. Each line has
-the fingerprint of its run: a digest of everything that its text depends on.
+OUT has one record for each text, in the order of the input, in the form that its name says (`forms`). OUT.part has the
+complete ones as JSON lines, in the order of their completion; a run that is killed leaves whole lines there, up to an
+incomplete last one. Each line has the fingerprint of its run: a digest of everything that its text depends on.
 
-If OUT is not a regular file but a device, a pipe or a descriptor, it gets the lines in the same order, each as soon as
-all before it are complete. Nothing of that outlives the run.
+If OUT is not a regular file but a device, a pipe or a descriptor, it gets the records in the same order, each as soon
+as all before it are complete. Nothing of that outlives the run.
 """
 
 import codecs
@@ -14,22 +14,21 @@ import os
 import sys
 import tempfile
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
+from rill.cli.batch.errors import WAYS_OUT, OutputError
+from rill.cli.batch.forms import ParquetRows, Writer, form_of
+from rill.cli.batch.numbering import Numbering
+from rill.cli.batch.unique import SeenTexts
 from rill.files import is_replaced, naming, opened, replaced
 
 if sys.platform != "win32":
     import fcntl
 
 SHORT = 8  # hexadecimal digits of a digest
-_WAYS_OUT = "remove it, or choose another --out"
-
-
-class OutputError(ValueError):
-    """An existing file is not of this run, and is left as it is; the message names it and says what to do."""
 
 
 class Fingerprint(NamedTuple):
@@ -42,26 +41,40 @@ class Fingerprint(NamedTuple):
     def __str__(self) -> str:
         return "-".join(digest[:SHORT] for digest in self)
 
+    def difference(self, run: str) -> str:
+        """Say how `run`, found in a file, differs; empty if it does not."""
+        if run == str(self):
+            return ""
+        others = ("another input", "other parameters", "another model")
+        pairs = zip(others, str(self).split("-"), run.split("-"), strict=False)
+        return f"has texts of {', '.join(other for other, ours, found in pairs if ours != found) or 'another run'}"
+
 
 class BatchOutput:
-    """OUT and OUT.part for an input of `lines` lines; a context manager. Raises OutputError and OSError.
+    """OUT and OUT.part for the texts of a run; a context manager. Raises OutputError and OSError.
 
-    `done` counts the lines that are complete, `refused` those of them that have an error instead of a text; `torn` is
-    the size in bytes of an incomplete line that a killed run left, and that is removed. No other run can write to the
-    files at the same time. `is_resumable` is false where OUT is not a regular file.
+    With `unique`, a text that is the same as an earlier one, in the order of the input, does not come to OUT.
+    `done` counts the texts that are complete, `refused` those of them that have an error instead, and `dropped`, once
+    OUT is complete, those that were not unique; `torn` is the size in bytes of an incomplete line that a killed run
+    left, and that is removed. No other run can write to the files at the same time. `is_resumable` is false where OUT
+    is not a regular file.
     """
 
-    def __init__(self, out: Path, lines: int, run: Fingerprint) -> None:
+    def __init__(self, out: Path, numbering: Numbering, run: Fingerprint, unique: bool = False) -> None:
         self.out, self.part = out, out.with_name(f"{out.name}.part")
-        self._run = run
-        self._offsets = array("q", bytes(8 * lines))  # of each line in the file, plus 1; 0: it is not complete
-        self.done = self.refused = self.torn = self._end = 0
+        self._numbering, self._run, self._form = numbering, run, form_of(out)
+        self._offsets = array("q", [0]) * numbering.texts  # of each text's line, plus 1; 0: it is not complete
+        self.is_unique, self._seen = unique, SeenTexts(numbering.texts) if unique else None
+        self.done = self.refused = self.dropped = self.torn = self._end = 0
         self.is_resumable = is_replaced(out)
         self.is_complete = self.is_resumable and out.exists()
         self._stream: BinaryIO | None = None
-        self._sent = 0  # lines
+        self._sent = 0  # texts
         if not self.is_resumable:
+            if self._form is ParquetRows:
+                raise OutputError(f"{out} is not a regular file, which the form of Parquet needs")
             self._stream = opened(out)
+            self._writer: Writer = self._form(self._stream)
             self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
             return
         self._file = out.open("rb") if self.is_complete else self.part.open("a+b")
@@ -74,49 +87,72 @@ class BatchOutput:
             self._file.close()
             raise
 
-    def is_wanted(self, line: int) -> bool:
-        """Tell whether a line of the input, from 1, is not complete."""
-        return not self._offsets[line - 1]
+    def is_wanted(self, text: int) -> bool:
+        """Tell whether the text of this number is not complete."""
+        return not self._offsets[text]
 
     def add(self, line: int, fields: Mapping[str, Any]) -> None:
         """Write what belongs to a line of the input; the operating system has it when this returns."""
+        text = self._numbering.number(line, fields.get("index", 0))
+        assert text is not None
         written = {"line": line, "run": str(self._run), **fields}
         raw = json.dumps(written, ensure_ascii=False).encode() + b"\n"
         with naming(self.part):
             self._file.write(raw)
             self._file.flush()
-        self._count(line, self._end, "error" in fields)
+        self._count(text, self._end, "error" in fields)
         self._end += len(raw)
         if self._stream:
             with naming(self.out):
                 self._send(self._stream)
 
-    def finish(self) -> None:
-        """Write all lines, which are complete, to OUT in their order, and remove OUT.part."""
+    def finish(self, on_record: Callable[[int], None] = lambda count: None) -> None:
+        """Write all texts, which are complete, to OUT in their order, and remove OUT.part.
+
+        `on_record` gets the number of texts so far, before each.
+        """
         assert self.done == len(self._offsets)
         if not self.is_resumable:
             return
         with replaced(self.out) as ordered:
-            for offset in self._offsets:
-                self._file.seek(offset - 1)
-                ordered.write(_line(self._file.readline()))
+            writer = self._form(ordered, self.out, str(self._run))
+            for text in range(len(self._offsets)):
+                on_record(text)
+                self._write(text, writer)
+            writer.close()
         self.part.unlink()
         self.is_complete = True
 
+    def _write(self, text: int, writer: Writer) -> None:
+        """Write the record of a text, unless it was there before."""
+        self._file.seek(self._offsets[text] - 1)
+        raw = _line(self._file.readline())
+        record = json.loads(raw) if writer.needs_record or self._seen else None
+        if self._seen and record and "text" in record and not self._seen.add(record["text"]):
+            self.dropped += 1
+        else:
+            writer.write(raw, record)
+
     def _send(self, stream: BinaryIO) -> None:
-        """Write the lines whose turn has come."""
+        """Write the texts whose turn has come."""
         while self._sent < len(self._offsets) and self._offsets[self._sent]:
-            self._file.seek(self._offsets[self._sent] - 1)
-            stream.write(self._file.readline())
+            self._write(self._sent, self._writer)
             self._sent += 1
         stream.flush()
         self._file.seek(0, os.SEEK_END)
 
     def _read_complete(self) -> None:
         """Check that OUT is what this very run has made, or would make."""
-        self._read(self.out)
-        if self.done < len(self._offsets):
-            raise OutputError(f"{self.out} has only {self.done:,} of {len(self._offsets):,} lines; {_WAYS_OUT}")
+        if counts := self._form.counts(self.out, self._run.difference):
+            written, self.refused = counts
+        else:
+            self._read(self.out)
+            written = self.done
+        self.done, self.dropped = len(self._offsets), len(self._offsets) - written
+        if self.dropped and not (self._seen and written):
+            raise OutputError(f"{self.out} has only {written:,} of {self.done:,} lines; {WAYS_OUT}")
+        if not counts and self._file.seek(0, os.SEEK_END) > self._end:
+            raise OutputError(f"{self.out} ends in the middle of a line; {WAYS_OUT}")
         self.part.unlink(missing_ok=True)  # where a run was killed between its last two steps
 
     def _read_part(self) -> None:
@@ -138,26 +174,21 @@ class BatchOutput:
             try:
                 found = json.loads(raw)
                 line, run, is_refused = found["line"], found["run"], "error" in found
+                text = self._numbering.number(line, found.get("index", 0))
             except (ValueError, LookupError, TypeError, RecursionError):
-                raise OutputError(f"{path}, line {number} was not written by rill batch; {_WAYS_OUT}") from None
-            if run != str(self._run):
-                raise OutputError(f"{path} {self._difference(str(run))}; {_WAYS_OUT}")
-            if type(line) is not int or line not in range(1, len(self._offsets) + 1):
-                raise OutputError(f"{path}, line {number} is damaged; {_WAYS_OUT}")
-            self._count(line, self._end, is_refused)
+                raise OutputError(f"{path}, line {number} was not written by rill batch; {WAYS_OUT}") from None
+            if differs := self._run.difference(str(run)):
+                raise OutputError(f"{path} {differs}; {WAYS_OUT}")
+            if text is None:
+                raise OutputError(f"{path}, line {number} is damaged; {WAYS_OUT}")
+            self._count(text, self._end, is_refused)
             self._end += len(raw)
 
-    def _difference(self, run: str) -> str:
-        """Say how `run`, found in a file, differs from ours."""
-        others = ("another input", "other parameters", "another model")
-        pairs = zip(others, str(self._run).split("-"), run.split("-"), strict=False)
-        return f"has texts of {', '.join(other for other, ours, found in pairs if ours != found) or 'another run'}"
-
-    def _count(self, line: int, offset: int, is_refused: bool) -> None:
-        if self.is_wanted(line):
+    def _count(self, text: int, offset: int, is_refused: bool) -> None:
+        if self.is_wanted(text):
             self.done += 1
             self.refused += is_refused
-        self._offsets[line - 1] = offset + 1
+        self._offsets[text] = offset + 1
 
     def _lock(self) -> None:
         if sys.platform == "win32":  # two runs at once must be avoided by hand there
@@ -171,6 +202,8 @@ class BatchOutput:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.is_resumable and not self.is_complete and not self._end:
+            self.part.unlink(missing_ok=True)  # it has nothing to continue from
         self._file.close()
         if self._stream:
             with suppress(OSError):  # what could be written is written

@@ -5,8 +5,10 @@ complete: memory grows neither with the input nor with the output.
 """
 
 import asyncio
+from array import array
 from collections.abc import Callable, Iterator
 from itertools import cycle
+from math import fsum
 from typing import Any, NamedTuple
 
 import grpc
@@ -27,22 +29,27 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds, until a text is requested again 
 OnCharacters = Callable[[int], None]
 
 
-class RefusedError(Exception):
+class RefusedError(ValueError):
     """A prompt was refused: for example, it has a character that the model does not know."""
 
 
 class GeneratedText(NamedTuple):
-    """A whole text; `finish_reason` is LENGTH or STOP."""
+    """A whole text; `finish_reason` is LENGTH or STOP, `chars` counts symbols of the model.
+
+    `logprob` is the sum of their log-probabilities in nats, if the request asks for log-probabilities.
+    """
 
     text: str
     finish_reason: str
+    chars: int
+    logprob: float | None = None
 
 
 class Servers:
     """Running servers of one model, which share the texts; each continues those of another one that is lost.
 
-    `model` is its name there, empty for the first server's first; call `model_id` before `text`. A text that finds no
-    free slot is requested again and again; one that no server can be reached for in `retry_seconds` (`connect_seconds`
+    `model` is its name there, empty for the first server's first; call `served_model` before `text`. A text that finds
+    no free slot is requested again and again; one that no server can be reached for in `retry_seconds` (`connect_seconds`
     while none has answered) is a ServerError.
     Made and used on one event loop.
     """
@@ -69,19 +76,18 @@ class Servers:
         ]
         self._turns = cycle(self._clients)
 
-    async def model_id(self) -> str:
-        """Return the model's id on the servers that can be reached.
+    async def served_model(self) -> pb.ModelInfo:
+        """Return the model as the servers that can be reached have it.
 
         Raises ServerError; ValueError if they have no such model, different ones, or one that generates no text.
         """
-        ids = set()
+        found = []
         for client in self._clients:
-            info = find_generator(await client.models(), self._model)
-            self._model = info.name
-            ids.add(str(info.model_id))
-        if len(ids) > 1:
+            found.append(find_generator(await client.models(), self._model))
+            self._model = found[0].name
+        if len({info.model_id for info in found}) > 1:
             raise ValueError(f"the servers have different models named {self._model!r}")
-        return ids.pop()
+        return found[0]
 
     async def text(self, request: pb.GenerateRequest, on_characters: OnCharacters) -> GeneratedText:
         """Generate a text; `on_characters` gets the number of new characters as they arrive.
@@ -91,13 +97,19 @@ class Servers:
         request.model = self._model
         client, backoff = next(self._turns), Backoff(FIRST_WAIT, LONGEST_WAIT)
         while True:
-            parts, reason = [], pb.FINISH_REASON_UNSPECIFIED
+            parts, reason, chars = [], pb.FINISH_REASON_UNSPECIFIED, 0
+            logprobs = array("f") if request.HasField("logprobs") else None
             try:
                 async for message in client.stream(request):
                     parts.append(message.text)
                     reason = message.finish_reason
-                    on_characters(len(message.text))
-                return GeneratedText("".join(parts), finish_reason(reason))
+                    count = len(message.symbol_lengths) or len(message.text)
+                    chars += count
+                    on_characters(count)
+                    if logprobs is not None:
+                        logprobs.extend(entry.logprob for entry in message.logprobs)
+                logprob = None if logprobs is None else fsum(logprobs)  # exact, however the entries arrive
+                return GeneratedText("".join(parts), finish_reason(reason), chars, logprob)
             except ServerError as error:
                 if _is_refusal(error):
                     raise RefusedError(str(error)) from None
@@ -115,15 +127,24 @@ class Servers:
 class Batch:
     """The texts of `prompts`, up to `streams` of them at a time, written to `output`.
 
-    `characters` counts all that have arrived, those of incomplete texts included.
+    `characters` counts all that have arrived, those of incomplete texts included. With `refusals_end_it`, the first
+    prompt that is refused ends the run: all are the same.
     """
 
-    def __init__(self, servers: Servers, prompts: Iterator[Prompt], output: BatchOutput, streams: int) -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        prompts: Iterator[Prompt],
+        output: BatchOutput,
+        streams: int,
+        refusals_end_it: bool = False,
+    ) -> None:
         self._servers, self._prompts, self._output, self._streams = servers, prompts, output, streams
+        self._refusals_end_it = refusals_end_it
         self.characters = 0
 
     async def run(self) -> None:
-        """Generate all of them. Raises PromptError, ServerError or OSError, of the first failure."""
+        """Generate all of them. Raises PromptError, ServerError, RefusedError or OSError, of the first failure."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._streams):
@@ -137,12 +158,18 @@ class Batch:
 
     async def _fields(self, prompt: Prompt) -> dict[str, Any]:
         """Generate a text; returns what is written about it, or why there is none."""
-        fields = {"id": prompt.id, "seed": prompt.request.sampling.seed}
+        fields: dict[str, Any] = {"id": prompt.id}
+        if prompt.sample is not None:
+            fields["index"] = prompt.sample
+        fields["seed"] = prompt.request.sampling.seed
         try:
-            text, finish_reason = await self._servers.text(prompt.request, self._on_characters)
+            made = await self._servers.text(prompt.request, self._on_characters)
         except RefusedError as error:
+            if self._refusals_end_it:
+                raise
             return {**fields, "error": str(error)}
-        return {**fields, "text": text, "chars": len(text), "finish_reason": finish_reason}
+        fields |= {"text": made.text, "chars": made.chars, "finish_reason": made.finish_reason}
+        return fields if made.logprob is None else {**fields, "logprob": made.logprob}
 
     def _on_characters(self, count: int) -> None:
         self.characters += count

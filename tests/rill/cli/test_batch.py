@@ -344,11 +344,11 @@ def test_another_model_does_not_continue(many, tmp_path, server, capsys):
 
 
 def test_a_model_that_is_replaced_during_a_run_is_noticed(prompts, tmp_path, server, capsys, monkeypatch):
-    async def model_id(self):
-        return ids.pop()
+    async def served_model(self):
+        return pb.ModelInfo(model_id=ids.pop())
 
     ids = ["two", "one"]
-    monkeypatch.setattr(Servers, "model_id", model_id)
+    monkeypatch.setattr(Servers, "served_model", served_model)
     out = tmp_path / "out"
     assert main(["batch", str(prompts), "--out", str(out), "--target", server.target, "--max-chars", "5"]) == 2
     assert capsys.readouterr().err == (
@@ -376,7 +376,7 @@ class Made:
         if request.prompt == "fails":
             raise ServerError(Code.INTERNAL, "an engine round failed")
         on_characters(len(request.prompt))
-        return GeneratedText(request.prompt, "LENGTH")
+        return GeneratedText(request.prompt, "LENGTH", len(request.prompt))
 
 
 async def made(tmp_path, prompts, streams):
@@ -384,7 +384,7 @@ async def made(tmp_path, prompts, streams):
     path = tmp_path / "prompts"
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     checked, ahead, source, error = check(path, DEFAULTS), [], Made(), None
-    with BatchOutput(tmp_path / "out", checked.lines, Fingerprint("i", "p", "m")) as output:
+    with BatchOutput(tmp_path / "out", checked.numbering, Fingerprint("i", "p", "m")) as output:
 
         def watched():
             for prompt in read(path, checked, DEFAULTS, output.is_wanted):
@@ -466,7 +466,7 @@ async def serving(*fakes, retry_seconds=5.0, model=""):
         started.append(server)
     source = Servers(",".join(targets), model, retry_seconds)
     try:
-        assert await source.model_id() == fakes[0].model_id
+        assert (await source.served_model()).model_id == fakes[0].model_id
         yield source
     finally:
         await source.close()
@@ -481,7 +481,7 @@ async def test_a_full_waiting_line_is_waited_for(monkeypatch):
     monkeypatch.setattr("rill.cli.batch.runner.FIRST_WAIT", 0.01)
     fake, came = Fake(*[full()] * 5, Code.UNAVAILABLE, full()), []
     async with serving(fake) as source:
-        assert await source.text(pb.GenerateRequest(**REQUEST), came.append) == GeneratedText("abc", "LENGTH")
+        assert await source.text(pb.GenerateRequest(**REQUEST), came.append) == GeneratedText("abc", "LENGTH", 3)
     assert (fake.calls, came) == (8, [1, 2])
 
 
@@ -491,7 +491,7 @@ async def test_a_request_at_fault_is_refused(code):
     async with serving(Fake(code)) as source:
         with pytest.raises(RefusedError, match="no"):
             await source.text(pb.GenerateRequest(**REQUEST), len)
-        assert await source.text(pb.GenerateRequest(**REQUEST), lambda count: None) == GeneratedText("abc", "LENGTH")
+        assert await source.text(pb.GenerateRequest(**REQUEST), lambda count: None) == GeneratedText("abc", "LENGTH", 3)
 
 
 @pytest.mark.parametrize("code", [Code.INTERNAL, Code.NOT_FOUND, Code.UNAUTHENTICATED])

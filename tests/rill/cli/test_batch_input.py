@@ -20,7 +20,7 @@ def path(tmp_path_factory):
 
 def prompts_of(path, *lines, defaults=DEFAULTS):
     path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
-    return list(read(path, check(path, defaults), defaults, lambda line: True))
+    return list(read(path, check(path, defaults), defaults, lambda text: True))
 
 
 def test_a_line_replaces_the_defaults_key_by_key(path):
@@ -87,7 +87,7 @@ def test_what_json_files_have(path):
         ([], "must be an object"),
         ({}, 'has no "prompt"'),
         ({"id": 1}, 'has no "prompt"'),
-        ({"prompt": "a", "temprature": 1}, 'unknown key "temprature"; the keys are prompt, id, max_chars'),
+        ({"prompt": "a", "temprature": 1}, 'unknown key "temprature"; the keys are prompt, id, n, max_chars'),
         ({"prompt": "a", "logprobs": 1}, 'unknown key "logprobs"'),
         ({"prompt": None}, '"prompt" must be a text, not null'),
         ({"prompt": "a\ud800"}, '"prompt" has half of a surrogate pair at position 1'),
@@ -149,12 +149,12 @@ def test_a_file_that_changes_is_noticed(path):
     for changed in ('{"prompt": "a"}\n' * 4, '{"prompt": "a"}\n' * 2, '{"prompt": "b"}\n' * 3):
         path.write_text(changed)
         with pytest.raises(PromptError, match="changed after it was checked"):
-            list(read(path, checked, DEFAULTS, lambda line: True))
+            list(read(path, checked, DEFAULTS, lambda text: True))
 
 
 def test_only_wanted_lines_are_read(path):
     path.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(1, 10)))
-    prompts = read(path, check(path, DEFAULTS), DEFAULTS, lambda line: line % 3 == 0)
+    prompts = read(path, check(path, DEFAULTS), DEFAULTS, lambda text: text % 3 == 2)
     assert [(prompt.line, prompt.request.prompt) for prompt in prompts] == [(3, "3"), (6, "6"), (9, "9")]
 
 

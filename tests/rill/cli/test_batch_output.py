@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rill.cli.batch.output import BatchOutput, Fingerprint, OutputError
+from rill.cli.batch.errors import OutputError
+from rill.cli.batch.numbering import Numbering
+from rill.cli.batch.output import BatchOutput, Fingerprint
 
 RUN = Fingerprint("a" * 64, "b" * 64, "c" * 64)
 
@@ -17,34 +19,34 @@ def fields(line):
 
 def fill(out, lines, order, run=RUN):
     """Write a part with these lines."""
-    with BatchOutput(out, lines, run) as output:
+    with BatchOutput(out, Numbering(lines), run) as output:
         for line in order:
             output.add(line, fields(line))
 
 
 def test_the_output_has_the_order_of_the_input(tmp_path):
     out = tmp_path / "texts.jsonl"
-    with BatchOutput(out, 5, RUN) as output:
+    with BatchOutput(out, Numbering(5), RUN) as output:
         for line in (3, 1, 5, 4, 2):
-            assert output.is_wanted(line)
+            assert output.is_wanted(line - 1)
             output.add(line, fields(line))
-            assert not output.is_wanted(line)
+            assert not output.is_wanted(line - 1)
         assert not out.exists()
         output.finish()
     assert list(tmp_path.iterdir()) == [out]
     run = "aaaaaaaa-bbbbbbbb-cccccccc"
     expected = [{"line": line, "run": run, **fields(line)} for line in range(1, 6)]
     assert [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]] == expected
-    with BatchOutput(out, 5, RUN) as output:
+    with BatchOutput(out, Numbering(5), RUN) as output:
         assert (output.is_complete, output.done, output.refused) == (True, 5, 1)
 
 
 def test_no_lines_at_all(tmp_path):
     out = tmp_path / "texts.jsonl"
-    with BatchOutput(out, 0, RUN) as output:
+    with BatchOutput(out, Numbering(0), RUN) as output:
         output.finish()
     assert out.read_bytes() == b""
-    with BatchOutput(out, 0, RUN) as output:
+    with BatchOutput(out, Numbering(0), RUN) as output:
         assert output.is_complete
 
 
@@ -57,13 +59,13 @@ def test_a_part_cut_anywhere_loses_at_most_the_torn_line(tmp_path):
     for cut in range(len(whole) + 1):
         out.with_name("texts.jsonl.part").write_bytes(whole[:cut])
         out.unlink(missing_ok=True)
-        with BatchOutput(out, 4, RUN) as output:
+        with BatchOutput(out, Numbering(4), RUN) as output:
             kept = sum(end <= cut for end in ends) - 1
             assert (output.done, output.torn) == (kept, cut - ends[kept])
-            assert [line for line in range(1, 5) if output.is_wanted(line)] == sorted(order[kept:])
+            assert [line for line in range(1, 5) if output.is_wanted(line - 1)] == sorted(order[kept:])
             assert output.refused == (4 in order[:kept])
             for line in range(1, 5):
-                if output.is_wanted(line):
+                if output.is_wanted(line - 1):
                     output.add(line, fields(line))
             output.finish()
         lines = [json.loads(line)["line"] for line in out.read_bytes().splitlines()]
@@ -94,7 +96,7 @@ def test_files_that_are_not_of_this_run_are_left_alone(tmp_path, place):
     for run, content, message in cases:
         (tmp_path / place).write_bytes(content)
         with pytest.raises(OutputError, match=message.replace("+", r"\+")) as caught:
-            BatchOutput(out, 3, run)
+            BatchOutput(out, Numbering(3), run)
         assert str(caught.value).startswith(str(tmp_path / place))
         assert (tmp_path / place).read_bytes() == content
         assert [path.name for path in tmp_path.iterdir()] == [place]
@@ -104,33 +106,33 @@ def test_files_that_are_not_of_this_run_are_left_alone(tmp_path, place):
 def test_an_output_that_is_not_whole_is_an_error(tmp_path, content):
     (tmp_path / "out").write_bytes(content)
     with pytest.raises(OutputError, match="has only 0 of 3 lines; remove it"):
-        BatchOutput(tmp_path / "out", 3, RUN)
+        BatchOutput(tmp_path / "out", Numbering(3), RUN)
 
 
 def test_a_run_that_ended_before_its_part_was_removed(tmp_path):
     fill(tmp_path / "out", 2, [2, 1])
     part = (tmp_path / "out.part").read_bytes()
-    with BatchOutput(tmp_path / "out", 2, RUN) as output:
+    with BatchOutput(tmp_path / "out", Numbering(2), RUN) as output:
         output.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "out.part").write_bytes(part)
-    with BatchOutput(tmp_path / "out", 2, RUN) as output:
+    with BatchOutput(tmp_path / "out", Numbering(2), RUN) as output:
         assert output.is_complete
     assert not (tmp_path / "out.part").exists()
 
 
 def test_two_runs_do_not_share_a_file(tmp_path):
-    with BatchOutput(tmp_path / "out", 2, RUN) as output:
+    with BatchOutput(tmp_path / "out", Numbering(2), RUN) as output:
         output.add(1, fields(1))
         with pytest.raises(OutputError, match="another rill batch is writing"):
-            BatchOutput(tmp_path / "out", 2, RUN)
+            BatchOutput(tmp_path / "out", Numbering(2), RUN)
         output.add(2, fields(2))
         output.finish()
 
 
 def test_each_line_is_written_at_once_and_stays_when_the_disk_is_full(tmp_path, monkeypatch):
     sizes = []
-    with BatchOutput(tmp_path / "out", 3, RUN) as output:
+    with BatchOutput(tmp_path / "out", Numbering(3), RUN) as output:
         for line in (1, 2, 3):
             output.add(line, fields(line))
             sizes.append(len((tmp_path / "out.part").read_bytes().splitlines()))
@@ -153,24 +155,24 @@ def test_a_part_that_an_editor_has_saved_is_continued(tmp_path):
         if out == edited:
             part = out.with_name("edited.jsonl.part")
             part.write_bytes(b"\xef\xbb\xbf" + part.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
-        with BatchOutput(out, 4, RUN) as output:
+        with BatchOutput(out, Numbering(4), RUN) as output:
             assert (output.done, output.torn) == (2, 0)
             for line in (3, 4):
                 output.add(line, fields(line))
             output.finish()
     assert edited.read_bytes() == plain.read_bytes()
     edited.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes().replace(b"\n", b"\r\n"))
-    with BatchOutput(edited, 4, RUN) as output:
+    with BatchOutput(edited, Numbering(4), RUN) as output:
         assert output.is_complete
     part = tmp_path / "other.jsonl.part"
     part.write_text(plain.read_text(), encoding="utf-16")
     with pytest.raises(OutputError, match="was not written by rill batch"):
-        BatchOutput(tmp_path / "other.jsonl", 4, RUN)
+        BatchOutput(tmp_path / "other.jsonl", Numbering(4), RUN)
 
 
 def test_a_pipe_gets_each_line_as_soon_as_its_turn_has_come():
     reader, writer = os.pipe()
-    with open(reader, "rb") as lines, BatchOutput(Path(f"/dev/fd/{writer}"), 4, RUN) as output:
+    with open(reader, "rb") as lines, BatchOutput(Path(f"/dev/fd/{writer}"), Numbering(4), RUN) as output:
         os.close(writer)  # the output has a descriptor of its own
         assert not output.is_resumable
         for line, sent in ((2, []), (1, [1, 2]), (4, []), (3, [3, 4])):
