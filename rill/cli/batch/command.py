@@ -137,9 +137,10 @@ async def _batch(options: argparse.Namespace, connection: Connection, defaults: 
 
 
 async def _generate(options: argparse.Namespace, servers: Servers, defaults: dict[str, Any], given: _Input) -> int:
-    numbering, digest, breaks = given.checked
+    numbering, digest, breaks, biased = given.checked
     parameters = defaults | ({"unique": True} if options.unique else {})
     model = await servers.served_model()
+    _refuse_symbols(options, model, biased)
     if form_of(options.out) is TextLines:
         _refuse_line_breaks(options, model, breaks)
     run = Fingerprint(digest, sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(), model.model_id)
@@ -173,6 +174,15 @@ async def _generate(options: argparse.Namespace, servers: Servers, defaults: dic
         speed += f", {(output.done - before) / seconds:,.0f} texts a second)"
         _report(f"{'standard output' if output.out == STDOUT else output.out}: {_count(output)}; {speed}")
         return 1 if output.refused else 0
+
+
+def _refuse_symbols(options: argparse.Namespace, model: pb.ModelInfo, biased: Mapping[str, int]) -> None:
+    """Raise ValueError for a bias of several characters that are not one symbol of the model."""
+    symbols = {*model.vocabulary}
+    for symbol, line in biased.items():
+        if symbol not in symbols:
+            where = f'{options.prompts}, line {line}: "logit_bias"' if options.prompts else "--logit-bias"
+            raise ValueError(f"{where}: {json.dumps(symbol, ensure_ascii=False)} is not a symbol of {model.name}")
 
 
 def _refuse_line_breaks(options: argparse.Namespace, model: pb.ModelInfo, breaks: Mapping[str, int]) -> None:

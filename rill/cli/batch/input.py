@@ -26,6 +26,7 @@ from rill.v1 import rill_pb2 as pb
 LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
 MOST_STOPS = 32  # as in rill.proto
 MOST_SAMPLES = 1_000_000  # of one line
+MOST_BIASED = 10_000  # symbols of several characters that are kept until the model is known
 
 
 class PromptError(ValueError):
@@ -35,12 +36,14 @@ class PromptError(ValueError):
 class Checked(NamedTuple):
     """An input that has been read to its end.
 
-    `breaks` has the first line whose texts may have line breaks, as far as its request says, for each of LINE_BREAKS.
+    `breaks` has the first line whose texts may have line breaks, as far as its request says, for each of LINE_BREAKS;
+    `biased` the first line that names a symbol of several characters, for the first MOST_BIASED of them.
     """
 
     numbering: Numbering
     digest: str  # SHA-256, in hexadecimal
     breaks: Mapping[str, int]
+    biased: Mapping[str, int]
 
 
 class Prompt(NamedTuple):
@@ -112,11 +115,11 @@ def _stop(value: Any) -> list[str]:
 
 def _logit_bias(value: Any) -> dict[str, float]:
     if type(value) is not dict:
-        raise ValueError(f"must be an object of characters and numbers, not {_shown(value)}")
+        raise ValueError(f"must be an object of symbols and numbers, not {_shown(value)}")
     biases = {}
     for character, bias in value.items():
-        if len(_text(character)) != 1:
-            raise ValueError(f"{_shown(character)} is not one character")
+        if not _text(character):
+            raise ValueError("has an empty symbol")
         try:
             biases[character] = _bias(-math.inf if bias == "-inf" else bias)
         except ValueError as error:
@@ -160,6 +163,7 @@ def check(path: Path, defaults: Mapping[str, Any], on_line: Callable[[int], None
     """
     digest, numbering = hashlib.sha256(), Numbering()
     breaks: dict[str, int] = {}
+    biased: dict[str, int] = {}
     for number, raw in enumerate(_lines(path), 1):
         line = _line(path, number, raw, defaults)
         try:
@@ -168,9 +172,12 @@ def check(path: Path, defaults: Mapping[str, Any], on_line: Callable[[int], None
             raise PromptError(f"{path}, line {number}: {error}") from None
         for character in possible_breaks(line.request):
             breaks.setdefault(character, number)
+        for symbol in _long_symbols(line.request):
+            if len(biased) < MOST_BIASED:
+                biased.setdefault(symbol, number)
         digest.update(raw)
         on_line(len(raw))
-    return Checked(numbering, digest.hexdigest(), breaks)
+    return Checked(numbering, digest.hexdigest(), breaks, biased)
 
 
 def read(
@@ -195,8 +202,8 @@ class Samples:
         self._base: int = defaults.get("seed", 0)
         self._request = _request({**defaults, "prompt": prompt, "seed": 0})
         digest = hashlib.sha256(json.dumps({"samples": count, "prompt": prompt}).encode()).hexdigest()
-        breaks = dict.fromkeys(possible_breaks(self._request), 1)
-        self.checked = Checked(Numbering(count), digest, breaks)
+        breaks, biased = possible_breaks(self._request), _long_symbols(self._request)
+        self.checked = Checked(Numbering(count), digest, dict.fromkeys(breaks, 1), dict.fromkeys(biased, 1))
 
     def read(self, is_wanted: Callable[[int], bool]) -> Iterator[Prompt]:
         """Yield the texts whose numbers are wanted."""
@@ -260,6 +267,10 @@ def _line(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) -> _
 
 def _request(parameters: Mapping[str, Any]) -> pb.GenerateRequest:
     return generate_request(**{name: value for name, value in parameters.items() if name not in _OURS})
+
+
+def _long_symbols(request: pb.GenerateRequest) -> list[str]:
+    return [symbol for symbol in request.sampling.logit_bias if len(symbol) > 1]
 
 
 def _seeded(request: pb.GenerateRequest, seed: int) -> pb.GenerateRequest:

@@ -22,6 +22,7 @@ from rill.client.origin import Origin
 from rill.client.requests import finish_reason
 from rill.client.retry import Backoff, is_full
 from rill.client.security import PLAIN, Security
+from rill.client.symbols import symbol_count
 from rill.v1 import rill_pb2 as pb
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds, until a text is requested again that found no free slot
@@ -49,8 +50,8 @@ class Servers:
     """Running servers of one model, which share the texts; each continues those of another one that is lost.
 
     `model` is its name there, empty for the first server's first; call `served_model` before `text`. A text that finds
-    no free slot is requested again and again; one that no server can be reached for in `retry_seconds` (`connect_seconds`
-    while none has answered) is a ServerError.
+    no free slot is requested again and again; one that no server can be reached for in `retry_seconds`
+    (`connect_seconds` while none has answered) is a ServerError.
     Made and used on one event loop.
     """
 
@@ -103,7 +104,7 @@ class Servers:
                 async for message in client.stream(request):
                     parts.append(message.text)
                     reason = message.finish_reason
-                    count = len(message.symbol_lengths) or len(message.text)
+                    count = symbol_count(message)
                     chars += count
                     on_characters(count)
                     if logprobs is not None:

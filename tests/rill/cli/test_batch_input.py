@@ -111,7 +111,9 @@ def test_what_json_files_have(path):
         ({"prompt": "a", "stop": ["b"] * 33}, '"stop" has 33 texts'),
         ({"prompt": "a", "include_stop": 1}, '"include_stop" must be true or false, not 1'),
         ({"prompt": "a", "logit_bias": [1]}, '"logit_bias" must be an object'),
-        ({"prompt": "a", "logit_bias": {"ab": 1}}, '"logit_bias" "ab" is not one character'),
+        ({"prompt": "a", "logit_bias": {"": 1}}, '"logit_bias" has an empty symbol'),
+        ({"prompt": "a", "n": 0}, '"n" must be from 1 to 1000000, not 0'),
+        ({"prompt": "a", "n": 2.0}, '"n" must be a whole number, not 2.0'),
         ({"prompt": "a", "logit_bias": {"a": math.inf}}, '"logit_bias" "a": must be a number that a float32 holds'),
     ],
 )
