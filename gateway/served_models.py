@@ -27,12 +27,13 @@ class ServedModel:
     """A model that is served; equal ones produce equal texts.
 
     `addresses` are the servers that serve it by its name, `silent` those that do not answer and may have it, too.
+    `known_vocabulary` is why it cannot be used here if the server's version has kinds of them that this one lacks.
     """
 
     name: str
     model_id: str
     numerics: str
-    vocabulary: Vocabulary
+    known_vocabulary: Vocabulary | str
     info: pb.ModelInfo
     addresses: tuple[int, ...] = ()
     silent: tuple[int, ...] = ()
@@ -42,6 +43,14 @@ class ServedModel:
 
     def __hash__(self) -> int:
         return hash(self._identity)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its symbols. Raises ApiError if this gateway cannot use them."""
+        if isinstance(self.known_vocabulary, str):
+            message = f"this gateway cannot use the vocabulary of model {self.name!r}: {self.known_vocabulary}"
+            raise ApiError(501, message, "model", headers={"x-should-retry": "false"})
+        return self.known_vocabulary
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,7 +92,7 @@ class ServedModels:
     """The last listing, and fresh ones. Requests that need one at the same time share a call to each server."""
 
     def __init__(self, addresses: int) -> None:
-        self._vocabularies: dict[str, Vocabulary] = {}  # by model id
+        self._vocabularies: dict[str, Vocabulary | str] = {}  # by model id; why it cannot be used
         self._servers = [_Server(number, self._vocabulary, self._changed) for number in range(addresses)]
         self._listing: Listing | None = None  # None after a change
 
@@ -125,22 +134,30 @@ class ServedModels:
     def _changed(self) -> None:
         self._listing = None
 
-    def _vocabulary(self, info: pb.ModelInfo) -> Vocabulary:
+    def _vocabulary(self, info: pb.ModelInfo) -> Vocabulary | str:
         found = self._vocabularies.get(info.model_id)
         if found is None:
             if len(self._vocabularies) > MOST_VOCABULARIES:
                 self._vocabularies.clear()
-            found = self._vocabularies[info.model_id] = Vocabulary(
-                tuple(info.vocabulary), info.tokenizer or CHARACTERS, info.start_symbol, tuple(info.end_symbols)
-            )
+            found = self._vocabularies[info.model_id] = _vocabulary_of(info)
         return found
+
+
+def _vocabulary_of(info: pb.ModelInfo) -> Vocabulary | str:
+    """Return a model's vocabulary, or why this version cannot use it."""
+    try:
+        return Vocabulary(
+            tuple(info.vocabulary), info.tokenizer or CHARACTERS, info.start_symbol, tuple(info.end_symbols)
+        )
+    except ValueError as error:
+        return str(error)
 
 
 class _Server:
     """What one server said last; `models` is None before it has."""
 
     def __init__(
-        self, number: int, vocabulary: Callable[[pb.ModelInfo], Vocabulary], on_change: Callable[[], None]
+        self, number: int, vocabulary: Callable[[pb.ModelInfo], Vocabulary | str], on_change: Callable[[], None]
     ) -> None:
         self.models: list[ServedModel] | None = None
         self.is_down = False

@@ -1,16 +1,18 @@
 """The texts of a completion: each a stream of a server, from its prompt to its end."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.seeds import seed_of
 from rill.client.streams import AsyncMessageStream
+from rill.client.symbols import symbol_count, text_position
 from rill.gateway.api.logprobs import LogprobLists, prompt_logprobs
 from rill.gateway.api.parameters import Completion
-from rill.gateway.api.prompts import biases_of, ids_of, text_of
+from rill.gateway.api.prompts import ReadPrompt, biases_of, read_prompt
 from rill.gateway.drain import Drain
 from rill.gateway.served_models import ServedModel
 from rill.v1 import rill_pb2 as pb
@@ -36,7 +38,8 @@ class Job:
 class Piece:
     """A part of a choice's text, and what is known at its end. `seed` is on the first piece, `finish` on the last.
 
-    `echoed` counts the characters at its beginning that are the prompt's.
+    `echoed` counts the characters at its beginning that are the prompt's; `lengths` are those of the symbols behind
+    them, where symbols may be longer than a character. `position` is in symbols, `text_position` in characters.
     """
 
     choice: "Choice"
@@ -47,6 +50,8 @@ class Piece:
     seed: int | None = None
     finish: str | None = None
     echoed: int = 0
+    text_position: int = 0
+    lengths: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -58,21 +63,38 @@ class Reading:
 
 
 class Prompt:
-    """A prompt, which all its choices share: it is read once."""
+    """A prompt, which all its choices share: it is read once. Call `prepare` first."""
 
     def __init__(self, job: Job, given: str | list[int], field_name: str) -> None:
-        self._job = job
-        vocabulary = job.model.vocabulary
-        self._given, self._field_name = given, field_name
-        self.text = given if isinstance(given, str) else text_of(field_name, given, vocabulary, "prompt")
+        self._job, self._given, self._field_name = job, given, field_name
+        self._prepared = ReadPrompt("", None)
         self._reading: asyncio.Task[Reading] | None = None
+
+    async def prepare(self, needs_ids: bool) -> None:
+        """Find out what it is to the model. Raises ApiError for a symbol that the model lacks."""
+        is_scored = self._job.completion.is_scored
+        vocabulary = self._job.model.vocabulary
+        self._prepared = await read_prompt(self._field_name, self._given, vocabulary, needs_ids, is_scored)
+
+    @property
+    def text(self) -> str:
+        """What a server reads."""
+        return self._prepared.text
 
     @property
     def ids(self) -> list[int]:
-        """Its symbols. Raises ApiError for one that the model lacks."""
-        if not isinstance(self._given, str):
-            return self._given
-        return ids_of(self._field_name, self._given, self._job.model.vocabulary, "prompt")
+        """Its ids as they were given, or those of its text, if they are needed."""
+        return self._prepared.given_ids
+
+    @property
+    def count(self) -> int:
+        """How many symbols its text has."""
+        return self._prepared.count
+
+    @property
+    def has_end(self) -> bool:
+        """Tell whether it is a text with its end, behind which there is nothing."""
+        return self._prepared.end is not None
 
     @property
     def is_read(self) -> bool:
@@ -100,6 +122,7 @@ class Prompt:
             resume_token=completion.resume_token,
             top_logprobs=max(counts, default=None),
             as_prompt=True,
+            include_end=self.has_end,
             request_id=self._job.request_id,
         )
         entries: list[pb.CharLogprob] = []
@@ -110,13 +133,30 @@ class Prompt:
                 token = message.total.resume_token
         return Reading(entries, token)
 
+    def echo(self, count: int) -> LogprobLists:
+        """Return the log-probabilities of its symbols, once it was read."""
+        assert self._reading
+        entries, symbols = self._reading.result().entries, self._job.model.vocabulary.symbols
+        lists, prompt = LogprobLists(count), self._prepared
+        if prompt.start is not None:
+            lists.add_special(symbols[prompt.start], None)
+        lists.add(entries if prompt.end is None else entries[:-1])
+        if prompt.end is not None:
+            lists.add_special(symbols[prompt.end], entries[-1])
+            if self._job.completion.max_tokens:  # as many symbols as clients expect: behind an end there is the end
+                lists.add_special(symbols[prompt.end], pb.CharLogprob(logprob=0.0))
+        return lists
+
     @property
     def logprobs_json(self) -> str:
         """vLLM's `prompt_logprobs`, once it was read."""
         count = self._job.completion.prompt_logprobs
         if count is None or self._reading is None:
             return "null"
-        return prompt_logprobs(self._reading.result().entries, self.ids, self._job.model.vocabulary, count)
+        entries = self._reading.result().entries
+        if self._prepared.start is not None:
+            entries = [pb.CharLogprob(logprob=math.nan), *entries]
+        return prompt_logprobs(entries, self.ids, self._job.model.vocabulary, count)
 
 
 @dataclass
@@ -150,7 +190,7 @@ class Choice:
         self._job, self._seeds, self._number = job, seeds, number
         self.seed: int | None = None
         self.start: int | None = None
-        self.position = self.token_position = 0
+        self.position = self.text_position = self.token_position = 0
         self.token = b""
         self._request: pb.GenerateRequest | None = None
         self._unforked: pb.GenerateRequest | None = None  # the same without the state of the prompt
@@ -172,10 +212,11 @@ class Choice:
         """Yield the text in pieces; where it is drained, without an end. Raises ServerError and ApiError."""
         completion, prompt = self._job.completion, self.prompt
         echo = await self._read_prompt()
-        if not completion.max_tokens:
+        if not completion.max_tokens or prompt.has_end:
             reading = await prompt.read()
             self.is_finished = True
-            yield Piece(self, prompt.text, echo, reading.token, finish="length", echoed=len(prompt.text))
+            finish = "stop" if prompt.has_end else "length"
+            yield Piece(self, prompt.text, echo, reading.token, finish=finish, echoed=len(prompt.text))
             return
         self.seed = await self._seeds.of(*self._number)
         self._request = await self._generate_request()
@@ -196,9 +237,12 @@ class Choice:
                             position=self.position,
                             seed=self.seed,
                             echoed=len(prompt.text),
+                            text_position=self.text_position,
                         )
                 piece = self._delivered(message, offset)
                 offset += len(piece.text)
+                if piece.finish == "stop" and completion.logprobs is not None and not completion.stop:
+                    piece.logprobs = await self._with_end(piece.logprobs or LogprobLists(completion.logprobs, offset))
                 if is_first and not completion.echo:
                     piece.seed = self.seed
                 yield piece
@@ -207,19 +251,21 @@ class Choice:
 
     def _began(self, message: pb.GenerateResponse) -> None:
         self.start = self.position = self.token_position = message.position
+        self.text_position = text_position(message)
         self.seed = message.seed
         if self._number == (0, 0):
             self._seeds.told(message.seed)
 
     def _delivered(self, message: pb.GenerateResponse, offset: int) -> Piece:
-        piece = Piece(self, message.text)
+        piece = Piece(self, message.text, lengths=list(message.symbol_lengths))
         if message.logprobs:
             count = self._job.completion.logprobs
             if count is not None:
                 piece.logprobs = LogprobLists(count, offset)
                 piece.logprobs.add(message.logprobs)
             self.logprob += sum(entry.logprob for entry in message.logprobs)
-        self.position = piece.position = message.position + len(message.text)
+        self.position = piece.position = message.position + symbol_count(message)
+        self.text_position = piece.text_position = text_position(message) + len(message.text)
         if message.resume_token:
             self.token, self.token_position = message.resume_token, self.position
             piece.token = message.resume_token
@@ -236,7 +282,7 @@ class Choice:
     def token_here(self) -> bytes:
         """A token for the exact end of what was delivered; empty if there is none."""
         if self._messages:
-            token, position = self._messages.resume_point
+            token, position = self._messages.resume_point[:2]
             if position > self.token_position or (position == self.token_position and not self.token):
                 self.token, self.token_position = token, position
         return self.token if self.token_position == self.position else b""
@@ -268,30 +314,50 @@ class Choice:
             async with messages:
                 async for message in messages:
                     if message.resume_token:
-                        self.token, self.token_position = message.resume_token, message.position + len(message.text)
+                        self.token, self.token_position = message.resume_token, message.position + symbol_count(message)
         except ServerError:  # the caller learns the position without a token
             pass
 
     async def _read_prompt(self) -> LogprobLists | None:
         """Read the prompt if its log-probabilities are wanted; return those of an echo."""
         completion = self._job.completion
-        if completion.prompt_logprobs is not None or (completion.echo and completion.logprobs is not None):
-            reading = await self.prompt.read()
-        if completion.echo and completion.logprobs is not None:
-            lists = LogprobLists(completion.logprobs)
-            lists.add(reading.entries)
-            return lists
-        return None
+        if completion.prompt_logprobs is not None or completion.is_scored:
+            await self.prompt.read()
+        return self.prompt.echo(completion.logprobs or 0) if completion.is_scored else None
+
+    async def _with_end(self, lists: LogprobLists) -> LogprobLists:
+        """Append the end symbol that ended the text: it has a log-probability, but no place in the text."""
+        vocabulary, completion = self._job.model.vocabulary, self._job.completion
+        if not vocabulary.ends or completion.ignores_ends or completion.resume_token:
+            return lists  # a stop string of the token, or nothing that is known here
+        score = self._job.client.score(
+            "",
+            model=self._job.model.name,
+            resume_token=self.token,
+            top_logprobs=completion.logprobs,
+            include_end=True,
+            request_id=self._job.request_id,
+        )
+        async with score:
+            async for message in score:
+                for entry in message.top:
+                    lists.add_special(vocabulary.ends[0], entry)
+        return lists
+
+    def _biases(self) -> dict[str, float]:
+        completion, vocabulary = self._job.completion, self._job.model.vocabulary
+        biases = biases_of(completion.bias, vocabulary)
+        return biases | dict.fromkeys(vocabulary.ends, -math.inf) if completion.ignores_ends else biases
 
     async def _generate_request(self) -> pb.GenerateRequest:
-        completion, vocabulary = self._job.completion, self._job.model.vocabulary
+        completion = self._job.completion
         sampling = pb.Sampling(
             temperature=completion.temperature,
             top_k=completion.top_k,
             top_p=completion.top_p,
             min_p=completion.min_p,
             seed=self.seed,
-            logit_bias=biases_of(completion.bias, vocabulary),
+            logit_bias=self._biases(),
         )
         ranks = completion.best_of > completion.n
         request = pb.GenerateRequest(

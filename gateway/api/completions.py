@@ -12,7 +12,7 @@ from rill.gateway.api.parameters import Completion, completion_of
 from rill.gateway.api.resolution import ATTEMPTS, begun_with, model_for, replaced_error
 from rill.gateway.api.texts import Texts
 from rill.gateway.drain import Drain
-from rill.gateway.errors import draining_error
+from rill.gateway.errors import ApiError, draining_error
 from rill.gateway.servers import Servers
 
 
@@ -42,9 +42,13 @@ async def _begun(request: Request, completion: Completion) -> Texts:
         texts = Texts(Job(completion, model, servers.for_call(client, model), request_id, drain))
         is_begun = False
         try:
-            _, is_begun = await begun_with(model, servers, client, texts.begin(), completion.reads_ids)
+            _, is_begun = await begun_with(model, servers, client, texts.begin(), texts.reads_ids)
             if is_begun:
                 return texts
+        except ApiError:
+            # The prompt may be one for a model that has replaced this one.
+            if attempt + 1 == ATTEMPTS or (await servers.models.fresh(client)).models.get(model.name) == model:
+                raise
         except ServerError as error:
             # A token that this request made, and not one that it was given: its model was replaced.
             if completion.resume_token or not error.reason.startswith("RESUME_TOKEN_") or attempt + 1 == ATTEMPTS:

@@ -11,5 +11,8 @@ async def load(request: Request) -> JSONResponse:
     """Return the fields of ListModels, without vocabularies. Raises ApiError and ServerError."""
     client = request.app.state.servers.for_request(request)
     served = await client.models(request_id=request.state.request_id)
-    models = [{name: getattr(model, name) for name in _MODEL} for model in served.models]
+    models = [
+        {**{name: getattr(model, name) for name in _MODEL}, "end_symbols": list(model.end_symbols)}
+        for model in served.models
+    ]
     return JSONResponse({"models": models, **{name: getattr(served, name) for name in _LOAD}})

@@ -27,17 +27,24 @@ class LogprobLists:
     def add(self, entries: Iterable[pb.CharLogprob]) -> None:
         """Append the next symbols."""
         for entry in entries:
-            character, logprob = quoted(entry.character), number(entry.logprob)
-            self._tokens.append(character)
-            self._logprobs.append(logprob)
-            self._offsets.append(str(self._offset))
+            self._add(entry.character, entry)
             self._offset += len(entry.character)
-            if logprob == "null":
-                self._top.append("null")
-                continue
-            top = {quoted(other.character): number(other.logprob) for other in entry.alternatives[: self._count]}
-            top[character] = logprob
-            self._top.append(f"{{{','.join(f'{symbol}:{value}' for symbol, value in top.items())}}}")
+
+    def add_special(self, symbol: str, entry: pb.CharLogprob | None) -> None:
+        """Append a start or end symbol, which has no place in the text."""
+        self._add(symbol, entry or pb.CharLogprob(logprob=math.nan))
+
+    def _add(self, symbol: str, entry: pb.CharLogprob) -> None:
+        character, logprob = quoted(symbol), number(entry.logprob)
+        self._tokens.append(character)
+        self._logprobs.append(logprob)
+        self._offsets.append(str(self._offset))
+        if logprob == "null":
+            self._top.append("null")
+            return
+        top = {quoted(other.character): number(other.logprob) for other in entry.alternatives[: self._count]}
+        top[character] = logprob
+        self._top.append(f"{{{','.join(f'{other}:{value}' for other, value in top.items())}}}")
 
     def extend(self, other: "LogprobLists") -> None:
         """Append the symbols of another."""

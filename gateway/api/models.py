@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse
 
 from rill.gateway.served_models import Listing, ServedModel
 from rill.gateway.servers import Servers
+from rill.vocabulary import CHARACTERS
 
 
 async def models(request: Request) -> JSONResponse:
@@ -46,5 +47,9 @@ def _entry(served: ServedModel) -> dict[str, Any]:
             "provider": info.provider,
             "streamable": info.streamable,
             "state_bytes": info.state_bytes,
+            "tokenizer": info.tokenizer or CHARACTERS,
+            "start_symbol": info.start_symbol,
+            "end_symbols": list(info.end_symbols),
+            "ngrams": info.ngrams or 1,
         },
     }

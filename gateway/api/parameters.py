@@ -9,6 +9,7 @@ from typing import Any
 from rill.client import values
 from rill.gateway.api.fields import Fields, shown, text, texts, whole
 from rill.gateway.errors import ApiError
+from rill.vocabulary import Vocabulary
 
 MAX_TOKENS = 16  # of a request that does not say: OpenAI's default
 MOST_SAMPLES = 128
@@ -22,7 +23,7 @@ BAN = -100.0  # OpenAI's: a bias so low bans a symbol
 # Fields that change nothing about a text here, whatever their values.
 _WITHOUT_EFFECT = (
     *("user", "metadata", "service_tier", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    *("ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "add_special_tokens"),  # there are none
+    *("skip_special_tokens", "spaces_between_special_tokens", "add_special_tokens"),  # servers add and skip them
     *("request_id", "priority", "cache_salt"),
 )
 # Fields that would change a text in a way that is not possible here, and the values with which they do not.
@@ -37,6 +38,7 @@ class Completion:
     prompts: texts, or lists of symbol ids.
     n, best_of: how many texts to answer with for each prompt, and of how many these are the best.
     bias: by the id of a symbol; minus infinity bans it.
+    ignores_ends: whether end symbols are banned.
     logprobs, prompt_logprobs: how many alternatives; None for no log-probabilities.
     """
 
@@ -56,6 +58,8 @@ class Completion:
     bias: dict[int, float]
     stop: list[str]
     include_stop: bool
+    ignores_ends: bool
+    min_tokens: int
     stream: bool
     include_usage: bool
     continuous_usage: bool
@@ -68,7 +72,13 @@ class Completion:
     def reads_ids(self) -> bool:
         """Tell whether the vocabulary of the model matters to the request or its answer."""
         has_ids = any(not isinstance(prompt, str) for prompt in self.prompts)
-        return has_ids or bool(self.bias) or self.token_ids or self.prompt_logprobs is not None
+        wants_ids = self.token_ids or self.prompt_logprobs is not None
+        return has_ids or wants_ids or bool(self.bias) or self.ignores_ends or self.min_tokens > 0
+
+    @property
+    def is_scored(self) -> bool:
+        """Tell whether the answer has the log-probabilities of the prompt as a text."""
+        return self.echo and self.logprobs is not None
 
 
 def completion_of(fields: Fields) -> Completion:
@@ -108,6 +118,8 @@ def completion_of(fields: Fields) -> Completion:
         bias=_bias(fields),
         stop=_stop(fields),
         include_stop=fields.flag("include_stop_str_in_output"),
+        ignores_ends=fields.flag("ignore_eos"),
+        min_tokens=fields.whole("min_tokens", 0, values.MOST_CHARS) or 0,
         stream=stream,
         include_usage=include_usage,
         continuous_usage=include_usage and continuous_usage,
@@ -116,7 +128,8 @@ def completion_of(fields: Fields) -> Completion:
         resume_every=fields.whole("resume_every", 0, values.MOST_CHARS) or 0,
         chars_per_second=fields.number("chars_per_second", 0.0, values.LARGEST_FLOAT32, "from 0 to 3.4e38") or 0.0,
     )
-    _check_min_tokens(fields, completion)
+    if completion.min_tokens and completion.stop:
+        fields.fail("min_tokens", "min_tokens is not supported together with stop")
     fields.refuse_others()
     _check_size(completion)
     return completion
@@ -217,21 +230,25 @@ def _stop(fields: Fields) -> list[str]:
     return texts("stop", [found] if isinstance(found, str) else found)
 
 
-def _check_min_tokens(fields: Fields, completion: Completion) -> None:
-    """Only a stop string ends a text early."""
-    least = fields.whole("min_tokens", 0, values.MOST_CHARS)
-    if least and completion.stop:
-        fields.fail("min_tokens", "min_tokens is not supported together with stop")
+def check_texts(completion: Completion, vocabulary: Vocabulary) -> None:
+    """Refuse what the model's symbols do not allow. Raises ApiError."""
+    if completion.min_tokens and vocabulary.ends and not completion.ignores_ends:
+        message = "min_tokens is not supported by a model with end symbols, except with ignore_eos"
+        raise ApiError(400, message, "min_tokens")
+    longest = 1 if vocabulary.are_characters else max(map(len, vocabulary.symbols))
+    _check_size(completion, longest)
 
 
-def _check_size(completion: Completion) -> None:
+def _check_size(completion: Completion, longest_symbol: int = 1) -> None:
     texts_wanted = len(completion.prompts) * completion.best_of
     if texts_wanted > MOST_TEXTS:
         message = f"{texts_wanted} texts are requested (prompts times best_of); at most {MOST_TEXTS} are allowed"
         raise ApiError(400, message, "n")
     if completion.stream:
         return
-    each = 4 if completion.logprobs is None else 64 * (2 + completion.logprobs)
+    each = 4 * longest_symbol
+    if completion.logprobs is not None:
+        each = max(each, 60 + 4 * longest_symbol) * (2 + completion.logprobs)
     most = MOST_COLLECTED // (each * texts_wanted)
     if completion.max_tokens > max(most, MAX_TOKENS):
         message = f"max_tokens is {completion.max_tokens}; without stream: true this request may have at most {most}"

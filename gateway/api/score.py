@@ -18,6 +18,7 @@ from rill.gateway.api.event_stream import DONE, EventStream, error_event
 from rill.gateway.api.fields import Fields, fields_of
 from rill.gateway.api.logprobs import number
 from rill.gateway.api.parameters import encoded_token, token_of
+from rill.gateway.api.prompts import lengths_of
 from rill.gateway.api.resolution import ATTEMPTS, begun_with, model_for, replaced_error
 from rill.gateway.errors import ApiError
 from rill.gateway.served_models import ServedModel
@@ -36,6 +37,7 @@ class ScoreFields:
     resume_token: bytes
     top_logprobs: int | None
     as_prompt: bool
+    include_end: bool
     stream: bool
 
 
@@ -62,6 +64,7 @@ def _wanted(fields: Fields) -> ScoreFields:
         resume_token=token_of(fields.text("resume_token")),
         top_logprobs=fields.whole("top_logprobs", 0, values.MOST_ALTERNATIVES),
         as_prompt=fields.flag("as_prompt"),
+        include_end=fields.flag("include_end"),
         stream=fields.flag("stream"),
     )
     fields.ignore("user")
@@ -85,11 +88,12 @@ async def _begun(request: Request, wanted: ScoreFields) -> "Scores":
             resume_token=wanted.resume_token,
             top_logprobs=wanted.top_logprobs,
             as_prompt=wanted.as_prompt,
+            include_end=wanted.include_end,
             request_id=request_id,
         )
-        scores, is_begun = Scores(messages, model), False
+        scores, is_begun = Scores(messages, model, wanted.text), False
         try:
-            _, is_begun = await begun_with(model, servers, client, scores.begin(), reads_ids=False)
+            _, is_begun = await begun_with(model, servers, client, scores.begin(), scores.reads_ids)
             if is_begun:
                 return scores
         finally:
@@ -101,13 +105,18 @@ async def _begun(request: Request, wanted: ScoreFields) -> "Scores":
 class Scores:
     """The messages of a score as JSON. Call `begin` first, then either `events` or `body`, and `aclose` in any case."""
 
-    def __init__(self, messages: AsyncMessageStream[pb.ScoreResponse], model: ServedModel) -> None:
-        self._messages = messages
+    def __init__(self, messages: AsyncMessageStream[pb.ScoreResponse], model: ServedModel, text: str) -> None:
+        self._messages, self._lengths = messages, _SymbolLengths(model, text)
         self._first: pb.ScoreResponse
         self._head = (
             f'{{"id":"score-{secrets.token_hex(12)}","object":"score","created":{int(time.time())},'
             f'"model":{quoted(model.name)},"system_fingerprint":"{model.fingerprint}"'
         )
+
+    @property
+    def reads_ids(self) -> bool:
+        """Tell whether the model's vocabulary matters to the answer."""
+        return self._lengths.are_needed
 
     async def begin(self) -> None:
         """Wait for the first message. Raises ServerError."""
@@ -122,7 +131,7 @@ class Scores:
         try:
             async for message in self._all():
                 parts = _Lists()
-                parts.add(message)
+                parts.add(message, self._lengths.next(len(message.logprobs)))
                 total = _total(message.total) if message.HasField("total") else ""
                 yield f'data: {self._head},"position":{message.position},{parts.json}{total}}}\n\n'.encode()
             yield DONE
@@ -133,7 +142,7 @@ class Scores:
         """Return everything as one answer. Raises ServerError."""
         parts, total = _Lists(), ""
         async for message in self._all():
-            parts.add(message)
+            parts.add(message, self._lengths.next(len(message.logprobs)))
             if message.HasField("total"):
                 total = _total(message.total)
         return f"{self._head},{parts.json}{total}}}".encode()
@@ -144,24 +153,52 @@ class Scores:
             yield message
 
 
+class _SymbolLengths:
+    """How many characters the symbols of a text have that is scored part by part."""
+
+    def __init__(self, model: ServedModel, text: str) -> None:
+        known = model.known_vocabulary
+        self._vocabulary = None if isinstance(known, str) or known.are_characters else known
+        self._text, self._at = text, 0
+
+    @property
+    def are_needed(self) -> bool:
+        """Tell whether symbols may be longer than a character."""
+        return self._vocabulary is not None
+
+    def next(self, count: int) -> list[int] | None:
+        """Return those of the next `count` symbols, as far as there are any; None if each has one character."""
+        if self._vocabulary is None:
+            return None
+        ids, self._at = self._vocabulary.cut(self._text, self._at, count)
+        return lengths_of(ids, self._vocabulary)
+
+
 class _Lists:
-    """Log-probabilities, and the alternatives to each symbol if they were requested, as JSON texts."""
+    """Log-probabilities, and the alternatives to each symbol if they were requested, as JSON texts.
+
+    The lengths of the symbols are there where they may be longer than a character.
+    """
 
     def __init__(self) -> None:
         self._logprobs: list[str] = []
         self._top: list[str] | None = None
+        self._lengths: list[int] | None = None
 
-    def add(self, message: pb.ScoreResponse) -> None:
+    def add(self, message: pb.ScoreResponse, lengths: list[int] | None) -> None:
         """Append those of a message."""
+        if lengths is not None:
+            self._lengths = (self._lengths or []) + lengths
         self._logprobs += map(number, message.logprobs)
         if message.top:
             self._top = (self._top or []) + list(map(_alternatives, message.top))
 
     @property
     def json(self) -> str:
-        """Two fields of an object."""
+        """Two fields of an object, or three."""
         top = "null" if self._top is None else f"[{','.join(self._top)}]"
-        return f'"logprobs":[{",".join(self._logprobs)}],"top_logprobs":{top}'
+        lengths = "" if self._lengths is None else f',"symbol_lengths":{self._lengths}'
+        return f'"logprobs":[{",".join(self._logprobs)}],"top_logprobs":{top}{lengths}'
 
 
 def _alternatives(entry: pb.CharLogprob) -> str:

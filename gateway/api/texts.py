@@ -12,7 +12,8 @@ from rill.gateway.api.choices import Choice, Job, Piece, Prompt, Seeds
 from rill.gateway.api.event_stream import DONE, error_event
 from rill.gateway.api.logprobs import LogprobLists
 from rill.gateway.api.merging import merged
-from rill.gateway.api.parameters import encoded_token
+from rill.gateway.api.parameters import check_texts, encoded_token
+from rill.gateway.api.prompts import ids_of_symbols
 from rill.gateway.errors import ApiError, as_api_error, draining_error
 
 AT_ONCE = 64  # texts of one request
@@ -38,9 +39,8 @@ class Texts:
             for sample in range(samples)
         ]
         self._unfinished = len(self._choices)
-        if many or completion.token_ids or completion.prompt_logprobs is not None:
-            for prompt in self._prompts:
-                _ = prompt.ids  # so that a symbol which the model lacks is refused now
+        # Of many prompts, one with a symbol that the model lacks is refused before a text begins.
+        self._needs_ids = many or completion.token_ids or completion.prompt_logprobs is not None
         if len(self._choices) == 1:
             self._pieces = self._choices[0].pieces()
         else:
@@ -52,8 +52,16 @@ class Texts:
             f'"model":{quoted(job.model.name)},"system_fingerprint":"{job.model.fingerprint}","choices":['
         )
 
+    @property
+    def reads_ids(self) -> bool:
+        """Tell whether the model's vocabulary matters to the texts or their JSON."""
+        return self._job.completion.reads_ids or not self._job.model.vocabulary.are_characters
+
     async def begin(self) -> None:
         """Wait for the first piece. Raises ServerError and ApiError."""
+        check_texts(self._job.completion, self._job.model.vocabulary)
+        for prompt in self._prompts:
+            await prompt.prepare(self._needs_ids)
         self._ending = asyncio.create_task(self._end_with_gateway())
         self._first = await anext(self._pieces, None)
         if self._first is None:
@@ -94,7 +102,18 @@ class Texts:
         if has_server:
             await asyncio.gather(*(choice.catch_up() for choice in cut))
         return b"".join(
-            self._chunk(Piece(choice, "", None, choice.token_here, choice.position, choice.seed)) for choice in cut
+            self._chunk(
+                Piece(
+                    choice,
+                    "",
+                    None,
+                    choice.token_here,
+                    choice.position,
+                    choice.seed,
+                    text_position=choice.text_position,
+                )
+            )
+            for choice in cut
         )
 
     async def body(self) -> bytes:
@@ -149,7 +168,8 @@ class Texts:
         if completion.prompt_logprobs is not None and is_first:
             more += f',"prompt_logprobs":{choice.prompt.logprobs_json}'
         if completion.token_ids:
-            more += f',"token_ids":{self._job.model.vocabulary.encode(piece.text[piece.echoed :])}'
+            ids = ids_of_symbols(piece.text[piece.echoed :], piece.lengths, self._job.model.vocabulary)
+            more += f',"token_ids":{ids}'
             if is_first:
                 more += f',"prompt_token_ids":{choice.prompt.ids}'
         if is_one_of_many:
@@ -167,12 +187,14 @@ class Texts:
             if piece.seed is not None:
                 parts.append(f'"seed":"{piece.seed}"')
             parts.append(f'"position":{piece.position}')
+            if not model.vocabulary.are_characters:
+                parts.append(f'"text_position":{piece.text_position}')
             if piece.token:
                 parts.append(f'"resume_token":"{encoded_token(piece.token)}"')
         return f"{{{','.join(parts)}}}"
 
     def _usage(self) -> str:
-        prompt = sum(len(prompt.text) for prompt in self._prompts)
+        prompt = sum(prompt.count for prompt in self._prompts)
         generated = sum(choice.generated for choice in self._choices)
         return f'{{"prompt_tokens":{prompt},"completion_tokens":{generated},"total_tokens":{prompt + generated}}}'
 
@@ -196,6 +218,7 @@ class _Answer:
         self._logprobs: LogprobLists | None = None
         self._seed: int | None = None
         self._echoed = 0
+        self._lengths: list[int] = []
 
     def add(self, piece: Piece) -> None:
         """Append a piece."""
@@ -207,6 +230,7 @@ class _Answer:
         if piece.seed is not None:
             self._seed = piece.seed
         self._echoed += piece.echoed
+        self._lengths += piece.lengths
         self._last = piece
 
     @property
@@ -214,5 +238,14 @@ class _Answer:
         """All pieces."""
         last, text = self._last, "".join(self._texts)
         return Piece(
-            self.choice, text, self._logprobs, last.token, last.position, self._seed, last.finish, self._echoed
+            self.choice,
+            text,
+            self._logprobs,
+            last.token,
+            last.position,
+            self._seed,
+            last.finish,
+            self._echoed,
+            last.text_position,
+            self._lengths,
         )
