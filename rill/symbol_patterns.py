@@ -7,6 +7,7 @@ the first alternative that fits is taken, and counts take as many as they can.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_BYTES = 4096  # of a pattern in UTF-8
@@ -18,6 +19,9 @@ MAX_DEPTH = 50  # of groups
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _SETS = "dDwWsS"
+_RANGES = {"d": [(0x30, 0x39)], "w": [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)], "s": [(9, 13), (32, 32)]}
+
+Spelling = Callable[[int], str]  # of a code point, inside and outside of classes
 
 
 class PatternError(ValueError):
@@ -26,7 +30,7 @@ class PatternError(ValueError):
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a pattern in Python's syntax, with its bounds.
+    """A part of a pattern as it is written in the end, with its bounds.
 
     `ways` is the number of ways in which it can match at one position, `work` the number of steps to try them all,
     `shortest` and `longest` are the lengths of its matches in code points.
@@ -44,13 +48,17 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(translate(pattern), re.ASCII)
 
 
-def translate(pattern: str) -> str:
-    """Return `pattern`, checked, in the syntax of Python's `re` with re.ASCII. Raises PatternError."""
+def translate(pattern: str, spell: Spelling | None = None) -> str:
+    """Return `pattern`, checked, in the syntax of Python's `re` with re.ASCII. Raises PatternError.
+
+    With `spell` it is for other engines that match by code points, take the first alternative that fits and as many as
+    they can: it has nothing but what `spell` returns, classes of ranges, groups `(?:…)`, `|` and counts `{m,n}`.
+    """
     if not pattern:
         raise PatternError("the pattern is empty")
     if len(pattern.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise PatternError(f"the pattern has more than {MAX_BYTES} bytes")
-    part = _Parser(pattern).parse()
+    part = _Parser(pattern, spell).parse()
     if not part.shortest:
         raise PatternError("the pattern matches the empty text, which is not a symbol")
     if part.longest > MAX_LENGTH:
@@ -61,8 +69,9 @@ def translate(pattern: str) -> str:
 class _Parser:
     """Reads a pattern from left to right."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, spell: Spelling | None) -> None:
         self._pattern, self._at, self._depth = pattern, 0, 0
+        self._spell = spell
 
     def parse(self) -> _Part:
         part = self._alternatives()
@@ -123,6 +132,8 @@ class _Parser:
         self._at = match.end()
         if self._next() in ("?", "*", "+", "{"):
             raise self._error("a count after a count")
+        if self._spell and low < high and not part.shortest:
+            raise self._error("a count of what may be empty, which other engines read in another way,")
         powers, ways, work = 1, int(low == 0), 0
         for count in range(1, high + 1):
             work += powers * part.work
@@ -147,16 +158,29 @@ class _Parser:
             case "[":
                 return _Part(self._class())
             case ".":
-                return _Part(r"[^\n]")
+                return _Part(f"[^{self._literal(chr(10))}]")
             case "\\":
                 if self._next() and self._next() in _SETS:
-                    return _Part("\\" + self._take())
-                return _Part(re.escape(self._escaped()))
+                    return _Part(f"[{self._set(self._take())}]")
+                return _Part(self._literal(self._escaped()))
             case "^" | "$" | "*" | "+" | "?" | "{" | "}":
                 self._at -= 1
                 raise self._error(f"{character!r}; write \\{character} for the character")
             case _:
-                return _Part(re.escape(character))
+                return _Part(self._literal(character))
+
+    def _literal(self, character: str) -> str:
+        return self._spell(ord(character)) if self._spell else re.escape(character)
+
+    def _set(self, letter: str) -> str:
+        """A set such as `\\d`, as a part of a class."""
+        if self._spell is None:
+            return "\\" + letter
+        ranges = _RANGES[letter.lower()]
+        if letter.isupper():
+            edges = [0, *(edge for low, high in ranges for edge in (low - 1, high + 1)), 0x10FFFF]
+            ranges = list(zip(edges[::2], edges[1::2], strict=True))
+        return "".join(f"{self._spell(low)}-{self._spell(high)}" for low, high in ranges)
 
     def _group(self) -> _Part:
         if self._pattern.startswith("?:", self._at):
@@ -190,17 +214,17 @@ class _Parser:
         return letter
 
     def _class(self) -> str:
-        """A class, whose '[' has been read, in Python's syntax."""
+        """A class, whose '[' has been read."""
         regex = "["
         if self._next() == "^":
             regex += self._take()
         items = ""
         while (character := self._take()) != "]" or not items:  # a first ] stands for itself
             if character == "\\" and self._next() and self._next() in _SETS:
-                items += "\\" + self._take()
+                items += self._set(self._take())
                 continue
             first = self._escaped() if character == "\\" else character
-            items += re.escape(first)
+            items += self._literal(first)
             if self._next() == "-" and self._pattern[self._at + 1 : self._at + 2] not in ("]", ""):
                 self._at += 1
                 character = self._take()
@@ -209,5 +233,5 @@ class _Parser:
                 last = self._escaped() if character == "\\" else character
                 if last < first:
                     raise self._error(f"the range {first}-{last}, which is in the wrong order")
-                items += "-" + re.escape(last)
+                items += "-" + self._literal(last)
         return regex + items + "]"

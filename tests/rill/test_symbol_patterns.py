@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rill.symbol_patterns import MAX_BYTES, PatternError, compile_pattern
+from rill.symbol_patterns import MAX_BYTES, PatternError, compile_pattern, translate
 
 SMILES = r"\[[^\[\]]{1,64}\]|Br|Cl|%\d{2}|[A-Za-z]|\d|[()=#+\-.\\/@:~*$>]"
 _ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", r"\d", r"\.", "(?:a|bc)", "(ab|a)", "[]b]", r"\x61"])
@@ -24,6 +24,33 @@ def test_a_pattern_matches_as_in_python(pattern: str, text: str) -> None:
     compiled = compile_pattern(pattern)
     mine, pythons = compiled.match(text), re.compile(pattern, re.ASCII).match(text)
     assert (mine and mine.group()) == (pythons and pythons.group())
+
+
+@given(st.lists(_SEQUENCES, min_size=1, max_size=2).map("|".join), st.text("ab.c]1\n é", max_size=8))
+@settings(max_examples=300)
+def test_a_pattern_for_other_engines_matches_the_same(pattern: str, text: str) -> None:
+    """In Python's syntax, without its flag for ASCII."""
+    try:
+        compiled = compile_pattern(pattern)
+    except PatternError:
+        return
+    other = re.compile(translate(pattern, lambda code: f"\\U{code:08x}"))
+    found, others = compiled.match(text), other.match(text)
+    assert (found and found.group()) == (others and others.group())
+
+
+@pytest.mark.parametrize("letter", "dDwWsS")
+def test_sets_are_spelled_out(letter: str) -> None:
+    text = "".join(map(chr, range(0x3000)))
+    for pattern in (rf"\{letter}", rf"[x\{letter}]", rf"[^y\{letter}]"):
+        other = re.compile(translate(pattern, lambda code: f"\\U{code:08x}"))
+        assert other.findall(text) == compile_pattern(pattern).findall(text)
+
+
+def test_a_count_that_other_engines_read_in_another_way_is_refused_for_them() -> None:
+    assert translate("(a|){2}b", chr) == "(?:(?:a|)){2,2}b"
+    with pytest.raises(PatternError, match="a count of what may be empty"):
+        translate("(a|){0,2}b", chr)
 
 
 def test_smiles_are_cut() -> None:

@@ -5,12 +5,12 @@ import random
 
 import outside
 import pytest
-from random_models import LETTERS, make_run, save_bundle
-from servers import run_server
+from random_models import LETTERS, MOLECULES
 
 from rill.cli import tokenizer as command
 from rill.cli.main import main
-from rill.vocabulary import Vocabulary
+from rill.v1 import rill_pb2 as pb
+from rill.vocabulary import CHARACTERS, LONGEST, UNKNOWN, UnknownCharacterError, Vocabulary
 
 FILES = ["tokenizer.json", "tokenizer_config.json"]
 WITH_UNKNOWN = ("<unk>", *LETTERS)
@@ -50,13 +50,23 @@ def test_a_model_without_a_newline_begins_behind_symbol_0():
     assert command.tokenizer_config(Vocabulary(("a", "b")))["bos_token"] == "a"
 
 
-def test_symbols_longer_than_a_character_are_refused(server, tmp_path, monkeypatch, capsys):
-    class Info:
-        name, vocabulary = "words", ["a", "the"]
-
-    monkeypatch.setattr(command, "find_generator", lambda *given: Info)
-    assert run(server, tmp_path / "new") == 2
-    assert "cuts texts as words does: the vocabulary symbol 'the' is not one character" in capsys.readouterr().err
+def test_a_model_that_cuts_texts_in_another_way_is_refused(server, tmp_path, monkeypatch, capsys):
+    pattern = r"regex:[a-z]{1,9}|."
+    for info, reason in [
+        (pb.ModelInfo(name="words", vocabulary=["a", "the"]), "the vocabulary symbol 'the' is not one character"),
+        (
+            pb.ModelInfo(name="words", vocabulary=["<unk>", "the"], tokenizer=pattern),
+            "it cuts texts by a pattern and",
+        ),
+        (
+            pb.ModelInfo(name="words", vocabulary=["a"], tokenizer="regex:(a|){0,3}a"),
+            "the pattern has a count of what may be",
+        ),
+        (pb.ModelInfo(name="words", vocabulary=["a"], tokenizer="bytes"), "tokenizer 'bytes' is not"),
+    ]:
+        monkeypatch.setattr(command, "find_generator", lambda *given, info=info: info)
+        assert run(server, tmp_path / "new") == 2
+        assert f"no tokenizer of this kind cuts texts as words does: {reason}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,37 +124,75 @@ for text in texts:
 again = folder + "/again"
 auto.save_pretrained(again)
 assert AutoTokenizer.from_pretrained(again)(texts).input_ids == [ids for ids, _ in answers]
-assert (auto.bos_token, auto.eos_token) == ("\n", "\n")
-assert auto.bos_token_id == auto.eos_token_id == raw.token_to_id("\n")
+assert [auto.bos_token_id, auto.eos_token_id] == [raw.token_to_id(auto.bos_token), raw.token_to_id(auto.eos_token)]
 assert raw.token_to_id("<unk>") == unknown
+answers.append([auto.bos_token_id, auto.eos_token_id])
+answers.append(auto.decode([auto.bos_token_id, auto.eos_token_id]))
 print(json.dumps(answers))
 """
 HARD = ["", "\n", "\n\n", " ", "  a  b\n\n c ", "é.\n.é", "<unk>", "a<unk>b"]
 HARD += ["\u0301", "a\u0301", "a🙂b\r\nc", "\ufffd", "\0"]
 
 
+# What is cut by the longest symbol, with a start and an end of one character each, and names of theirs in texts.
+SYMBOLS = (UNKNOWN, *"^$abcé\n ", "ab", "abca", "<s", "漢字")
+WHOLE = {
+    "characters": Vocabulary(LETTERS),
+    "characters with <unk>": Vocabulary(WITH_UNKNOWN),
+    "characters with a start": Vocabulary(("^", *LETTERS, "$"), CHARACTERS, "^", ("$",)),
+    "longest": Vocabulary(SYMBOLS, LONGEST, "^", ("$",)),
+    "longest with names": Vocabulary(("<start>x", *"<star>x^", "^a", "<end>", "\n"), LONGEST, "^", ("<end>",)),
+    "a pattern": MOLECULES,
+    "a pattern of names": Vocabulary(("<b>", *"ab<>\n", "<a>"), r"regex:<\w{1,5}>|\W|[a-c]", "<b>"),
+}
+
+
+def test_a_start_or_end_symbol_that_a_text_may_have_gets_another_name():
+    folder = command.tokenizer(WHOLE["longest"])
+    assert list(folder["model"]["vocab"].items())[:4] == [("<unk>", 0), ("<start>", 1), ("<end>", 2), ("a", 3)]
+    config = command.tokenizer_config(WHOLE["longest"])
+    assert (config["bos_token"], config["eos_token"]) == ("<start>", "<end>")
+    config = command.tokenizer_config(MOLECULES)
+    assert (config["bos_token"], config["eos_token"]) == ("<start>", "<end>")
+    assert command.tokenizer_config(WHOLE["a pattern of names"])["bos_token"] == "<start2>"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("symbols", [LETTERS, WITH_UNKNOWN], ids=["without <unk>", "with <unk>"])
-def test_the_real_tokenizers_and_transformers_agree(symbols, tmp_path):
+@pytest.mark.parametrize("name", list(WHOLE))
+def test_the_real_tokenizers_and_transformers_agree(name, server, tmp_path, monkeypatch):
     """Ids are the model's, texts come back exactly, and a character that the model lacks is told from all others."""
+    vocabulary = WHOLE[name]
     environment = outside.python("tokenizers", "tokenizers>=0.22", "transformers>=5")
-    save_bundle(make_run(symbols), tmp_path / "model")
-    with run_server(tmp_path / "model") as server:
-        assert run(server, tmp_path / "out") == 0
+    info = pb.ModelInfo(
+        name=name,
+        vocabulary=vocabulary.symbols,
+        tokenizer=vocabulary.tokenizer,
+        start_symbol=vocabulary.start,
+        end_symbols=vocabulary.ends,
+    )
+    monkeypatch.setattr(command, "find_generator", lambda *given: info)
+    assert run(server, tmp_path / "out") == 0
     chance = random.Random(0)
-    alphabet = [*LETTERS, "\n", " ", " "]
-    texts = [*HARD, *("".join(chance.choices(alphabet, k=chance.randrange(200))) for _ in range(50))]
+    alphabet = [*vocabulary.symbols, "\n", " ", " ", "<start>", "<end>", "[", "é", "漢"]
+    sizes = [chance.randrange(200) for _ in range(30)] + [chance.randrange(8) for _ in range(170)]
+    texts = [*HARD, *("".join(chance.choices(alphabet, k=size)) for size in sizes)]
 
-    unknown = symbols.index("<unk>") if "<unk>" in symbols else len(symbols)
+    unknown = len(vocabulary) if vocabulary.unknown_id is None else vocabulary.unknown_id
     (tmp_path / "check.py").write_text(CHECK)
-    answers = json.loads(
+    *answers, special, nothing = json.loads(
         environment.run(
             "python", "check.py", tmp_path / "out", unknown, cwd=tmp_path, stdin=json.dumps(texts)
         ).stdout.splitlines()[-1]
     )
-    ids = {symbol: at for at, symbol in enumerate(symbols)}
-    lost = "\ufffd" if "<unk>" in symbols else ""
+    assert special == [vocabulary.start_id, vocabulary.end_ids[0] if vocabulary.ends else vocabulary.start_id]
+    assert nothing == vocabulary.decode(special)
     for text, (found, decoded) in zip(texts, answers, strict=True):
-        assert found == [ids.get(character, unknown) for character in text]
-        assert decoded == "".join(character if character in ids else lost for character in text)
+        try:
+            ids = vocabulary.encode(text)
+        except UnknownCharacterError:
+            assert unknown in found
+            continue
+        assert found == ids, text
+        lost = vocabulary.unknown_character
+        assert decoded == "".join(lost if one == unknown else vocabulary.symbols[one] for one in ids)
