@@ -23,8 +23,10 @@ from rill.files import naming
 from rill.page.errors import PageError
 from rill.page.runtime import PACKAGE, VERSIONS, Runtime, fetch_runtime, read_runtime
 from rill.page.site import check_target, write_site
+from rill.page.vocabulary import described
 
 FORMAT = 1  # of model.json
+CONTEXT = "context"  # the state of a model with n-grams that is of symbol ids
 _TOLD = ("val_loss", "parameters")  # of the training: what the page shows
 _HERE = Path(__file__).parent
 _SUFFIXES = (".html", ".css", ".js", ".svg")
@@ -50,12 +52,13 @@ def run(options: argparse.Namespace) -> int:
     with _ended_by_sigterm():
         bundle = read_bundle(options.bundle)
         _check_model(bundle, options.bundle)
+        vocabulary = _described(bundle, options.bundle)
         sources = {"bundle": options.bundle}
         if options.onnxruntime_web:
             sources["package"] = options.onnxruntime_web
         target = check_target(options.out, options.force, sources)
         runtime = read_runtime(options.onnxruntime_web) if options.onnxruntime_web else fetch_runtime()
-        files = _files(bundle, _training(options.bundle), runtime)
+        files = _files(bundle, vocabulary, _training(options.bundle), runtime)
         with naming(options.out):
             write_site(target, files)
     size = sum(map(len, files.values())) / 1e6
@@ -90,19 +93,27 @@ def _training(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
-def _files(bundle: Bundle, training: dict[str, Any], runtime: Runtime) -> dict[str, bytes]:
+def _described(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    try:
+        return described(bundle.vocabulary)
+    except PageError as error:
+        raise PageError(f"{folder} cannot have a page: {error}") from None
+
+
+def _files(bundle: Bundle, vocabulary: dict[str, Any], training: dict[str, Any], runtime: Runtime) -> dict[str, bytes]:
     """Return the files of the page by their names."""
+    states = dict(bundle.states)
+    context = states.pop(CONTEXT, ("batch", 0))
     description = {
         "format": FORMAT,
         "name": bundle.name,
         "model_id": bundle.model_id,
         "precision": bundle.precision,
         "model": {key: bundle.model[key] for key in ("cell", "layers", "hidden")},
-        "states": [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in bundle.states],
-        "start_id": bundle.vocabulary.start_id,
-        "unknown_id": bundle.vocabulary.unknown_id,
+        "states": [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in states.items()],
+        "context": int(context[1]),
         "training": training,
-        "vocabulary": list(bundle.vocabulary.symbols),
+        **vocabulary,
     }
     files = {name: path.read_bytes() for name, path in _static_files().items()}
     files |= {f"onnxruntime/{name}": content for name, content in runtime.files.items()}

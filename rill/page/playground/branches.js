@@ -1,6 +1,6 @@
 // The versions of a text. A fork is a branch: it shares the beginning of another and goes on differently.
 //
-// A branch has entries, one for each character, the given ones (a prompt, what was fed) included, and marks: resume
+// A branch has entries, one for each symbol (a character, unless the model has longer ones), the given ones (a prompt, what was fed) included, and marks: resume
 // tokens of the places that it passed. From any of them, what follows can be made again, exactly: by generating, by
 // reading the given entries, and by changing parameters where they were changed.
 
@@ -12,6 +12,8 @@ export class Branch {
   promptLength = 0; // so many of the first entries were read as a prompt
   isFromToken = false; // it began with a token that was pasted, instead of a prompt
   usesStops = false; // a token of it may have stop strings
+  hasLongSymbols = false; // symbols may be longer than a character
+  hasEnded = false; // the model has ended it, by an end symbol
   version = 0; // changes when entries that were shown have changed
 
   constructor(id, parent, start, cause) {
@@ -55,9 +57,10 @@ export class Branch {
     return Object.assign({}, ...this.changes.filter((change) => change.index <= index).map(({ sampling }) => sampling));
   }
 
-  /** Replaces the entries of the prompt by others that know more about the same text. */
+  /** Replaces the entries of the prompt by the model's symbols of the same text, of which more is known. */
   describePrompt(entries) {
     this.entries.splice(0, this.promptLength, ...entries);
+    this.promptLength = entries.length;
     this.version++;
   }
 
@@ -97,6 +100,7 @@ export class Branches {
     branch.promptLength = Math.min(parent.promptLength, index);
     branch.isFromToken = parent.isFromToken;
     branch.usesStops = parent.usesStops;
+    branch.hasLongSymbols = parent.hasLongSymbols;
     return branch;
   }
 

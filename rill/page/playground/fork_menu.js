@@ -54,7 +54,7 @@ export class ForkMenu {
     if (!others.length) return [];
     const label = document.createElement("p");
     label.className = "note";
-    label.textContent = "or with another character";
+    label.textContent = "or with another symbol";
     const list = document.createElement("div");
     list.className = "row alternatives";
     for (const alternative of others) {

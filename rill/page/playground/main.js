@@ -60,7 +60,7 @@ function fork(pane, position) {
   const { session, view } = pane;
   const entry = session.branch?.entries[position];
   if (!entry) return;
-  forkMenu.open(view, position, entry, ({ isNewSeed, alternative }) => {
+  forkMenu.open(view, position, serverPanel.withoutEnds(pane.model, entry), ({ isNewSeed, alternative }) => {
     if (isNewSeed) controls.drawSeed();
     if (!isValid()) return;
     const cause = alternative ? `${quoted(alternative.text)} for ${quoted(entry.text)}` : `seed ${controls.settings.seed ?? session.seed}`;
@@ -159,7 +159,7 @@ function sentenceFor({ state, branch, problem }) {
     case "paused":
       return `Paused after ${count} characters`;
     case "ended":
-      return `Complete: ${count} characters`;
+      return branch.hasEnded ? `Complete: the model ended the text, after ${count}` : `Complete: ${count} characters`;
     case "failed":
       return "The text could not go on";
     default:

@@ -1,7 +1,8 @@
 // Making a text again from one of its marks, exactly: for a call that shall go on where another broke, and for forks.
 
 import { Problem } from "./problem.js";
-import { NO_STOPS } from "./settings.js";
+import { stopsOf } from "./settings.js";
+import { symbolsOf } from "./symbols.js";
 
 /** Where a call stands in a text: after `index` entries, of which `position` were generated. */
 export class Place {
@@ -52,13 +53,13 @@ function endOfSegment(branch, start) {
 
 async function generateAgain(call, branch, start, end) {
   let at = start;
-  call.onOutput = ({ text = "" }) => {
-    for (const character of text) {
-      if (branch.entries[at++]?.text !== character) {
+  call.onOutput = ({ text = "", symbolLengths }) => {
+    for (const symbol of symbolsOf(text, symbolLengths)) {
+      if (branch.entries[at++]?.text !== symbol) {
         throw new Problem("The server continues with another text: it has another model, or computes it in another way.");
       }
     }
   };
-  await call.generate({ maxChars: String(end - start), stop: branch.usesStops ? NO_STOPS : [] });
+  await call.generate({ maxChars: String(end - start), stop: stopsOf([], branch) });
   if (at !== end) throw new Problem("The server ends the text earlier than before.");
 }

@@ -3,6 +3,7 @@
 import { headers } from "./access.js";
 import { toStandardAlphabet } from "./base64.js";
 import { Problem } from "./problem.js";
+import { symbolsOf } from "./symbols.js";
 
 const ALTERNATIVES = 5;
 
@@ -21,9 +22,9 @@ export class Server {
   /** Lets a model read a prompt; returns the resume token after it (standard base64), and the text's entries. */
   async read(model, text) {
     const body = { model: model || undefined, text, as_prompt: true, top_logprobs: ALTERNATIVES };
-    const { resume_token: token, logprobs, top_logprobs: top } = await this.#ask("v1/score", body);
-    const entries = Array.from(text, (character, at) => ({
-      text: character,
+    const { resume_token: token, logprobs, top_logprobs: top, symbol_lengths: lengths } = await this.#ask("v1/score", body);
+    const entries = symbolsOf(text, lengths).map((symbol, at) => ({
+      text: symbol,
       given: true,
       logprob: logprobs[at],
       alternatives: alternativesOf(top?.[at] ?? {}),

@@ -10,6 +10,7 @@ const element = (id) => document.getElementById(id);
 export class ServerPanel {
   #server;
   #onModels;
+  #models = [];
 
   /** `onModels` is called when the lists of models have changed. */
   constructor(server, onModels) {
@@ -37,6 +38,7 @@ export class ServerPanel {
     }
     element("access").hidden = !bearerToken();
     element("bearer-state").textContent = bearerToken() ? "accepted" : "";
+    this.#models = seen.models;
     this.#drawModels(seen.models.filter((model) => model.streamable));
     element("load").textContent = loadOf(seen);
   }
@@ -47,6 +49,12 @@ export class ServerPanel {
     if (!element("access").hidden) return;
     element("access").hidden = false;
     element("bearer").focus();
+  }
+
+  /** Returns an entry without the alternatives that end a text: no text can have them. */
+  withoutEnds(name, entry) {
+    const ends = (this.#models.find((model) => model.name === name) ?? this.#models[0])?.end_symbols ?? [];
+    return { ...entry, alternatives: entry.alternatives?.filter(({ text }) => !ends.includes(text)) };
   }
 
   #drawModels(models) {

@@ -10,6 +10,7 @@ import { Meter } from "./meter.js";
 import { Problem } from "./problem.js";
 import { Place, replay } from "./replay.js";
 import { sameGeneration, sameSampling, samplingOf, stopsOf } from "./settings.js";
+import { symbolsOf } from "./symbols.js";
 
 /** Characters that the page holds; a text can go on elsewhere, from its token. */
 export const MOST = 200_000;
@@ -256,7 +257,9 @@ export class Session {
   async #readPrompt(branch) {
     if (!branch.promptLength) return branch.mark(0, "", 0); // the model begins by itself
     const { token, entries } = await this.#server.read(this.#model, branch.text(0, branch.promptLength));
+    const hadBegun = this.#begun >= branch.length; // the length begins to count behind the prompt
     branch.describePrompt(entries);
+    if (hadBegun) this.#begun = branch.length;
     return branch.mark(branch.promptLength, token, 0);
   }
 
@@ -272,6 +275,7 @@ export class Session {
     if (this.#feed) await this.#read(call, branch);
     let applied = isFresh ? this.#settings : null;
     let reason = null;
+    branch.hasEnded = false;
     if (applied) call.snapshot().catch(() => {}); // a token with these settings
     while (true) {
       const settings = this.#settings;
@@ -282,6 +286,7 @@ export class Session {
       if (this.#isHalting || isComplete) {
         await call.snapshot();
         this.#passesStop = reason === STOP;
+        branch.hasEnded = reason === STOP && settings.stop?.length === 0;
         return isComplete;
       }
       reason = await this.#generate(call, settings, left);
@@ -298,7 +303,7 @@ export class Session {
   /** Generates until the end or a change; returns why it ended, or null. */
   async #generate(call, settings, left) {
     const { branch } = this;
-    const stop = stopsOf(settings.stop, branch.usesStops);
+    const stop = stopsOf(settings.stop, branch);
     branch.usesStops ||= stop.length > 0;
     const passes = this.#passesStop && settings.stop?.length;
     const most = passes ? Math.min(left, Math.max(...settings.stop.map((text) => Array.from(text).length))) : left;
@@ -331,14 +336,15 @@ export class Session {
     this.#feed = null;
   }
 
-  #add(branch, { text = "", position, logprobs }) {
+  #add(branch, { text = "", position, logprobs, symbolLengths }) {
     if (!text) return;
+    branch.hasLongSymbols ||= Boolean(symbolLengths?.length);
     const before = branch.length;
     if (this.#place.indexOf(Number(position ?? 0)) !== before) {
       throw new Problem("The gateway left out some of the text.", { passing: true });
     }
     if (logprobs?.length) branch.entries.push(...logprobs.map(entryOf));
-    else branch.entries.push(...Array.from(text, (character) => ({ text: character })));
+    else branch.entries.push(...symbolsOf(text, symbolLengths).map((symbol) => ({ text: symbol })));
     this.meter.add(branch.length - before, performance.now());
     this.#failures = 0;
   }

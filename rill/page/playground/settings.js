@@ -23,7 +23,10 @@ export const DEFAULTS = Object.freeze({
 export const OF_THE_TOKEN = Object.freeze({ temperature: null, topK: null, topP: null, minP: null, seed: null, stop: null });
 
 const SAMPLING = ["temperature", "topK", "topP", "minP", "seed"];
-const UNUSED_STOP = "\0"; // where a list without strings would mean those of the token; it occurs in no text
+// Where a list without strings would mean those of the token: a stop that occurs in no text. Where texts are cut into
+// longer symbols it must be cut, too.
+const UNUSED_STOP = "\0";
+const UNLIKELY_REPEATS = 200;
 
 /** Returns a Sampling message with what is set. */
 export function samplingOf(settings) {
@@ -44,14 +47,16 @@ function sameStops(one, other) {
   return one === other || (!!one && !!other && one.length === other.length && one.every((text, at) => text === other[at]));
 }
 
-/** Returns the stop strings for a generate action; `replaces`: an earlier one may have had some. */
-export function stopsOf(stop, replaces) {
+/** Returns the stop strings for a generate action on a branch, an earlier one of which may have had some. */
+export function stopsOf(stop, branch) {
   if (stop === null) return [];
-  return stop.length || !replaces ? [...stop] : [UNUSED_STOP];
+  return stop.length || !branch.usesStops ? [...stop] : [unusedStop(branch)];
 }
 
-/** Stop strings that end nothing. */
-export const NO_STOPS = Object.freeze([UNUSED_STOP]);
+function unusedStop({ hasLongSymbols, entries }) {
+  const made = hasLongSymbols && entries.findLast(({ given }) => !given);
+  return made ? made.text.repeat(UNLIKELY_REPEATS) : UNUSED_STOP;
+}
 
 /** Draws a seed; short enough to be read out. */
 export function drawSeed() {

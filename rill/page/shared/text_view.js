@@ -23,8 +23,10 @@ const LINE_END = /[\n\r\u2028\u2029]/;
 
 /** A symbol as it can be seen: spaces and line ends by a sign. */
 export function visible(text) {
+  if (!text) return "";
   if (NAMES[text]) return NAMES[text];
   const code = text.codePointAt(0);
+  if (text.length > String.fromCodePoint(code).length) return Array.from(text, visible).join(""); // a longer symbol
   if (code < 0x20) return String.fromCodePoint(0x2400 + code);
   if (code === 0x7f) return "␡";
   const unseen = /^[\p{C}\p{Z}\p{M}]$/u.test(text);

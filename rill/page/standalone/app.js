@@ -21,6 +21,7 @@ class Page {
   #timeline = null;
   #text = 0; // counts texts, for the worker
   #isRunning = false;
+  #hasEnded = false; // by an end symbol
   #showsUnit = false;
   #chosen = -1;
   #pointed = null; // [position, unit] under the pointer
@@ -55,7 +56,7 @@ class Page {
     else if (message.kind === "loaded") this.#open();
     else if (message.kind === "failed") this.#fail(message.message, message.isFatal);
     else if (message.kind === "origin" && isOfThisText) this.#timeline.origin = message.state;
-    else if (message.kind === "paused" && isOfThisText) this.#setRunning(false);
+    else if (message.kind === "paused" && isOfThisText) this.#setRunning(false, message.hasEnded);
     else if (message.kind === "characters") {
       if (isOfThisText) this.#timeline.add(message);
       this.#undrawn++;
@@ -153,7 +154,8 @@ class Page {
   #fileOf(timeline, settings) {
     const state = timeline.state(timeline.length - 2);
     const [text, position] = [this.#textOf(timeline), timeline.generated()];
-    return toFile(this.#description, { text, state, position, settings });
+    const ids = Array.from({ length: timeline.length }, (_, at) => timeline.id(at));
+    return toFile(this.#description, { text, ids, state, position, settings });
   }
 
   async #openFile(file) {
@@ -205,12 +207,14 @@ class Page {
     while (this.#arrivals.length > 2 && this.#arrivals[0][0] < now - 1000) this.#arrivals.shift();
     const [first, last] = [this.#arrivals[0], this.#arrivals.at(-1)];
     const rate = this.#isRunning && first && last[0] > first[0] ? (1000 * (last[1] - first[1])) / (last[0] - first[0]) : 0;
-    element("status").textContent = `${number(length)} characters${rate ? `, ${number(rate)} a second` : ""}`;
+    const noun = this.#description.areCharacters ? "characters" : "symbols";
+    const more = rate ? `, ${number(rate)} a second` : this.#hasEnded ? ", ended by the model" : "";
+    element("status").textContent = `${number(length)} ${noun}${more}`;
   }
 
-  #setRunning(isRunning) {
+  #setRunning(isRunning, hasEnded = false) {
     if (this.#undrawn) this.#drawArrivals();
-    this.#isRunning = isRunning;
+    [this.#isRunning, this.#hasEnded] = [isRunning, hasEnded];
     this.#arrivals = [];
     this.#showStatus();
     this.#setButtons();
@@ -305,11 +309,11 @@ class Page {
   }
 
   #describeModel() {
-    const { name, model, vocabulary, precision, training, parts, stateSize } = this.#description;
+    const { name, model, vocabulary, precision, training, parts, stateSize, areCharacters } = this.#description;
     const layers = model.layers === 1 ? "1 layer" : `${model.layers} layers`;
     const facts = [`${CELLS[model.cell]}, ${layers} of ${model.hidden} units, ${vocabulary.length} symbols`];
     if (training.parameters) facts.push(`${number(training.parameters)} parameters`);
-    if (training.val_loss) facts.push(`${(training.val_loss / Math.LN2).toFixed(2)} bits per character on held-out text`);
+    if (training.val_loss) facts.push(`${(training.val_loss / Math.LN2).toFixed(2)} bits per ${areCharacters ? "character" : "symbol"} on held-out text`);
     element("name").textContent = name;
     document.title = `${name}, character by character`;
     element("about").textContent = `${facts.join(" · ")} · runs in this browser, asks no server`;
@@ -382,7 +386,7 @@ class Page {
   #find() {
     const feature = element("find").value;
     const symbol = (position) => this.#description.symbol(this.#timeline.id(position));
-    const state = (position) => this.#timeline.state(position);
+    const state = (position) => this.#timeline.state(position)?.subarray(0, this.#description.units);
     const found = feature && this.#timeline ? unitFor(feature, { length: this.#timeline.length, symbol, state }) : null;
     const { label } = FEATURES[feature] ?? {};
     if (!found) {

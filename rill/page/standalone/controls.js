@@ -49,12 +49,19 @@ export class Controls {
   }
 
   #readBanned() {
-    const { vocabulary, unknown_id: unknown } = this.#description;
-    const characters = element("banned").value.replaceAll(LINE_END_SIGN, "\n"); // which an input cannot hold
-    const known = this.#description.encode(characters).filter((id) => id !== unknown);
-    const banned = [...new Set(known)];
-    if (banned.length >= vocabulary.length - (unknown === null ? 0 : 1)) throw new RangeError("No character is left.");
+    const { vocabulary, never_ids: never } = this.#description;
+    const text = element("banned").value.replaceAll(LINE_END_SIGN, "\n"); // which an input cannot hold
+    const banned = [...new Set(this.#symbols(text))].filter((id) => !never.includes(id));
+    if (banned.length >= vocabulary.length - never.length) throw new RangeError("No character is left.");
     return banned;
+  }
+
+  /** The ids in a text; symbols that are longer than a character, and end symbols, may stand between spaces. */
+  #symbols(text) {
+    const { vocabulary, end_ids: ends, areCharacters } = this.#description;
+    const isNamed = (part) => ends.some((id) => vocabulary[id] === part);
+    const idOf = (part) => (isNamed(part) ? [vocabulary.indexOf(part)] : this.#description.encode(part));
+    return areCharacters && !isNamed(text) ? this.#description.encode(text) : text.split(" ").flatMap(idOf);
   }
 
   /** What `read` gives for a control; null, and the control's message, if it throws RangeError. */
@@ -77,7 +84,7 @@ export class Controls {
     const values = { temperature: sampling.temperature, "top-k": sampling.topK, "top-p": sampling.topP, "min-p": sampling.minP };
     for (const [id, number] of Object.entries(values)) element(id).value = String(number);
     element("seed").value = String(seed);
-    const banned = sampling.banned.map((id) => this.#description.symbol(id)).join("");
+    const banned = sampling.banned.map((id) => this.#description.symbol(id)).join(this.#description.areCharacters ? "" : " ");
     element("banned").value = banned.replaceAll("\n", LINE_END_SIGN);
     this.#changed();
   }

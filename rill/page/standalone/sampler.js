@@ -7,11 +7,11 @@ export const PLAIN = Object.freeze({ temperature: 1, topK: 0, topP: 1, minP: 0, 
 
 /**
  * Returns the id that `sampling` chooses from logits, a Float32Array, with the uniform `u` in [0, 1). Never one of
- * `banned`, as with a server's logit bias of -infinity, nor `unknownId`.
+ * `banned`, as with a server's logit bias of -infinity, nor one of `neverIds`.
  */
-export function choose(logits, u, sampling = PLAIN, unknownId = null) {
+export function choose(logits, u, sampling = PLAIN, neverIds = []) {
   const temperature = Math.max(round(sampling.temperature), GREEDY_TEMPERATURE);
-  const out = new Set(sampling.banned).add(unknownId);
+  const out = new Set([...sampling.banned, ...neverIds]);
   let largest = -Infinity;
   for (let id = 0; id < logits.length; id++) if (!out.has(id) && logits[id] > largest) largest = logits[id];
   const mass = new Float32Array(logits.length); // not normalised: the largest is 1
@@ -60,11 +60,11 @@ export function logProbabilities(logits) {
   return logits.map((logit) => logit - shift);
 }
 
-/** The ids of the `count` most probable symbols without `unknownId`, the most probable first. */
-export function mostProbable(logprobs, count, unknownId = null) {
+/** The ids of the `count` most probable symbols without `neverIds`, the most probable first. */
+export function mostProbable(logprobs, count, neverIds = []) {
   const ids = [];
   for (let id = 0; id < logprobs.length; id++) {
-    if (id === unknownId || (ids.length === count && logprobs[id] <= logprobs[ids[count - 1]])) continue;
+    if (neverIds.includes(id) || (ids.length === count && logprobs[id] <= logprobs[ids[count - 1]])) continue;
     let at = ids.length;
     while (at > 0 && logprobs[ids[at - 1]] < logprobs[id]) at--;
     ids.splice(at, 0, id);

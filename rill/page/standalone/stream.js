@@ -17,9 +17,10 @@ export class Stream {
     this.position = 0; // of the next generated character
   }
 
-  /** Reads what a model reads when there is no prompt; this is not part of the text. */
-  async readStart() {
-    await this.#advance(this.#model.description.start_id);
+  /** Reads what a model reads before a prompt, if anything, or instead of one; this is not part of the text. */
+  async begin(hasPrompt) {
+    const { start_id: start, has_start: isAlways } = this.#model.description;
+    if (isAlways || !hasPrompt) await this.#advance(start);
   }
 
   /** Continues behind the character `id`, before which the state was `state`; `position` counts generated characters. */
@@ -36,11 +37,14 @@ export class Stream {
     return shown;
   }
 
-  /** Generates a character; returns what there is to show of it. */
+  /** Generates a character; returns what there is to show of it, or null where the text ends: the state stays. */
   async next(sampling, seed) {
     if (seed !== this.#seed) [this.#uniforms, this.#seed] = [new Uniforms(seed), seed];
     const u = this.#uniforms.at(this.position);
-    const shown = this.#shown(choose(this.#logits, u, sampling, this.#model.description.unknown_id));
+    const { never_ids: never, end_ids: ends } = this.#model.description;
+    const id = choose(this.#logits, u, sampling, never);
+    if (ends.includes(id)) return null;
+    const shown = this.#shown(id);
     this.position++;
     await this.#advance(shown.id);
     return shown;
@@ -53,7 +57,7 @@ export class Stream {
   #shown(id) {
     if (!this.#logits) return { id, logprob: NaN, ids: [], logprobs: [] };
     const logprobs = logProbabilities(this.#logits);
-    const ids = mostProbable(logprobs, ALTERNATIVES, this.#model.description.unknown_id);
+    const ids = mostProbable(logprobs, ALTERNATIVES, this.#model.description.never_ids);
     return { id, logprob: logprobs[id], ids, logprobs: ids.map((other) => logprobs[other]) };
   }
 }

@@ -2,7 +2,7 @@
 //
 // The page sends   load {description} · begin {text, ids} · restore {text, state, id, position} ·
 //                  run {count, settings} · settings {settings} · pause · drawn
-// and receives     loading {bytes} · loaded · origin {text, state} · characters {text, ids, logprobs, …} · paused {text, isDone} ·
+// and receives     loading {bytes} · loaded · origin {text, state} · characters {text, ids, logprobs, …} · paused {text, hasEnded} ·
 //                  failed {message, isFatal}
 // `text` counts the texts that were begun: what comes of an earlier one is of no use to the page. Commands are carried
 // out in order. `drawn` acknowledges `characters`: few of them are under way.
@@ -48,7 +48,7 @@ const commands = {
 
   async begin({ text: mine, ids }) {
     stream = new Stream(model);
-    if (!ids.length) await stream.readStart();
+    await stream.begin(ids.length > 0);
     postMessage({ kind: "origin", text: mine, state: stream.state });
     await produce({ text: mine, given: true }, ids.length, (index) => stream.read(ids[index]), () => mine !== text);
   },
@@ -61,8 +61,8 @@ const commands = {
   async run({ text: mine, count, pauses: before }) {
     const isOver = () => mine !== text || before !== pauses;
     const make = () => stream.next(settings.sampling, settings.seed);
-    const isDone = await produce({ text: mine, given: false }, count, make, isOver);
-    postMessage({ kind: "paused", text: mine, isDone });
+    const hasEnded = await produce({ text: mine, given: false }, count, make, isOver);
+    postMessage({ kind: "paused", text: mine, hasEnded });
   },
 };
 
@@ -80,7 +80,7 @@ onmessage = ({ data }) => {
   wake();
 };
 
-/** Sends `count` characters that `make(index)` gives, unless it `isOver` before; returns whether all were sent. */
+/** Sends `count` characters that `make(index)` gives, unless it `isOver` before; returns whether the text has ended. */
 async function produce(about, count, make, isOver) {
   let due = performance.now();
   for (let index = 0; index < count; ) {
@@ -93,14 +93,20 @@ async function produce(about, count, make, isOver) {
     if (isOver()) return false;
     const batch = new Batch(model.description.stateSize);
     const end = performance.now() + BATCH_MILLISECONDS;
+    let shown;
     do {
-      batch.add(await make(index++), stream.state);
+      shown = await make(index++);
+      if (!shown) break;
+      batch.add(shown, stream.state);
       due = Math.max(due + (rate ? 1000 / rate : 0), performance.now() - 100);
     } while (index < count && performance.now() < end && (!rate || due <= performance.now()));
-    underWay++;
-    batch.send(about);
+    if (batch.length) {
+      underWay++;
+      batch.send(about);
+    }
+    if (!shown) return true;
   }
-  return true;
+  return false;
 }
 
 /** Characters that are sent together. */
@@ -111,6 +117,10 @@ class Batch {
 
   constructor(stateSize) {
     this.#stateSize = stateSize;
+  }
+
+  get length() {
+    return this.#shown.length;
   }
 
   add(shown, state) {

@@ -269,13 +269,15 @@ def test_settings_are_read_and_refused(folder):
     program = """
     import { DEFAULTS, faultOf, readStops, samplingOf, stopsOf } from "./playground/settings.js";
     const fault = (change) => faultOf({ ...DEFAULTS, ...change });
+    const [used, unused] = [true, false].map((usesStops) => ({ usesStops, entries: [] }));
     report({
       stops: readStops("one\\n\\\\n\\n\\na\\\\\\\\n\\\\x"),
       good: [{}, { seed: "18446744073709551615" }, { seed: null, stop: null }, { length: 0 }].map(fault),
       bad: [{ seed: "18446744073709551616" }, { seed: "-1" }, { seed: "" }, { seed: "1e3" }, { length: 1.5 },
             { length: NaN }, { stop: Array(33).fill("a") }].map(fault),
       sampling: samplingOf({ ...DEFAULTS, topP: null }),
-      sent: [stopsOf(null, true), stopsOf([], false), stopsOf([], true), stopsOf(["a"], true)],
+      sent: [stopsOf(null, used), stopsOf([], unused), stopsOf([], used), stopsOf(["a"], used)],
+      long: stopsOf([], { ...used, hasLongSymbols: true, entries: [{ text: "Cl" }, { text: "\\n", given: true }] }),
     });
     """
     read = run_node(folder, program, None)
@@ -284,6 +286,16 @@ def test_settings_are_read_and_refused(folder):
     assert all(fault.endswith(".") for fault in read["bad"])
     assert read["sampling"] == {"temperature": 1, "topK": 0, "minP": 0, "seed": "0"}
     assert read["sent"] == [[], [], ["\0"], ["a"]]
+    assert read["long"] == ["Cl" * 200]  # which can be cut into symbols
+
+
+def test_a_text_is_split_into_its_symbols(folder):
+    program = """
+    import { symbolsOf } from "./playground/symbols.js";
+    report(data.map(([text, lengths]) => symbolsOf(text, lengths)));
+    """
+    cases = [("Cl😀", None), ("Cl😀", []), ("CCl[nH]😀", [1, 2, 4, 1]), ("", [])]
+    assert run_node(folder, program, cases) == [["C", "l", "😀"], ["C", "l", "😀"], ["C", "Cl", "[nH]", "😀"], []]
 
 
 def test_the_first_difference_is_found_while_texts_grow(folder):

@@ -32,7 +32,7 @@ ort.env.wasm.wasmBinary = readFileSync("onnxruntime/ort-wasm-simd-threaded.wasm"
 async function generate(model, { prompt, seed, sampling, count, fork }) {
   const stream = new Stream(model);
   const ids = model.description.encode(prompt);
-  if (!ids.length) await stream.readStart();
+  await stream.begin(ids.length > 0);
   for (const id of ids) await stream.read(id);
   const [made, states] = [[], []];
   for (let index = 0; index < count; index++) {
