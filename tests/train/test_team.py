@@ -36,7 +36,7 @@ from rill.train.text.held_out import Measurement
 pytestmark = pytest.mark.timeout(600)  # torchrun is slow to start, and slower on a busy machine
 ROOT = Path(__file__).parent.parent.parent
 SMALL = "--corpus text.txt --hidden 12 --batch 4 --window 16 --warmup 0 --threads 1 --device cpu"
-SEQUENTIAL = f"{SMALL} --cell lstm --embedding 6 --steps 40 --evaluate-every 10"
+SEQUENTIAL = f"{SMALL} --cell lstm --embedding 6 --ngrams 3 --ngram-rows 64 --steps 40 --evaluate-every 10"
 RANDOM = f"{SMALL} --sampling random --accumulate 2 --steps 40 --evaluate-every 10"
 LONG = f"{SMALL} --layers 2 --dropout 0.3 --steps 150 --evaluate-every 10"
 Results = dict[str, list[tuple[object, str, str]]]
