@@ -11,12 +11,14 @@ from torch import Tensor
 
 from rill.export.errors import ForeignError
 from rill.export.foreign.reasons import in_words, of_another_kind, of_ends
+from rill.ngrams import DEFAULT_ROWS, MAX_NGRAMS, is_exact
 from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
 from rill.vocabulary import Vocabulary
 
 EMBEDDING, OUTPUT, OUTPUT_BIAS = "embedding.weight", "linear.weight", "linear.bias"
-_OURS = re.compile(r"embedding\.weight|linear\.(weight|bias)|rnn\.(weight|bias)_[ih]h_l\d{1,4}")
+_OURS = re.compile(r"embedding\.weight|linear\.(weight|bias)|rnn\.(weight|bias)_[ih]h_l\d{1,4}|ngrams\.[2-9]\.weight")
+_TABLE = re.compile(r"(?:.*\.)?(ngrams\.[2-9]\.weight)")
 _RECURRENT = re.compile(r"(?:(?P<module>.*)\.)?(?P<tensor>(weight|bias)_[ih]h)(_l(?P<layer>\d{1,4}))?")
 _OTHER_RECURRENT = re.compile(r"(?:.*\.)?(weight|bias)_([ih]h|hr)(_l\d+)?(?P<reverse>_reverse)?")
 _CELLS = {1: "rnn", 3: "gru", 4: "lstm"}  # by the number of gates
@@ -55,8 +57,8 @@ class Placement:
                 if not _OURS.fullmatch(name):
                     raise ForeignError(
                         f"cannot rename {theirs} to {name!r}: the names are {EMBEDDING}, rnn.weight_ih_l0, "
-                        f"rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0 (l1, … for further layers), {OUTPUT} and "
-                        f"{OUTPUT_BIAS}"
+                        f"rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0 (l1, … for further layers), {OUTPUT}, "
+                        f"{OUTPUT_BIAS} and ngrams.2.weight (3, … for longer n-grams)"
                     )
                 self._assign(name, theirs)
         self.dropped = [name for name in self.tensors if names.get(name) == ""]
@@ -83,6 +85,29 @@ class Placement:
             for match in modules[module]:
                 layer = index + int(match["layer"] or 0)
                 self._assign(f"rnn.{match['tensor']}_l{layer}", match[0])
+
+    def assign_tables(self) -> None:
+        """Assign n-gram tables, which have Rill's names, perhaps within a module."""
+        for name in self._free():
+            if match := _TABLE.fullmatch(name):
+                self._assign(match[1], name)
+
+    def ngrams(self, symbols: int) -> tuple[int, int]:
+        """Infer the longest n-grams that have a table, 1 if there are none, and the rows of tables that they share."""
+        tables = [name for name in self.sources if name.startswith("ngrams.")]
+        longest = 1 + len(tables)
+        if len(tables) >= MAX_NGRAMS:
+            raise self._error(f"has n-gram tables up to {max(tables)}; a model here has them up to {MAX_NGRAMS}-grams")
+        shared = DEFAULT_ROWS
+        for order in range(longest, 1, -1):
+            name = f"ngrams.{order}.weight"
+            if name not in self.sources:
+                raise self._error(f"has no {name}, but {' and '.join(sorted(tables))}; a model here has all up to one")
+            if self._tensor(name).ndim != 2 or not len(self._tensor(name)):
+                raise self._error(f"has {self._described(name)}, which is not a matrix of one row or more")
+            if not is_exact(order, symbols):  # the longest n-grams first, so that they all agree with the last one
+                shared = len(self._tensor(name))
+        return longest, shared
 
     def cell(self) -> Cell:
         """Infer cell, sizes and biases from the shapes of the recurrent weights."""
@@ -196,8 +221,8 @@ class Placement:
         for name, tensor in expected.items():
             if weights[name].shape != tensor.shape:
                 raise self._error(
-                    f"has {self._described(name)}, but a {model.cell} of {model.hidden} units has "
-                    f"{tuple(tensor.shape)} there"
+                    f"has {self._described(name)}, but a {model.cell} of {model.hidden} units"
+                    f"{f' and {symbols} symbols' if name.startswith('ngrams.') else ''} has {tuple(tensor.shape)} there"
                 )
 
     def _assign(self, ours: str, theirs: str) -> None:

@@ -2,8 +2,9 @@
 
 A state dict holds the weights but not the model, so the model is inferred from names and shapes. Weights that the model
 computes from other tensors, as weight norm does, are computed first. Recurrent weights are recognised by PyTorch's
-names (`weight_ih_l0`, …, or `weight_ih` in a cell); they determine cell, layers, hidden size and biases. The embedding
-and the output layer are recognised by shape, and where shapes are ambiguous by name. Anything unclear or left over is
+names (`weight_ih_l0`, …, or `weight_ih` in a cell); they determine cell, layers, hidden size and biases. N-gram tables
+are recognised by Rill's names (`ngrams.2.weight`, …). The embedding and the output layer are recognised by shape, and
+where shapes are ambiguous by name. Anything unclear or left over is
 an error that says what it is.
 
 Some properties leave no trace in the weights and are assumed: gates stacked in PyTorch's order, tanh in an RNN (not
@@ -105,10 +106,10 @@ def run_of_state_dict(
 
     `state_dict` maps names to tensors, or contains such a mapping (many checkpoints do, under "state_dict" or "model").
     `vocabulary` None means the one that lies beside it. `rename` maps a tensor of it to Rill's name (several with
-    commas, "" to drop it): `embedding.weight`, `rnn.weight_ih_l0`, …, `linear.weight`, `linear.bias`. `reset` is where
-    a GRU's reset gate acts, `after` the recurrent product or `before` it; `update` is what its update gate does to the
-    state when it is 1: it `keeps` it, as in PyTorch, Keras and ONNX, or `replaces` it by the candidate, as in Chung et
-    al. 2014.
+    commas, "" to drop it): `embedding.weight`, `rnn.weight_ih_l0`, …, `linear.weight`, `linear.bias`, and for n-gram
+    tables as rill.ngrams defines them `ngrams.2.weight`, …. `reset` is where a GRU's reset gate acts, `after` the
+    recurrent product or `before` it; `update` is what its update gate does to the state when it is 1: it `keeps` it, as
+    in PyTorch, Keras and ONNX, or `replaces` it by the candidate, as in Chung et al. 2014.
 
     Tensors of other types are converted to float32, and noted if that changed a value. `source` appears in messages.
     """
@@ -130,12 +131,14 @@ def _run_of(
     found.rename(rename or {})
     found.refuse_unsupported()
     found.assign_recurrent()
+    found.assign_tables()
     cell = found.cell()
     found.assign_ends(cell, None if vocabulary is None else len(vocabulary))
     found.assign_output_bias()
     found.refuse_leftovers()
     vocabulary, told = _settle_vocabulary(vocabulary, checkpoint, found.symbols, str(source))
     weights, notes = found.weights(vocabulary, cell)
+    ngrams, ngram_rows = found.ngrams(len(vocabulary))
     try:
         model = ModelConfig(
             cell=cell.name,
@@ -144,6 +147,8 @@ def _run_of(
             hidden=cell.hidden,
             embedding=weights[EMBEDDING].shape[1] if EMBEDDING in weights else 0,
             bias=cell.bias,
+            ngrams=ngrams,
+            ngram_rows=ngram_rows,
         )
     except ValueError as error:
         raise ForeignError(f"{source}: {error}") from None

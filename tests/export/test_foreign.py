@@ -165,6 +165,29 @@ class Cells(nn.Module):
         return torch.stack(logits, 1)
 
 
+def tables(width: int, *lengths: int) -> dict[str, Tensor]:
+    """N-gram tables of these lengths, from 2-grams on."""
+    torch.manual_seed(4)
+    return {f"ngrams.{order}.weight": torch.randn(rows, width) for order, rows in enumerate(lengths, 2)}
+
+
+@pytest.mark.parametrize("width", [0, E])
+@pytest.mark.parametrize(("prefix", "lengths"), [("", (V**2,)), ("net.", (V**2, V**3, V**4, 30, 30))])
+def test_ngram_tables_settle_their_sizes(width: int, prefix: str, lengths: tuple[int, ...]) -> None:
+    own = tables(width or V, *lengths)
+    run = taken(Foreign(width=width).state_dict() | {prefix + name: table for name, table in own.items()})
+    assert (run.model.ngrams, run.model.ngram_rows) == (1 + len(lengths), 30 if len(lengths) > 1 else 8192)
+    assert all(run.weights[name].equal(table) for name, table in own.items())
+    assert run.build()(torch.tensor([[3, 1]]))[0].isfinite().all()
+
+
+def test_ngram_tables_of_other_names_are_renamed() -> None:
+    weights = Foreign().state_dict() | {"bigrams.weight": torch.randn(V**2, E), "pairs": torch.randn(V**2, E)}
+    run = taken(weights, rename={"bigrams.weight": "ngrams.2.weight", "pairs": ""})
+    assert run.model.ngrams == 2
+    assert run.weights["ngrams.2.weight"].equal(weights["bigrams.weight"])
+
+
 def test_numbered_cells_are_layers_by_number() -> None:
     model = Cells()
     weights = dict(reversed(model.state_dict().items()))  # by number, not by order
@@ -452,6 +475,30 @@ REFUSED: list[tuple[dict[str, Tensor], str]] = [
         r"has no matrices that fit as ends of a gru with 8 units that reads 5 numbers: .* fc_out\.weight \(11, 8\)$",
     ),
     (nn.GRU(E, H).state_dict(), r"has no matrices that fit .*; it has none$"),
+    (
+        with_tensors(ngrams__3__weight=torch.ones(V**3, E)),
+        r"has no ngrams\.2\.weight, but ngrams\.3\.weight; a model here has all up to one$",
+    ),
+    (
+        with_tensors(ngrams__2__weight=torch.ones(V)),
+        r"has ngrams\.2\.weight \(11,\), which is not a matrix of one row or more$",
+    ),
+    (
+        with_tensors(ngrams__2__weight=torch.ones(100, E)),
+        r"has ngrams\.2\.weight \(100, 5\), but a gru of 8 units and 11 symbols has \(121, 5\) there$",
+    ),
+    (
+        with_tensors(ngrams__2__weight=torch.ones(V**2, H)),
+        r"has ngrams\.2\.weight \(121, 8\), but a gru of 8 units and 11 symbols has \(121, 5\) there$",
+    ),
+    (
+        Foreign().state_dict() | tables(E, V**2, V**3, V**4, 30, 31),
+        r"has ngrams\.6\.weight \(31, 5\), but a gru of 8 units and 11 symbols has \(30, 5\) there$",
+    ),
+    (
+        Foreign().state_dict() | tables(E, V**2, V**3, V**4, 0, 0),
+        r"has ngrams\.6\.weight \(0, 5\), which is not a matrix of one row or more$",
+    ),
 ]
 
 
