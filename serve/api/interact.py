@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from rill.serve.api.call import Call
+from rill.serve.api.cutting import cut_text
 from rill.serve.api.requests import GenerateParameters, check_text, parameters_of, spec_of
 from rill.serve.api.responses import ResponseBuilder, event_of
 from rill.serve.api.resume_tokens import Resumption
@@ -122,10 +123,7 @@ class Interaction:
             while (action := await self._next_action()) is not None:
                 await self._perform(action)
         except DrainingError:
-            position, reason = self._state.snapshot.position, pb.FINISH_REASON_DRAINING
-            await self._write_output(
-                pb.GenerateResponse(position=position, resume_token=self._token(), finish_reason=reason)
-            )
+            await self._write_output(self._messages.drained(self._model, self._state))
             raise
         except ServeError:
             await self._send_snapshot()
@@ -161,6 +159,7 @@ class Interaction:
                 raise RequestError("action", "an InteractRequest needs an action that this server knows")
 
     async def _feed(self, text: str) -> None:
+        text = await cut_text(text, self._model, self._config.max_prompt, "feed")
         await check_text(text, self._model, self._config.max_prompt, "feed")
         score = Score()
 
@@ -229,6 +228,7 @@ class Interaction:
             seed=self._state.seed,
             max_chars=spec.max_chars and spec.max_chars - (snapshot.position - spec.position),
             position=snapshot.position,
+            text_position=snapshot.text_position,
             state=snapshot.state,
             partial_stop=snapshot.partial_stop,
         )

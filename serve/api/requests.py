@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rill.sampling import Sampling, SamplingError
+from rill.serve.api.cutting import cut_text
 from rill.serve.api.resume_tokens import MOST_STOPS, Resumption
 from rill.serve.config import ServerConfig
 from rill.serve.engine.text_codec import GivenText, Ids, LongPrompt
@@ -16,7 +17,7 @@ from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import RequestError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
-from rill.vocabulary import UnknownCharacterError
+from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 STOP_CHARACTERS = 10_000  # of all stop strings together: text that may become one is held back in memory
 ALTERNATIVES = 20  # as many as the serving graph returns
@@ -102,7 +103,7 @@ async def spec_of(
             "max_chars", f"max_chars is {parameters.max_chars}; the limit of this server is {config.max_chars}"
         )
     _check_alternatives(alternatives, "logprobs")
-    text = parameters.prompt
+    text = await cut_text(parameters.prompt, model, config.max_prompt, "prompt") if parameters.prompt else ""
     ids = await check_text(text, model, config.max_prompt, "prompt") if text else None
     spec = StreamSpec(
         prompt=_prompt(text, ids, resumption, model),
@@ -111,7 +112,7 @@ async def spec_of(
         seed=_seed(parameters, resumption),
         max_chars=parameters.max_chars or config.max_chars,
         chars_per_second=rate,
-        stops=_stops(parameters.stops),
+        stops=await _stops(parameters.stops, model),
         include_stop=parameters.include_stop,
         logprobs=alternatives,
         resume_every=parameters.resume_every,
@@ -127,6 +128,7 @@ async def spec_of(
         include_stop=spec.include_stop or (resumption.include_stop and not spec.stops),
         partial_stop=resumption.snapshot.partial_stop if keeps_partial_stop else "",
         position=resumption.snapshot.position,
+        text_position=resumption.snapshot.text_position,
         state=resumption.snapshot.state,
     )
 
@@ -136,15 +138,22 @@ async def score_spec_of(
 ) -> StreamSpec:
     """Return the stream that reads `text`, that of `request`, where `spec` would begin to generate.
 
-    What is read first, without a log-probability, is its prompt. Raises RequestError for invalid fields.
+    `text` is coded. What is read first, without a log-probability, is its prompt. Raises RequestError for invalid
+    fields.
     """
     alternatives = request.top_logprobs if request.HasField("top_logprobs") else None
     _check_alternatives(alternatives, "top_logprobs")
     await check_text(text, model, config.max_score_chars, "text")
     spec = replace(spec, logprobs=alternatives)
-    if request.as_prompt and text and not request.resume_token:
+    if request.as_prompt and text and not (request.resume_token or model.bundle.vocabulary.start):
         return replace(spec, prompt=model.codec.encode(text[0]), prompt_chars=1)
     return spec
+
+
+def require_end(request: pb.ScoreRequest, model: Model) -> None:
+    """Raise RequestError if the end of a text is to be scored by a model that has no end symbol."""
+    if request.include_end and not model.bundle.vocabulary.ends:
+        raise RequestError("include_end", f"include_end: model {model.bundle.name!r} has no end symbol")
 
 
 def _check_alternatives(count: int | None, field: str) -> None:
@@ -153,7 +162,7 @@ def _check_alternatives(count: int | None, field: str) -> None:
 
 
 async def check_text(text: str, model: Model, most: int, field: str) -> Ids | None:
-    """Check that `model` can read `text`; return its ids, or None for a long text, which is encoded in parts.
+    """Check that `model` can read coded `text`; return its ids, or None for a long text, which is encoded in parts.
 
     Raises RequestError if the text has more than `most` characters, or one that the vocabulary lacks.
     """
@@ -173,12 +182,13 @@ async def check_text(text: str, model: Model, most: int, field: str) -> Ids | No
 
 def _prompt(text: str, ids: Ids | None, resumption: Resumption | None, model: Model) -> Ids | LongPrompt:
     """Return the ids that the model reads first: after a token, its last character is still to be read."""
+    vocabulary = model.bundle.vocabulary
     if not text:
-        return np.array([resumption.snapshot.token if resumption else model.bundle.vocabulary.start_id])
-    last = [resumption.snapshot.token] if resumption else []
+        return np.array([resumption.snapshot.token if resumption else vocabulary.start_id])
+    first = [resumption.snapshot.token] if resumption else [vocabulary.start_id] if vocabulary.start else []
     if ids is None:
-        return LongPrompt(np.array(last, np.int64), GivenText(text, model.codec))
-    return np.concatenate([last, ids]) if last else ids
+        return LongPrompt(np.array(first, np.int64), GivenText(text, model.codec))
+    return np.concatenate([first, ids]) if first else ids
 
 
 def _seed(parameters: GenerateParameters, resumption: Resumption | None) -> int:
@@ -190,16 +200,11 @@ def _seed(parameters: GenerateParameters, resumption: Resumption | None) -> int:
 def _sampling(parameters: GenerateParameters, base: Sampling, model: Model) -> Sampling:
     """Return the parameters that are set, and those of `base` for the others."""
     changes, vocabulary, bias = parameters.sampling, model.bundle.vocabulary, {}
-    for character, value in parameters.logit_bias.items():
-        if len(character) != 1:
-            raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not one character")
-        symbol = vocabulary.id_of(character)
-        if symbol is None:
-            raise RequestError("sampling.logit_bias", f"logit_bias: {character!r} is not in the model's vocabulary")
-        bias[symbol] = value
+    for text, value in parameters.logit_bias.items():
+        bias[_biased_symbol(text, vocabulary)] = value
     if bias:
         banned = sum(value == float("-inf") for value in bias.values())
-        if banned >= len(vocabulary) - (vocabulary.unknown_id is not None):
+        if banned >= len(vocabulary) - len(vocabulary.never_ids):
             raise RequestError("sampling.logit_bias", "logit_bias bans every character of the model")
         changes = {**changes, "logit_bias": bias}
     if changes.get("top_k", 0) >= len(vocabulary):
@@ -210,7 +215,21 @@ def _sampling(parameters: GenerateParameters, base: Sampling, model: Model) -> S
         raise RequestError(f"sampling.{error.parameter}", str(error)) from None
 
 
-def _stops(texts: Iterable[str]) -> tuple[str, ...]:
+def _biased_symbol(text: str, vocabulary: Vocabulary) -> int:
+    """Return the id of a symbol that a model may choose, by its text; an end symbol is one."""
+    symbol = vocabulary.id_of(text)
+    if symbol is not None and symbol not in vocabulary.never_ids:
+        return symbol
+    if vocabulary.are_characters and len(text) != 1:
+        raise RequestError("sampling.logit_bias", f"logit_bias: {text!r} is not one character")
+    if symbol is not None:
+        raise RequestError("sampling.logit_bias", f"logit_bias: the model never chooses {text!r}")
+    what = "is not in the model's vocabulary" if vocabulary.are_characters else "is not one symbol of the model"
+    raise RequestError("sampling.logit_bias", f"logit_bias: {text!r} {what}")
+
+
+async def _stops(texts: Iterable[str], model: Model) -> tuple[str, ...]:
+    """Return the stop strings as coded text."""
     stops = tuple(dict.fromkeys(texts))
     if "" in stops:
         raise RequestError("stop", "a stop string must have at least one character")
@@ -218,4 +237,6 @@ def _stops(texts: Iterable[str]) -> tuple[str, ...]:
         raise RequestError("stop", f"there are {len(stops)} stop strings; the limit is {MOST_STOPS}")
     if sum(map(len, stops)) > STOP_CHARACTERS:
         raise RequestError("stop", f"the stop strings have more than {STOP_CHARACTERS} characters in total")
+    if stops and not model.codec.is_text:
+        return tuple([await cut_text(stop, model, STOP_CHARACTERS, "stop") for stop in stops])
     return stops

@@ -1,6 +1,7 @@
 """From the output of a stream to messages of rill.proto."""
 
 import time
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from google.protobuf.message import Message
@@ -68,10 +69,33 @@ class ResponseBuilder:
 
     def output(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
         """Return the message of the next piece of `stream`; `with_logprobs` adds its log-probabilities."""
-        message = pb.GenerateResponse(text=piece.text, position=stream.position)
+        if not model.codec.is_text:
+            return self._decoded(model, stream, piece)
+        position = stream.position
+        message = pb.GenerateResponse(text=piece.text, position=position, text_position=position)
         if piece.snapshot:
             message.resume_token = self.token(model, stream.spec, piece.snapshot)
         return message
+
+    def _decoded(self, model: Model, stream: Stream, piece: Piece) -> pb.GenerateResponse:
+        """Return the message of a piece whose symbols are not characters."""
+        symbols, begin = model.codec.symbols(piece.text), stream.text_position
+        text, lengths = "".join(symbols), list(map(len, symbols))
+        message = pb.GenerateResponse(text=text, position=stream.position, text_position=begin, symbol_lengths=lengths)
+        if piece.snapshot:
+            snapshot = replace(piece.snapshot, text_position=begin + len(text))
+            message.resume_token = self.token(model, stream.spec, snapshot)
+        return message
+
+    def drained(self, model: Model, state: Resumption) -> pb.GenerateResponse:
+        """Return the last message of a stream that is drained in this state."""
+        at = state.snapshot
+        return pb.GenerateResponse(
+            position=at.position,
+            text_position=at.position if model.codec.is_text else at.text_position,
+            resume_token=self.token(model, state, at),
+            finish_reason=pb.FINISH_REASON_DRAINING,
+        )
 
     def with_logprobs(
         self, message: pb.GenerateResponse, model: Model, stream: Stream, piece: Piece
@@ -82,18 +106,24 @@ class ResponseBuilder:
         """
         if not piece.logprobs:
             return message
-        encoded = self._encoder(model).encode(piece.text, piece.logprobs, stream.spec.logprobs or 0)
+        symbols = model.codec.symbols(piece.text)
+        encoded = self._encoder(model).encode(symbols, piece.logprobs, stream.spec.logprobs or 0)
         return message.SerializeToString() + encoded
 
     def scores(
         self, model: Model, position: int, text: str, logprobs: Logprobs, alternatives: int | None
     ) -> pb.ScoreResponse | bytes:
-        """Return the message of the characters of `text` from `position` on, with their alternatives unless None."""
+        """Return the message of the symbols of coded `text` from `position` on, with their alternatives unless None.
+
+        What follows the text is its end.
+        """
         message = pb.ScoreResponse(position=position, logprobs=logprobs.chosen.tolist())
         if alternatives is None:
             return message
-        characters = text[position : position + len(logprobs)]
-        return message.SerializeToString() + self._encoder(model).encode(characters, logprobs, alternatives, TOP)
+        symbols = model.codec.symbols(text[position : position + len(logprobs)])
+        if len(symbols) < len(logprobs):
+            symbols = [*symbols, model.bundle.vocabulary.ends[0]]
+        return message.SerializeToString() + self._encoder(model).encode(symbols, logprobs, alternatives, TOP)
 
     def token(self, model: Model, spec: StreamSpec | Resumption, snapshot: Snapshot) -> bytes:
         """Return the resume token of a stream that is at `snapshot`."""

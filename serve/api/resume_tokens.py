@@ -3,7 +3,8 @@
     version     1 byte
     key id      4 bytes   the first of the key's SHA-256
     nonce      12 bytes
-    sealed                AES-256-GCM-SIV (RFC 8452) of `_FIXED`'s fields, the logit biases, the stops and the state
+    sealed                AES-256-GCM-SIV (RFC 8452) of `_FIXED`'s fields, the logit biases, the stops and the state;
+                          where symbols are not characters, `_FIXED`'s fields are followed by the position in the text
 
 Nonces are random. With GCM-SIV, two equal nonces would reveal only whether two streams are equal, so any number of
 servers may share a key for any length of time.
@@ -40,6 +41,7 @@ _BOUND = 5  # bytes of the header that are authenticated together with the seale
 _FIXED = struct.Struct("<16s8sQQQIfIff?IBBH")
 _BIAS = struct.Struct("<If")
 _LENGTH = struct.Struct("<H")
+_TEXT_POSITION = struct.Struct("<Q")  # in code points
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class OpenToken:
             raise TokenError("EXPIRED", "the resume token has expired; start again from the prompt")
         if model != bytes.fromhex(bundle.model_id)[:16]:
             raise OtherModelError(f"the resume token belongs to another model than {bundle.name!r}")
-        at = _FIXED.size
+        at, text_position = _FIXED.size, 0
+        if not bundle.vocabulary.are_characters:
+            (text_position,) = _TEXT_POSITION.unpack_from(body, at)
+            at += _TEXT_POSITION.size
         logit_bias = dict(_BIAS.iter_unpack(body[at : at + biases * _BIAS.size]))
         at += biases * _BIAS.size
         lengths = [length for (length,) in _LENGTH.iter_unpack(body[at : at + stops * _LENGTH.size])]
@@ -89,8 +94,9 @@ class OpenToken:
         shape = (len(bundle.states), bundle.layers, bundle.hidden)
         states = np.frombuffer(body, "<f4", offset=at).reshape(shape)
         state = {name: states[part] for part, (name, _) in enumerate(bundle.states)}
+        begun = texts[partial_stop][:partial_chars] if partial_chars else ""
         return Resumption(
-            snapshot=Snapshot(position, last, state, texts[partial_stop][:partial_chars] if partial_chars else ""),
+            snapshot=Snapshot(position, last, state, begun, text_position),
             seed=seed,
             sampling=Sampling(temperature, top_k, top_p, min_p, logit_bias),
             stops=tuple(texts),
@@ -133,6 +139,8 @@ class ResumeTokens:
             next((at for at, stop in enumerate(spec.stops) if stop.startswith(snapshot.partial_stop)), 0),
             len(snapshot.partial_stop),
         )
+        if not bundle.vocabulary.are_characters:
+            fixed += _TEXT_POSITION.pack(snapshot.text_position)
         biases = [_BIAS.pack(symbol, bias) for symbol, bias in sampling.logit_bias.items()]
         stops = [stop.encode() for stop in spec.stops]
         lengths = [_LENGTH.pack(len(stop)) for stop in stops]

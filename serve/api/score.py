@@ -54,28 +54,53 @@ class Score:
 
 
 async def read(
-    model: Model, slot: int, spec: StreamSpec, text: str, write: Callable[[Logprobs], Awaitable[None]]
+    model: Model,
+    slot: int,
+    spec: StreamSpec,
+    text: str,
+    write: Callable[[Logprobs], Awaitable[None]],
+    include_end: bool = False,
 ) -> Snapshot:
     """Read `text` where `spec` would begin to generate; returns the snapshot after the text, which has been checked.
 
     The first `spec.prompt_chars` characters of the text are the prompt. `write` takes the log-probabilities of the
-    others in pieces, in order; the engine is never far ahead of it. Raises DrainingError and EngineError.
+    others in pieces, in order, and with `include_end` that of the end; the engine is never far ahead of it. Raises
+    DrainingError and EngineError.
     """
-    given = GivenText(text, model.codec, spec.prompt_chars)
+    ends = model.bundle.vocabulary.end_ids if include_end else ()
+    given = GivenText(text, model.codec, spec.prompt_chars, end=ends[0] if ends else None)
     if not given:
         return snapshot_of(spec, model)
+    snapshot, of_end = await _read_given(model, slot, reading(spec, given), write)
+    if of_end:
+        for end in ends[1:]:  # each instead of the first
+            at = replace(spec, prompt=np.array([snapshot.token]), prompt_chars=0, state=snapshot.state)
+            other = GivenText("", model.codec, end=end)
+            _, of_other = await _read_given(model, slot, reading(at, other), write)
+            assert of_other
+            of_end = replace(of_end, chosen=np.logaddexp(of_end.chosen, of_other.chosen))
+        await write(of_end)
+    # Nothing was generated.
+    return replace(snapshot, position=spec.position, text_position=spec.text_position)
+
+
+async def _read_given(
+    model: Model, slot: int, spec: StreamSpec, write: Callable[[Logprobs], Awaitable[None]]
+) -> tuple[Snapshot, Logprobs | None]:
+    """Read the given text of `spec`; returns the snapshot after it, and the log-probabilities of its end, if any."""
     end = None
-    with model.stream_in(slot, reading(spec, given)) as stream:
+    with model.stream_in(slot, spec) as stream:
         while end is None:
             piece, end = await stream.next_piece()
             if piece.logprobs:
                 await write(piece.logprobs)
             model.mark_sent(stream, piece.text)
     if end is FinishReason.DRAINING:
-        characters = f"{spec.prompt_chars + stream.sent} of {len(text)} characters"
+        assert spec.given
+        characters = f"{spec.prompt_chars + stream.sent} of {len(spec.given.text)} characters"
         raise DrainingError(f"the server is shutting down; it has read {characters}")
     assert piece.snapshot
-    return replace(piece.snapshot, position=spec.position)  # nothing was generated
+    return piece.snapshot, stream.end_logprobs()
 
 
 def reading(spec: StreamSpec, text: GivenText) -> StreamSpec:

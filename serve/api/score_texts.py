@@ -8,7 +8,10 @@ costs little more than its steps: messages, and rounds for newcomers, would cost
 import time
 from dataclasses import replace
 
+import numpy as np
+
 from rill.serve.api.call import Call
+from rill.serve.api.cutting import cut_text
 from rill.serve.api.requests import score_spec_of
 from rill.serve.api.score import reading
 from rill.serve.config import ServerConfig
@@ -79,7 +82,11 @@ async def score_texts(
 async def _total(
     request: pb.ScoreRequest, text: str, spec: StreamSpec, model: Model, slot: int, config: ServerConfig
 ) -> pb.ScoreResponse.TextTotal:
+    text = await cut_text(text, model, config.max_score_chars, "text")
     spec = await score_spec_of(request, text, spec, model, config)
-    given = GivenText(text, model.codec, spec.prompt_chars)
-    logprob = await model.total_in(slot, replace(reading(spec, given), only_total=True)) if given else 0.0
-    return pb.ScoreResponse.TextTotal(chars=len(given), logprob=logprob)
+    ends = model.bundle.vocabulary.end_ids if request.include_end else (None,)
+    logprobs, given = [], GivenText(text, model.codec, spec.prompt_chars)
+    for end in ends:
+        given = replace(given, end=end)
+        logprobs.append(await model.total_in(slot, replace(reading(spec, given), only_total=True)) if given else 0.0)
+    return pb.ScoreResponse.TextTotal(chars=len(given), logprob=float(np.logaddexp.reduce(logprobs)))

@@ -1,6 +1,7 @@
 """Sending a text: the loop that Generate and Interact share."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from rill.serve.api.call import Call
 from rill.serve.api.responses import FINISH, CallTimes, ResponseBuilder
@@ -58,7 +59,8 @@ class TextSender:
             if piece.text or code or not self._keeps_state:  # a stream that fails leaves a token without text
                 await self._write(messages.with_logprobs(message, model, stream, piece))
                 model.mark_sent(stream, piece.text)
+                stream.text_position += sum(message.symbol_lengths)  # there are none where symbols are characters
                 self._call.on_generated(times, len(piece.text))
             if piece.snapshot:
-                self.snapshot = piece.snapshot
+                self.snapshot = replace(piece.snapshot, text_position=stream.text_position)
         return reason

@@ -9,8 +9,9 @@ import grpc
 
 from rill.serve.access.client_limits import ClientLimits
 from rill.serve.api.call import Call
+from rill.serve.api.cutting import cut_text
 from rill.serve.api.interact import Inbox, Interaction
-from rill.serve.api.requests import GenerateParameters, parameters_of, score_spec_of, spec_of
+from rill.serve.api.requests import GenerateParameters, parameters_of, require_end, score_spec_of, spec_of
 from rill.serve.api.responses import ResponseBuilder
 from rill.serve.api.resume_tokens import OpenToken, ResumeTokens
 from rill.serve.api.score import NO_LOGPROB, Score, read
@@ -144,7 +145,7 @@ class TextGeneration(TextGenerationServicer):
     @_statuses
     async def Score(self, request: pb.ScoreRequest, context: Context, call: Call) -> None:
         """Judge a text; see rill.proto."""
-        parameters, text, score, position = parameters_of(request), request.text, Score(), 0
+        parameters, score, position = parameters_of(request), Score(), 0
         model, token = self._find(parameters, call)
 
         async def send(logprobs: Logprobs) -> None:
@@ -158,6 +159,7 @@ class TextGeneration(TextGenerationServicer):
             call.on_scored(len(logprobs))
 
         with self._clients.admit(context), model.in_flight:
+            require_end(request, model)
             spec = await self._resolve(parameters, token, model, context)
             if request.texts:
                 require_only_texts(request)
@@ -165,12 +167,13 @@ class TextGeneration(TextGenerationServicer):
                     call.on_slot(spec)
                     await score_texts(request, spec, model, slot, self._config, call)
                 return
+            text = await cut_text(request.text, model, self._config.max_score_chars, "text")
             spec = await score_spec_of(request, text, spec, model, self._config)
             async with model.slot() as slot:
                 call.on_slot(spec)
                 if spec.prompt_chars:
                     await send(NO_LOGPROB)
-                snapshot = await read(model, slot, spec, text, write)
+                snapshot = await read(model, slot, spec, text, write, request.include_end)
         total = pb.ScoreResponse.Total(
             chars=score.chars,
             logprob=score.logprob,
@@ -238,4 +241,8 @@ def _info(model: Model) -> pb.ModelInfo:
         state_bytes=4 * bundle.layers * bundle.hidden * len(bundle.states),
         numerics=model.numerics,
         vocabulary=bundle.vocabulary.symbols,
+        tokenizer=bundle.vocabulary.tokenizer,
+        start_symbol=bundle.vocabulary.start,
+        end_symbols=bundle.vocabulary.ends,
+        ngrams=bundle.model.get("ngrams", 0),
     )

@@ -258,7 +258,7 @@ class Engine:
         for column in output.finished:
             self._release(int(r.slots[column]))
         ended = {streams[column]: reason for column, reason in output.finished.items()}
-        self._outbox.append(Delivery(streams, partial(pieces, self._codec, r, results, output), ended))
+        self._outbox.append(Delivery(streams, partial(pieces, self._codec, results, output), ended))
         self._is_collecting = False
         now = time.monotonic()
         self._notify_readers([stream for stream, due in self._notify_at.items() if due <= now])

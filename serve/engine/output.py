@@ -5,10 +5,11 @@ is replayed (`rill.serve.engine.replay`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rill.serve.engine.decoder import Decoder
@@ -22,8 +23,13 @@ from rill.serve.engine.types import FinishReason, Logprobs, Piece, Snapshot, Sta
 
 @dataclass
 class RoundOutput:
-    """The output of a round, by its columns; `texts` are those that differ from the generated characters."""
+    """The output of `round`, by its columns; `texts` are those that differ from the generated characters.
 
+    The rows in `ended` have chosen an end symbol: their steps are those before it.
+    """
+
+    round: Round
+    ended: frozenset[int] = frozenset()
     finished: dict[int, FinishReason] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
@@ -56,8 +62,11 @@ class OutputProcessor:
 
     def collect(self, r: Round, entry_tokens: Ids, before: Batch, after: Batch, tokens: Ids) -> RoundOutput:
         """Take over a round that turned `entry_tokens` [rows] and the states `before` into `tokens` [time, rows]."""
-        output = RoundOutput()
+        output = self._until_ends(r, tokens) if self._codec.end_ids.size else RoundOutput(r)
+        r = output.round
         reached = self._rows.advance(r, tokens).tolist()
+        if output.ended:
+            self._rows.table["token"][r.slots[r.steps == 0]] = entry_tokens[: len(r.slots)][r.steps == 0]
         tracked = self._find_stops(r, entry_tokens, before, tokens, output) if self._trackers else {}
         due = {column for column, tracker in tracked.items() if tracker.position >= tracker.snapshot_due}
         wanted = []
@@ -72,6 +81,20 @@ class OutputProcessor:
             wanted.append(column)
         self._take_snapshots(r, after, tracked, wanted, output)
         return output
+
+    def _until_ends(self, r: Round, tokens: Ids) -> RoundOutput:
+        """Find the rows whose text ends in a round. The graph has left their states where they were before the end."""
+        ends = self._codec.end_ids
+        found = tokens == ends[0] if len(ends) == 1 else np.isin(tokens, ends)
+        found &= np.arange(len(tokens))[:, None] < r.steps
+        columns = np.flatnonzero(found.any(axis=0))
+        if not columns.size:
+            return RoundOutput(r)
+        steps = r.steps.copy()
+        steps[columns] = found[:, columns].argmax(axis=0)
+        finished = dict.fromkeys(columns.tolist(), FinishReason.STOP)
+        effective = replace(r, steps=steps, prompted=np.minimum(r.prompted, steps))
+        return RoundOutput(effective, frozenset(finished), finished)
 
     def _find_stops(
         self, r: Round, entry_tokens: Ids, before: Batch, tokens: Ids, output: RoundOutput
@@ -90,7 +113,7 @@ class OutputProcessor:
             output.texts[column], stopped = tracker.update(
                 new,
                 tokens[: r.steps[column], column],
-                self._rows.is_complete(slots[column]),
+                self._rows.is_complete(slots[column]) or column in output.ended,
                 partial(entry, column, tracker.position + tracker.held_back),
             )
             if stopped:
@@ -124,8 +147,9 @@ class OutputProcessor:
         return Snapshot(int(row["generated"]), int(row["token"]), state, tracker.partial_stop if tracker else "")
 
 
-def pieces(codec: TextCodec, r: Round, results: Mapping[str, NDArray[Any]], output: RoundOutput) -> list[Piece]:
+def pieces(codec: TextCodec, results: Mapping[str, NDArray[Any]], output: RoundOutput) -> list[Piece]:
     """The piece of each row of a round; `results` are the outputs of the serving graph, [time, rows, ...] each."""
+    r = output.round
     texts = codec.decode(results["tokens"], r.prompted, r.steps)
     if r.kind != LOGPROBS:
         return [Piece(output.texts.get(at, text), output.snapshots.get(at)) for at, text in enumerate(texts)]
@@ -134,7 +158,7 @@ def pieces(codec: TextCodec, r: Round, results: Mapping[str, NDArray[Any]], outp
         Piece(
             output.texts.get(at, text),
             output.snapshots.get(at),
-            Logprobs(*(results[name][r.prompted[at] : r.steps[at], at] for name in names)),
+            Logprobs(*(results[name][r.prompted[at] : r.steps[at] + (at in output.ended), at] for name in names)),
         )
         for at, text in enumerate(texts)
     ]

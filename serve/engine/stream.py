@@ -16,12 +16,13 @@ LOGPROBS_AT_ONCE = 64  # characters of a message
 class Stream:
     """The event loop's side of a stream: text that was generated and not yet sent. Used on the event loop only.
 
-    `position` is that of the next character to be sent; `slot` is the stream's slot in the engine.
+    `position` is that of the next character to be sent, `text_position` the same in code points, where symbols are not
+    characters; `slot` is the stream's slot in the engine.
     """
 
     def __init__(self, spec: StreamSpec, slot: int) -> None:
         self.spec, self.slot = spec, slot
-        self.position = spec.position
+        self.position, self.text_position = spec.position, spec.text_position
         self.entered: float | None = None  # time.monotonic() of its first engine round
         self.first_char: float | None = None  # likewise, of the delivery of its first character
         self._until_snapshot: list[str] = []  # text up to the last snapshot that was delivered
@@ -95,6 +96,10 @@ class Stream:
         if is_all and not (self._reason or self._error):
             self._has_output.clear()
         return Piece(text, snapshot, self._take_logprobs(len(text))), self._reason if is_all else None
+
+    def end_logprobs(self) -> Logprobs | None:
+        """After the last piece: those of the end symbol, if that ended the stream; it is in no text."""
+        return self._logprobs[-1] if self._logprobs else None
 
     def _take_logprobs(self, count: int) -> Logprobs | None:
         """The log-probabilities of the next `count` characters."""

@@ -29,17 +29,19 @@ class Snapshot:
 
     `position` is the number of generated characters before it; `token` is the id of the last character, which `state`
     has not read yet; `partial_stop` is the end of the text if that may be the beginning of a stop string.
+    `text_position` is `position` in code points, where symbols are not characters; the engine does not know it.
     """
 
     position: int
     token: int
     state: State
     partial_stop: str = ""
+    text_position: int = 0
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What to generate: a request as the engine needs it."""
+    """What to generate: a request as the engine needs it. All texts are coded (`rill.serve.engine.text_codec`)."""
 
     prompt: NDArray[np.int64] | LongPrompt  # symbol ids that the model reads first: at least one
     prompt_chars: int  # of them that the request gave
@@ -56,6 +58,7 @@ class StreamSpec:
     partial_stop: str = ""  # the end of the text before `position` if that may be the beginning of a stop
     given: GivenText | None = None  # the characters, `max_chars` of them, where none are chosen
     only_total: bool = False  # of the log-probabilities of `given`
+    text_position: int = 0  # like `position`, in code points, where symbols are not characters
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,10 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that is sent together; `snapshot` is of its end, `logprobs` of the characters generated with it.
+    """Coded text that is sent together; `snapshot` is of its end, `logprobs` of the characters generated with it.
 
-    Text that may become a stop string is held back, so `logprobs` may be of more characters than the text has.
+    `logprobs` may be of more characters than the text has: text that may become a stop string is held back, and an end
+    symbol is in no text.
     """
 
     text: str

@@ -130,7 +130,7 @@ class Model:
             self.engine.leave(stream)
 
     def mark_sent(self, stream: Stream, text: str) -> None:
-        """`text` has been written to the reader of `stream`: the engine may generate as much again."""
+        """Coded `text` has been written to the reader of `stream`: the engine may generate as much again."""
         stream.position += len(text)
         if self._live.get(stream.slot) is stream:
             self.engine.mark_read(stream, len(text))
