@@ -29,7 +29,7 @@ class Exported:
     """The result of exporting one run."""
 
     folder: Path
-    size: int  # bytes of all graphs
+    size: int  # bytes of all graphs, and of the n-gram tables
     parity: Parity
     unchanged: bool  # an identical bundle was already there
     loss: Loss | None = None  # of int8
@@ -101,7 +101,7 @@ def export_loaded(
                 remove_leftovers(folder)
             else:
                 write_bundle(bundle, manifest_of(bundle, summary, report), folder)
-    return Exported(folder, sum(map(len, bundle.graphs.values())), parity, unchanged, loss)
+    return Exported(folder, sum(map(len, (*bundle.graphs.values(), bundle.ngrams))), parity, unchanged, loss)
 
 
 def _holds(folder: Path, bundle: Bundle, force: bool) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rill.bundle import FILES, FORMAT_VERSION, MANIFEST, Bundle, state_entries
+from rill.bundle import FILES, MANIFEST, NGRAMS, NGRAMS_FILE, Bundle, format_version, state_entries
 from rill.train.record.files import replace_file
 
 _EARLIER_FILES = ("decode-filters.onnx",)  # in bundles of format 1
@@ -16,7 +16,7 @@ _EARLIER_FILES = ("decode-filters.onnx",)  # in bundles of format 1
 def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, Any]:
     """The content of manifest.json; `training` and `parity` must be JSON-ready."""
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(bundle.model),
         "name": bundle.name,
         "model_id": bundle.model_id,
         "model": dict(bundle.model),
@@ -30,6 +30,8 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
         "parity": dict(parity),
         **bundle.vocabulary.to_json(),
     }
+    if bundle.ngrams:
+        manifest[NGRAMS] = {"file": NGRAMS_FILE, "sha256": hashlib.sha256(bundle.ngrams).hexdigest()}
     if bundle.labels:
         manifest["labels"] = list(bundle.labels)
     return manifest
@@ -50,6 +52,8 @@ def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> N
         new.mkdir()
         for key, graph in bundle.graphs.items():
             replace_file(new / FILES[key], graph)
+        if bundle.ngrams:
+            replace_file(new / NGRAMS_FILE, bundle.ngrams)
         replace_file(new / MANIFEST, (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
         if folder.exists():
             folder.rename(old)
@@ -73,7 +77,7 @@ def is_replaceable(folder: Path) -> bool:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return False
-    known = {MANIFEST, *FILES.values(), *_EARLIER_FILES}
+    known = {MANIFEST, NGRAMS_FILE, *FILES.values(), *_EARLIER_FILES}
     if any(path.name not in known or not path.is_file() for path in folder.iterdir()):
         return False
     try:

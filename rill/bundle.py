@@ -7,6 +7,7 @@
     decode-top-p.onnx     a variant with top-p, min-p and logit bias
     decode-top-k.onnx     a variant with these and top-k
     decode-logprobs.onnx  a variant with these and log-probabilities
+    ngrams.npy            the folded n-gram tables of a model that has some: an input of the serving graphs
 
 A tagger's bundle has the portable graph only. `rill.export.write` writes bundles; the server accepts one only if it is
 complete and undamaged.
@@ -20,14 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rill.ngrams import MAX_NGRAMS, folded_rows
 from rill.vocabulary import Vocabulary
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # with n-gram tables; bundles without them are of the version before, which earlier programs read
 MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 64 * 2**20  # a limit far above any real vocabulary, because the whole file is read
 _GRAPH_BYTES = 2**31 - 1  # no ONNX model is larger
+MAX_NGRAMS_BYTES = 2**31 - 1
 # Limits far above any model of this kind: memory is reserved for the states of all streams.
-_MAX_LAYERS, _MAX_HIDDEN, _MAX_SYMBOLS = 1_000, 100_000, 2_000_000
+_MAX_LAYERS, _MAX_HIDDEN, _MAX_SYMBOLS, _MAX_ROWS = 1_000, 100_000, 2_000_000, 2**31
 _MAX_NAME = (
     249  # bytes in UTF-8: while a bundle is written, `.NAME.lock` is beside it, and a file's name has at most 255
 )
@@ -58,9 +61,13 @@ VARIANTS = (DECODE, DECODE_TOP_P, DECODE_TOP_K, DECODE_LOGPROBS)  # the cheapest
 
 # All graphs by their key in the manifest; the bundle of a tagger has the portable one only.
 FILES = {"model": "model.onnx"} | {variant.key: variant.file for variant in VARIANTS}
+NGRAMS = "ngrams"  # the serving graphs' input for the n-gram tables, and their key in the manifest
+NGRAMS_FILE = "ngrams.npy"
+CONTEXT = "context"  # the state that holds the last symbols, int64; all others are float32 vectors
 PRECISIONS = ("fp32", "int8")
 
 _STATE_PARTS = {"gru": ("h",), "lstm": ("h", "c"), "rnn": ("h",)}  # by cell
+_GATES = {"gru": 3, "lstm": 4, "rnn": 1}
 _REQUIRED_GRAPHS = {"generate": tuple(FILES), "tag": ("model",)}  # by task
 
 States = tuple[tuple[str, tuple[int | str, ...]], ...]  # names and shapes
@@ -74,7 +81,8 @@ class BundleError(ValueError):
 class Bundle:
     """A bundle in memory: `graphs` holds the serialised ONNX models by key.
 
-    `labels` are those of a tagger, in the order of its logits; a generator has none.
+    `labels` are those of a tagger, in the order of its logits; a generator has none. `ngrams` is the content of
+    ngrams.npy (`ngrams_header` and the values), if the model has n-gram tables.
     """
 
     name: str
@@ -85,6 +93,7 @@ class Bundle:
     states: States
     graphs: Mapping[str, bytes]
     labels: tuple[str, ...] = ()
+    ngrams: bytes = b""
 
     @property
     def layers(self) -> int:
@@ -95,6 +104,16 @@ class Bundle:
     def hidden(self) -> int:
         """Units per layer."""
         return int(self.model["hidden"])
+
+    @property
+    def context_length(self) -> int:
+        """Symbols that the context holds; 0 without n-gram tables."""
+        return int(self.model.get("ngrams", 1)) - 1
+
+    @property
+    def ngrams_shape(self) -> tuple[int, int]:
+        """Rows and columns of the folded n-gram tables; the columns are the first layer's gates."""
+        return _ngrams_shape(self.model, len(self.vocabulary))
 
     @property
     def streamable(self) -> bool:
@@ -118,8 +137,12 @@ def require_name(name: str) -> None:
         raise ValueError(f"it has {size} bytes in UTF-8, more than {_MAX_NAME}")
 
 
-def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[str, ...] = ()) -> str:
-    """sha256, in hex, over the graphs in the order of their keys, the vocabulary's entries and a tagger's labels."""
+def model_id(
+    graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[str, ...] = (), ngrams: bytes = b""
+) -> str:
+    """sha256, in hex, over the graphs in the order of their keys, the vocabulary's entries, a tagger's labels, and
+    ngrams.npy.
+    """
     digest = hashlib.sha256()
     for key in sorted(graphs):
         digest.update(f"{key}:{hashlib.sha256(graphs[key]).hexdigest()}\n".encode())
@@ -129,6 +152,8 @@ def model_id(graphs: Mapping[str, bytes], vocabulary: Vocabulary, labels: tuple[
         digest.update(json.dumps(others, ensure_ascii=False).encode())
     if labels:
         digest.update(json.dumps(labels, ensure_ascii=False).encode())
+    if ngrams:
+        digest.update(f"{NGRAMS}:{hashlib.sha256(ngrams).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
@@ -138,8 +163,28 @@ def vocabulary_metadata(vocabulary: Vocabulary) -> dict[str, str]:
 
 
 def state_entries(states: States) -> list[dict[str, Any]]:
-    """The states as manifest.json lists them."""
-    return [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in states]
+    """The states as manifest.json lists them; what is not float32 has a dtype."""
+    return [
+        {"name": name, "next": f"next_{name}", "shape": list(shape)} | ({"dtype": "int64"} if name == CONTEXT else {})
+        for name, shape in states
+    ]
+
+
+def format_version(model: Mapping[str, Any]) -> int:
+    """The version of the format of a bundle with this model."""
+    return FORMAT_VERSION if model.get("ngrams", 1) > 1 else FORMAT_VERSION - 1
+
+
+def ngrams_header(rows: int, columns: int) -> bytes:
+    """The header of ngrams.npy, NumPy's format 1.0, for float32 values; the values follow row by row."""
+    fields = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}".encode()
+    padding = -(10 + len(fields) + 1) % 64
+    length = len(fields) + padding + 1
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + fields + b" " * padding + b"\n"
+
+
+def _ngrams_shape(model: Mapping[str, Any], symbols: int) -> tuple[int, int]:
+    return folded_rows(symbols, model["ngrams"], model["ngram_rows"]), _GATES[model["cell"]] * model["hidden"]
 
 
 def read_bundle(folder: str | Path) -> Bundle:
@@ -149,17 +194,19 @@ def read_bundle(folder: str | Path) -> Bundle:
     try:
         model = _model(manifest)
         tags = model["task"] == "tag"
+        vocabulary = _vocabulary(manifest, tags)
         bundle = Bundle(
             name=_name(manifest),
             model_id=_string(manifest, "model_id"),
             model=model,
             precision=_precision(manifest),
-            vocabulary=_vocabulary(manifest, tags),
+            vocabulary=vocabulary,
             states=_states(manifest, model),
             graphs=_graphs(folder, manifest, model),
             labels=_strings(manifest, "labels") if tags else (),
+            ngrams=_ngrams(folder, manifest, model, len(vocabulary)),
         )
-        hashed = model_id(bundle.graphs, bundle.vocabulary, bundle.labels)
+        hashed = model_id(bundle.graphs, vocabulary, bundle.labels, bundle.ngrams)
     except BundleError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -167,6 +214,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST} {reason}; export the run again") from None
     if bundle.model_id != hashed:
         what = "graphs, the vocabulary and the labels" if tags else "graphs and the vocabulary"
+        what = "graphs, the n-gram tables and the vocabulary" if bundle.ngrams else what
         raise BundleError(f"{folder}: model_id does not match the {what}; export the run again")
     return bundle
 
@@ -193,7 +241,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has a newer format ({version}; this program reads {FORMAT_VERSION}); update Rill, or export the "
             "run with this version"
         )
-    if version < FORMAT_VERSION:
+    if version < FORMAT_VERSION - 1:
         raise BundleError(
             f"{path} has an older format ({version}; this program reads {FORMAT_VERSION}); export the run again"
         )
@@ -217,7 +265,20 @@ def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{size} must be at most {limit}, not {model[size]}")
     if not isinstance(model["bidirectional"], bool):
         raise ValueError(f"bidirectional must be true or false, not {model['bidirectional']!r}")
+    _check_ngrams(model, manifest["format_version"])
     return model
+
+
+def _check_ngrams(model: Mapping[str, Any], version: int) -> None:
+    ngrams, rows = model.get("ngrams", 1), model.get("ngram_rows", 1)
+    if type(ngrams) is not int or not 1 <= ngrams <= MAX_NGRAMS:
+        raise ValueError(f"ngrams must be a whole number from 1 to {MAX_NGRAMS}, not {ngrams!r}")
+    if ngrams > 1 and (type(rows) is not int or not 1 <= rows <= _MAX_ROWS):
+        raise ValueError(f"ngram_rows must be a whole number from 1 to {_MAX_ROWS}, not {rows!r}")
+    if ngrams > 1 and model["task"] != "generate":
+        raise ValueError("a tagger has no n-gram tables")
+    if version != format_version(model):
+        raise ValueError(f"a bundle with ngrams {ngrams} has format {format_version(model)}, not {version}")
 
 
 def _precision(manifest: Mapping[str, Any]) -> str:
@@ -231,9 +292,11 @@ def _states(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> States:
     """The states of the manifest, which must be those of a model of this kind."""
     shape = (model["layers"] * (2 if model["bidirectional"] else 1), "batch", model["hidden"])
     states: States = tuple((f"state_{part}", shape) for part in _STATE_PARTS[model["cell"]])
+    if model.get("ngrams", 1) > 1:
+        states += ((CONTEXT, ("batch", model["ngrams"] - 1)),)
     if manifest["states"] != state_entries(states):
-        pairs = " and ".join(f"{name} -> next_{name}" for name, _ in states)
-        raise ValueError(f"the states of this {model['cell']} must be {pairs} of shape {json.dumps(shape)}")
+        pairs = " and ".join(f"{name} -> next_{name} of shape {json.dumps(shape)}" for name, shape in states)
+        raise ValueError(f"the states of this {model['cell']} must be {pairs}")
     return states
 
 
@@ -247,11 +310,30 @@ def _graphs(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any])
             raise ValueError(f"graph {key!r} is not one of {', '.join(FILES)}")
         if entry["file"] != FILES[key]:  # so no name is repeated or outside the folder
             raise ValueError(f"graph {key!r} is in {entry['file']!r} instead of {FILES[key]!r}")
-    return {key: _read_graph(folder / FILES[key], entry["sha256"]) for key, entry in graphs.items()}
+    return {key: _read_checked(folder / FILES[key], _GRAPH_BYTES, entry["sha256"]) for key, entry in graphs.items()}
 
 
-def _read_graph(path: Path, sha256: str) -> bytes:
-    data = _read_file(path, _GRAPH_BYTES)
+def _ngrams(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any], symbols: int) -> bytes:
+    """The content of ngrams.npy, of the model's shape; empty for a model without n-gram tables."""
+    if model.get("ngrams", 1) == 1:
+        if NGRAMS in manifest:
+            raise ValueError("there are n-gram tables, but the model has none")
+        return b""
+    entry, shape = manifest[NGRAMS], _ngrams_shape(model, symbols)
+    if entry["file"] != NGRAMS_FILE:
+        raise ValueError(f"the n-gram tables are in {entry['file']!r} instead of {NGRAMS_FILE!r}")
+    path, header = folder / NGRAMS_FILE, ngrams_header(*shape)
+    size = len(header) + 4 * shape[0] * shape[1]
+    if size > MAX_NGRAMS_BYTES:
+        raise ValueError(f"n-gram tables of {size} bytes are larger than {MAX_NGRAMS_BYTES}")
+    data = _read_checked(path, size, entry["sha256"])
+    if len(data) != size or not data.startswith(header):
+        raise BundleError(f"{path} is not a float32 array of shape {shape}, as the manifest says; export the run again")
+    return data
+
+
+def _read_checked(path: Path, limit: int, sha256: str) -> bytes:
+    data = _read_file(path, limit)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise BundleError(f"{path} is damaged: its checksum differs from the manifest; export the run again")
     return data

@@ -44,3 +44,18 @@ def row_of(ngram: tuple[int, ...], symbols: int, hashed_rows: int) -> int:
     order = len(ngram)
     total = sum(factor * symbol for factor, symbol in zip(multipliers(order, symbols), reversed(ngram), strict=True))
     return total % rows_of(order, symbols, hashed_rows)
+
+
+def folded_orders(symbols: int, ngrams: int) -> tuple[int, ...]:
+    """The orders whose rows a serving graph reads: the longest exact one, which includes the shorter ones, at least 1;
+    then all in which n-grams share rows.
+    """
+    exact = max(order for order in range(1, ngrams + 1) if order == 1 or is_exact(order, symbols))
+    return exact, *range(exact + 1, ngrams + 1)
+
+
+def folded_rows(symbols: int, ngrams: int, hashed_rows: int) -> int:
+    """The number of rows of these orders."""
+    exact, *hashed = folded_orders(symbols, ngrams)
+    rows: int = symbols**exact
+    return rows + len(hashed) * hashed_rows

@@ -5,7 +5,7 @@ in PyTorch (`rill.train.nets.sample`). Standard library and NumPy only: the serv
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,8 +97,10 @@ class UniformSource:
         return self._random.random(start % 8 + count, dtype=np.float32)[start % 8 :]
 
 
-def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id: int | None = None) -> int:
+def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), never_ids: Sequence[int] = ()) -> int:
     """The id that `sampling` chooses from one row of logits, float32 [vocab], with the uniform `u` in [0, 1).
+
+    None of `never_ids` is chosen.
 
     The plain reference for the serving graph (`rill.export.graphs.choice`): float32 in the order of the vocabulary, as
     there, but with top-p by sorting.
@@ -106,8 +108,7 @@ def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), unknown_id
     logits = logits.astype(np.float32, copy=True)
     for symbol, bias in sampling.logit_bias.items():
         logits[symbol] += np.float32(bias)
-    if unknown_id is not None:
-        logits[unknown_id] = -np.inf
+    logits[list(never_ids)] = -np.inf
     greedy = sampling.temperature == 0
     temperature = np.float32(GREEDY_TEMPERATURE if greedy else sampling.temperature)
     with np.errstate(over="ignore", under="ignore"):

@@ -51,8 +51,13 @@ def rounded(name: str, weight: Matrix) -> NDArray[np.float32]:
     """A parameter, by PyTorch's name and shape, with the values of the portable int8 graph."""
     if weight.ndim == 1:  # a bias
         return weight.astype(np.float32)
-    steps = TABLE_STEPS if name == "embedding.weight" else WEIGHT_STEPS
+    steps = TABLE_STEPS if is_table(name) else WEIGHT_STEPS
     return Quantized.of(weight, steps, outputs=0).matrix()
+
+
+def is_table(name: str) -> bool:
+    """Whether a matrix, by PyTorch's name, is a table of rows that are read, not multiplied."""
+    return name == "embedding.weight" or name.startswith("ngrams.")
 
 
 class Operand(NamedTuple):

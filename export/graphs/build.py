@@ -1,12 +1,15 @@
 """Build all graphs of a run as a bundle in memory."""
 
 import json
+from typing import Any
 
-from rill.bundle import PRECISIONS, VARIANTS, Bundle, model_id, vocabulary_metadata
+from rill.bundle import PRECISIONS, VARIANTS, Bundle, model_id, state_entries, vocabulary_metadata
 from rill.export.errors import UnsupportedError
+from rill.export.graphs.ngrams import InputTable
 from rill.export.graphs.portable import model_graph, states_of
 from rill.export.graphs.serving import decode_graph
 from rill.export.graphs.weights import weights_of
+from rill.ngrams import multipliers, rows_of
 from rill.train.config import ModelConfig
 from rill.train.record.run import Run
 
@@ -21,25 +24,54 @@ def build_bundle(run: Run, name: str, precision: str = "fp32") -> Bundle:
     weights, states = weights_of(run), states_of(config)
     metadata = {  # what another program needs to run a graph alone
         "rill.model": json.dumps(config.to_json()),
-        "rill.states": json.dumps([{"name": name, "shape": shape} for name, shape in states]),
+        "rill.states": json.dumps(
+            [{key: entry[key] for key in entry if key != "next"} for entry in state_entries(states)]
+        ),
         **vocabulary_metadata(vocabulary),
     }
+    if config.ngrams > 1:
+        metadata["rill.ngrams"] = json.dumps(ngrams_described(config, len(vocabulary)))
     if run.labels:
         metadata["rill.labels"] = json.dumps(run.labels, ensure_ascii=False)
+    table = InputTable.of(config, weights) if weights.ngrams else None
+    ngrams = table.file() if table else b""
     graphs = {"model": model_graph(config, weights, precision, metadata)}
     if config.task == "generate":
         for variant in VARIANTS:
-            graphs[variant.key] = decode_graph(config, weights, vocabulary.unknown_id, variant, precision, metadata)
+            graphs[variant.key] = decode_graph(config, weights, vocabulary, variant, precision, metadata, table)
     return Bundle(
         name=name,
-        model_id=model_id(graphs, vocabulary, run.labels),
+        model_id=model_id(graphs, vocabulary, run.labels, ngrams),
         model=config.to_json(),
         precision=precision,
         vocabulary=vocabulary,
         states=states,
         graphs=graphs,
         labels=run.labels,
+        ngrams=ngrams,
     )
+
+
+def ngrams_described(config: ModelConfig, symbols: int) -> dict[str, Any]:
+    """The n-gram tables in words and numbers, for programs that know nothing of Rill."""
+    orders = range(2, config.ngrams + 1)
+    return {
+        "description": (
+            "The input at each position is the row of the symbol itself plus, for each order k, row (sum of "
+            "multipliers[i] * x[i]) mod rows of the table ngrams.k.weight, in int64; x[0] is the symbol at that "
+            "position, x[1] the one before it, and so on. The context holds the last symbols that were read, the "
+            "oldest first, and is 0 at first."
+        ),
+        "orders": [
+            {
+                "order": order,
+                "table": f"ngrams.{order}.weight",
+                "rows": rows_of(order, symbols, config.ngram_rows),
+                "multipliers": list(multipliers(order, symbols)),
+            }
+            for order in orders
+        ],
+    }
 
 
 def _require_precision(config: ModelConfig, precision: str) -> None:

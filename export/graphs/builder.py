@@ -23,6 +23,7 @@ MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 
 BOOL = TensorProto.BOOL
 FLOAT = TensorProto.FLOAT
+INT8 = TensorProto.INT8
 INT64 = TensorProto.INT64
 
 Shape = Sequence[int | str]

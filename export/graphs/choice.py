@@ -12,7 +12,7 @@ narrow the threshold to a range that holds few masses, and those are sorted. If 
 sorted: the result is exact for any masses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -113,28 +113,34 @@ class Choice:
             ]
         return emitted
 
-    def step(self, g: Graph, logits: str, unknown_id: int | None) -> list[onnx.ValueInfoProto]:
-        """Make `step.next_token` from the logits (batch, symbols); returns the values that the step emits."""
+    def step(
+        self, g: Graph, logits: str, never_ids: Sequence[int], is_carried: bool = True
+    ) -> list[onnx.ValueInfoProto]:
+        """Make `step.tokens` from the logits (batch, symbols); returns the values that the step emits.
+
+        None of `never_ids` is chosen. If the loop carries the token, it is `step.next_token`, too.
+        """
         possible, never = logits, ""
-        if unknown_id is not None:
+        if never_ids:
             mask = np.zeros(self.symbols, np.float32)
-            mask[unknown_id] = -np.inf
+            mask[list(never_ids)] = -np.inf
             never = g.constant(mask)
             possible = g.op("Add", logits, never)
         chosen = self.choose(g, possible, "step.chance")
         is_forced = g.op("GreaterOrEqual", "step.forced", g.constant(0))
-        g.op("Where", is_forced, "step.forced", chosen, out="step.next_token")
-        g.op("Identity", "step.next_token", out="step.tokens")
+        token = g.op("Where", is_forced, "step.forced", chosen, out="step.next_token" if is_carried else "step.tokens")
+        if is_carried:
+            g.op("Identity", token, out="step.tokens")
         if self.variant.logprobs:
-            self._log_probabilities(g, logits, never)
+            self._log_probabilities(g, logits, token, never)
         return self._emitted("step.", [])
 
-    def _log_probabilities(self, g: Graph, logits: str, never: str) -> None:
-        """Make the log-probabilities of the step's token and of the most probable symbols without `<unk>`."""
+    def _log_probabilities(self, g: Graph, logits: str, token: str, never: str) -> None:
+        """Make the log-probabilities of the step's token, and of the most probable symbols that may be chosen."""
         axis = g.constant([1])
         logprobs = g.op("LogSoftmax", logits, axis=1)
-        token = g.op("Unsqueeze", "step.next_token", axis)
-        g.op("Squeeze", g.op("GatherElements", logprobs, token, axis=1), axis, out="step.logprobs")
+        column = g.op("Unsqueeze", token, axis)
+        g.op("Squeeze", g.op("GatherElements", logprobs, column, axis=1), axis, out="step.logprobs")
         if never:
             logprobs = g.op("Add", logprobs, never)
         count = g.constant([self.alternatives])

@@ -45,80 +45,111 @@ from rill.bundle import Variant
 from rill.export.graphs.arithmetic import ARITHMETICS, Arithmetic, Operand
 from rill.export.graphs.builder import FLOAT, INT64, SERVING, Graph, model_bytes, tensor
 from rill.export.graphs.choice import Choice
-from rill.export.graphs.portable import states_of
+from rill.export.graphs.ends import Ends
+from rill.export.graphs.ngrams import Context, InputTable
+from rill.export.graphs.portable import states_of, type_of, vectors_of
 from rill.export.graphs.steps import Character, Input, Output, State, step_of
 from rill.export.graphs.weights import Weights
 from rill.train.config import ModelConfig
+from rill.vocabulary import Vocabulary
 
 
 def decode_graph(
     config: ModelConfig,
     weights: Weights,
-    unknown_id: int | None,
+    vocabulary: Vocabulary,
     variant: Variant,
     precision: str,
     metadata: Mapping[str, str],
+    table: InputTable | None = None,
 ) -> bytes:
-    """Build and serialise a serving graph; it never produces the symbol `unknown_id`."""
-    states, hidden = states_of(config), config.hidden
+    """Build and serialise a serving graph. `table` holds the n-gram tables of a model that has some."""
+    vectors, hidden = vectors_of(config), config.hidden
     main = Graph("decode")
-    choice = Choice(main, variant, weights.vocabulary_size)
+    choice = Choice(main, variant, len(vocabulary))
 
     # The loop carries one state per layer: a Split in the body would copy at every step.
     body = Graph("step", within=main)
-    entry = [tuple(f"step.{name}_{layer}" for name, _ in states) for layer in range(config.layers)]
+    entry = [tuple(f"step.{name}_{layer}" for name, _ in vectors) for layer in range(config.layers)]
     arithmetic = ARITHMETICS[precision](body)
-    output, exit_ = _network(arithmetic, config, weights, entry)
-    emitted = choice.step(body, arithmetic.product(output, weights.linear.T, weights.linear_bias), unknown_id)
+    context = Context(main, body, table) if table else None
+    ends = Ends(main, body, vocabulary) if vocabulary.ends else None
+    x = context.rows() if context else Character(arithmetic, weights.embedding, "step.token")
+    active = ends.active("step.active") if ends else "step.active"
+    output, exit_ = _network(arithmetic, config, weights, x, entry, active)
+    logits = arithmetic.product(output, weights.linear.T, weights.linear_bias)
+    emitted = choice.step(body, logits, vocabulary.never_ids, is_carried=not context)
+    if context:
+        context.advance("step.tokens")
+    if ends:
+        exit_ = ends.advance("step.tokens", entry, exit_)
+    token = [tensor("step.token", INT64, ["batch"])], [tensor("step.next_token", INT64, ["batch"])]
+    read, chosen = (context.entry(), context.exit()) if context else token
+    before, after = ([ends.entry()], [ends.exit()]) if ends else ([], [])
     step = body.finish(
         inputs=[
-            tensor("step.token", INT64, ["batch"]),
+            *read,
             *(tensor(name, FLOAT, ["batch", hidden]) for name in chain(*entry)),
+            *before,
             tensor("step.chance", FLOAT, ["batch", 1]),
             tensor("step.forced", INT64, ["batch"]),
             tensor("step.active", FLOAT, ["batch", 1]),
         ],
         outputs=[
-            tensor("step.next_token", INT64, ["batch"]),
+            *chosen,
             *(tensor(name, FLOAT, ["batch", hidden]) for name in chain(*exit_)),
+            *after,
             *emitted,
         ],
     )
 
-    by_layer = [_layers_of(main, name, config.layers) for name, _ in states]
-    carried = [f"exit_{name}_{layer}" for layer in range(config.layers) for name, _ in states]
-    outputs = choice.outputs()
+    by_layer = [_layers_of(main, name, config.layers) for name, _ in vectors]
+    carried = [f"exit_{name}_{layer}" for layer in range(config.layers) for name, _ in vectors]
+    outputs, active = choice.outputs(), _active(main)
     main.ops(
         "Scan",
-        *("token", *chain(*zip(*by_layer, strict=True)), choice.chance, "forced", _active(main)),
-        out=["last_token", *carried, *(value.name for value in outputs)],
+        *(context.begin() if context else ["token"]),
+        *chain(*zip(*by_layer, strict=True)),
+        *([ends.begin()] if ends else []),
+        *(choice.chance, "forced", active),
+        out=[
+            *(value.name.replace("step.", "last_") for value in read),
+            *carried,
+            *(value.name.replace("step.", "last_") for value in before),
+            *(value.name for value in outputs),
+        ],
         body=step,
         num_scan_inputs=3,
     )
     first_axis = main.constant([0])
-    for index, (name, _) in enumerate(states):
-        layers = [main.op("Unsqueeze", layer, first_axis) for layer in carried[index :: len(states)]]
+    for index, (name, _) in enumerate(vectors):
+        layers = [main.op("Unsqueeze", layer, first_axis) for layer in carried[index :: len(vectors)]]
         main.op("Concat", *layers, axis=0, out=f"next_{name}")
+    if context:
+        context.end(ends.steps(active) if ends else "steps")
+    states = [(name, type_of(name), shape) for name, shape in states_of(config)]
     graph = main.finish(
         inputs=[
             tensor("token", INT64, ["batch"]),
-            *(tensor(name, FLOAT, shape) for name, shape in states),
+            *(tensor(*state) for state in states),
+            *([context.graph_input()] if context else []),
             tensor("forced", INT64, ["time", "batch"]),
             tensor("steps", INT64, ["batch"]),
             *choice.inputs(),
         ],
-        outputs=[*outputs, *(tensor(f"next_{name}", FLOAT, shape) for name, shape in states)],
+        outputs=[*outputs, *(tensor(f"next_{name}", dtype, shape) for name, dtype, shape in states)],
     )
     return model_bytes(graph, metadata, SERVING, microsoft=precision == "int8")
 
 
-def _network(a: Arithmetic, config: ModelConfig, weights: Weights, entry: list[State]) -> tuple[Operand, list[State]]:
+def _network(
+    a: Arithmetic, config: ModelConfig, weights: Weights, x: Input, entry: list[State], active: str
+) -> tuple[Operand, list[State]]:
     """All layers for one step: the operand of the output layer, and each layer's state after the step."""
     take_step, exit_ = step_of(config), []
-    x: Input = Character(a, weights.embedding, "step.token")
     total, bound, operand = "", 0, Operand("", 0)
     for layer, state in zip(weights.layers, entry, strict=True):
-        exit_.append(take_step(a, layer, x, state, "step.active"))
+        exit_.append(take_step(a, layer, x, state, active))
         h = exit_[-1][0]
         if config.residual and total:
             total, bound = a.g.op("Add", total, h), bound + 1

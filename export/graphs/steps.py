@@ -8,13 +8,13 @@ W (features, H) and b (H,) belong to a gate's input, U (H, H) and c (H,) to the 
 that do not take this step: their state stays the same, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rill.export.graphs.arithmetic import Arithmetic, Operand
-from rill.export.graphs.builder import BOOL
+from rill.export.graphs.arithmetic import Arithmetic, Float, Operand
+from rill.export.graphs.builder import BOOL, Graph
 from rill.export.graphs.weights import Layer, Matrix
 from rill.train.config import ModelConfig
 
@@ -62,7 +62,30 @@ class Output:
         return self._arithmetic.product(self._operand, W, bias)
 
 
-Input = Character | Output
+class Rows:
+    """The input of the first layer where its products are already there, in the order in which a step takes them."""
+
+    def __init__(self, products: Sequence[str]) -> None:
+        self._products = iter(products)
+
+    def product(self, W: Matrix, bias: Matrix) -> str:
+        """The next product."""
+        return next(self._products)
+
+
+class Columns:
+    """An input that only notes which products a step takes of it."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Matrix, Matrix]] = []  # W and bias of each
+
+    def product(self, W: Matrix, bias: Matrix) -> str:
+        """Note the product."""
+        self.taken.append((W, bias))
+        return ""
+
+
+Input = Character | Output | Rows | Columns
 State = tuple[str, ...]
 Step = Callable[[Arithmetic, Layer, Input, State, str], State]
 
@@ -122,6 +145,13 @@ def step_of(config: ModelConfig) -> Step:
     if config.cell == "gru":
         return gru_step if config.reset == "after" else gru_reset_before_step
     return lstm_step if config.cell == "lstm" else rnn_step
+
+
+def products_of(config: ModelConfig, layer: Layer) -> list[tuple[Matrix, Matrix]]:
+    """W and bias of each product that a step of the first layer takes of its input, in order."""
+    columns, state = Columns(), tuple(config.state_parts)
+    step_of(config)(Float(Graph("columns")), layer, columns, state, "")
+    return columns.taken
 
 
 def _product(a: Arithmetic, gates: Gates, x: Input, operand: Operand) -> str:

@@ -31,6 +31,7 @@ class Weights:
     layers: tuple[Layer, ...]  # in the order of PyTorch's states: by layer, then by direction
     linear: Matrix  # (outputs, directions * hidden); the outputs are the vocabulary, or a tagger's labels
     linear_bias: Matrix  # (outputs,)
+    ngrams: tuple[Matrix, ...] = ()  # for orders 2, 3, …, each (rows, features), or (rows, vocab) with one-hot input
 
     @property
     def vocabulary_size(self) -> int:
@@ -63,4 +64,5 @@ def weights_of(run: Run) -> Weights:
         layers=tuple(layer(f"l{index}{direction}") for index in range(run.model.layers) for direction in directions),
         linear=arrays["linear.weight"],
         linear_bias=arrays["linear.bias"],
+        ngrams=tuple(arrays[f"ngrams.{order}.weight"] for order in range(2, run.model.ngrams + 1)),
     )

@@ -18,12 +18,15 @@ from rill.export.parity.compare import (
     TOLERANCE,
     Array,
     Named,
+    batch_axis,
     decode_feeds,
     random_states,
     row_maxima,
     rows_beyond,
     run_graph,
     session,
+    side_by_side,
+    take_rows,
     zero_states,
 )
 from rill.export.parity.float64 import Float64
@@ -179,7 +182,7 @@ class _Subject:
         run = random_run(network.config, seed)
         bundle = build_bundle(run, "matrix", network.precision)
         self._model, self._bundle, self._symbols = run.build(), bundle, len(bundle.vocabulary)
-        self._graphs = {key: session(bundle.graphs[key]) for key in ("model", "decode", "decode_logprobs")}
+        self._graphs = {key: session(bundle.graphs[key], bundle) for key in ("model", "decode", "decode_logprobs")}
         self._int8: Int8 | None = None
         if network.precision == "int8":
             self._int8 = Int8(run.model, weights_of(run))
@@ -243,7 +246,7 @@ class _Subject:
     def _compare_states(self, reference: Int8, result: Result, read: Array, chain: list[Named]) -> Array:
         """Compare a graph's states before each step [batch, time] and at the end; returns the reference's logits."""
         # All steps at once: a row for each step and row of the batch.
-        tokens, before, after = read.T.ravel(), _side_by_side(chain[:-1]), _side_by_side(chain[1:])
+        tokens, before, after = read.T.ravel(), side_by_side(chain[:-1]), side_by_side(chain[1:])
         expected = reference.step(tokens, before, after)
         bounds = reference.rounding_bounds(tokens[:, None], before)
         for name, values in after.items():
@@ -251,7 +254,9 @@ class _Subject:
             excused = rows_beyond(name, values, right)
             excused &= row_maxima(name, np.abs(values - right)) <= bounds[f"next_{name}"]
             result.excused_steps += int(excused.sum())
-            result.compare("serving states", "emulation", values[:, ~excused], right[:, ~excused])
+            result.compare(
+                "serving states", "emulation", *(take_rows({name: each}, ~excused)[name] for each in (values, right))
+            )
         return expected["logits"].reshape(*read.T.shape, self._symbols).transpose(1, 0, 2)
 
     def generate(self, rows: int, steps: int) -> Text:
@@ -271,7 +276,7 @@ class _Subject:
             states.append(next_states(outputs))
         if not self._int8:
             return Text(tokens, states, np.stack(logits))
-        before, after = _side_by_side(states[:-1]), _side_by_side(states[1:])
+        before, after = side_by_side(states[:-1]), side_by_side(states[1:])
         seen = self._int8.step(np.concatenate(tokens[:-1]), before, after)["logits"]
         return Text(tokens, states, seen.reshape(steps, rows, self._symbols))
 
@@ -283,7 +288,7 @@ class _Subject:
 
     def _compare_rows(self, result: Result, text: Text, rows: slice, steps: int) -> None:
         right = text.logits[:, rows].argmax(axis=2)  # [all steps, batch]
-        token, states = text.tokens[0][rows], {name: values[:, rows] for name, values in text.states[0].items()}
+        token, states = text.tokens[0][rows], take_rows(text.states[0], rows)
         for start in range(0, len(right), steps):
             chosen = right[start : start + steps]
             outputs = self._generate_greedily(token, states, len(chosen))
@@ -301,8 +306,9 @@ class _Subject:
                 end = start + len(chosen)
                 result.characters -= len(chosen) - step - 1
                 token[row] = text.tokens[end][rows][row]
-                for name, values in states.items():
-                    values[:, row] = text.states[end][name][:, rows][:, row]
+                for name, values in take_rows(text.states[end], rows).items():
+                    index = (row,) if batch_axis(name) == 0 else (slice(None), row)
+                    states[name][index] = values[index]
 
     def _generate_greedily(self, token: Array, states: Named, steps: int) -> Named:
         """Run the serving graph greedily; its outputs include `tokens` [steps, batch]."""
@@ -326,11 +332,6 @@ class _Subject:
             logprobs = np.concatenate([outputs["logprobs"][..., None], outputs["top_logprobs"]], axis=2)
             outputs |= {"ids": ids.transpose(1, 0, 2), "logprobs": logprobs.transpose(1, 0, 2)}
         return outputs
-
-
-def _side_by_side(states: list[Named]) -> Named:
-    """Join the states of several steps as one batch."""
-    return {name: np.concatenate([each[name] for each in states], axis=1) for name in states[0]}
 
 
 def _log_probabilities(logits: Array, ids: Array) -> Array:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rill.export.graphs.arithmetic import STATE_STEPS, TABLE_STEPS, WEIGHT_STEPS, Quantized
 from rill.export.graphs.steps import Gates
 from rill.export.graphs.weights import Weights
+from rill.export.parity.float64 import ngram_rows
 from rill.train.config import ModelConfig
 
 Floats = NDArray[Any]  # float32
@@ -37,7 +38,8 @@ class _Operand:
         return (sums * (np.float32(self.bound / STATE_STEPS) * matrix.scale)).astype(np.float32)
 
 
-Read = NDArray[np.int64] | _Operand  # symbol ids (batch,), or the output of the layers below
+# The rows of the symbols (batch,) and those of each n-gram table, or the output of the layers below.
+Read = list[NDArray[np.int64]] | _Operand
 
 
 class _Gate:
@@ -51,11 +53,18 @@ class _Gate:
             self._W, self._bias = Quantized.of(gates.W, WEIGHT_STEPS), bias.astype(np.float32)
         else:
             product = gates.W if weights.embedding is None else weights.embedding @ gates.W
-            self._table = Quantized.of(product + bias, TABLE_STEPS).matrix()
+            if weights.ngrams:  # float32, like the n-gram tables
+                self._table = (product + bias).astype(np.float32)
+            else:
+                self._table = Quantized.of(product + bias, TABLE_STEPS).matrix()
+            self._ngrams = [(table @ gates.W).astype(np.float32) for table in weights.ngrams]
 
     def from_input(self, x: Read) -> Floats:
         """x W + bias."""
-        return x.times(self._W) + self._bias if isinstance(x, _Operand) else self._table[x]
+        if isinstance(x, _Operand):
+            return x.times(self._W) + self._bias
+        own, *others = x
+        return sum((table[rows] for table, rows in zip(self._ngrams, others, strict=True)), self._table[own])
 
     def __call__(self, x: Read, h: _Operand) -> Floats:
         """x W + h U + bias."""
@@ -66,7 +75,7 @@ class Emulation:
     """An int8 model that takes single steps."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        self._config = config
+        self._config, self._symbols = config, weights.vocabulary_size
         gates = {"gru": 3, "lstm": 4, "rnn": 1}[config.cell]
         self._layers = [
             [
@@ -78,17 +87,21 @@ class Emulation:
         self._linear = Quantized.of(weights.linear.T, WEIGHT_STEPS)
         self._linear_bias = weights.linear_bias.astype(np.float32)
 
-    def step(self, tokens: NDArray[np.int64], before: list[State], seen: list[State]) -> tuple[list[State], Floats]:
-        """The states by layer after reading `tokens` (batch,), and the logits (batch, vocab).
+    def step(self, ids: NDArray[np.int64], before: list[State], seen: list[State]) -> tuple[list[State], Floats]:
+        """The states by layer after reading the last of `ids` (batch, n), and the logits (batch, vocab).
+
+        With n-gram tables, n - 1 symbols are before it.
 
         The input of a higher layer and of the output layer is taken from `seen`, the graph's states after this step: a
         rounding in the last bit could otherwise move the value by a whole quantization step.
         """
         take_step = {"gru": self._gru, "lstm": _lstm, "rnn": _rnn}[self._config.cell]
-        after = []
+        orders = range(2, self._config.ngrams + 1)
+        rows = [ngram_rows(ids.T, 1, order, self._symbols, self._config.ngram_rows)[0] for order in orders]
+        after, own = [], [ids[:, -1], *rows]
         total, bound, operand = np.zeros(0), 0, _Operand(np.zeros(0), 0)
         for index, (layer, state, (h, *_)) in enumerate(zip(self._layers, before, seen, strict=True)):
-            after.append(take_step(layer, operand if index else tokens, state))
+            after.append(take_step(layer, operand if index else own, state))
             total, bound = (total + h, bound + 1) if self._config.residual and index else (h, 1)
             operand = _Operand.of(total, bound)
         return after, operand.times(self._linear) + self._linear_bias

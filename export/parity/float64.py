@@ -7,6 +7,7 @@ have PyTorch's names and layout: the rows of a matrix and the entries of a bias 
     LSTM        i, f, o = σ(x Wᵀ + b + h Uᵀ + c), g = tanh(…) likewise, stacked as i, f, g, o
                 c' = f ⊙ c + i ⊙ g    h' = o ⊙ tanh(c')
     GRU         see rill.train.nets.numpy_gru
+    n-grams     x = e[s] + Σ t_k[r_k]: the symbol's own row, and for each order k row r_k of its table (rill.ngrams)
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rill.bundle import CONTEXT
+from rill.ngrams import multipliers, rows_of
 from rill.train.config import ModelConfig
 from rill.train.nets.numpy_gru import GRUWeights, Reset, forward
 
@@ -32,26 +35,41 @@ class Float64:
     def __call__(self, tokens: NDArray[Any], states: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Read `tokens` int64 (B, T), T at least 1, from the states by name (`state_h`, …), each (L, B, H).
 
-        Returns the logits (B, T, V) and the states after the last step (`next_state_h`, …), all float64.
+        A model with n-gram tables also has the `context` int64 (B, n - 1), its last symbols, the oldest first.
+        Returns the logits (B, T, V) and the states after the last step (`next_state_h`, …), all float64, and
+        `next_context`.
         """
         config, parameters = self._config, self._parameters
-        entry = [np.asarray(values, np.float64) for values in states.values()]
-        x, exit_ = self._inputs(tokens.T), []
+        vectors = {name: values for name, values in states.items() if name != CONTEXT}
+        entry = [np.asarray(values, np.float64) for values in vectors.values()]
+        ids = np.concatenate([states[CONTEXT], tokens], axis=1) if CONTEXT in states else tokens
+        x, exit_ = self._inputs(ids.T, tokens.shape[1]), []
         for layer in range(config.layers):
             h, after = self._layer(layer, x, tuple(part[layer] for part in entry))
             x = x + h if config.residual and layer else h
             exit_.append(after)
         logits = x @ parameters["linear.weight"].T + parameters["linear.bias"]
-        parts = zip(states, zip(*exit_, strict=True), strict=True)
-        return {"logits": logits.transpose(1, 0, 2), **{f"next_{name}": np.stack(part) for name, part in parts}}
+        parts = zip(vectors, zip(*exit_, strict=True), strict=True)
+        outputs = {"logits": logits.transpose(1, 0, 2), **{f"next_{name}": np.stack(part) for name, part in parts}}
+        return outputs | ({f"next_{CONTEXT}": ids[:, tokens.shape[1] :]} if CONTEXT in states else {})
 
-    def _inputs(self, tokens: NDArray[Any]) -> Array:
-        """The input of the first layer (T, B, I): rows of the embedding, or one-hot vectors."""
+    def _inputs(self, ids: NDArray[Any], steps: int) -> Array:
+        """The input of the first layer (T, B, I) at the last `steps` of `ids` (time, B): rows of the embedding, or
+        one-hot vectors, and of the n-gram tables.
+        """
         if self._config.embedding:
             table = self._parameters["embedding.weight"]
         else:
             table = np.eye(self._parameters["rnn.weight_ih_l0"].shape[1])
-        return np.take(table, tokens, axis=0)
+        x: Array = np.take(table, ids[-steps:], axis=0)
+        for order in range(2, self._config.ngrams + 1):
+            rows = ngram_rows(ids, steps, order, self._symbols, self._config.ngram_rows)
+            x = x + np.take(self._parameters[f"ngrams.{order}.weight"], rows, axis=0)
+        return x
+
+    @property
+    def _symbols(self) -> int:
+        return len(self._parameters["linear.weight"])
 
     def _layer(self, layer: int, x: Array, state: State) -> tuple[Array, State]:
         """The outputs (T, B, H) of a layer that reads x (T, B, I) from a state of (B, H) parts, and the last state."""
@@ -67,6 +85,14 @@ class Float64:
             state = take_step(x_t @ w.T + b + state[0] @ u.T + c, state)
             steps.append(state[0])
         return np.stack(steps), state
+
+
+def ngram_rows(ids: NDArray[Any], steps: int, order: int, symbols: int, hashed_rows: int) -> NDArray[np.int64]:
+    """The rows of the table of this `order` at the last `steps` of `ids` int64 (time, B), as `rill.ngrams` defines."""
+    total = np.zeros((steps, ids.shape[1]), np.int64)
+    for age, factor in enumerate(multipliers(order, symbols)):
+        total += factor * ids[len(ids) - steps - age : len(ids) - age]
+    return total % rows_of(order, symbols, hashed_rows)
 
 
 def _rnn(a: Array, state: State) -> State:

@@ -43,7 +43,7 @@ class Loss:
 
 def measure_loss(run: Run, bundle: Bundle, fp32: Bundle) -> Loss:
     """Measure `bundle` and the `fp32` bundle of the same run."""
-    graphs = [session(each.graphs["decode_logprobs"]) for each in (bundle, fp32)]
+    graphs = [session(each.graphs["decode_logprobs"], each) for each in (bundle, fp32)]
     ids, text = _validation(run), "validation text"
     if ids is None:
         ids, text = _generate_text(graphs[1], fp32), "a text by the fp32 model: there is no validation text"
@@ -73,8 +73,9 @@ def _generate_text(graph: ort.InferenceSession, bundle: Bundle) -> Array:
     """Generate a text from the model's own distribution: ids [tracks, time]."""
     tokens = np.full(TRACKS, bundle.vocabulary.start_id)
     states, generated, rng = zero_states(bundle, TRACKS), [tokens[None]], np.random.default_rng(0)
+    goes_on = Sampling(logit_bias=dict.fromkeys(bundle.vocabulary.end_ids, -math.inf))
     for _ in range(CHARACTERS // TRACKS // CALL):
-        feeds = decode_feeds(graph, tokens, states, rng.random((CALL, TRACKS), np.float32), Sampling())
+        feeds = decode_feeds(graph, tokens, states, rng.random((CALL, TRACKS), np.float32), goes_on)
         outputs = graph.run(["tokens", *(f"next_{name}" for name in states)], feeds)
         states, tokens = dict(zip(states, outputs[1:], strict=True)), outputs[0][-1]
         generated.append(outputs[0])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from rill.bundle import CONTEXT
 from rill.export.graphs.arithmetic import STATE_STEPS, rounded
 from rill.export.graphs.weights import Weights
 from rill.export.parity.compare import Array, Named, row_maxima
@@ -90,15 +91,17 @@ class Int8:
 
     def step(self, tokens: Array, before: Named, seen: Named) -> Named:
         """See Reference."""
-        names = list(before)
+        names = [name for name in before if name != CONTEXT]
         layers = range(len(before[names[0]]))
 
         def by_layer(states: Named) -> list[tuple[Array, ...]]:
             return [tuple(states[name][layer] for name in names) for layer in layers]
 
-        after, logits = self._emulation.step(tokens, by_layer(before), by_layer(seen))
+        ids = np.column_stack([before[CONTEXT], tokens]) if CONTEXT in before else tokens[:, None]
+        after, logits = self._emulation.step(ids, by_layer(before), by_layer(seen))
         parts = zip(names, zip(*after, strict=True), strict=True)
-        return {"logits": logits[:, None], **{f"next_{name}": np.stack(part) for name, part in parts}}
+        outputs = {"logits": logits[:, None], **{f"next_{name}": np.stack(part) for name, part in parts}}
+        return outputs | ({f"next_{CONTEXT}": ids[:, 1:]} if CONTEXT in before else {})
 
     def rounding_bounds(self, tokens: Array, before: Named) -> Named:
         """One quantization step of the states of a GRU that resets before the product; otherwise 0."""
@@ -117,11 +120,18 @@ def pytorch_call(model: CharacterModel) -> Call:
     """The PyTorch model over whole texts, as a `Call`."""
 
     def call(tokens: Array, states: Named) -> Named:
-        logits, last = model(torch.from_numpy(tokens), tuple(map(torch.from_numpy, states.values())))
-        next_states = {f"next_{name}": values.numpy() for name, values in zip(states, last, strict=True)}
+        parts = (_by_batch(name, torch.from_numpy(values)) for name, values in states.items())
+        logits, last = model(torch.from_numpy(tokens), tuple(parts))
+        named = zip(states, last, strict=True)
+        next_states = {f"next_{name}": _by_batch(name, values).numpy() for name, values in named}
         return {"logits": logits.numpy(), **next_states}
 
     return call
+
+
+def _by_batch(name: str, values: torch.Tensor) -> torch.Tensor:
+    """The context as the other side has it: the model's is (n - 1, batch)."""
+    return values.t().contiguous() if name == CONTEXT else values
 
 
 def next_states(outputs: Named) -> Named:

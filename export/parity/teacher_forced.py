@@ -28,6 +28,7 @@ from rill.export.parity.compare import (
     Named,
     decode_feeds,
     random_states,
+    random_text,
     row_maxima,
     rows_beyond,
     run_graph,
@@ -109,10 +110,9 @@ def step_by_step(name: str, graph: Call, reference: Reference, bundle: Bundle, r
 
 def _chains(bundle: Bundle, rng: np.random.Generator) -> Iterator[tuple[Named, list[Array]]]:
     """Generate random states in (-1, 1) by name, each with the texts [batch, time] of its chained calls."""
-    symbols = len(bundle.vocabulary)
     for batch in (1, *rng.integers(2, 20, size=3)):
         states = random_states(bundle, int(batch), rng)
-        yield states, [rng.integers(symbols, size=(batch, time)) for time in (1, *rng.integers(1, 40, size=4))]
+        yield states, [random_text(bundle, (batch, time), rng) for time in (1, *rng.integers(1, 40, size=4))]
 
 
 def _distances(got: Named, expected: Named) -> tuple[Array, dict[str, float]]:
@@ -161,9 +161,9 @@ def serving_call(graph: ort.InferenceSession) -> Call:
     """A serving graph that is forced to take the given characters, as a `Call` without logits."""
 
     def call(tokens: Array, states: Named) -> Named:
-        # The graph reads `token`, then each forced character but the last.
+        # The graph reads `token`, then each forced character but the last, which is any that ends no text.
         feeds = decode_feeds(graph, tokens[:, 0], states, np.zeros(tokens.T.shape, np.float32), Sampling())
-        feeds["forced"][:-1] = tokens.T[1:]
+        feeds["forced"] = np.concatenate([tokens.T[1:], tokens.T[:1]])
         return run_graph(graph, feeds, [f"next_{name}" for name in states])
 
     return call

@@ -7,7 +7,8 @@ only the first comparison applies:
   calls of random lengths and batch sizes;
 - choices (`rill.export.parity.choices`): in one batch, rows with parameters, prompts and step limits of their own;
 - free-running (`rill.export.parity.choices`): thousands of characters, greedy, sampled, and sampled with filters;
-- log-probabilities of characters and of their alternatives.
+- log-probabilities of characters and of their alternatives;
+- end symbols (`rill.export.parity.choices`): the state after one is that before it.
 
 In int8, the portable graph is compared with PyTorch with the rounded weights, and the serving graphs, step by step,
 with the NumPy emulation of the same arithmetic (`rill.export.parity.emulation`). `rill.export.parity.int8_loss`
@@ -23,7 +24,7 @@ import torch
 
 from rill.bundle import VARIANTS, Bundle
 from rill.export.graphs.weights import weights_of
-from rill.export.parity.choices import CHARACTERS, CHOICES, Graph, choices, free_running, log_probabilities
+from rill.export.parity.choices import CHARACTERS, CHOICES, Graph, choices, ends, free_running, log_probabilities
 from rill.export.parity.compare import TOLERANCE, session
 from rill.export.parity.reference import Int8, PyTorch, Reference, round_weights
 from rill.export.parity.teacher_forced import portable_call, serving_call, step_by_step, teacher_forced
@@ -70,7 +71,7 @@ class Parity:
 
 def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
     """Compare all graphs of `bundle` with the model of `run`. Raises ParityError with figures if one differs."""
-    graphs = {key: session(graph) for key, graph in bundle.graphs.items()}
+    graphs = {key: session(graph, bundle) for key, graph in bundle.graphs.items()}
     rng = np.random.default_rng(seed)
     model = run.build()
     with torch.inference_mode():
@@ -91,6 +92,8 @@ def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
                 compared.append(step_by_step(graph.name, call, reference, bundle, rng))
             else:
                 compared.append(teacher_forced(graph.name, call, model, bundle, rng))
+        for graph in serving.values() if bundle.vocabulary.ends else ():
+            ends(graph, rng)
         excused = [choices(graph, rng) for graph in serving.values()]
         excused += [free_running(serving[key], sampling, rng) for key, sampling in RUNS]
         logprobs = log_probabilities(serving["decode_logprobs"], rng)

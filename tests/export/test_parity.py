@@ -121,7 +121,7 @@ def build(run, key, precision="fp32", change=lambda *parts: parts):
     if key == "model":
         return model_graph(config, weights, precision, {})
     variant = next(variant for variant in VARIANTS if variant.key == key)
-    return decode_graph(config, weights, run.vocabulary.unknown_id, variant, precision, {})
+    return decode_graph(config, weights, run.vocabulary, variant, precision, {})
 
 
 # Builders that are wrong

@@ -49,7 +49,7 @@ def test_unknown_is_never_chosen():
     logits = np.zeros(V, np.float32)
     logits[3] = 50.0
     for sampling in (Sampling(), Sampling(temperature=0), Sampling(top_k=1), Sampling(logit_bias={3: 9.0})):
-        chosen = {choose(logits, np.float32(u), sampling, unknown_id=3) for u in np.linspace(0, 1 - 2**-24, 40)}
+        chosen = {choose(logits, np.float32(u), sampling, never_ids=[3]) for u in np.linspace(0, 1 - 2**-24, 40)}
         assert 3 not in chosen
         assert len(chosen) == (1 if sampling.temperature == 0 else V - 1)
     assert logits[3] == 50.0  # the caller's array is unchanged

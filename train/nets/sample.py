@@ -4,7 +4,7 @@ Temperature, then top-k, top-p and min-p, each applied to the characters that th
 together; then the inverse of the cumulative distribution, in vocabulary order, at a given uniform number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,16 +22,16 @@ def choose(
     top_k: Tensor,
     top_p: Tensor,
     min_p: Tensor,
-    unknown_id: int | None = None,
+    never_ids: Sequence[int] = (),
 ) -> Tensor:
     """Choose one character per row: ids (B,) int64 from logits (B, V) f32.
 
     uniforms (B,) f32 in [0, 1); temperature (B,), 0 = greedy: the first maximal index; top_k (B,) int64, 0 = off;
-    top_p (B,) above 0, 1 or more = off; min_p (B,), 0 = off. `unknown_id` is never chosen. Probabilities are f32; their
-    running sums are f64, so that the order of summation does not matter.
+    top_p (B,) above 0, 1 or more = off; min_p (B,), 0 = off. None of `never_ids` is chosen. Probabilities are f32;
+    their running sums are f64, so that the order of summation does not matter.
     """
-    if unknown_id is not None:
-        logits = logits.index_fill(1, torch.tensor([unknown_id], device=logits.device), -torch.inf)
+    if never_ids:
+        logits = logits.index_fill(1, torch.tensor(list(never_ids), device=logits.device), -torch.inf)
     greedy = temperature == 0
     scale = torch.where(greedy, 1.0, temperature)[:, None]  # (B, 1)
     shifted = logits - logits.max(dim=1, keepdim=True).values
@@ -84,20 +84,23 @@ def generate(
     min_p: float = 0.0,
     stop: Callable[[], bool] | None = None,
 ) -> str:
-    """Generate `length` characters that continue `prompt`. For an empty one, the model reads the start symbol.
+    """Generate `length` symbols that continue `prompt`, which the model reads after its start symbol, if it has one.
 
-    The text depends only on the arguments; the model should be in eval mode. The text ends earlier if `stop` is true
-    after a character. Raises UnknownCharacterError for a prompt with a character that the vocabulary lacks.
+    The text depends only on the arguments; the model should be in eval mode. The text ends earlier where the model
+    chooses an end symbol, or if `stop` is true after a symbol. Raises UnknownCharacterError for a prompt with a
+    character that the vocabulary lacks.
     """
     device = model.linear.weight.device
-    tokens = torch.tensor([vocabulary.encode(prompt) or [vocabulary.start_id]], device=device)  # (1, T)
+    tokens = torch.tensor([vocabulary.begin(vocabulary.encode(prompt))], device=device)  # (1, T)
     k = torch.tensor([top_k], device=device)
     t, p, m = torch.tensor([[temperature], [top_p], [min_p]], device=device)
     state: State | None = None
     ids = []
     for uniform in uniforms_of_seed(seed, length).to(device):
         logits, state = model(tokens, state)
-        chosen = choose(logits[:, -1], uniform[None], t, k, p, m, vocabulary.unknown_id)
+        chosen = choose(logits[:, -1], uniform[None], t, k, p, m, vocabulary.never_ids)
+        if int(chosen) in vocabulary.end_ids:
+            break
         ids.append(int(chosen))
         tokens = chosen[:, None]
         if stop is not None and stop():
