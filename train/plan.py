@@ -111,7 +111,8 @@ def _refuse_options(folder: Path, stored: RunConfig, options: dict[str, Any]) ->
     complaint = f"{folder} is complete, without {shlex.join(word for words in changes.values() for word in words)}"
     if stored.model.task == "tag":
         raise RunError(f"{complaint}; train another one, with another --out")
-    fixed = {declared.name for declared in fields(ModelConfig)} - set(MAY_DIFFER_FROM_START)
+    model_names = {declared.name for declared in fields(ModelConfig)}
+    fixed = set(_differences(stored.model, {name: options[name] for name in changes.keys() & model_names}))
     further = ["rill", "train", "--from", str(folder), "--out", "NEW"]
     further += [] if "corpus" in changes else ["--corpus", *stored.training.corpus]
     further += [word for name, words in changes.items() if name not in {*fixed, "start"} for word in words]

@@ -255,7 +255,7 @@ def test_windows_read_the_context_that_the_one_before_left(
         return forward(model, tokens, state)
 
     monkeypatch.setattr(CharacterModel, "forward", watched)
-    train(sentences, tmp_path / "run", *TABLES, "--epochs", "2", "--validation", "0.1", "--accumulate", "2")
+    train(sentences, tmp_path / "run", *TABLES, "--epochs", "2", "--accumulate", "2", "--precision", "bf16")
     per_epoch = len(seen) // 2
     for index, (_, context) in enumerate(seen):
         before = seen[index - 1][0].t()[-2:] if index % per_epoch else torch.zeros_like(context)
@@ -351,3 +351,16 @@ def test_rows_that_would_have_to_be_shared_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("rill.ngrams.EXACT_ROWS", 16)
     with pytest.raises(CorpusError, match=r"has a row for each 2-gram of its 4 symbols, which 6 symbols cannot have"):
         vocabulary_from(make_run(tuple("hbfd"), ngrams=2), "abc", 1, extend=True)
+
+
+def test_a_complete_run_says_how_tables_are_added(
+    sentences: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, way in (
+        ("--ngrams 4", "it is trained further by rill train --from"),
+        ("--ngrams 2", "to train another model, choose another --out; this one is trained further by"),
+    ):
+        assert main(["--corpus", str(sentences), "--out", str(start), "--resume", *options.split()]) == 2
+        errors = capsys.readouterr().err
+        assert f"is complete, without {options}; {way}" in errors
+        assert errors.endswith(f" {options}\n") is (options == "--ngrams 4")
