@@ -20,7 +20,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from rill.bench.peers.step import portable_session
+from rill.bench.peers.step import portable_session, zero_states
 from rill.bundle import Bundle
 from rill.sampling import Sampling
 from rill.serve.engine.decoder import Decoder
@@ -29,6 +29,7 @@ from rill.serve.engine.rows import VARIANTS, kind_of
 from rill.serve.engine.states import States
 from rill.train.config import ModelConfig
 from rill.train.nets.model import CharacterModel
+from rill.vocabulary import Vocabulary
 
 STEPS = 64  # of a call of the decode graph, and of the loops between two readings of the clock
 CHARACTERS = 4096  # of a call, about: a large batch has fewer steps
@@ -42,7 +43,7 @@ class Floor:
     name: str
     batch: int
     steps: int
-    call: Callable[[], None]  # generates steps x batch characters
+    call: Callable[[], int]  # takes so many steps; returns how many characters that gave: a model may end texts
     samples: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
@@ -52,11 +53,10 @@ class Floor:
         started, cpu = time.perf_counter(), time.thread_time()
         now, characters = started, 0
         while now < started + seconds:
-            self.call()
-            characters += self.steps * self.batch
+            characters += self.call()
             now = time.perf_counter()
         self.samples.append(characters / (now - started))
-        self.cpu.append(1e6 * (time.thread_time() - cpu) / characters)
+        self.cpu.append(1e6 * (time.thread_time() - cpu) / max(characters, 1))
 
     @property
     def speed(self) -> float:
@@ -85,7 +85,7 @@ class Floors:
         calls = {
             "decode": lambda: _decode_steps(self._decoder, self._bundle, batch, steps, self._top_p),
             "step": lambda: _session_steps(self._session, self._bundle, batch, steps, self._top_p),
-            "eager": lambda: _eager_steps(self._model, self._bundle.vocabulary.start_id, batch, steps, self._top_p),
+            "eager": lambda: _eager_steps(self._model, self._bundle.vocabulary, batch, steps, self._top_p),
         }
         return [Floor(name, batch, steps, calls[name]()) for name in names]
 
@@ -97,7 +97,7 @@ async def sample(floors: Sequence[Floor], seconds: float) -> None:
         await asyncio.sleep(0)
 
 
-def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_p: float) -> Callable[[], None]:
+def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_p: float) -> Callable[[], int]:
     """Return a call that generates `steps` characters for `batch` rows at once, continuing from the last call."""
     states = States(
         [name for name, _ in bundle.states], (bundle.layers, batch, bundle.hidden), decoder.device, decoder.device_id
@@ -114,26 +114,36 @@ def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_
         feeds["top_p"], feeds["min_p"] = np.full(batch, top_p, np.float32), np.zeros(batch, np.float32)
         feeds["logit_bias"] = np.zeros((batch, len(bundle.vocabulary)), np.float32)
 
-    def call() -> None:
+    ends = np.array(bundle.vocabulary.end_ids, np.int64)
+
+    def call() -> int:
         nonlocal states
         outputs, states = decoder.run(variant, feeds, states)
-        feeds["token"] = outputs["tokens"][-1]
+        tokens = outputs["tokens"]
+        feeds["token"] = tokens[-1]
+        if not len(ends):
+            return steps * batch
+        has_ended = np.logical_or.accumulate(np.isin(tokens, ends), axis=0)
+        feeds["token"] = np.where(has_ended[-1], bundle.vocabulary.start_id, tokens[-1])
+        return int((~has_ended).sum())
 
     return call
 
 
 def _session_steps(
     session: ort.InferenceSession, bundle: Bundle, batch: int, steps: int, top_p: float
-) -> Callable[[], None]:
+) -> Callable[[], int]:
     """Return a call that generates them one by one: a run of model.onnx, softmax, inverse of the cumulative sums."""
     names = [name for name, _ in bundle.states]
-    states = [np.zeros((bundle.layers, batch, bundle.hidden), np.float32) for _ in names]
+    states = zero_states(bundle, batch)
+    start, ends = bundle.vocabulary.start_id, np.array(bundle.vocabulary.end_ids, np.int64)
     tokens = np.full((batch, 1), bundle.vocabulary.start_id)
     uniforms = np.random.default_rng(0).random((steps, batch, 1), dtype=np.float32)
     outputs = ["logits", *(f"next_{name}" for name in names)]
 
-    def call() -> None:
+    def call() -> int:
         nonlocal tokens, states
+        ended = 0
         for u in uniforms:
             logits, *states = session.run(outputs, {"tokens": tokens, **dict(zip(names, states, strict=True))})
             mass = np.exp(logits[:, 0] - logits[:, 0].max(axis=1, keepdims=True))
@@ -144,19 +154,27 @@ def _session_steps(
                 mass *= mass >= np.take_along_axis(largest, kept - 1, axis=1)
             cumulative = mass.cumsum(axis=1)
             tokens = (cumulative > u * cumulative[:, -1:]).argmax(axis=1, keepdims=True)
+            if len(ends):
+                has_ended = np.isin(tokens, ends)
+                tokens, ended = np.where(has_ended, start, tokens), ended + int(has_ended.sum())
+        return steps * batch - ended
 
     return call
 
 
-def _eager_steps(model: CharacterModel, start: int, batch: int, steps: int, top_p: float) -> Callable[[], None]:
+def _eager_steps(
+    model: CharacterModel, vocabulary: Vocabulary, batch: int, steps: int, top_p: float
+) -> Callable[[], int]:
     """Return a call that generates them one by one: a step, softmax, inverse of the cumulative distribution."""
+    start, ends = vocabulary.start_id, torch.tensor(vocabulary.end_ids, dtype=torch.int64)
     tokens = torch.full((batch, 1), start)
     state = model.initial_state(batch)
     uniforms = torch.rand(steps, batch, 1)
 
     @torch.inference_mode()
-    def loop() -> None:
+    def loop() -> int:
         nonlocal tokens, state
+        ended = 0
         for u in uniforms:
             logits, state = model(tokens, state)  # (B, 1, V)
             mass = torch.softmax(logits[:, 0], dim=1)  # (B, V)
@@ -167,5 +185,9 @@ def _eager_steps(model: CharacterModel, start: int, batch: int, steps: int, top_
             cumulative = mass.cumsum(dim=1)
             # Rounding may put u times the sum beyond the last character.
             tokens = torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp(max=model.vocabulary_size - 1)
+            if len(ends):
+                has_ended = torch.isin(tokens, ends)
+                tokens, ended = tokens.masked_fill(has_ended, start), ended + int(has_ended.sum())
+        return steps * batch - ended
 
     return loop

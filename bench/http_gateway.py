@@ -37,6 +37,7 @@ from rill.v1 import rill_pb2 as pb
 
 GATEWAY = tuple(python_command("rill.gateway"))
 PREFIX = "rill: http on http://"
+COUNTS = {"include_usage": True, "continuous_usage_stats": True}
 FINISH = {"length": pb.FINISH_REASON_LENGTH, "stop": pb.FINISH_REASON_STOP}
 
 
@@ -98,9 +99,10 @@ async def _run(options: argparse.Namespace) -> list[Comparison]:
     bundle = read_bundle(options.bundle)
     async with own_server(rill(options.bundle), None) as server, _own_gateway(server) as gateway:
         both = replace(server, processes=gateway.processes)
-        workload = Workload(bundle.name, plain(options.max_chars), bundle.vocabulary.symbols)
+        http = replace(gateway, counts=not bundle.vocabulary.are_characters)
+        workload = Workload(bundle.name, plain(options.max_chars), bundle.vocabulary)
         return [
-            await _compare(both, gateway, workload, streams, options.seconds / options.windows, options.windows)
+            await _compare(both, http, workload, streams, options.seconds / options.windows, options.windows)
             for streams in options.streams
         ]
 
@@ -149,12 +151,17 @@ def _side(windows: Sequence[Window]) -> Side:
 
 @dataclass(frozen=True)
 class _Gateway(Server):
-    """The gateway before a server. Its processes include the server's."""
+    """The gateway before a server. Its processes include the server's.
+
+    With `counts` it says of each event how many symbols there are so far: they may be longer than a character.
+    """
+
+    counts: bool = False
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator["_Events"]:
         """Connect; yields an object with `Generate`."""
-        events = _Events(self.target)
+        events = _Events(self.target, self.counts)
         try:
             yield events
         finally:
@@ -164,8 +171,8 @@ class _Gateway(Server):
 class _Events:
     """Texts over HTTP: each connection is used for one text after the other, as browsers and OpenAI's clients do."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, target: str, counts: bool) -> None:
+        self._target, self._counts = target, counts
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     def close(self) -> None:
@@ -182,6 +189,7 @@ class _Events:
                 "max_tokens": request.max_chars,
                 "seed": request.sampling.seed,
                 "stream": True,
+                **({"stream_options": COUNTS} if self._counts else {}),
             }
         ).encode()
         head = (
@@ -189,7 +197,7 @@ class _Events:
             f"content-length: {len(body)}\r\n\r\n"
         )
         reader, writer = self._idle.pop() if self._idle else await _connected(self._target)
-        is_complete = False
+        is_complete, count = False, 0
         try:
             writer.write(head.encode() + body)
             answer = await reader.readuntil(b"\r\n\r\n")
@@ -199,10 +207,14 @@ class _Events:
                 data = await reader.readexactly(size + 2)
                 for event in data[:-2].split(b"\n\n"):
                     if event.startswith(b"data: {"):
-                        choice = json.loads(event[6:])["choices"][0]
-                        yield pb.GenerateResponse(
-                            text=choice["text"], finish_reason=FINISH.get(choice["finish_reason"])
-                        )
+                        chunk = json.loads(event[6:])
+                        if not chunk["choices"]:  # the usage at the end
+                            continue
+                        message = _message(chunk["choices"][0])
+                        if self._counts:
+                            count, before = chunk["usage"]["completion_tokens"], count
+                            message.symbol_lengths.extend([1] * (count - before))
+                        yield message
             await reader.readexactly(2)
             is_complete = True
         except asyncio.IncompleteReadError:
@@ -212,6 +224,10 @@ class _Events:
                 self._idle.append((reader, writer))
             else:
                 writer.close()
+
+
+def _message(choice: dict[str, Any]) -> pb.GenerateResponse:
+    return pb.GenerateResponse(text=choice["text"], finish_reason=FINISH.get(choice["finish_reason"]))
 
 
 async def _connected(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

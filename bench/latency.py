@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rill.bench.options import Objective
+from rill.client.symbols import symbol_count
 from rill.v1 import rill_pb2 as pb
 
 
@@ -50,8 +51,8 @@ class TextTimes:
         self._last, self._objective = start, objective
 
     def received(self, message: pb.GenerateResponse, now: float, tally: Tally) -> int:
-        """Count a message that arrived at `now`; returns its number of characters."""
-        new = len(message.text)
+        """Count a message that arrived at `now`; returns its number of characters, or of symbols that are longer."""
+        new = symbol_count(message)
         tally.messages += 1
         tally.characters += new
         if new:

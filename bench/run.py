@@ -173,7 +173,9 @@ class Parts:
             self._bar.describe(f"{name} texts: the capacity")
             workload = self._workload(MIXES[name])
             full = await window(server, workload, CAPACITY_STREAMS, seconds, objective)
-            capacity = full.speed / workload.mean_generated
+            # Texts that the model may end are shorter than the mix says.
+            by_length = full.speed / workload.mean_generated
+            capacity = full.tally.texts / full.client.seconds if self._bundle.vocabulary.ends else by_length
             if not capacity:
                 raise BenchError(f"no {name} text arrived within {seconds:g} s; use a larger --seconds")
             self._bar.advance()
@@ -239,7 +241,7 @@ class Parts:
             return read_profile(path, streams)
 
     def _workload(self, mix: Mix) -> Workload:
-        return Workload(self.model, mix, self._bundle.vocabulary.symbols, self._options.top_p)
+        return Workload(self.model, mix, self._bundle.vocabulary, self._options.top_p)
 
     def _floors(self) -> Floors:
         return Floors(self._bundle, self._options.device, self._options.top_p)

@@ -1,24 +1,25 @@
 """The requests of a load, drawn from a mix of lengths."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rill.bench.options import Mix
 from rill.v1 import rill_pb2 as pb
+from rill.vocabulary import UnknownCharacterError, Vocabulary
 
-POOL = 2**16  # random characters that prompts are cut from
+POOL = 2**16  # random symbols that prompts are cut from
+TRIES = 100  # for a prompt that can be cut into symbols, before a shorter one
 
 
 class Workload:
     """Requests of a mix to `model`, all different; the same ones in the same order for equal arguments."""
 
-    def __init__(self, model: str, mix: Mix, symbols: Sequence[str], top_p: float = 1.0) -> None:
-        self.mix, self._model, self._top_p = mix, model, top_p
+    def __init__(self, model: str, mix: Mix, vocabulary: Vocabulary, top_p: float = 1.0) -> None:
+        self.mix, self._model, self._vocabulary, self._top_p = mix, model, vocabulary, top_p
         self._random = np.random.default_rng(0)
-        characters = [symbol for symbol in symbols if len(symbol) == 1]
-        self._pool = "".join(characters[index] for index in self._random.integers(len(characters), size=POOL))
+        special = {*vocabulary.never_ids, *vocabulary.end_ids}
+        symbols = [symbol for index, symbol in enumerate(vocabulary.symbols) if index not in special]
+        self._pool = [symbols[index] for index in self._random.integers(len(symbols), size=POOL)]
         self._seed = 0
 
     @property
@@ -28,15 +29,33 @@ class Workload:
 
     def request(self) -> pb.GenerateRequest:
         """Return the next request."""
-        prompt = int(_lengths(self._random, self.mix.prompt, 1)[0])
-        begin = int(self._random.integers(POOL - prompt))
+        prompt = self._prompt(int(_lengths(self._random, self.mix.prompt, 1)[0]))
         self._seed += 1
         return pb.GenerateRequest(
             model=self._model,
-            prompt=self._pool[begin : begin + prompt],
+            prompt=prompt,
             max_chars=int(_lengths(self._random, self.mix.generated, 1)[0]),
             sampling=pb.Sampling(seed=self._seed, top_p=self._top_p),
         )
+
+    def _prompt(self, length: int) -> str:
+        """Return a random prompt of so many symbols; of fewer, where a pattern cuts none of that length."""
+        while True:
+            for _ in range(TRIES):
+                begin = int(self._random.integers(POOL - length))
+                text = "".join(self._pool[begin : begin + length])
+                if self._is_cut(text):
+                    return text
+            length //= 2
+
+    def _is_cut(self, text: str) -> bool:
+        if self._vocabulary.are_characters:
+            return True
+        try:
+            self._vocabulary.encode(text)
+        except UnknownCharacterError:
+            return False
+        return True
 
 
 def plain(max_chars: int) -> Mix:

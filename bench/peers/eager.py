@@ -11,8 +11,8 @@ from rill.train.nets.model import CharacterModel
 class EagerText(CharacterLoop):
     """One stream: (1, 1) tokens, softmax, inverse of the cumulative distribution."""
 
-    def __init__(self, model: CharacterModel, temperature: float, unknown: int | None) -> None:
-        self._model, self._temperature, self._unknown = model, temperature, unknown
+    def __init__(self, model: CharacterModel, temperature: float, never: tuple[int, ...]) -> None:
+        self._model, self._temperature, self._never = model, temperature, list(never)
         self._state = model.initial_state(1)
 
     @torch.inference_mode()
@@ -20,8 +20,8 @@ class EagerText(CharacterLoop):
         """See CharacterLoop: one call of the model."""
         logits, self._state = self._model(torch.tensor([tokens]), self._state)
         logits = logits[0, -1]
-        if self._unknown is not None:
-            logits[self._unknown] = -torch.inf
+        if self._never:
+            logits[self._never] = -torch.inf
         cumulative = torch.softmax(logits / self._temperature, dim=0).cumsum(dim=0)
         return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(cumulative) - 1))
 
@@ -31,7 +31,7 @@ def eager_texts(bundle: Bundle) -> NewText:
     torch.set_num_threads(1)
     torch.manual_seed(0)  # the same texts from every process
     model = CharacterModel(ModelConfig.from_json(bundle.model), len(bundle.vocabulary)).eval()
-    return lambda temperature: EagerText(model, temperature, bundle.vocabulary.unknown_id)
+    return lambda temperature: EagerText(model, temperature, bundle.vocabulary.never_ids)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,12 @@ class Runtime(MLModel):  # type: ignore[misc]  # MLServer may not be installed
         """Read the prompt, then send characters one by one."""
         request = await anext(payloads)
         (prompt,) = StringCodec.decode_input(request.inputs[0])
-        tokens = self._vocabulary.encode(prompt) or [self._vocabulary.start_id]
+        tokens = self._vocabulary.begin(self._vocabulary.encode(prompt))
         text, random = self._new_text(1.0), np.random.default_rng(request.parameters.seed)
         for _ in range(request.parameters.max_chars):
             tokens = [text.step(tokens, random.random())]
+            if tokens[0] in self._vocabulary.end_ids:
+                return
             character = self._vocabulary.symbols[tokens[0]]
             yield InferenceResponse(model_name=MODEL, outputs=[StringCodec.encode_output("text", [character])])
 

@@ -31,7 +31,7 @@ NewText = Callable[[float], CharacterLoop]  # from a temperature above 0
 
 
 class Service(TextGenerationServicer):
-    """One character a message; `new_text` begins a stream."""
+    """One symbol a message; `new_text` begins a stream."""
 
     def __init__(self, bundle: Bundle, new_text: NewText) -> None:
         self._vocabulary, self._new_text = bundle.vocabulary, new_text
@@ -42,14 +42,19 @@ class Service(TextGenerationServicer):
         if not temperature > 0:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a peer needs a temperature above 0")
         try:
-            tokens = self._vocabulary.encode(request.prompt) or [self._vocabulary.start_id]
+            tokens = self._vocabulary.begin(self._vocabulary.encode(request.prompt))
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        text, symbols = self._new_text(temperature), self._vocabulary.symbols
+        text, symbols, ends = self._new_text(temperature), self._vocabulary.symbols, self._vocabulary.end_ids
         random = np.random.default_rng(request.sampling.seed)
         for position in range(request.max_chars) if request.max_chars else count():
             token = text.step(tokens, random.random())
+            if token in ends:
+                await context.write(pb.GenerateResponse(position=position, finish_reason=pb.FINISH_REASON_STOP))
+                return
             message = pb.GenerateResponse(text=symbols[token], position=position)
+            if not self._vocabulary.are_characters:
+                message.symbol_lengths.append(len(symbols[token]))
             if position + 1 == request.max_chars:
                 message.finish_reason = pb.FINISH_REASON_LENGTH
             await context.write(message)

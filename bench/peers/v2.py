@@ -19,7 +19,7 @@ class V2Stub:
         self._stub: Any = GRPCInferenceServiceStub(channel)
 
     async def Generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
-        """Yield one character a message."""
+        """Yield one symbol a message."""
         prompt = v2.ModelInferRequest.InferInputTensor(
             name="prompt",
             datatype="BYTES",
@@ -35,8 +35,11 @@ class V2Stub:
         position = 0
         async for answer in self._stub.ModelStreamInfer(iter([inference])):
             for character in answer.outputs[0].contents.bytes_contents:
-                message = pb.GenerateResponse(text=character.decode(), position=position)
+                text = character.decode()
+                message = pb.GenerateResponse(text=text, position=position, symbol_lengths=[len(text)])
                 position += 1
                 if position == request.max_chars:
                     message.finish_reason = pb.FINISH_REASON_LENGTH
                 yield message
+        if position < request.max_chars:  # an end symbol
+            yield pb.GenerateResponse(position=position, finish_reason=pb.FINISH_REASON_STOP)

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from random_models import MOLECULES
 
 from rill.bench import BenchError
 from rill.bench.latency import Percentiles, Tally, TextTimes, percentiles
@@ -19,6 +20,7 @@ from rill.bench.server import Server
 from rill.bench.workload import Workload, plain
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationServicer, add_TextGenerationServicer_to_server
+from rill.vocabulary import LONGEST, UNKNOWN, Vocabulary
 
 LAST = pb.FINISH_REASON_LENGTH
 
@@ -63,7 +65,7 @@ def test_percentiles() -> None:
 
 @pytest.mark.parametrize("mix", [*MIXES.values(), plain(7)])
 def test_texts_of_a_mix_have_its_lengths(mix: Mix) -> None:
-    texts, again = (Workload("m", mix, ["<unk>", "a", "b", "é"]) for _ in range(2))
+    texts, again = (Workload("m", mix, Vocabulary((UNKNOWN, "a", "b", "é"))) for _ in range(2))
     requests = [texts.request() for _ in range(500)]
     assert requests == [again.request() for _ in range(500)]
     assert len({request.sampling.seed for request in requests}) == 500
@@ -74,6 +76,26 @@ def test_texts_of_a_mix_have_its_lengths(mix: Mix) -> None:
         assert bounds[0] <= min(lengths) <= max(lengths) <= bounds[1]
     assert {character for request in requests for character in request.prompt} <= set("abé")
     assert np.mean([request.max_chars for request in requests]) == pytest.approx(texts.mean_generated, rel=0.2)
+
+
+@pytest.mark.parametrize("vocabulary", [MOLECULES, Vocabulary(("a", "b", "ab", "<s>"), LONGEST, "<s>")])
+def test_prompts_of_longer_symbols_can_be_cut(vocabulary: Vocabulary) -> None:
+    prompts = [Workload("m", Mix("prompts", (8, 8), (1, 1)), vocabulary).request().prompt for _ in range(3)]
+    workload = Workload("m", Mix("prompts", (1, 30), (1, 1)), vocabulary)
+    prompts += [workload.request().prompt for _ in range(200)]
+    ids = {index for prompt in prompts for index in vocabulary.encode(prompt)}
+    assert ids == set(range(len(vocabulary))) - {vocabulary.start_id, *vocabulary.end_ids}
+
+
+def test_a_prompt_that_cannot_be_cut_is_shortened() -> None:
+    vocabulary = Vocabulary(("a", "b"), "regex:[ab]{2}|.")  # two in a row are no symbol
+    assert Workload("m", Mix("prompts", (4, 4), (1, 1)), vocabulary).request().prompt in ("a", "b")
+
+
+def test_a_symbol_of_several_characters_is_one() -> None:
+    tally, text = Tally(), TextTimes(0.0, Objective())
+    assert text.received(pb.GenerateResponse(text="CCl[nH]", symbol_lengths=[1, 2, 4]), 1.0, tally) == 3
+    assert (tally.characters, text.characters) == (3, 3)
 
 
 def test_arrivals_are_poisson_like_and_repeat() -> None:
@@ -125,7 +147,7 @@ async def fake_server(on_call) -> AsyncIterator[Server]:
 
 
 async def offer(server: Server, rate: float, seconds: float):
-    texts = Workload("", plain(1), ["a"])
+    texts = Workload("", plain(1), Vocabulary(("a",)))
     return await open_loop(server, texts, 2 * rate, 50, seconds, Objective(first_ms=200))
 
 

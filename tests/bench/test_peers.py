@@ -16,8 +16,10 @@ from random_models import LETTERS, make_run, save_bundle
 from servers import ROOT
 
 from rill.bench import peers
+from rill.bench.floors import Floors
 from rill.bench.peers import MLSERVER, PEERS, installed_peers, stub_of
 from rill.bench.peers.eager import eager_texts
+from rill.bench.peers.service import Service
 from rill.bench.peers.step import step_texts
 from rill.bench.server import own_server
 from rill.bundle import Bundle
@@ -105,6 +107,45 @@ def test_no_peer_generates_the_unknown_symbol(texts, tmp_path: Path) -> None:
 def _lavish(run: Run) -> Run:
     run.weights["linear.bias"][0] += 20
     return run
+
+
+class Sent:
+    """A call whose messages are kept."""
+
+    def __init__(self) -> None:
+        self.messages: list[pb.GenerateResponse] = []
+
+    async def write(self, message: pb.GenerateResponse) -> None:
+        self.messages.append(message)
+
+
+@pytest.mark.parametrize("texts", [step_texts, eager_texts])
+async def test_a_peer_ends_texts_of_longer_symbols(texts, molecules: Bundle) -> None:
+    service, vocabulary = Service(molecules, texts(molecules)), molecules.vocabulary
+    ended = 0
+    for seed in range(12):
+        call = Sent()
+        request = pb.GenerateRequest(prompt="CCl", max_chars=30, sampling=pb.Sampling(seed=seed))
+        await service.Generate(request, call)
+        *messages, last = call.messages
+        symbols = [message.text for message in messages]
+        assert set(symbols) <= set(vocabulary.symbols) - {"<start>", "<end>"}
+        assert [list(message.symbol_lengths) for message in messages] == [[len(symbol)] for symbol in symbols]
+        assert [message.position for message in call.messages] == list(range(len(messages) + 1))
+        if last.finish_reason == pb.FINISH_REASON_STOP:
+            ended += 1
+            assert not last.text
+        else:
+            assert (last.finish_reason, last.position) == (pb.FINISH_REASON_LENGTH, 29)
+    assert 0 < ended <= 12
+
+
+@pytest.mark.parametrize("name", ["step", "eager"])
+def test_a_floor_counts_what_the_model_does_not_end(name: str, molecules: Bundle) -> None:
+    (floor,) = Floors(molecules).at(8, [name])
+    counts = [floor.call() for _ in range(4)]
+    assert all(0 < count <= floor.steps * 8 for count in counts)
+    assert any(count < floor.steps * 8 for count in counts)
 
 
 def test_mlserver_is_a_peer_where_it_is_installed(tiny_folder: Path) -> None:
