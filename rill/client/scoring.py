@@ -30,7 +30,6 @@ class Scoring(Attempts):
     ) -> None:
         super().__init__(addresses, retry_seconds, timeout, clock, contact)
         self._request = request
-        self._unscored = int(request.as_prompt and not request.resume_token)  # characters without a log-probability
         self._delivered, self._sum = 0, 0.0  # characters, nats
         self._at, self._call_sum = 0, 0.0  # the same in the present call
         self._finished = False
@@ -73,19 +72,15 @@ class Scoring(Attempts):
         """Return no last message: only a server knows the total."""
 
     def _advance(self, logprobs: list[float]) -> None:
-        self._call_sum += sum(logprobs[max(self._unscored - self._at, 0) :])
+        self._call_sum += sum(value for value in logprobs if not math.isnan(value))  # of a first character (as_prompt)
         self._at += len(logprobs)
 
     def _require_support(self, message: pb.ScoreResponse) -> None:
         """Raise ServerError for the answer of an older server, which ignores what it does not know of a request."""
-        unknown = ""
-        if self._unscored and self._at == 0 and message.logprobs and not math.isnan(message.logprobs[0]):
-            unknown = "as_prompt"
         if self._request.HasField("top_logprobs") and len(message.top) != len(message.logprobs):
-            unknown = "top_logprobs"
-        if unknown:
             raise ServerError(
-                grpc.StatusCode.UNIMPLEMENTED, f"the server does not know {unknown} of a score: its version is too old"
+                grpc.StatusCode.UNIMPLEMENTED,
+                "the server does not know top_logprobs of a score: its version is too old",
             )
 
 

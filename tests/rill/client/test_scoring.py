@@ -126,12 +126,23 @@ def test_other_scores_as_a_prompt_are_data_loss():
         scoring.received(next(answers(30, [10], shift=-1.0, as_prompt=True)))
 
 
-@pytest.mark.parametrize(("name", "value"), [("as_prompt", True), ("top_logprobs", 0)])
-def test_a_server_that_is_too_old_is_named(name, value):
-    """It ignores fields that it does not know, and answers another question."""
-    scoring = Scoring(pb.ScoreRequest(text="x" * 30, **{name: value}), retry_seconds=60)
+def test_a_first_character_may_have_a_log_probability_as_a_prompt():
+    """It has one behind a start symbol."""
+    scoring = Scoring(pb.ScoreRequest(text="x" * 30, as_prompt=True), addresses=2)
     scoring.request()
-    with pytest.raises(ServerError, match=f"does not know {name} of a score") as caught:
+    messages = list(answers(30, [10, 10]))
+    assert len(scoring.received(messages[0]).logprobs) == 10
+    scoring.ended(Gone())
+    scoring.request()
+    shown = list(filter(None, map(scoring.received, messages)))
+    assert [(one.position, len(one.logprobs)) for one in shown] == [(10, 10), (20, 10), (30, 0)]
+
+
+def test_a_server_that_is_too_old_is_named():
+    """It ignores fields that it does not know, and answers another question."""
+    scoring = Scoring(pb.ScoreRequest(text="x" * 30, top_logprobs=0), retry_seconds=60)
+    scoring.request()
+    with pytest.raises(ServerError, match="does not know top_logprobs of a score") as caught:
         scoring.received(next(answers(30, [10])))
     assert caught.value.code is Code.UNIMPLEMENTED
 
