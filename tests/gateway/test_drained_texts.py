@@ -117,3 +117,28 @@ def test_all_texts_of_a_request_are_cut_where_they_are(server):
                 assert had + text_of(rest[:-1]) == text_of(whole[:-1])
 
     asyncio.run(check())
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1), every=st.sampled_from([5, 100]), drain_after=st.integers(1, 6), echo=st.booleans()
+)
+@settings(max_examples=6)
+def test_a_cut_text_of_longer_symbols_continues_exactly(molecule_server, seed, every, drain_after, echo):
+    prompt, most = "CCl[nH]", 700
+    fields = {"prompt": prompt, "seed": seed, "resume_every": every, "echo": echo, "ignore_eos": True}
+
+    async def check():
+        async with AsyncClient(molecule_server.target) as client:
+            whole = await events_of(client, {**fields, "max_tokens": most})
+            *cut, last = await events_of(client, {**fields, "max_tokens": most}, drain_after)
+            if last == "[DONE]":
+                return
+            place = cut[-1]["rill"]
+            rest = await events_of(
+                client, {"resume_token": place["resume_token"], "max_tokens": most - place["position"]}
+            )
+            text = text_of(cut)
+            assert place["text_position"] == len(text) - echo * len(prompt)
+            assert text + text_of(rest[:-1]) == text_of(whole[:-1])
+
+    asyncio.run(check())

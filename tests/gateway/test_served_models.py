@@ -79,6 +79,15 @@ async def test_a_namesake_has_its_own_vocabulary():
     assert after.vocabulary.symbols == ("b", "a")
 
 
+async def test_a_vocabulary_of_a_newer_server_is_an_error_for_its_model_alone():
+    newer = pb.ModelInfo(name="new", model_id="2", vocabulary=["a"], tokenizer="bytes")
+    listing = await ServedModels(1).fresh(FakeClient([model("m", "1"), newer]))
+    assert listing.find("m").vocabulary.symbols == ("a", "b")
+    with pytest.raises(ApiError, match="cannot use the vocabulary of model 'new': tokenizer 'bytes' is not") as caught:
+        _ = listing.find("new").vocabulary
+    assert (caught.value.status, caught.value.param) == (501, "model")
+
+
 async def test_servers_may_have_different_models():
     client = FakeClient([model("m", "1"), model("a", "2")], [model("m", "9"), model("b", "3")], [model("a", "2")])
     listing = await ServedModels(3).fresh(client)
