@@ -7,7 +7,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rill.bench.peers.service import CharacterLoop, NewText, main
-from rill.bundle import Bundle
+from rill.bundle import CONTEXT, Bundle
 
 
 def portable_session(bundle: Bundle) -> ort.InferenceSession:
@@ -22,7 +22,7 @@ def zero_states(bundle: Bundle, batch: int) -> list[NDArray[Any]]:
     """Return what model.onnx begins with: for n-grams, the ids of the last symbols are a state, too."""
     return [
         np.zeros((batch, int(shape[1])), np.int64)
-        if name == "context"
+        if name == CONTEXT
         else np.zeros((bundle.layers, batch, bundle.hidden), np.float32)
         for name, shape in bundle.states
     ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rill.bundle import MANIFEST, Bundle, read_bundle
+from rill.bundle import CONTEXT, MANIFEST, Bundle, read_bundle
 from rill.files import naming
 from rill.page.errors import PageError
 from rill.page.runtime import PACKAGE, VERSIONS, Runtime, fetch_runtime, read_runtime
@@ -26,7 +26,6 @@ from rill.page.site import check_target, write_site
 from rill.page.vocabulary import described
 
 FORMAT = 1  # of model.json
-CONTEXT = "context"  # the state of a model with n-grams that is of symbol ids
 _TOLD = ("val_loss", "parameters")  # of the training: what the page shows
 _HERE = Path(__file__).parent
 _SUFFIXES = (".html", ".css", ".js", ".svg")
@@ -102,16 +101,15 @@ def _described(bundle: Bundle, folder: Path) -> dict[str, Any]:
 
 def _files(bundle: Bundle, vocabulary: dict[str, Any], training: dict[str, Any], runtime: Runtime) -> dict[str, bytes]:
     """Return the files of the page by their names."""
-    states = dict(bundle.states)
-    context = states.pop(CONTEXT, ("batch", 0))
+    units = [(name, shape) for name, shape in bundle.states if name != CONTEXT]
     description = {
         "format": FORMAT,
         "name": bundle.name,
         "model_id": bundle.model_id,
         "precision": bundle.precision,
         "model": {key: bundle.model[key] for key in ("cell", "layers", "hidden")},
-        "states": [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in states.items()],
-        "context": int(context[1]),
+        "states": [{"name": name, "next": f"next_{name}", "shape": list(shape)} for name, shape in units],
+        "context": bundle.context_length,
         "training": training,
         **vocabulary,
     }

@@ -84,7 +84,7 @@ def test_events_say_where_they_stand(post):
         assert chunk["usage"]["completion_tokens"] == count
         if "rill" in chunk:
             assert (chunk["rill"]["position"], chunk["rill"]["text_position"]) == (count, len(text))
-    assert sum("resume_token" in chunk.get("rill", ()) for chunk in chunks) >= 6
+    assert sum("resume_token" in chunk.get("rill", ()) for chunk in chunks) >= 2  # of messages that were joined
     whole = post(**fields)["choices"][0]
     assert (text, count) == (whole["text"], 300)
     assert chunks[-2]["choices"][0]["finish_reason"] == whole["finish_reason"] == "length"

@@ -2,28 +2,32 @@
 
 import numpy as np
 
-from rill.export.parity.compare import decode_feeds, session
+from rill.export.parity.compare import decode_feeds, session, zero_states
 from rill.sampling import Sampling, uniforms
 
 SESSIONS = {}
 
 
 def continuation(bundle, read, seed, start, count, **parameters):
-    """What a stream makes from position `start` on after the model has `read` all this, by the serving graph itself."""
+    """What a stream makes from position `start` on after the model has `read` all this, by the serving graph itself.
+
+    It ends before an end symbol.
+    """
     vocabulary = bundle.vocabulary
-    ids = vocabulary.encode(read or "\n")
+    ids = vocabulary.begin(vocabulary.encode(read))
     bias = {vocabulary.id_of(c): value for c, value in parameters.pop("logit_bias", {}).items()}
     sampling = Sampling(logit_bias=bias, **parameters)
     key = "decode_top_k" if sampling.top_k else "decode_top_p" if sampling.filtered else "decode"
     if (bundle.model_id, key) not in SESSIONS:
-        SESSIONS[bundle.model_id, key] = session(bundle.graphs[key])
+        SESSIONS[bundle.model_id, key] = session(bundle.graphs[key], bundle)
     graph = SESSIONS[bundle.model_id, key]
     u = np.concatenate([np.zeros(len(ids) - 1, np.float32), uniforms(seed, start, count)])[:, None]
-    states = {name: np.zeros((bundle.layers, 1, bundle.hidden), np.float32) for name, _ in bundle.states}
-    feeds = decode_feeds(graph, np.array(ids[:1]), states, u, sampling)
+    feeds = decode_feeds(graph, np.array(ids[:1]), zero_states(bundle, 1), u, sampling)
     feeds["forced"][: len(ids) - 1, 0] = ids[1:]
     (tokens,) = graph.run(["tokens"], feeds)
-    return vocabulary.decode(tokens[len(ids) - 1 :, 0])
+    generated = tokens[len(ids) - 1 :, 0].tolist()
+    end = next((at for at, one in enumerate(generated) if one in vocabulary.end_ids), count)
+    return vocabulary.decode(generated[:end])
 
 
 def reference(bundle, prompt, seed, count, **parameters):

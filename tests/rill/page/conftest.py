@@ -5,7 +5,7 @@ import shutil
 import pytest
 from npm_packages import fake_package
 from outside import node_modules
-from random_models import make_run, save_bundle
+from random_models import MOLECULES, make_run, save_bundle
 
 from rill.cli.main import main
 from rill.page.runtime import PACKAGE
@@ -17,6 +17,9 @@ MODELS = {
     "gru-before": {"reset": "before", "layers": 2},
     "lstm": {"cell": "lstm", "embedding": 8},
     "rnn": {"cell": "rnn", "symbols": (UNKNOWN, *"abcdefgh😀")},  # no line end
+    "molecules": {"symbols": MOLECULES},
+    "ngrams": {"ngrams": 3, "ngram_rows": 64, "embedding": 8, "symbols": (UNKNOWN, *sorted(ASTRAL))},
+    "ngrams-molecules": {"cell": "lstm", "ngrams": 4, "ngram_rows": 64, "symbols": MOLECULES},
     "deep": {"layers": 3, "residual": True, "symbols": (UNKNOWN, *sorted(ASTRAL))},
 }
 

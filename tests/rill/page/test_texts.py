@@ -35,14 +35,23 @@ async function generate(model, { prompt, seed, sampling, count, fork }) {
   await stream.begin(ids.length > 0);
   for (const id of ids) await stream.read(id);
   const [made, states] = [[], []];
-  for (let index = 0; index < count; index++) {
-    states.push(stream.state.slice());
-    made.push((await stream.next(sampling, BigInt(seed))).id);
-  }
+  const grown = async (stream, made, states) => {
+    while (made.length < count) {
+      const before = stream.state.slice();
+      const shown = await stream.next(sampling, BigInt(seed));
+      if (!shown) return;
+      made.push(shown.id);
+      states.push(before);
+    }
+  };
+  await grown(stream, made, states);
   const again = new Stream(model);
-  await again.restore(states[fork], made[fork], fork + 1);
-  const forked = made.slice(0, fork + 1);
-  while (forked.length < count) forked.push((await again.next(sampling, BigInt(seed))).id);
+  const at = Math.min(fork, made.length - 1);
+  const forked = made.slice(0, at + 1);
+  if (at >= 0) {
+    await again.restore(states[at], made[at], at + 1);
+    await grown(again, forked, []);
+  }
   return [made, forked].map((list) => list.map((id) => model.description.vocabulary[id]).join(""));
 }
 
@@ -70,15 +79,34 @@ def generated(sites, requests):
     return run_node(next(iter(sites.values())), PROGRAM, data)
 
 
+# Of molecules: more short texts, which the model ends.
+MOLECULE_SETTINGS = [(prompt, seed, {}) for seed in range(6) for prompt in ("", "CCl[nH]")]
+MOLECULE_SETTINGS += [
+    ("C%10", 7, {"temperature": 0.7}),
+    ("", 3, {"top_k": 5, "top_p": 0.9}),
+    ("N", 1, {"temperature": 0.0}),
+]
+
+
+def settings_of(name):
+    return MOLECULE_SETTINGS if "molecules" in name else SETTINGS
+
+
 @pytest.fixture(scope="module")
 def texts(sites):
-    return generated(sites, [request(*one) for one in SETTINGS])
+    found = {}
+    for some in ({name for name in sites if "molecules" in name}, {name for name in sites if "molecules" not in name}):
+        settings = settings_of(next(iter(some)))
+        found |= generated({name: sites[name] for name in some}, [request(*one) for one in settings])
+    return found
 
 
-@pytest.mark.parametrize("name", ["gru", "gru-before", "lstm", "rnn", "deep"])
+@pytest.mark.parametrize(
+    "name", ["gru", "gru-before", "lstm", "rnn", "deep", "ngrams", "molecules", "ngrams-molecules"]
+)
 def test_texts_are_the_servers(name, models, texts):
     bundle, _ = models[name]
-    for (prompt, seed, parameters), (text, forked) in zip(SETTINGS, texts[name], strict=True):
+    for (prompt, seed, parameters), (text, forked) in zip(settings_of(name), texts[name], strict=True):
         assert text == reference(bundle, prompt, seed, COUNT, **parameters), (prompt, seed, parameters)
         assert forked == text
         assert "<unk>" not in text
