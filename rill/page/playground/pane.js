@@ -61,7 +61,7 @@ export class Pane {
   #follow(branch) {
     const shown = this.#shown;
     if (shown.branch === branch && shown.version === branch.version) return;
-    const entries = shown.branch?.entries ?? [];
+    const entries = shown.branch === branch ? [] : (shown.branch?.entries ?? []); // it had other entries when it was shown
     let same = 0;
     const end = Math.min(shown.length, branch.length);
     while (same < end && entries[same] === branch.entries[same]) same++;

@@ -444,3 +444,68 @@ def test_a_folder_that_lacks_a_file(chromium, sites, tmp_path, file, sentence):
         expect(page.page.locator("#error")).to_have_text(sentence, timeout=60_000)
         assert page.page.locator("#starting").is_hidden()
         page.context.close()
+
+
+@pytest.mark.parametrize("name", ["molecules", "ngrams-molecules"])
+def test_a_model_of_longer_symbols_ends_its_texts(visit, models, name, tmp_path):
+    """A symbol is one unit of the text; what has ended stays, forks and goes on from a file."""
+    bundle, _ = models[name]
+    prompt, seed = next(
+        (prompt, seed)
+        for seed in range(100)
+        for prompt in ("", "CCl[nH]")
+        if 6 <= len(bundle.vocabulary.encode(reference(bundle, prompt, seed, 60))) <= 40
+    )
+    text = prompt + reference(bundle, prompt, seed, 60)
+    count = len(bundle.vocabulary.encode(text))
+    page = visit(name)
+    page.generate(prompt, seed=seed, temperature=1, count=60)
+    assert page.text == text
+    expect(page.page.locator("#status")).to_have_text(f"{count} symbols, ended by the model")
+    assert page.page.locator("#text span").count() == count
+    page.page.click("#pause")  # ends at once again
+    page.finished()
+    assert page.text == text
+    page.choose(3)
+    page.page.click("#fork")
+    page.page.click("#pause")
+    page.finished()
+    assert page.text == text
+    page.page.click("#save")
+    with page.page.expect_download() as download:
+        page.page.get_by_role("button", name=re.compile("^Download")).last.click()
+    path = tmp_path / "state.json"
+    download.value.save_as(path)
+    saved = json.loads(path.read_text())
+    assert len(saved["ids"]) <= count
+    assert len(saved.get("context", ())) == bundle.context_length
+
+    other = visit(name)
+    other.page.set_input_files("#file", path)
+    expect(other.page.locator("#seed")).to_have_value(str(seed))
+    other.set(speed=FAST, count=60)
+    other.page.click("#pause")
+    other.finished()
+    assert other.text == text
+    for changes in ({"ids": [*saved["ids"][:-1], 999]}, {"ids": None}, {"context": [0.5] * 9}):
+        if "context" in changes and not bundle.context_length:
+            continue
+        path.write_text(json.dumps(saved | changes))
+        other.page.set_input_files("#file", path)
+        expect(other.page.locator("#file-error")).to_have_text("The state in this file is damaged.")
+
+
+def test_longer_symbols_and_ends_can_be_banned(visit, models):
+    bundle, _ = models["molecules"]
+    page = visit("molecules")
+    page.generate("", seed=1, temperature=1, count=200, banned="Cl [nH] <end>")
+    bias = dict.fromkeys(("Cl", "[nH]", "<end>"), -np.inf)
+    assert page.text == reference(bundle, "", 1, 200, logit_bias=bias, top_p=0.999999)
+    expect(page.page.locator("#status")).to_have_text("200 symbols")
+    page.set(prompt="CC[nX]")
+    page.page.click("#generate")
+    expect(page.page.locator("#prompt-error")).to_have_text(
+        "The character [ (U+005B) at position 3 does not begin a symbol of the model."
+    )
+    page.set(banned="Cx")
+    expect(page.page.locator("#banned-error")).to_contain_text("does not begin a symbol")
