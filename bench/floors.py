@@ -99,9 +99,7 @@ async def sample(floors: Sequence[Floor], seconds: float) -> None:
 
 def _decode_steps(decoder: Decoder, bundle: Bundle, batch: int, steps: int, top_p: float) -> Callable[[], int]:
     """Return a call that generates `steps` characters for `batch` rows at once, continuing from the last call."""
-    states = States(
-        [name for name, _ in bundle.states], (bundle.layers, batch, bundle.hidden), decoder.device, decoder.device_id
-    ).batch(np.arange(batch))
+    states = States(bundle.states, batch, decoder.device, decoder.device_id).batch(np.arange(batch))
     feeds: dict[str, NDArray[Any]] = {
         "token": np.full(batch, bundle.vocabulary.start_id),
         "uniforms": np.random.default_rng(0).random((steps, batch), dtype=np.float32),

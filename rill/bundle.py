@@ -106,6 +106,16 @@ class Bundle:
         return int(self.model["hidden"])
 
     @property
+    def vectors(self) -> States:
+        """The states that are float32 vectors: all but the context."""
+        return tuple((name, shape) for name, shape in self.states if name != CONTEXT)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one stream's states."""
+        return 4 * self.layers * self.hidden * len(self.vectors) + 8 * self.context_length
+
+    @property
     def context_length(self) -> int:
         """Symbols that the context holds; 0 without n-gram tables."""
         return int(self.model.get("ngrams", 1)) - 1
@@ -114,6 +124,12 @@ class Bundle:
     def ngrams_shape(self) -> tuple[int, int]:
         """Rows and columns of the folded n-gram tables; the columns are the first layer's gates."""
         return _ngrams_shape(self.model, len(self.vocabulary))
+
+    @property
+    def ngrams_values(self) -> "memoryview[float]":
+        """The folded n-gram tables, float32 of `ngrams_shape`; not a copy."""
+        shape = self.ngrams_shape
+        return memoryview(self.ngrams)[len(ngrams_header(*shape)) :].cast("f", shape)
 
     @property
     def streamable(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rill.bundle import CONTEXT, NGRAMS, Bundle, ngrams_header
+from rill.bundle import CONTEXT, NGRAMS, Bundle
 from rill.export.errors import ParityError
 from rill.sampling import Sampling, window_of
 
@@ -20,7 +20,7 @@ Named = dict[str, Array]  # inputs or outputs of a graph by name
 class _Session(ort.InferenceSession):  # type: ignore[misc]  # it has no types
     """A session that feeds itself the n-gram tables of its bundle."""
 
-    def __init__(self, graph: bytes, ngrams: Array) -> None:
+    def __init__(self, graph: bytes, ngrams: Array | None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         super().__init__(graph, options, providers=["CPUExecutionProvider"])
@@ -37,11 +37,7 @@ class _Session(ort.InferenceSession):  # type: ignore[misc]  # it has no types
 
 def session(graph: bytes, bundle: Bundle | None = None) -> ort.InferenceSession:
     """An ONNX Runtime session on one CPU thread; the n-gram tables are those of `bundle`, and not among its inputs."""
-    ngrams = np.zeros((0, 0), np.float32)
-    if bundle and bundle.ngrams:
-        shape = bundle.ngrams_shape
-        ngrams = np.frombuffer(bundle.ngrams, "<f4", offset=len(ngrams_header(*shape))).reshape(shape)
-    return _Session(graph, ngrams)
+    return _Session(graph, np.asarray(bundle.ngrams_values) if bundle and bundle.ngrams else None)
 
 
 def run_graph(graph: ort.InferenceSession, feeds: Named, names: Sequence[str] = ()) -> Named:

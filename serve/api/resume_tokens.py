@@ -19,12 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from numpy.typing import NDArray
 
-from rill.bundle import Bundle
+from rill.bundle import CONTEXT, Bundle
 from rill.sampling import Sampling
 from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import OtherModelError, StartError, TokenError
@@ -91,9 +93,12 @@ class OpenToken:
         for length in lengths:
             texts.append(body[at : at + length].decode())
             at += length
-        shape = (len(bundle.states), bundle.layers, bundle.hidden)
-        states = np.frombuffer(body, "<f4", offset=at).reshape(shape)
-        state = {name: states[part] for part, (name, _) in enumerate(bundle.states)}
+        shape = (len(bundle.vectors), bundle.layers, bundle.hidden)
+        context = len(body) - 4 * bundle.context_length
+        states = np.frombuffer(body[at:context], "<f4").reshape(shape)
+        state: dict[str, NDArray[Any]] = {name: states[part] for part, (name, _) in enumerate(bundle.vectors)}
+        if bundle.context_length:
+            state[CONTEXT] = np.frombuffer(body, "<u4", offset=context).astype(np.int64)
         begun = texts[partial_stop][:partial_chars] if partial_chars else ""
         return Resumption(
             snapshot=Snapshot(position, last, state, begun, text_position),
@@ -144,7 +149,9 @@ class ResumeTokens:
         biases = [_BIAS.pack(symbol, bias) for symbol, bias in sampling.logit_bias.items()]
         stops = [stop.encode() for stop in spec.stops]
         lengths = [_LENGTH.pack(len(stop)) for stop in stops]
-        states = [snapshot.state[name].astype("<f4").tobytes() for name, _ in bundle.states]
+        states = [snapshot.state[name].astype("<f4").tobytes() for name, _ in bundle.vectors]
+        if bundle.context_length:
+            states.append(snapshot.state[CONTEXT].astype("<u4").tobytes())
         header = _HEADER.pack(VERSION, self._first, os.urandom(12))
         body = b"".join([fixed, *biases, *lengths, *stops, *states])
         return header + self._keys[self._first].encrypt(header[_BOUND:], body, header[:_BOUND])

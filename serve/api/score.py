@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.sampling import Sampling
+from rill.serve.engine.states import initial_state
 from rill.serve.engine.text_codec import GivenText
 from rill.serve.engine.types import FinishReason, Logprobs, Snapshot, StreamSpec
 from rill.serve.errors import DrainingError
@@ -119,6 +120,5 @@ def reading(spec: StreamSpec, text: GivenText) -> StreamSpec:
 
 def snapshot_of(spec: StreamSpec, model: Model) -> Snapshot:
     """Return the snapshot of a stream that has not begun and has one character to read."""
-    bundle, (token,) = model.bundle, spec.prompt[:].tolist()
-    zeros = np.zeros((bundle.layers, bundle.hidden), np.float32)
-    return Snapshot(spec.position, token, spec.state or {name: zeros for name, _ in bundle.states}, spec.partial_stop)
+    (token,) = spec.prompt[:].tolist()
+    return Snapshot(spec.position, token, spec.state or initial_state(model.bundle), spec.partial_stop)

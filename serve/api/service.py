@@ -238,7 +238,7 @@ def _info(model: Model) -> pb.ModelInfo:
         precision=bundle.precision,
         provider=model.provider,
         streamable=bundle.streamable,
-        state_bytes=4 * bundle.layers * bundle.hidden * len(bundle.states),
+        state_bytes=bundle.state_bytes,
         numerics=model.numerics,
         vocabulary=bundle.vocabulary.symbols,
         tokenizer=bundle.vocabulary.tokenizer,

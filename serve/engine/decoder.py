@@ -1,12 +1,13 @@
 """The serving graphs of a bundle, as sessions of ONNX Runtime."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rill.bundle import DECODE_LOGPROBS, VARIANTS, Bundle, vocabulary_metadata
+from rill.bundle import CONTEXT, DECODE_LOGPROBS, NGRAMS, VARIANTS, Bundle, vocabulary_metadata
 from rill.serve.engine.devices import CUDA, providers_of
 from rill.serve.engine.graph_safety import require_self_contained
 from rill.serve.errors import StartError
@@ -50,6 +51,11 @@ class Decoder:
         self.max_rows = self._batch_sizes[-1] if self._batch_sizes else MAX_ROWS
         self.warm_up = self._batch_sizes or (1, 8, MAX_ROWS)
         self._states = [name for name, _ in bundle.states]
+        # One copy on the device for all graphs; on the CPU it is the bundle's own.
+        self._constants = {}
+        if bundle.ngrams:
+            values = np.asarray(bundle.ngrams_values)
+            self._constants[NGRAMS] = ort.OrtValue.ortvalue_from_numpy(values, self.device, device_id)
         self._sessions = {}
         for variant in VARIANTS:
             key = variant.key
@@ -72,7 +78,7 @@ class Decoder:
         """Run a serving graph; return its outputs and the states after it.
 
         `rill.export.graphs.serving` lists the inputs. Outputs are on the host, [time, batch, ...], by name; states are
-        on the device, [layers, batch, hidden], before and after.
+        on the device, before and after.
         """
         session = self._sessions[variant]
         binding = session.io_binding()
@@ -80,6 +86,8 @@ class Decoder:
             binding.bind_cpu_input(name, values)
         for name in self._states:
             binding.bind_ortvalue_input(name, states[name])
+        for name, value in self._constants.items():
+            binding.bind_ortvalue_input(name, value)
         names = OUTPUTS[: None if variant == DECODE_LOGPROBS.key else 1]
         for name in names:
             binding.bind_output(name, "cpu")
@@ -131,11 +139,20 @@ def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> Non
     inputs, outputs = (
         {value.name: value for value in values} for values in (session.get_inputs(), session.get_outputs())
     )
+
+    def require(where: str, values: Mapping[str, Any], shape: Sequence[int | str], dtype: str) -> None:
+        value = values.get(where)
+        if value is None or list(value.shape) != list(shape) or value.type != f"tensor({dtype})":
+            raise misfit(f"has no {where} of shape {list(shape)}")
+
     for name, shape in bundle.states:
         for where, values in ((name, inputs), (f"next_{name}", outputs)):
-            if where not in values or list(values[where].shape) != list(shape) or values[where].type != "tensor(float)":
-                raise misfit(f"has no {where} of shape {list(shape)}")
-    if extra := {name for name in inputs if name.startswith("state_")} - {name for name, _ in bundle.states}:
+            require(where, values, shape, "int64" if name == CONTEXT else "float")
+    if bundle.ngrams:
+        require(NGRAMS, inputs, bundle.ngrams_shape, "float")
+    elif NGRAMS in inputs:
+        raise misfit("has n-gram tables that the manifest lacks")
+    if extra := {name for name in inputs if name.startswith((CONTEXT, "state_"))} - {name for name, _ in bundle.states}:
         raise misfit(f"has states that the manifest lacks: {', '.join(sorted(extra))}")
     if missing := {"token", "forced", "steps", "uniforms", "temperature"} - inputs.keys() | {"tokens"} - outputs.keys():
         raise misfit(f"is not a serving graph of this version: it has no {', '.join(sorted(missing))}")

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.serve.engine.decoder import Decoder
-from rill.serve.engine.replay import replay, row_of
+from rill.serve.engine.replay import replay
 from rill.serve.engine.rows import LOGPROBS, Round, Rows
-from rill.serve.engine.states import Batch, States
+from rill.serve.engine.states import Batch, States, row_of
 from rill.serve.engine.stops import StopTracker
 from rill.serve.engine.text_codec import Ids, TextCodec
 from rill.serve.engine.types import FinishReason, Logprobs, Piece, Snapshot, State, StreamSpec

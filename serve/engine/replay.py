@@ -10,7 +10,7 @@ import numpy as np
 
 from rill.bundle import DECODE
 from rill.serve.engine.decoder import Decoder
-from rill.serve.engine.states import to_device
+from rill.serve.engine.states import batch_axis, row_of, to_device
 from rill.serve.engine.text_codec import Ids
 from rill.serve.engine.types import Snapshot, State
 
@@ -53,12 +53,7 @@ def _states_after(bases: Sequence[Snapshot], ids: Sequence[Ids], steps: Ids, dec
         "uniforms": np.zeros(forced.shape, np.float32),
         "temperature": np.ones(len(bases), np.float32),
     }
-    before = {name: np.stack([base.state[name] for base in bases], axis=1) for name in bases[0].state}
+    before = {name: np.stack([base.state[name] for base in bases], axis=batch_axis(name)) for name in bases[0].state}
     _, after = decoder.run(DECODE.key, feeds, to_device(before, decoder.device, decoder.device_id))
     host = {name: value.numpy() for name, value in after.items()}
     return [row_of(host, column) for column in range(len(bases))]
-
-
-def row_of(states: State, column: int) -> State:
-    """The states of one row, [layers, hidden] each, from those of a batch, [layers, rows, hidden] each."""
-    return {name: values[:, column].copy() for name, values in states.items()}

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rill.sampling import Sampling
 from rill.serve.engine.text_codec import GivenText, LongPrompt
 
-State = Mapping[str, NDArray[np.float32]]  # by name ("state_h", ...), [layers, hidden] each
+# By name ("state_h", ...), float32 [layers, hidden] each; models with n-gram tables: and "context", int64 [symbols].
+State = Mapping[str, NDArray[Any]]
 
 
 class FinishReason(Enum):

@@ -73,13 +73,11 @@ class Model:
         self._held_slots: set[int] = set()  # of calls that have not ended
         self._on_broken = on_broken
         self._draining = False
-        names = [name for name, _ in bundle.states]
-        shape = (bundle.layers, slots + 1, bundle.hidden)  # the last slot is for padding
         self.engine = Engine(
             decoder,
             self.codec,
             Rows(slots, len(bundle.vocabulary)),
-            States(names, shape, decoder.device, decoder.device_id),
+            States(bundle.states, slots + 1, decoder.device, decoder.device_id),  # the last slot is for padding
             self._deliver,
             round_seconds,
             (device_turns or DeviceTurns()).join(),

@@ -47,11 +47,12 @@ def joined(messages):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A server with two kinds of cells."""
+    """A server with two kinds of cells, and n-gram tables."""
     folder = tmp_path_factory.mktemp("interact")
     save_bundle(make_run(layers=2, hidden=24), folder / "gru")
     save_bundle(make_run(cell="lstm", hidden=24), folder / "lstm")
-    with run_server(folder / "gru", folder / "lstm") as server:
+    save_bundle(make_run(ngrams=3, hidden=24), folder / "ngrams")
+    with run_server(folder / "gru", folder / "lstm", folder / "ngrams") as server:
         yield server.target
 
 
@@ -82,7 +83,7 @@ def test_a_conversation_is_one_text(served):
         assert not any(message.resume_token for message in messages[:-1])
 
 
-@pytest.mark.parametrize("model", ["gru", "lstm"])
+@pytest.mark.parametrize("model", ["gru", "lstm", "ngrams"])
 @pytest.mark.parametrize("seed", range(3))
 def test_random_actions_give_the_state_of_generate(served, model, seed):
     """Random actions, some during generation, against the same done with Generate and tokens."""

@@ -30,6 +30,7 @@ KEY = bytes(range(32))
 INF = float("inf")
 CELLS = [(cell, precision) for cell in ("gru", "lstm") for precision in ("fp32", "int8")]
 NAMES = ["-".join(cell) for cell in CELLS]
+NGRAMS = {"ngrams-fp32": {"ngrams": 3, "ngram_rows": 300}, "ngrams-int8": {"ngrams": 2, "cell": "lstm"}}
 OWN_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]  # otherwise channels to one server share a connection
 
 
@@ -52,11 +53,12 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     (folder / "key").write_bytes(KEY)
     bundles = {}
-    for name, (cell, precision) in zip(NAMES, CELLS, strict=True):
-        bundle = build_bundle(make_run(cell=cell, layers=2, hidden=24), name, precision)
+    for name in (*NAMES, *NGRAMS):
+        cell, precision = name.split("-")
+        bundle = build_bundle(make_run(**NGRAMS.get(name, {"cell": cell, "layers": 2}), hidden=24), name, precision)
         write_bundle(bundle, manifest_of(bundle, {}, {}), folder / name)
         bundles[name] = bundle
-    arguments = [*(folder / name for name in NAMES), "--resume-key-file", folder / "key"]
+    arguments = [*(folder / name for name in bundles), "--resume-key-file", folder / "key"]
     with ExitStack() as stack:
         servers = [stack.enter_context(run_server(*arguments, "--round-milliseconds", round_)) for round_ in (10, 1)]
         channels = [stack.enter_context(grpc.insecure_channel(server.target)) for server in servers]
@@ -114,7 +116,7 @@ def some_parameters(chance):
 @pytest.mark.parametrize(
     "every", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(7, marks=pytest.mark.long), 100]
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *NGRAMS])
 def test_chains_of_resumes_change_nothing(pair, name, every):
     """Random prompts, parameters, stops and cuts; each call goes to one of two servers."""
     chance, bundle = random.Random(f"{name} {every}"), pair.bundles[name]

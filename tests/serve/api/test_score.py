@@ -49,8 +49,9 @@ RUNS = {
     "gru": make_run(hidden=16),
     "lstm": make_run(cell="lstm", hidden=16),
     "small": make_run(SMALL, hidden=12, layers=2),
+    "ngrams": make_run(hidden=16, ngrams=4, ngram_rows=500),
 }
-MODELS = {"gru": "fp32", "lstm": "fp32", "small": "fp32", "gru-int8": "int8", "lstm-int8": "int8"}
+MODELS = {"gru": "fp32", "lstm": "fp32", "ngrams": "fp32", "small": "fp32", "gru-int8": "int8", "lstm-int8": "int8"}
 
 
 def random_text(count, seed=0, characters=LETTERS):
@@ -130,6 +131,16 @@ def test_a_hundred_thousand_are_pytorchs(served):
     for (name, call), count in zip(calls.items(), (100_000, 10_000), strict=True):
         logprobs, _ = checked(list(call), count)
         np.testing.assert_allclose(logprobs, expected(name, text[:count]), rtol=0, atol=1e-4)
+
+
+def test_ngrams_continue_over_resumes(served):
+    text, scores = random_text(900, 3), []
+    total = None
+    for part in (text[:1], text[1:2], text[2:500], "", text[500:]):
+        request = {"resume_token": total.resume_token} if total else {"model": "ngrams"}
+        logprobs, total = served.score(text=part, **request)
+        scores.extend(logprobs)
+    np.testing.assert_allclose(scores, expected("ngrams", text), rtol=0, atol=1e-4)
 
 
 def by_the_graph(bundle, text):
