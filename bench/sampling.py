@@ -4,9 +4,9 @@
     python -m rill.bench.sampling --run runs/molecules --streams 128 --json sampling.json
 
 Without --run the model is of REINVENT's shape, with random weights: a GRU of 3 layers of 512 units, an embedding of 256
-and 35 symbols. Its texts have --length symbols on both sides, which is the best case for the loop: rows of a batch
-otherwise wait for the longest. With --run, a run folder of a model with an end symbol, texts end where the model ends
-them.
+and 35 symbols; and texts have the lengths of the molecules of MOSES, in such symbols: 35 on average. With --run, a run
+folder of a model with an end symbol, texts end where the model ends them. The rows of a batch of the loop wait for the
+longest.
 
 The server has one processor core for itself, with the int8 bundle, and the client the other. The loop runs on the
 server's core by turns with it, with one thread. A ratio is of a pair of windows, one after the other; the second ratio
@@ -16,10 +16,11 @@ is of symbols a second of CPU time, and says more where other programs keep the 
 import argparse
 import asyncio
 import json
+import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -51,6 +52,7 @@ from rill.vocabulary import Vocabulary
 SYMBOLS = "\n#%()+-./0123456789=@BCFHINOPS[]cnos"  # 35
 LOOP = tuple(python_command("rill.bench.peers.sampling_loop"))
 WARM_UP = 1.0  # seconds, until all streams are between a text's beginning and its end
+LENGTHS = 27, 29, 30, 31, 32, 33, 33, 34, 35, 35, 36, 37, 37, 38, 38, 39, 40, 41, 42, 43  # a twentieth of MOSES each
 MOST_CHARS = 256  # of a text with an end of its own
 
 
@@ -94,7 +96,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="a run folder (default: random weights)")
     parser.add_argument("--streams", type=int, default=128, metavar="N", help="texts at a time (default: %(default)d)")
     parser.add_argument("--batch", type=int, default=128, metavar="N", help="rows of the loop (default: %(default)d)")
-    parser.add_argument("--length", type=int, default=37, metavar="N", help="of texts without --run (default: 37)")
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="of windows (default: %(default)d)")
     parser.add_argument("--seconds", type=float, default=8, help="of a window (default: %(default)g)")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="int8", help="of the bundle (default: int8)")
@@ -137,10 +138,10 @@ def _run(options: argparse.Namespace) -> list[Pair]:
 
 async def _measure(options: argparse.Namespace, bundle: Path, run: Path, cores: tuple[int, int]) -> list[Pair]:
     end_on_signals()
-    length = None if options.run else options.length
+    lengths = None if options.run else LENGTHS
     with on_core(cores[1]):
         async with own_server(rill(bundle, "--no-access-log"), cores[0]) as server:
-            return await _pairs(options, server, run, length, cores[0])
+            return await _pairs(options, server, run, lengths, cores[0])
 
 
 def _random_run() -> Run:
@@ -150,10 +151,12 @@ def _random_run() -> Run:
     return Run(Path("random"), config, TrainingConfig(steps=1), Vocabulary(tuple(sorted(SYMBOLS))), (), weights)
 
 
-async def _pairs(options: argparse.Namespace, server: Server, run: Path, length: int | None, core: int) -> list[Pair]:
+async def _pairs(
+    options: argparse.Namespace, server: Server, run: Path, lengths: Sequence[int] | None, core: int
+) -> list[Pair]:
     """Run both by turns."""
     pairs = []
-    async with _loop(run, options.batch, length, core) as loop, _streams(server, options.streams, length) as load:
+    async with _loop(run, options.batch, lengths, core) as loop, _streams(server, options.streams, lengths) as load:
         for number in range(options.pairs):
             side = await loop(options.seconds)
             pairs.append(pair := Pair(side, *await load(options.seconds)))
@@ -167,10 +170,10 @@ async def _pairs(options: argparse.Namespace, server: Server, run: Path, length:
 
 @asynccontextmanager
 async def _loop(
-    run: Path, batch: int, length: int | None, core: int
+    run: Path, batch: int, lengths: Sequence[int] | None, core: int
 ) -> AsyncIterator[Callable[[float], Awaitable[Side]]]:
     """Start the loop; yields what lets it sample for some seconds."""
-    command = [*LOOP, str(run), "--batch", str(batch), *(["--length", str(length)] if length else [])]
+    command = [*LOOP, str(run), "--batch", str(batch), *(["--lengths", *map(str, lengths)] if lengths else [])]
     pipe = asyncio.subprocess.PIPE
     with on_core(core):
         process = await asyncio.create_subprocess_exec(*command, env=python_environment(), stdin=pipe, stdout=pipe)
@@ -196,11 +199,12 @@ async def _loop(
 
 @asynccontextmanager
 async def _streams(
-    server: Server, streams: int, length: int | None
+    server: Server, streams: int, lengths: Sequence[int] | None
 ) -> AsyncIterator[Callable[[float], Awaitable[tuple[Side, float]]]]:
     """Connect to the server; yields what loads it for some seconds, as `rill batch --samples` does."""
     servers, numbers = Servers(server.target, "", 30.0), count(1)
-    request = generate_request("", max_chars=length or MOST_CHARS, seed=0)
+    request = generate_request("", max_chars=MOST_CHARS, seed=0)
+    draw = random.Random(0)
     await servers.served_model()
 
     async def load(seconds: float) -> tuple[Side, float]:
@@ -217,6 +221,8 @@ async def _streams(
                 request_now = type(request)()
                 request_now.CopyFrom(request)
                 request_now.sampling.seed = seed_of(0, next(numbers))
+                if lengths:
+                    request_now.max_chars = draw.choice(lengths)
                 await servers.text(request_now, received)
                 texts += 1
 

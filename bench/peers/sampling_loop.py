@@ -9,6 +9,7 @@ texts had, how many texts there were, the seconds, and those of CPU time.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +19,12 @@ from rill.train.record.run import Run, load_run
 
 
 class SamplingLoop:
-    """The weights of a run in plain PyTorch. `length` is that of every text; None: up to the model's end symbol."""
+    """The weights of a run in plain PyTorch.
 
-    def __init__(self, run: Run, batch: int, length: int | None, most: int = 256) -> None:
+    Each text has one of `lengths`, drawn evenly; None: it ends with the model's end symbol, after `most` at the latest.
+    """
+
+    def __init__(self, run: Run, batch: int, lengths: Sequence[int] | None, most: int = 256) -> None:
         config, size = run.model, len(run.vocabulary)
         self._embedding = nn.Embedding(size, config.embedding)
         self._rnn = nn.GRU(config.embedding, config.hidden, config.layers, batch_first=True)
@@ -30,21 +34,26 @@ class SamplingLoop:
             module.load_state_dict({key: weights[key] for key in module.state_dict()})
         self._start, self._ends = run.vocabulary.start_id, torch.tensor(run.vocabulary.end_ids)
         self._never = list(run.vocabulary.never_ids)
-        self._batch, self._length, self._most = batch, length, most
+        self._batch, self._most = batch, most
+        self._lengths = None if lengths is None else torch.tensor(lengths)
 
     @torch.inference_mode()
     def sample(self) -> int:
         """Sample a batch of texts; return how many symbols they have, ends not counted."""
         tokens, state = torch.full((self._batch, 1), self._start), None
+        lengths = torch.full((self._batch,), self._most)
+        if self._lengths is not None:
+            lengths = self._lengths[torch.randint(len(self._lengths), (self._batch,))]
         ended, symbols = torch.zeros(self._batch, dtype=torch.bool), 0
-        for _ in range(self._length or self._most):
+        for position in range(self._most):
             output, state = self._rnn(self._embedding(tokens), state)
             logits = self._linear(output[:, -1])
             logits[:, self._never] = -torch.inf
             tokens = torch.multinomial(torch.softmax(logits, dim=-1), 1)
-            if self._length is None:
+            if self._lengths is None:
                 ended |= torch.isin(tokens[:, 0], self._ends)
             symbols += self._batch - int(ended.sum())
+            ended |= lengths == position + 1
             if ended.all():
                 break
         return symbols
@@ -55,11 +64,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--length", type=int)
+    parser.add_argument("--lengths", type=int, nargs="+")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    loop = SamplingLoop(load_run(options.run), options.batch, options.length)
+    loop = SamplingLoop(load_run(options.run), options.batch, options.lengths)
     loop.sample()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -23,7 +23,7 @@ def end_bias(run: Run, bias: float) -> Run:
 def test_the_loop_samples_the_model() -> None:
     torch.manual_seed(0)
     run = make_run(layers=2, embedding=8)
-    loop, model = SamplingLoop(run, 4, 6), run.build().eval()
+    loop, model = SamplingLoop(run, 4, [6]), run.build().eval()
     seen: list[torch.Tensor] = []
     loop._embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     outputs: list[torch.Tensor] = []
@@ -40,6 +40,11 @@ def test_the_loop_ends_where_every_row_has_ended() -> None:
     run = make_run(MOLECULES, embedding=8)
     assert SamplingLoop(end_bias(run, 1e4), 4, None).sample() == 0
     assert SamplingLoop(end_bias(run, -1e4), 4, None, most=9).sample() == 36
+    steps: list[object] = []
+    loop = SamplingLoop(run, 100, [2, 5])
+    loop._linear.register_forward_hook(lambda *_: steps.append(None))
+    assert 200 < loop.sample() < 500
+    assert len(steps) == 5
 
 
 @pytest.mark.long
@@ -53,7 +58,7 @@ def test_the_command_compares(tmp_path, monkeypatch, capsys) -> None:  # type: i
     assert said.splitlines()[-1].startswith("Rill is ")
     (pair,) = json.loads(found.read_text())
     assert pair["ratio"] > 0
-    assert pair["loop"][0] == 37 * pair["loop"][1] > 0
+    assert 30 < pair["loop"][0] / pair["loop"][1] < 41  # symbols of a text
 
 
 def test_models_that_cannot_be_compared(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
