@@ -15,7 +15,7 @@ def main(target: str = "127.0.0.1:50051", prompt: str = "ROMEO:") -> None:
     with Client(target) as client:
         pieces = client.generate(prompt, max_chars=100, seed=7)
         text, token = "".join(pieces), pieces.resume_token
-        print(f"{len(text)} characters and a token of {len(token)} bytes: {text[-40:]!r}")
+        print(f"{pieces.position} characters and a token of {len(token)} bytes: {text[-40:]!r}")
 
         rest = "".join(client.generate(resume_token=token, max_chars=100))
         whole = "".join(client.generate(prompt, max_chars=200, seed=7))

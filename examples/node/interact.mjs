@@ -4,7 +4,7 @@
 //
 // Needs `npm install` in examples/node, and a server: `rill serve bundles/demo`.
 
-import { connect, metadata, status } from "./rill.mjs";
+import { connect, metadata, status, symbolsOf } from "./rill.mjs";
 
 const [target = "127.0.0.1:50051", line = "ROMEO:"] = process.argv.slice(2);
 const client = connect(target);
@@ -23,7 +23,7 @@ async function next(kind) {
 
 /** Print what is generated until so many characters have arrived. */
 async function read(characters) {
-  for (let count = 0; count < characters; ) count += [...(await next("output")).text].length;
+  for (let count = 0; count < characters; ) count += symbolsOf(await next("output")).length;
 }
 
 try {

@@ -27,6 +27,13 @@ export function metadata({ id = randomBytes(8).toString("hex"), token } = {}) {
   return made;
 }
 
+/** Split a message's text into what the model counts: code points, not UTF-16 units, or the longer symbols that it has. */
+export function symbolsOf({ text, symbol_lengths }) {
+  const characters = [...text];
+  let end = 0;
+  return symbol_lengths.length ? symbol_lengths.map((length) => characters.slice(end, (end += length)).join("")) : characters;
+}
+
 /**
  * Yield the messages of a text, with every character once.
  *
@@ -36,7 +43,7 @@ export function metadata({ id = randomBytes(8).toString("hex"), token } = {}) {
  */
 export async function* generate(clients, request, { meta = metadata(), signal, seconds, tries = 20 } = {}) {
   const deadline = seconds === undefined ? Infinity : Date.now() + 1000 * seconds;
-  let [begin, end] = [undefined, 0]; // positions in the stream, in code points: of its first character, and delivered
+  let [begin, end] = [undefined, 0]; // positions in the stream: of its first symbol, and delivered
   let again = { resume_every: 256, ...request }; // the request that continues from what has arrived
   for (let failures = 0; ; ) {
     const call = clients[failures % clients.length].Generate(again, meta, { deadline });
@@ -46,7 +53,7 @@ export async function* generate(clients, request, { meta = metadata(), signal, s
     if (signal?.aborted) cancel();
     try {
       for await (const message of call) {
-        const characters = [...message.text]; // code points, as Rill counts; not UTF-16 units
+        const symbols = symbolsOf(message);
         const position = Number(message.position);
         if (begin === undefined) {
           [begin, end] = [position, position];
@@ -54,13 +61,15 @@ export async function* generate(clients, request, { meta = metadata(), signal, s
         }
         const known = Math.max(end - position, 0); // delivered before
         if (message.resume_token.length) {
-          const left = BigInt(request.max_chars ?? 0) && BigInt(request.max_chars) - BigInt(position + characters.length - begin);
+          const left = BigInt(request.max_chars ?? 0) && BigInt(request.max_chars) - BigInt(position + symbols.length - begin);
           again = { ...again, prompt: "", resume_token: message.resume_token, max_chars: String(left) };
         }
-        if (characters.length > known) [end, failures] = [position + characters.length, 0];
+        if (symbols.length > known) [end, failures] = [position + symbols.length, 0];
         const isLast = ["FINISH_REASON_LENGTH", "FINISH_REASON_STOP"].includes(message.finish_reason);
-        if (characters.length > known || isLast)
-          yield { ...message, text: characters.slice(known).join(""), logprobs: message.logprobs.slice(known) };
+        if (symbols.length > known || isLast) {
+          const [symbol_lengths, logprobs] = [message.symbol_lengths.slice(known), message.logprobs.slice(known)];
+          yield { ...message, text: symbols.slice(known).join(""), symbol_lengths, logprobs };
+        }
         if (isLast) return;
       }
       return;

@@ -13,6 +13,7 @@ at the end omits the newline: the model continues within the line.
     /save FILE     write this position to a file, as a resume token
     /load FILE     continue from such a file instead
     /fork          continue with another seed; /back returns to this position, and to the text as it would have been
+    /new           begin a new text, with another seed
     /help          this page        /quit          the end        //...          a line that begins with /
 
 When a server drains or is lost, the text continues at the next address of --target. Without a terminal, standard input
@@ -133,6 +134,7 @@ class ChatLoop:
         self._is_midline = False  # on the screen
         self._model = ""
         self._typed: float | None = None  # bits a character of the line that the model read last
+        self._has_newline = True  # in the model's vocabulary
 
     def report(self, sentence: str) -> None:
         """Print a sentence on a line of its own."""
@@ -142,6 +144,7 @@ class ChatLoop:
     async def run(self, chat: Chat) -> int:
         """Read until there are no more lines; returns the exit status."""
         reader = await self._reader(chat)
+        self._look_for_newline(chat)
         status = 0
         while (line := await reader.line()) is not None and line.strip() != "/quit":
             try:
@@ -162,7 +165,7 @@ class ChatLoop:
             return _Pipe()
         from rill.cli.chat.terminal import Terminal  # noqa: PLC0415  # other commands need no editor
 
-        self._model = await chat.model_name()
+        self._model = chat.info.name or chat.info.model_id[:12]
         self.report(f"{self._model}: Enter lets the model continue, Esc pauses it, /help explains more, Ctrl-D ends")
         return Terminal(lambda: self._status(chat))
 
@@ -194,13 +197,15 @@ class ChatLoop:
         if line.startswith("/") and not line.startswith("//"):
             await self._command(chat, *_split(line))
             return
-        if text := text_of(line):
+        if text := text_of(line, self._has_newline):
             fed = await chat.feed(text)
             self._typed = -fed.logprob / log(2) / fed.chars
         async with aclosing(chat.write()) as pieces:
             async for piece in pieces:
                 print(piece, end="", flush=True)
                 self._is_midline = not piece.endswith("\n")
+        if chat.has_ended:
+            self.report("the text ends here: /new begins another, /fork tries another seed")
 
     async def _command(self, chat: Chat, name: str, argument: str) -> None:
         match name:
@@ -217,6 +222,7 @@ class ChatLoop:
             case "load":
                 await chat.load(read_token(str(_path(name, argument))))
                 self.report(f"at character {chat.at.position:,} of that text")
+                self._look_for_newline(chat)
             case "fork":
                 count = await chat.fork()
                 self.report(f"fork {count}, with seed {chat.at.sampling['seed']}; /back returns to this position")
@@ -224,10 +230,20 @@ class ChatLoop:
                 self.report(f"back at: …{chat.at.text[-60:]!r}")
             case "back":
                 raise UsageError("there is no fork to return from")
+            case "new":
+                self.report(f"a new text, with seed {await chat.begin_again()}")
             case "help":
                 print(__doc__, file=sys.stderr, flush=True)
             case _:
                 raise UsageError(f"there is no /{name}; /help lists the commands, and // begins a line with /")
+
+    def _look_for_newline(self, chat: Chat) -> None:
+        """Find out whether lines are read with their newlines."""
+        symbols, special = chat.info.vocabulary, (chat.info.start_symbol, *chat.info.end_symbols)
+        has_newline = not symbols or ("\n" in symbols and "\n" not in special)
+        if self._has_newline and not has_newline:
+            self.report("the model has no newline: it reads lines without theirs")
+        self._has_newline = has_newline
 
     def _end_line(self) -> None:
         if self._is_midline and sys.stdout.isatty():
@@ -243,9 +259,11 @@ class ChatLoop:
         return " · ".join(parts)
 
 
-def text_of(line: str) -> str:
-    """Return the text that a line lets the model read."""
+def text_of(line: str, has_newline: bool = True) -> str:
+    """Return the text that a line lets the model read, with its newline if the model has one."""
     line = line[1:] if line.startswith("//") else line
+    if not has_newline:
+        return re.sub(r"\\(n|\\|\Z)", lambda found: _ESCAPES.get(found[0], ""), line)
     return re.sub(r"\\(n|\\|\n\Z)", lambda found: _ESCAPES[found[0]], line + "\n") if line else ""
 
 

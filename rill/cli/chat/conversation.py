@@ -5,8 +5,8 @@ that there is a token for the position where the next one begins: a session that
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -27,17 +27,17 @@ class TextPosition:
     """A position in a text: a token, and what was shown after it."""
 
     token: bytes = b""
-    position: int = 0  # generated characters before the token
-    ahead: str = ""
+    position: int = 0  # generated characters, as the model counts them, before the token
+    ahead: tuple[str, ...] = ()  # its symbols
     text: str = ""  # what was read and written, `ahead` included, as far as it is known; the last KEPT characters
     is_whole: bool = True  # from the very beginning
     sampling: Mapping[str, Any] = field(default_factory=dict)  # what was set, and the seed
 
-    def after(self, text: str, ahead: str = "") -> "TextPosition":
-        """Return the position after more text, of which `ahead` was generated."""
+    def after(self, text: str, generated: Iterable[str] = ()) -> "TextPosition":
+        """Return the position after more text, of which these symbols were generated."""
         whole = self.text + text
         is_whole = self.is_whole and len(whole) <= KEPT
-        return replace(self, ahead=self.ahead + ahead, text=whole[-KEPT:], is_whole=is_whole)
+        return replace(self, ahead=(*self.ahead, *generated), text=whole[-KEPT:], is_whole=is_whole)
 
 
 class Chat:
@@ -58,6 +58,8 @@ class Chat:
         self._client, self._model, self._turn = client, model, turn
         self._retry_seconds, self._report = retry_seconds, report
         self.at = TextPosition()
+        self.info = pb.ModelInfo()  # about the model, as far as its server says it
+        self.has_ended = False  # the last turn, with an end symbol
         self._forks: list[TextPosition] = []
         self._stack = AsyncExitStack()
         self._session: AsyncSession | None = None  # the open one, at this position
@@ -72,6 +74,7 @@ class Chat:
         self.at = TextPosition(is_whole=not token, sampling=given | {"seed": session.seed})
         self._has_begun = True
         self._keep(session)
+        await self._look_up(session.model_id)
 
     async def feed(self, text: str) -> pb.InteractResponse.Fed:
         """Let the model read a text."""
@@ -82,15 +85,15 @@ class Chat:
     async def write(self) -> AsyncGenerator[str, None]:
         """Yield the pieces of the model's turn; see `pause`."""
         limit, count, is_over = self._turn["max_chars"], 0, False
-        self._is_pausing = False
+        self._is_pausing = self.has_ended = False
         while True:
             try:
                 session = await self._here()
                 if not is_over:
                     async with aclosing(self._written(session, limit and limit - count)) as pieces:
-                        async for piece in pieces:
-                            count += len(piece)
-                            yield piece
+                        async for symbols in pieces:
+                            count += len(symbols)
+                            yield "".join(symbols)
                 is_over = True
                 await session.snapshot()
                 self._keep(session)
@@ -126,6 +129,7 @@ class Chat:
         try:
             await self.close()
             await self._settle()
+            await self._look_up(self._session.model_id if self._session else "")
         except BaseException:
             self.at = before
             raise
@@ -146,29 +150,41 @@ class Chat:
         self.at = self._forks.pop()
         return True
 
-    async def model_name(self) -> str:
-        """Return the name under which the model is served."""
-        model_id = self._session.model_id if self._session else ""
-        served = await self._client.models()
-        return next((model.name for model in served.models if model.model_id == model_id), model_id[:12])
+    async def begin_again(self) -> int:
+        """Begin a new text with the same parameters and another seed, which is returned."""
+        sampling = {**self.at.sampling, "seed": secrets.randbits(53)}
+        session = await self._open(self.info.name or self._model, b"", sampling)
+        self.at = TextPosition(sampling=sampling)
+        self._keep(session)
+        return int(sampling["seed"])
+
+    async def _look_up(self, model_id: str) -> None:
+        """Find what is known of the model; a server that does not say it is no obstacle."""
+        self.info = pb.ModelInfo(name=self._model, model_id=model_id)
+        with suppress(ServerError):
+            served = await self._client.models()
+            self.info = next((model for model in served.models if model.model_id == model_id), self.info)
 
     async def close(self) -> None:
         """End the session, if one is open; whatever waits for it gets a ServerError. The text can be continued."""
         self._session = None
         await self._stack.aclose()
 
-    async def _written(self, session: AsyncSession, limit: int) -> AsyncGenerator[str, None]:
-        """Yield the pieces of one generation, and follow its tokens."""
+    async def _written(self, session: AsyncSession, limit: int) -> AsyncGenerator[list[str], None]:
+        """Yield the pieces of one generation, each as its symbols, and follow its tokens."""
         self._writing = session
         try:
             async with aclosing(session.generate(**{**self._turn, "max_chars": limit})) as pieces:
                 async for piece in pieces:
-                    self.at = self.at.after(piece, ahead=piece)
-                    yield piece
+                    symbols = pieces.symbols
+                    self.at = self.at.after(piece, symbols)
+                    yield symbols
                     left = self.at.position + len(self.at.ahead) - session.resume_position
                     if 0 <= left < len(self.at.ahead):
                         token, ahead = session.resume_token, self.at.ahead[len(self.at.ahead) - left :]
                         self.at = replace(self.at, token=token, position=session.resume_position, ahead=ahead)
+                has_stopped = pieces.finish_reason == "STOP" and not self._turn["stop"]
+                self.has_ended = has_stopped and bool(self.info.end_symbols)
         finally:
             self._writing = None
 
@@ -201,17 +217,18 @@ class Chat:
             session = await self._open("", self.at.token, {})
             if ahead := self.at.ahead:
                 parameters = {**self._turn, "max_chars": len(ahead), "chars_per_second": 0.0}
-                if "".join([piece async for piece in session.generate(**parameters)]) != ahead:
+                text = "".join(ahead)
+                if "".join([piece async for piece in session.generate(**parameters)]) != text:
                     self._report(
                         "this server would have written another text; it has read the one that is there instead"
                     )
                     session = await self._open("", self.at.token, {})
-                    await session.feed(ahead)
+                    await session.feed(text)
         except ServerError as error:
             if not (error.reason.startswith("RESUME_TOKEN_") and self.at.is_whole):
                 raise
             self._report(f"{error}: it has read the text once more instead, and writes on as it likes")
-            session = await self._open(self._model, b"", self.at.sampling)
+            session = await self._open(self.info.name or self._model, b"", self.at.sampling)
             await session.feed(self.at.text)
         return session
 
@@ -224,7 +241,7 @@ class Chat:
     def _keep(self, session: AsyncSession) -> None:
         """Keep a session that stands at this position; its token is of it."""
         self._session = session
-        self.at = replace(self.at, token=session.resume_token, position=session.resume_position, ahead="")
+        self.at = replace(self.at, token=session.resume_token, position=session.resume_position, ahead=())
 
     async def _recover(self, error: ServerError) -> None:
         """Close a session that ended. Raises the error, unless another session can do what this one could not.

@@ -58,6 +58,14 @@ def test_what_a_line_lets_the_model_read(line, text):
     assert text_of(line) == text
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [("c1cc", "c1cc"), ("", ""), ("CC\\", "CC"), ("\\", ""), ("/C", "/C"), ("a\\n\\", "a\n"), ("\\\\", "\\")],
+)
+def test_what_a_line_lets_a_model_without_a_newline_read(line, text):
+    assert text_of(line, has_newline=False) == text
+
+
 def test_lines_from_a_pipe_are_turns_of_one_text(server):
     """What the model writes, and nothing else, is on standard output: the same as Generate makes of it."""
     flags = ["--target", server.target, "--seed", 7, "--max-chars", 40, "--temperature", 0.9]
