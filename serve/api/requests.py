@@ -12,13 +12,14 @@ from rill.sampling import Sampling, SamplingError
 from rill.serve.api.cutting import cut_text
 from rill.serve.api.resume_tokens import MOST_STOPS, Resumption
 from rill.serve.config import ServerConfig
-from rill.serve.engine.text_codec import GivenText, Ids, LongPrompt
+from rill.serve.engine.text_codec import NO_SYMBOL, GivenText, Ids, LongPrompt
 from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import RequestError
 from rill.serve.models.model import Model
 from rill.v1 import rill_pb2 as pb
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
+NO_STOP = "\0"  # with it, which is in no text, sessions of clients replace the stop strings of a token
 STOP_CHARACTERS = 10_000  # of all stop strings together: text that may become one is held back in memory
 ALTERNATIVES = 20  # as many as the serving graph returns
 CHECKED_AT_ONCE = 65_536  # characters: half a millisecond, in which the event loop can do nothing else
@@ -238,5 +239,12 @@ async def _stops(texts: Iterable[str], model: Model) -> tuple[str, ...]:
     if sum(map(len, stops)) > STOP_CHARACTERS:
         raise RequestError("stop", f"the stop strings have more than {STOP_CHARACTERS} characters in total")
     if stops and not model.codec.is_text:
-        return tuple([await cut_text(stop, model, STOP_CHARACTERS, "stop") for stop in stops])
+        return tuple([await _coded_stop(stop, model) for stop in stops])
     return stops
+
+
+async def _coded_stop(stop: str, model: Model) -> str:
+    """Return a stop string as coded text."""
+    if stop == NO_STOP and model.bundle.vocabulary.id_of(stop) is None:
+        return NO_SYMBOL
+    return await cut_text(stop, model, STOP_CHARACTERS, "stop")

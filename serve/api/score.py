@@ -121,4 +121,5 @@ def reading(spec: StreamSpec, text: GivenText) -> StreamSpec:
 def snapshot_of(spec: StreamSpec, model: Model) -> Snapshot:
     """Return the snapshot of a stream that has not begun and has one character to read."""
     (token,) = spec.prompt[:].tolist()
-    return Snapshot(spec.position, token, spec.state or initial_state(model.bundle), spec.partial_stop)
+    state = spec.state or initial_state(model.bundle)
+    return Snapshot(spec.position, token, state, spec.partial_stop, spec.text_position)

@@ -15,6 +15,7 @@ from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
 Ids = NDArray[np.int64]
 
 SHOWN_UNKNOWN = "\ufffd"  # in place of `<unk>`, which no graph ever generates
+NO_SYMBOL = "\U0010ffff"  # in coded text: that of no model
 _SURROGATES = range(0xD800, 0xE000)  # no code points of texts
 
 

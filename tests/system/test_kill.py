@@ -13,11 +13,13 @@ from servers import started, wait_until
 
 from rill.client.failover import Failover
 from rill.client.requests import generate_request
+from rill.client.symbols import symbol_count
 from rill.client.sync import Client
 
 pytestmark = pytest.mark.long
 
 KILLS = int(os.environ.get("RILL_KILLS", "8"))
+MOLECULES = {"prompt": "c1cc[nH]Cl", "logit_bias": {"<end>": float("-inf")}}  # a text without an end
 
 
 class Reader(threading.Thread):
@@ -34,7 +36,7 @@ class Reader(threading.Thread):
             while not self.enough:
                 message = next(messages)
                 self.messages.append(message)
-                self.position = message.position + len(message.text)
+                self.position = message.position + symbol_count(message)
         except Exception as error:
             self.error = error
         finally:
@@ -71,8 +73,9 @@ def key(tmp_path):
 @contextmanager
 def reading(target, **parameters):
     """A client and a reader of an endless paced text, which has begun to come."""
+    usual = {"prompt": "To be", "max_chars": 0, "chars_per_second": 3000}
     with Client(target) as client:
-        reader = Reader(client, generate_request("To be", **{"max_chars": 0, "chars_per_second": 3000, **parameters}))
+        reader = Reader(client, generate_request(**{**usual, **parameters}))
         reader.start()
         try:
             yield client, reader
@@ -88,31 +91,40 @@ def is_undisturbed(client, reader):
     assert not reader.is_alive()
     assert reader.error is None
     text = "".join(message.text for message in reader.messages)
-    lengths = [len(message.text) for message in reader.messages]
-    assert [message.position for message in reader.messages] == list(accumulate(lengths, initial=0))[:-1]
+    counts, lengths = map(symbol_count, reader.messages), [len(message.text) for message in reader.messages]
+    assert [message.position for message in reader.messages] == list(accumulate(counts, initial=0))[:-1]
+    assert [message.text_position for message in reader.messages] == list(accumulate(lengths, initial=0))[:-1]
     assert not any(message.finish_reason for message in reader.messages)
-    return text == "".join(client.generate("To be", max_chars=len(text), seed=reader.messages[0].seed))
+    request = reader.request
+    bias, seed = dict(request.sampling.logit_bias), reader.messages[0].seed
+    return text == "".join(client.generate(request.prompt, max_chars=reader.position, seed=seed, logit_bias=bias))
 
 
 @pytest.mark.timeout(60 + 6 * KILLS)
 @pytest.mark.parametrize(
-    ("parameters", "kills"),
-    [({}, KILLS), ({"resume_every": 0}, -(-KILLS // 4))],  # without tokens each begins at the prompt again
-    ids=["tokens", "no tokens"],
+    ("model", "parameters", "kills"),
+    [
+        ("tiny_folder", {}, KILLS),
+        ("tiny_folder", {"resume_every": 0}, -(-KILLS // 4)),  # without tokens each begins at the prompt again
+        ("molecule_folder", MOLECULES, KILLS),
+        ("molecule_folder", {**MOLECULES, "resume_every": 0}, -(-KILLS // 4)),
+    ],
+    ids=["tokens", "no tokens", "molecules", "molecules without tokens"],
 )
-def test_kills_change_nothing(tiny_folder, key, breaks, parameters, kills):
+def test_kills_change_nothing(request, model, key, breaks, parameters, kills):
+    folder = request.getfixturevalue(model)
     chance = random.Random(5)
     with ExitStack() as stack:
-        with started(tiny_folder, key) as server:
+        with started(folder, key) as server:
             client, reader = stack.enter_context(reading(server.target, **parameters))
             reader.wait_for_more()
             time.sleep(chance.uniform(0, 0.5))
         for kill in range(1, kills):
-            with started(tiny_folder, key, server.port):
+            with started(folder, key, server.port):
                 if kill % 3:  # else at any moment, while it may still be catching up
                     reader.wait_for_more()
                 time.sleep(chance.uniform(0, 0.4))
-        with started(tiny_folder, key, server.port):
+        with started(folder, key, server.port):
             reader.wait_for_more()
             assert is_undisturbed(client, reader)
     assert len(breaks) >= kills * 2 / 3
