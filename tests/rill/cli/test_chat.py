@@ -82,6 +82,61 @@ def test_lines_from_a_pipe_are_turns_of_one_text(server):
     assert out == made
 
 
+def test_a_model_of_molecules(molecule_server, tmp_path):
+    """Lines are read without a newline; where the model ends a text, that is said, and another one can begin."""
+    saved, flags = tmp_path / "here.token", ["--target", molecule_server.target, "--seed", 7, "--max-chars", 400]
+    lines = ["c1cc[nH]Cl", f"/save {saved}", "", "Cl\\nC", "[nH", "/new", "Br", f"/load {saved}", "Cl"]
+    status, out, errors = chat_of(lines, *flags)
+    said = errors.splitlines()
+    ended = "(the text ends here: /new begins another, /fork tries another seed)"
+    new, last = said.pop(6), said[-2:]
+    assert said[:-2] == [
+        "(the model has no newline: it reads lines without theirs)",
+        ended,
+        f"(saved this position to {saved})",
+        ended,
+        "(feed: character '\\n' (U+000A) at position 2 does not begin a symbol of the model's vocabulary "
+        "(INVALID_ARGUMENT))",
+        "(feed: character '[' (U+005B) at position 0 does not begin a symbol of the model's vocabulary "
+        "(INVALID_ARGUMENT))",
+        ended,
+    ]
+    seed = int(re.fullmatch(r"\(a new text, with seed (\d+)\)", new)[1])
+    assert status == 1
+    with molecule_server.client() as client:
+        first = client.generate("c1cc[nH]Cl", seed=7)
+        texts = ["".join(first), "".join(client.generate("Br", seed=seed))]
+        more = "".join(client.generate("Cl", resume_token=first.resume_token))
+    assert out == "".join([*texts, more])
+    assert last == [f"(at character {first.position} of that text)", ended]
+
+
+async def test_a_turn_of_symbols_outlives_its_server(molecule_folder, tmp_path, monkeypatch):
+    """A turn of so many symbols, and a position with its token, although the server is lost in the midst."""
+    monkeypatch.setattr("rill.client.interaction.SNAPSHOT_EVERY", 50)
+    turn = {**TURN, "max_chars": 300}
+    sampling = {"seed": 3, "logit_bias": {"<end>": float("-inf")}}
+    with servers(molecule_folder, tmp_path, [1, 1]) as (first, second):
+        async with AsyncClient(f"{first.target},{second.target}") as client:
+            chat = Chat(client, "", turn, 30.0, lambda sentence: None)
+            await chat.begin(b"", sampling)
+            await chat.feed("c1cc[nH]Cl")
+            made = ""
+            async with aclosing(chat.write()) as pieces:
+                async for piece in pieces:
+                    made += piece
+                    if first.process.poll() is None and len(made) > 120:
+                        first.process.kill()
+            token = await chat.token()
+            await chat.close()
+            whole = client.generate("c1cc[nH]Cl", max_chars=300, **sampling)
+            assert made == "".join([piece async for piece in whole])
+            assert (chat.at.position, chat.at.text, chat.has_ended) == (300, f"c1cc[nH]Cl{made}", False)
+            more = "".join([piece async for piece in client.generate(resume_token=token, max_chars=50)])
+            longer = client.generate("c1cc[nH]Cl", max_chars=350, **sampling)
+            assert made + more == "".join([piece async for piece in longer])
+
+
 def request(**parameters):
     return generate_request(**{"max_chars": 40, **parameters})
 
