@@ -1,5 +1,6 @@
 """The page of a gateway in a real browser."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from servers import wait_until
 
 from rill.client.sync import Client
 
-TEXT = "document.querySelector('rill-text').text"
+VIEW = "document.querySelector('rill-text')"
+TEXT = f"{VIEW}.text"
 
 
 @contextmanager
@@ -89,8 +91,13 @@ class Playground:
 
     def complete(self) -> str:
         """Wait for the end of the text, and return it."""
-        self.wait(lambda: self.status.startswith("Complete"))
+        self.wait(self._is_complete)
         return self.text
+
+    def _is_complete(self) -> bool:
+        """Tell whether the text is complete, and shown to its end: that takes a frame."""
+        found = re.fullmatch(r"Complete: .*?([\d,]+)( characters)?", self.status)
+        return bool(found) and self.page.evaluate(f"{VIEW}.length") == int(found[1].replace(",", ""))
 
     def grown(self, length: int) -> None:
         """Wait until the text has so many characters."""
