@@ -17,7 +17,7 @@ SYMBOLS_AT_ONCE = 500  # a pattern may take 20 microseconds for each
 class ReadPrompt:
     """A prompt as a server reads it. `ids` are those of the symbols of `text`; None where nobody needs them.
 
-    A list of ids may have had the start symbol before them, and the id of an end symbol after them.
+    A list of ids may have had one before them that begins a text, and the id of an end symbol after them.
     """
 
     text: str
@@ -48,7 +48,7 @@ async def read_prompt(
     check_ids(name, given, vocabulary, "prompt")
     start = end = None
     ids = given
-    if vocabulary.start and ids and ids[0] == vocabulary.start_id:
+    if ids and _begins(ids, vocabulary, may_end):
         start, ids = ids[0], ids[1:]
     if may_end and ids and ids[-1] in vocabulary.end_ids:
         end, ids = ids[-1], ids[:-1]
@@ -57,6 +57,16 @@ async def read_prompt(
     if not vocabulary.are_characters:
         await _check_cut(name, ids, 0 if start is None else 1, text, vocabulary)
     return ReadPrompt(text, ids, start, end)
+
+
+def _begins(ids: Sequence[int], vocabulary: Vocabulary, is_scored: bool) -> bool:
+    """Tell whether the first id only says that a new text begins.
+
+    lm-eval has the end symbol, behind which one begins, in the place of a start symbol whose id is 0.
+    """
+    if not vocabulary.start:
+        return False
+    return ids[0] == vocabulary.start_id or (is_scored and len(ids) > 1 and ids[0] in vocabulary.end_ids)
 
 
 def _check_special(name: str, ids: Sequence[int], shift: int, vocabulary: Vocabulary, may_end: bool) -> None:

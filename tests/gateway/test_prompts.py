@@ -54,6 +54,9 @@ def test_an_end_symbol_ends_a_text_that_is_scored():
         "logprobs)"
     )
     assert refusal(MOLECULES, [0, end, 7], may_end=True).startswith(f"prompt[1] is {end}, the end symbol")
+    assert read(MOLECULES, [end, 7], may_end=True) == ReadPrompt("C", [7], start=end)  # as lm-eval begins a text
+    assert read(MOLECULES, [end], may_end=True) == ReadPrompt("", [], end=end)
+    assert refusal(MOLECULES, [end, 7]).startswith(f"prompt[0] is {end}, the end symbol")
     assert refusal(CARETS, [3, 1]).startswith('prompt[0] is 3, the end symbol "$"')
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import outside
 import pytest
-from gateways import Gateway
+from gateways import Gateway, run_gateway
 from servers import Server
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -160,3 +160,23 @@ def test_texts_end_at_a_stop(answers, questions):
     lines = [sample["resps"][0][0] for sample in samples_of(answers, "rill_line")]
     assert lines == [question["line"] for question in questions]
     assert not re.search(r"[.\n]", "".join(lines))
+
+
+def test_a_model_with_a_start_symbol_and_ends_has_the_figures_of_rill_score(molecule_server, tmp_path):
+    """Its start symbol has id 0, in whose place lm-eval has the end symbol."""
+    environment = outside.python("lm-eval", "lm-eval[api]==0.4.13")
+    texts = ["CCl[nH]", "Br", "CC(=O)N1", "C%10" * 40]
+    (tmp_path / "text.yaml").write_text(TEXT.format(folder=tmp_path))
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with run_gateway(molecule_server.target) as gateway:
+        arguments = f"base_url={gateway.url}/v1/completions,model=molecules,max_length=100000,tokenizer_backend=remote"
+        environment.run(
+            *("lm-eval", "run", "--model", "local-completions", "--batch_size", "2", "--model_args", arguments),
+            *("--tasks", "rill_text", "--include_path", tmp_path, "--output_path", tmp_path / "out", "--log_samples"),
+            cwd=tmp_path,
+            environment={"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        )
+    with molecule_server.client() as client:
+        totals = [list(client.score(text))[-1].total.logprob for text in texts]
+    found = [float(sample["resps"][0][0]) for sample in samples_of(tmp_path / "out", "rill_text")]
+    assert found == pytest.approx(totals, abs=1e-3)
