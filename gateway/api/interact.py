@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket
 
 from rill.client.aio import AsyncClient, AsyncSession
 from rill.client.errors import ServerError, SessionStateError
+from rill.client.symbols import symbol_count
 from rill.gateway.drain import Drain
 from rill.gateway.errors import ApiError, answer_with_error, draining_error
 from rill.gateway.servers import Servers
@@ -193,7 +194,7 @@ class _Conversation:
     async def _tell(self, event: pb.InteractResponse, session: AsyncSession) -> None:
         match event.WhichOneof("event"):
             case "output":
-                self._generated += len(event.output.text)
+                self._generated += symbol_count(event.output)
                 self._is_generating &= not event.output.finish_reason
             case "paused":
                 self._is_generating = False
@@ -207,6 +208,7 @@ class _Conversation:
                         event = pb.InteractResponse(
                             output=pb.GenerateResponse(
                                 position=event.snapshot.position,
+                                text_position=session.text_position,
                                 resume_token=event.snapshot.resume_token,
                                 finish_reason=pb.FINISH_REASON_DRAINING,
                             )

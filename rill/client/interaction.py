@@ -34,8 +34,9 @@ _LAST = (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP)
 class InteractProtocol(Attempts):
     """One session. Methods raise ServerError if it has ended, and SessionStateError if the action is out of order.
 
-    `position` counts the generated characters. `resume_token` is the last state that a server gave, after
-    `resume_position` of them. `on_interrupted` is called with the first failure of each outage.
+    `position` counts the generated characters, and `text_position` code points, once text has arrived. `resume_token`
+    is the last state that a server gave, after `resume_position` characters. `on_interrupted` is called with the first
+    failure of each outage.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class InteractProtocol(Attempts):
         self.request_id = request_id
         self.seed, self.model_id = 0, ""
         self.position = self.resume_position = 0
-        self._text_position = 0  # that of `position` in code points, once text has arrived
+        self.text_position = 0
         self.resume_token = b""
         self.error: ServerError | None = None  # why the session ended, if it did
         self._opening, self._on_interrupted = opening, on_interrupted
@@ -270,7 +271,7 @@ class InteractProtocol(Attempts):
         generation.messages.append(message)
         self.position = message.position + symbol_count(message)
         message.text_position = text_position(message)
-        self._text_position = message.text_position + len(message.text)
+        self.text_position = message.text_position + len(message.text)
         generation.ahead.append(message.text, list(message.symbol_lengths))
         if message.finish_reason in _LAST:
             generation.has_ended = True
@@ -283,7 +284,7 @@ class InteractProtocol(Attempts):
     ) -> None:
         """Release a last message in place of one that was lost."""
         message = pb.GenerateResponse(position=position, finish_reason=reason, resume_token=resume_token)
-        message.text_position = self._text_position
+        message.text_position = self.text_position
         self._release(generation, message)
 
     # Steps.

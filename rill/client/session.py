@@ -31,6 +31,11 @@ class SessionBase:
         return self._protocol.position
 
     @property
+    def text_position(self) -> int:
+        """The same in code points, if text has arrived; else 0."""
+        return self._protocol.text_position
+
+    @property
     def resume_token(self) -> bytes:
         """The last state that a server gave."""
         return self._protocol.resume_token

@@ -95,7 +95,8 @@ def in_session(client):
             for piece in text:
                 assert "".join(text.symbols) == piece
                 yield text.symbols
-            assert (text.position, text.finish_reason) == (session.position, "LENGTH")
+            assert (text.position, text.text_position) == (session.position, session.text_position)
+            assert text.finish_reason == "LENGTH"
 
         yield session, pieces()
 
