@@ -34,6 +34,7 @@ from rill.train.plan import Plan, make_plan, run_folder
 from rill.train.record.hold import Hold, hold, refuse_if_held
 from rill.train.record.recipe import recipe_names
 from rill.train.text.corpus import require_corpora
+from rill.train.text.symbols import check_symbols
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,6 +90,8 @@ def _carry_out(options: dict[str, Any], team: Team, began: float) -> int:
         return _complete(plan, team)
     training = plan.training
     require_corpora(training.corpus + training.validation_corpus, tagged=plan.model.task == "tag")
+    if plan.stored is None:
+        check_symbols(training)
     with hold(plan.folder) if team.first else nullcontext(Hold(plan.folder)) as held:
         if held.notice:
             print(f"note: {held.notice}")

@@ -36,7 +36,9 @@ HORIZONS = ("steps", "epochs", "max_minutes")
 DEFAULT_EPOCHS = 10
 NGRAM_FIELDS = ("ngrams", "ngram_rows")
 NGRAM_TRAINING_FIELDS = ("ngram_dropout", "ngram_decay")
-LATER = ("suffix", "encoding", "held_out", *NGRAM_TRAINING_FIELDS)  # fields that the first runs did not have
+LINES_WINDOW = 256  # symbols: most lines are shorter
+OF_SYMBOLS = ("lines", "tokenizer", "start_symbol", "end_symbol")  # a run that starts from another one has its values
+LATER = ("suffix", "encoding", "held_out", *NGRAM_TRAINING_FIELDS, *OF_SYMBOLS, "symbols")  # which first runs lacked
 
 
 class _Section:
@@ -189,8 +191,22 @@ class TrainingConfig(_Section):
         "letters: lower-case letters and single spaces only; line: newlines become spaces",
         *("none", "letters", "line"),
     )
+    lines: bool = truth(False, DATA, "each line is a text of its own, from a start symbol to an end symbol")
+    tokenizer: str = text(
+        "chars",
+        DATA,
+        "what a symbol is: a character; the longest of --symbols that fits; what one of the patterns in --symbols, or"
+        " 'regex:PATTERN', matches; smiles is such a pattern",
+        "chars|longest|regex",
+        form="chars, longest, regex, smiles or regex:PATTERN",
+        pattern="chars|longest|regex|smiles|regex:[\\s\\S]*",
+        choices=("chars", "longest", "regex", "smiles"),
+    )
+    symbols: str = text("", DATA, "the symbols, one a line or a JSON list; with --tokenizer regex, patterns", "FILE")
+    start_symbol: str = text("<start>", DATA, "with --lines: name of the symbol before a line", "NAME", flag="--start")
+    end_symbol: str = text("<end>", DATA, "with --lines: name of the symbol after a line", "NAME", flag="--end")
     characters: int = whole(0, DATA, "use the first N characters only; 0: all")
-    min_count: int = whole(1, DATA, "characters that occur less often become <unk>", 1)
+    min_count: int = whole(1, DATA, "symbols that occur less often become <unk>", 1)
     validation: float = number(0.1, DATA, "fraction of the text that is held out", "FRACTION", below=1.0)
     validation_characters: int = whole(0, DATA, "hold out the N characters after --characters; 0: use --validation")
     start: str = text("", GENERAL, "start with the weights and the vocabulary of another run", "RUN", flag="--from")
@@ -200,8 +216,8 @@ class TrainingConfig(_Section):
         None, LENGTH, "minutes from the start of the program to its end, all included", "M", zero=False
     )
     patience: int = whole(0, TRAINING, "stop after N evaluations without improvement; 0: never")
-    batch: int = whole(32, TRAINING, "windows per batch", 1)
-    window: int = whole(64, TRAINING, "characters per window", 1)
+    batch: int = whole(32, TRAINING, "windows, or lines, per batch", 1)
+    window: int = whole(64, TRAINING, f"symbols per window; with --lines {LINES_WINDOW}", 1)
     sampling: str = one_of(
         "sequential",
         TRAINING,
@@ -265,8 +281,30 @@ class TrainingConfig(_Section):
                 f"held_out {self.held_out!r} draws a fraction of the whole corpus; give it with validation, but without"
                 " characters and validation_corpus"
             )
+        self._check_symbols()
         if self.patience and not self.holds_out:
             raise ConfigError("patience needs a validation loss; with validation 0 there is none")
+
+    def _check_symbols(self) -> None:
+        """Raise ConfigError for options of symbols and lines that contradict one another."""
+        if self.tokenizer in ("longest", "regex") and not self.symbols and not self.start:
+            what = "symbols" if self.tokenizer == "longest" else "patterns"
+            other = "" if self.tokenizer == "longest" else ", or a pattern as tokenizer 'regex:PATTERN' (smiles is one)"
+            raise ConfigError(f"tokenizer {self.tokenizer} needs {what}: give symbols, a file with one a line{other}")
+        if not self.lines:
+            for name, default in (("start_symbol", "<start>"), ("end_symbol", "<end>")):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name} {getattr(self, name)!r} is for lines, each a text of its own; give lines"
+                    )
+        if self.lines and not (self.start_symbol and self.end_symbol):
+            raise ConfigError("start_symbol and end_symbol cannot be empty")
+        if self.lines and self.prepare != "none":
+            raise ConfigError(f"prepare {self.prepare!r} leaves no lines; it is for one long text, without lines")
+        if self.lines and self.sampling != "sequential":
+            raise ConfigError("sampling 'random' is for one long text; lines are shuffled in any case")
+        if (self.lines or self.tokenizer != "chars") and self.characters:
+            raise ConfigError("characters cuts a text anywhere; it is for models of characters, without lines")
 
     def to_json(self) -> dict[str, Any]:
         """The section as JSON-ready values; LATER fields only where they differ from the default.

@@ -94,14 +94,21 @@ def truth(default: bool, group: str, help: str) -> Any:
 
 
 def text(
-    default: str, group: str, help: str, metavar: str, flag: str = "", form: str = "text", pattern: str = "(?s).*"
+    default: str,
+    group: str,
+    help: str,
+    metavar: str,
+    flag: str = "",
+    form: str = "text",
+    pattern: str = "(?s).*",
+    choices: tuple[str, ...] = (),
 ) -> Any:
-    """A string that matches `pattern`, which `form` describes."""
+    """A string that matches `pattern`, which `form` describes; a mistyped one may be one of `choices`."""
 
     def accepts(value: Any) -> bool:
         return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
-    return _field(default, Option(group, help, str, metavar, form, accepts, flag=flag))
+    return _field(default, Option(group, help, str, metavar, form, accepts, choices, flag=flag))
 
 
 def texts(default: tuple[str, ...], group: str, help: str, metavar: str) -> Any:

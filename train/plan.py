@@ -8,8 +8,10 @@ from typing import Any
 from rill.train.config import (
     DEFAULT_EPOCHS,
     HORIZONS,
+    LINES_WINDOW,
     NGRAM_FIELDS,
     NGRAM_TRAINING_FIELDS,
+    OF_SYMBOLS,
     ModelConfig,
     TrainingConfig,
 )
@@ -184,7 +186,9 @@ def configure(
         raise ConfigError(f"recipe {recipe.name} needs --corpus{f': {recipe.wants}' if recipe.wants else ''}")
     if not any(training_options.get(name) for name in HORIZONS):
         training_options["epochs"] = training_options.get("epochs", DEFAULT_EPOCHS)
-    training = TrainingConfig(**training_options)
+    if start is not None:
+        training_options = _symbols_of(start, training_options)
+    training = TrainingConfig(**_defaults_of_lines(training_options))
     if start is None:
         model = ModelConfig(**model_options)
     else:
@@ -208,6 +212,27 @@ def _differences(start: ModelConfig, options: dict[str, Any]) -> list[str]:
     if start.ngrams == 1:
         may_differ.add("ngram_rows")
     return [name for name in options if options[name] != getattr(start, name) and name not in may_differ]
+
+
+def _symbols_of(start: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """The training `options` of a run from `start`, whose texts become symbols in the same way. Raises ConfigError."""
+    for name in OF_SYMBOLS:
+        value = getattr(start.training, name)
+        if options.get(name, value) != value:
+            raise ConfigError(
+                f"{options['start']} was trained with {name} {value!r}, not {options[name]!r}; its symbols stay"
+            )
+    return options | {name: getattr(start.training, name) for name in OF_SYMBOLS}
+
+
+def _defaults_of_lines(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with the values that a run on lines has unless others are given: held-out lines are drawn."""
+    if not options.get("lines"):
+        return options
+    defaults: dict[str, Any] = {"window": LINES_WINDOW}
+    if options.get("validation", True) and not options.get("validation_corpus"):
+        defaults["held_out"] = "lines"
+    return defaults | options
 
 
 def _resumed(

@@ -10,6 +10,7 @@ from rill.train.errors import CorpusError
 from rill.train.nets.model import CharacterModel
 from rill.train.nets.ngrams import is_ngram_table, order_of
 from rill.train.record.run import Run
+from rill.train.text.symbols import CutSplit
 from rill.vocabulary import UNKNOWN, UnknownCharacterError, Vocabulary
 
 
@@ -48,6 +49,22 @@ def _extended_behind(run: Run, new: set[str]) -> Vocabulary:
                 f" cannot have: the text brings too many new characters; leave rare ones out with --min-count"
             )
     return replace(run.vocabulary, symbols=symbols)
+
+
+def refuse_unseen(run: Run, cut: CutSplit) -> None:
+    """Raise CorpusError for a text that has symbols which `run` has not seen, unless its vocabulary has `<unk>`."""
+    if run.vocabulary.unknown_id is not None:
+        return
+    for text in cut.alphabet:
+        index = text.first(
+            lambda symbol: run.vocabulary.id_of(symbol) is None and not (cut.training.lines and symbol == "\n")
+        )
+        if index is not None:
+            symbol = text.symbols[text.numbers[index]]
+            raise CorpusError(
+                f"{cut.where(text.text, text.position_of(index))}: {run.folder} was not trained on {symbol!r}; give"
+                " --extend-vocabulary to add what it lacks"
+            )
 
 
 @torch.no_grad()

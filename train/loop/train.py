@@ -12,7 +12,7 @@ from rill.train.errors import ConfigError, CorpusError, RunError
 from rill.train.loop.cpu import prepare_cpu
 from rill.train.loop.device import resolve_device
 from rill.train.loop.interrupt import Interrupt
-from rill.train.loop.start import vocabulary_from
+from rill.train.loop.start import refuse_unseen, vocabulary_from
 from rill.train.loop.team import Team
 from rill.train.loop.trainer import Trainer
 from rill.train.plan import Plan
@@ -21,9 +21,10 @@ from rill.train.record.files import replace_file
 from rill.train.record.folder import HELD_OUT, RunConfig, save_config
 from rill.train.record.outcome import outcome
 from rill.train.record.run import Run, load_run
-from rill.train.text.data import Data, tagged_data, text_data
+from rill.train.text.data import Data, symbol_data, tagged_data, text_data
 from rill.train.text.files import is_stream, name_of
 from rill.train.text.split import TextSplit, read_sequences, read_texts
+from rill.train.text.symbols import CutSplit, cut_split, extended_vocabulary, has_symbols, new_vocabulary, recut
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 DEEP = 4  # layers
@@ -97,16 +98,30 @@ def _read_data(plan: Plan, start: Run | None, device: torch.device) -> tuple[Run
                 f"the text of {' '.join(training.corpus)} is not the one that {plan.folder} was started with;"
                 " give the original text with --corpus, or choose another --out"
             )
-        config = RunConfig(model, training, stored.vocabulary, stored.labels)
     else:
         training = replace(training, corpus_sha256=digest)
-        if isinstance(source, TextSplit):
-            config = RunConfig(model, training, _vocabulary(source, plan, start))
-        else:
-            config = RunConfig(model, training, *source.vocabulary_and_labels())
-    if isinstance(source, TextSplit):
+    if not isinstance(source, TextSplit):
+        symbols = (stored.vocabulary, stored.labels) if stored else source.vocabulary_and_labels()
+        config = RunConfig(model, training, *symbols)
+        return config, tagged_data(training, config.vocabulary, config.labels, source, device)
+    if not has_symbols(training):
+        config = RunConfig(model, training, stored.vocabulary if stored else _vocabulary(source, plan, start))
         return config, text_data(training, config.vocabulary, source, device)
-    return config, tagged_data(training, config.vocabulary, config.labels, source, device)
+    known = stored.vocabulary if stored else start.vocabulary if start else None
+    cut = cut_split(source, training, known, plan.extend_vocabulary)
+    vocabulary = stored.vocabulary if stored else _vocabulary_of_symbols(cut, plan, start)
+    return RunConfig(model, training, vocabulary), symbol_data(
+        training, vocabulary, source, recut(cut, vocabulary), device
+    )
+
+
+def _vocabulary_of_symbols(cut: CutSplit, plan: Plan, start: Run | None) -> Vocabulary:
+    if start is None:
+        return _checked(new_vocabulary(cut, plan.training), plan)
+    if plan.extend_vocabulary:
+        return _checked(extended_vocabulary(cut, start.vocabulary, plan.training), plan)
+    refuse_unseen(start, cut)
+    return _checked(start.vocabulary, plan)
 
 
 def _vocabulary(texts: TextSplit, plan: Plan, start: Run | None) -> Vocabulary:
@@ -114,6 +129,11 @@ def _vocabulary(texts: TextSplit, plan: Plan, start: Run | None) -> Vocabulary:
         vocabulary = vocabulary_from(start, texts.alphabet, plan.training.min_count, plan.extend_vocabulary)
     else:
         vocabulary = Vocabulary.of_text(texts.alphabet, plan.training.min_count)
+    return _checked(vocabulary, plan)
+
+
+def _checked(vocabulary: Vocabulary, plan: Plan) -> Vocabulary:
+    """`vocabulary`, if it can predict something and encode all prefixes. Raises ConfigError, CorpusError."""
     if len(vocabulary) < 2:
         raise CorpusError(f"the corpus has one distinct symbol, {vocabulary.symbols[0]!r}; there is nothing to predict")
     for prefix in plan.training.prefix:

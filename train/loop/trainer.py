@@ -36,12 +36,14 @@ from rill.train.record.run import Run, load_run, save_weights
 from rill.train.record.tensorboard import TensorBoard
 from rill.train.text.data import Data
 from rill.train.text.held_out import Measurement
+from rill.train.text.windows import IGNORED
 
 AUTOMATIC_EVALUATIONS = 20
 EVALUATED_CHARACTERS = 2048  # of each of the 16 held-out tracks, during the run; at the end, all of them
 FEWEST_CHARACTERS = 64  # of each track, where --max-minutes leaves no time for more
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost
-SAMPLE_LENGTH = 200
+SAMPLE_LENGTH = 200  # of a line, half as many
+SAMPLED_LINES = 8  # for each prefix
 WORTH_SEEING = 0.65  # of the entropy of single symbols: a sample of a model with a larger loss looks like noise
 
 
@@ -159,7 +161,9 @@ class Trainer:
         if elapsed > limit.seconds / 2 and not spent:
             minutes = f"--max-minutes {self.training.max_minutes:g}"
             self.display.line(f"note: loading took {elapsed:.0f} s, so {minutes} leaves little time to train")
-        limit.begin(share, SAMPLE_LENGTH * len(self.training.prefix))
+        limit.begin(
+            share, SAMPLE_LENGTH * (SAMPLED_LINES // 2 if self.training.lines else 1) * len(self.training.prefix)
+        )
         return limit
 
     def _stop(self) -> None:
@@ -193,18 +197,22 @@ class Trainer:
         first = index * training.accumulate
         batches = range(first, min(first + training.accumulate, len(self.windows)))
         windows = [self._window(epoch, batch) for batch in batches]
-        count = sum(targets.numel() for _, targets in windows)
+        symbols = sum(count for *_, count in windows)  # of all processes
+        share = symbols / self.team.size  # of each process, on average
         state = position.state if index else None
         nats = 0.0
         if self.team.rank:
             self._seed_dropout()
         self.optimizer.zero_grad()
-        for inputs, targets in windows:
-            loss, state = self._loss(inputs, targets, state)
-            loss = loss / count
-            loss.backward()  # type: ignore[no-untyped-call]
-            nats += loss.item()
-            state = tuple(part.detach() for part in state) if self.windows.carried else None
+        for inputs, targets, _ in windows:
+            length = min(self.windows.window, inputs.shape[1])
+            for part, expected in zip(torch.split(inputs, length, 1), torch.split(targets, length, 1), strict=True):
+                loss, state = self._loss(part, expected, state)
+                loss = loss / share
+                loss.backward()  # type: ignore[no-untyped-call]
+                nats += loss.item()
+                state = tuple(part.detach() for part in state)
+            state = state if self.windows.carried else None
         nats = self.team.mean(nats)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.clip or math.inf)
         if not math.isfinite(nats + norm.item()):
@@ -215,9 +223,9 @@ class Trainer:
 
         position.step += 1
         position.state = state
-        position.chars += count * self.team.size
-        position.loss_sum += nats * count * self.team.size
-        position.loss_chars += count * self.team.size
+        position.chars += symbols
+        position.loss_sum += nats * symbols
+        position.loss_chars += symbols
         position.seconds = time.monotonic() - self._started
         self.display.progress(done, position.step, position.loss_sum / position.loss_chars, self._speed())
 
@@ -232,12 +240,16 @@ class Trainer:
         else:
             torch.default_generator.manual_seed(seed)
 
-    def _window(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """This process's rows of a batch, on the device: inputs and targets (B, T) int64."""
-        inputs, targets = (ids[self._rows] for ids in self.windows.batch(epoch, index))
+    def _window(self, epoch: int, index: int) -> tuple[Tensor, Tensor, int]:
+        """This process's rows of a batch, on the device: inputs and targets (B, T) int64; and the number of symbols
+        that all processes predict.
+        """
+        inputs, targets = self.windows.batch(epoch, index)
+        symbols = int((targets != IGNORED).sum()) if self.windows.padded else inputs.numel()
+        inputs, targets = inputs[self._rows], targets[self._rows]
         if inputs.device != self.device:  # a text too large for the device is copied window by window
             inputs, targets = inputs.pin_memory(), targets.pin_memory()
-        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True), symbols
 
     def _loss(self, inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The summed loss of a window in nats, and the state after it, both f32 (the context int64)."""
@@ -341,7 +353,8 @@ class Trainer:
     def _entropy(self) -> float:
         """The loss of a model that knows nothing but how frequent each symbol is, in nats, by a part of the text."""
         batches = range(min(8, len(self.windows)))
-        counts = torch.bincount(torch.cat([self.windows.batch(0, index)[1].flatten().cpu() for index in batches]))
+        targets = torch.cat([self.windows.batch(0, index)[1].flatten().cpu() for index in batches])
+        counts = torch.bincount(targets[targets != IGNORED])
         return float(torch.special.entr(counts / counts.sum()).sum())
 
     def _writes_noise(self, val_loss: float | None) -> bool:
@@ -356,13 +369,18 @@ class Trainer:
         training, samples = model.training, []
         model.eval()
         temperature, seed = self.training.temperature, self.training.seed
+        length = SAMPLE_LENGTH // 2 if self.training.lines else SAMPLE_LENGTH
         limit = self._limit
         stop = None if limit is None else limit.sampling_is_over
         with limit.sampling() if limit else nullcontext():
             for prefix in self.training.prefix:
-                text = generate(model, self.config.vocabulary, prefix, SAMPLE_LENGTH, temperature, seed, stop=stop)
+                texts = [
+                    prefix
+                    + generate(model, self.config.vocabulary, prefix, length, temperature, seed + index, stop=stop)
+                    for index in range(SAMPLED_LINES if self.training.lines else 1)
+                ]
                 header = f"--- step {self.position.step}, prefix {prefix!r}, temperature {temperature:g}"
-                sample = f"{header}\n{prefix}{text}\n\n"
+                sample = "\n".join([header, *texts]) + "\n\n"
                 self.position.samples_bytes += _append(self.folder / SAMPLES, sample)
                 samples.append(sample)
         model.train(training)

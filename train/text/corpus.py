@@ -1,9 +1,11 @@
 """Reading text: files, folders, standard input, named corpora."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 from rill.train.errors import CorpusError
@@ -25,11 +27,34 @@ class Corpus:
     documents: list[str]
     files: int
     notes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # of the documents
 
     @cached_property
     def text(self) -> str:
         """All documents, one after another."""
         return join(self.documents)
+
+    def find(self, line: str) -> str:
+        """Where a line is: the source and the number of the line; empty if there is no such line."""
+        for document, source in zip(self.documents, self.sources, strict=False):
+            begin = f"\n{document}\n".find(f"\n{line}\n")
+            if begin >= 0:
+                return f"{source}, line {document[:begin].count(chr(10)) + 1}"
+        return ""
+
+    def without_empty_lines(self) -> "Corpus":
+        """The same documents without empty lines, each ending with a newline. Raises CorpusError if nothing is left."""
+        documents, sources, empty = [], [], 0
+        for document, source in zip_longest(self.documents, self.sources, fillvalue=""):
+            text = re.sub("\n{2,}", "\n", document).strip("\n") + "\n"
+            empty += document.count("\n") + (not document.endswith("\n")) - text.count("\n") + (text == "\n")
+            if text != "\n":
+                documents.append(text)
+                sources.append(source)
+        if not documents:
+            raise CorpusError("the corpus has only empty lines")
+        notes = (*self.notes, f"empty lines, which are left out: {empty:,}") if empty else self.notes
+        return Corpus(documents, self.files, notes, tuple(sources))
 
 
 def join(documents: Sequence[str]) -> str:
@@ -56,7 +81,8 @@ def read_corpus(specs: Sequence[str], suffixes: Sequence[str] = (), encodings: S
         raise CorpusError(f"the corpus {' '.join(specs)} is empty")
     if reader.twice:
         reader.notes.append(f"files that are read twice: {len(reader.twice):,}, such as {reader.twice[0]}")
-    return Corpus(reader.documents, reader.files, (*reader.notes, *_doubts(reader.documents)))
+    notes = (*reader.notes, *_doubts(reader.documents))
+    return Corpus(reader.documents, reader.files, notes, tuple(reader.sources))
 
 
 def _doubts(documents: Sequence[str]) -> list[str]:
@@ -106,6 +132,7 @@ class _Reader:
         self._left = memory_limit()
         self._seen: set[tuple[int, int]] = set()
         self.documents: list[str] = []
+        self.sources: list[str] = []
         self.files = 0
         self.notes: list[str] = []
         self.twice: list[Path] = []
@@ -115,6 +142,7 @@ class _Reader:
         path = _path(spec)
         if spec in NAMED:
             self.documents.append(NAMED[spec]())
+            self.sources.append(spec)
         elif spec == "-":
             self._add(read_standard_input("a text"), name_of(spec))
         elif path.is_dir() and spec:
@@ -164,6 +192,7 @@ class _Reader:
         text = decode(data, source, self._encodings, self._left)
         if text:
             self.documents.append(text)
+            self.sources.append(source)
         return bool(text)
 
 

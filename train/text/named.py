@@ -1,5 +1,6 @@
 """The named corpora: texts from installed packages, always cleaned the same way."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -38,6 +39,29 @@ def pydoc() -> str:
     return "\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
 
 
+def moses() -> str:
+    """1,584,663 drug-like molecules as SMILES, one a line: the training part of MOSES; for --lines."""
+    return _moses("train")
+
+
+def moses_test() -> str:
+    """The 176,074 molecules that MOSES holds out."""
+    return _moses("test")
+
+
+def moses_scaffolds() -> str:
+    """The 176,225 molecules that MOSES holds out by their scaffolds, which none of the others has."""
+    return _moses("test_scaffolds")
+
+
+def _moses(part: str) -> str:
+    (path,) = _package_files("molsets", f"moses/dataset/data/{part}.csv.gz")
+    heading, _, molecules = gzip.decompress(path.read_bytes()).decode().replace("\r\n", "\n").partition("\n")
+    if heading != "SMILES":
+        raise CorpusError(f"{path} begins with {heading[:40]!r}, not with SMILES; install molsets again")
+    return molecules
+
+
 def _package_files(package: str, pattern: str) -> list[Path]:
     """The files of `package` that match `pattern`, sorted. Raises CorpusError if it is not installed."""
     try:
@@ -52,4 +76,11 @@ def _package_files(package: str, pattern: str) -> list[Path]:
     return found
 
 
-NAMED: dict[str, Callable[[], str]] = {"shakespeare": shakespeare, "sanguo": sanguo, "pydoc": pydoc}
+NAMED: dict[str, Callable[[], str]] = {
+    "shakespeare": shakespeare,
+    "sanguo": sanguo,
+    "pydoc": pydoc,
+    "moses": moses,
+    "moses:test": moses_test,
+    "moses:scaffolds": moses_scaffolds,
+}

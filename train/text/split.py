@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from rill.train.text.order import looks_sorted
 from rill.train.text.tagging import SPLIT_STREAM, TaggedSequence, load_tagged, split_tagged
 from rill.vocabulary import SEQUENCES, Vocabulary
 
+MANY_REPEATED = 0.01  # of the held-out lines
+
 
 @dataclass(frozen=True)
 class TextSplit:
     """The text to train on, the held-out text (may be empty), and the text whose characters are the vocabulary.
 
-    `files` is the number of files that were read; `notes` are for the user.
+    `files` is the number of files that were read; `notes` are for the user; `corpora` are what was read.
     """
 
     training: str
@@ -28,6 +30,17 @@ class TextSplit:
     alphabet: str
     files: int = 0
     notes: tuple[str, ...] = ()
+    corpora: tuple[Corpus, ...] = field(default=(), compare=False, repr=False)
+
+    def where(self, text: str, position: int) -> str:
+        """Where in the corpora the character at `position` of `text`, one of the two, is: file, line, position."""
+        begin = text.rfind("\n", 0, position) + 1
+        end = text.find("\n", position)
+        line = text[begin : end if end >= 0 else len(text)]
+        for corpus in self.corpora:
+            if place := corpus.find(line):
+                return f"{place}, position {position - begin}"
+        return f"the text, position {position}"
 
     def digest(self) -> str:
         """The SHA-256 of both texts."""
@@ -72,9 +85,16 @@ def read_texts(config: TrainingConfig) -> TextSplit:
     `characters`, or from another corpus, may have characters that the vocabulary lacks.
     """
     corpus = read_corpus(config.corpus, config.suffix, config.encodings)
+    corpora: tuple[Corpus, ...] = (corpus,)
     files, notes = corpus.files, corpus.notes
+    if config.lines:
+        corpus = corpus.without_empty_lines()
+        notes = corpus.notes
     if config.held_out != "tail":
-        return TextSplit(*_drawn(corpus, config), files, notes)
+        training, held_out, alphabet = _drawn(corpus, config)
+        if config.lines:
+            notes += _repeated(training, held_out)
+        return TextSplit(training, held_out, alphabet, files, notes, corpora)
     text = _prepare(corpus.text, config.prepare)
     if config.characters:
         needed = config.characters + config.validation_characters
@@ -86,13 +106,29 @@ def read_texts(config: TrainingConfig) -> TextSplit:
         text, after = text[: config.characters], text[config.characters : needed]
     if config.validation_corpus:
         other = read_corpus(config.validation_corpus, config.suffix, config.encodings)
-        return TextSplit(text, _prepare(other.text, config.prepare), text, files + other.files, notes + other.notes)
+        files, corpora = files + other.files, (*corpora, other)
+        if config.lines:
+            other = other.without_empty_lines()
+        held_out = _prepare(other.text, config.prepare)
+        return TextSplit(text, held_out, text, files, notes + other.notes, corpora)
     if config.validation_characters:
-        return TextSplit(text, after, text, files, notes)
+        return TextSplit(text, after, text, files, notes, corpora)
     cut = len(text) - int(len(text) * config.validation)
+    if config.lines or config.tokenizer != "chars":  # a symbol ends where a line does
+        cut = text.rfind("\n", 0, cut) + 1 or cut * (not config.lines)
     if config.validation and looks_sorted(corpus.text):
         notes += ("the lines are sorted; --held-out lines draws a part that is like the rest",)
-    return TextSplit(text[:cut], text[cut:], text, files, notes)
+    return TextSplit(text[:cut], text[cut:], text, files, notes, corpora)
+
+
+def _repeated(training: str, held_out: str) -> tuple[str, ...]:
+    """A note if many held-out lines are trained on, too."""
+    lines = held_out.split("\n")[:-1]
+    seen = set(training.split("\n"))
+    both = sum(line in seen for line in lines)
+    if both <= MANY_REPEATED * len(lines):
+        return ()
+    return (f"{both:,} of the {len(lines):,} held-out lines are also trained on, as the text repeats lines",)
 
 
 def _drawn(corpus: Corpus, config: TrainingConfig) -> tuple[str, str, str]:

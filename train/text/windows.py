@@ -1,6 +1,7 @@
 """Batches for training: windows of a text, whose targets are one character later, or tagged sequences."""
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -13,15 +14,20 @@ from rill.train.errors import CorpusError
 from rill.train.text.tagging import TaggedSequence, encode_by_length
 from rill.vocabulary import Vocabulary
 
+IGNORED = -100  # in place of the target of padding, which F.cross_entropy leaves out
+
 
 class Windows(Protocol):
     """Batches by (epoch, index), so that a resumed run takes the next one without replaying any.
 
     `len(windows)` is the number of batches in an epoch. `carried` says whether the state at the end of one batch is the
-    initial state of the next one; every epoch begins with a zero state.
+    initial state of the next one; every epoch begins with a zero state. A batch of more than `window` steps is learned
+    in parts of so many. `padded` says whether targets may be IGNORED.
     """
 
     carried: bool
+    padded: bool
+    window: int
 
     def __len__(self) -> int: ...
 
@@ -38,6 +44,7 @@ class SequentialWindows:
     """
 
     carried = True
+    padded = False
 
     def __init__(self, ids: Tensor, batch: int, window: int) -> None:
         length = (len(ids) - 1) // batch
@@ -66,6 +73,7 @@ class RandomWindows:
     """
 
     carried = False
+    padded = False
 
     def __init__(self, ids: Tensor, batch: int, window: int, seed: int) -> None:
         # The offset takes up to `window` characters, and the last target one more.
@@ -103,6 +111,8 @@ class SequenceBatches:
     """
 
     carried = False
+    padded = False
+    window = sys.maxsize  # the whole sequence, which may be read in both directions
 
     def __init__(
         self,
