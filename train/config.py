@@ -170,7 +170,7 @@ class TrainingConfig(_Section):
         (),
         GENERAL,
         "text files, folders (their .txt and .md files, or those of --suffix), quoted patterns such as"
-        " 'src/**/*.py', - (standard input), shakespeare, sanguo or pydoc;"
+        " 'src/**/*.py', - (standard input), shakespeare, sanguo, pydoc or moses;"
         " with --task tag: JSON lines, or subtraction:BITS;"
         " required unless a run is resumed or the recipe names a corpus",
         "SPEC",
@@ -272,6 +272,7 @@ class TrainingConfig(_Section):
             raise ConfigError("give evaluate_every (steps) or evaluate_epochs, not both")
         if self.momentum and self.optimizer == "adamw":
             raise ConfigError("momentum is for sgd and rmsprop; AdamW has its own")
+        self._check_symbols()
         if self.validation_characters and not self.characters:
             raise ConfigError("validation_characters are the ones after the first --characters; give that too")
         if self.validation_characters and self.validation_corpus:
@@ -281,7 +282,6 @@ class TrainingConfig(_Section):
                 f"held_out {self.held_out!r} draws a fraction of the whole corpus; give it with validation, but without"
                 " characters and validation_corpus"
             )
-        self._check_symbols()
         if self.patience and not self.holds_out:
             raise ConfigError("patience needs a validation loss; with validation 0 there is none")
 

@@ -38,6 +38,7 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = "--corpus text.txt --hidden 12 --batch 4 --window 16 --warmup 0 --threads 1 --device cpu"
 SEQUENTIAL = f"{SMALL} --cell lstm --embedding 6 --ngrams 3 --ngram-rows 64 --steps 40 --evaluate-every 10"
 RANDOM = f"{SMALL} --sampling random --accumulate 2 --steps 40 --evaluate-every 10"
+LINES = f"{SMALL} --lines --window 8 --steps 40 --evaluate-every 10"
 LONG = f"{SMALL} --layers 2 --dropout 0.3 --steps 150 --evaluate-every 10"
 Results = dict[str, list[tuple[object, str, str]]]
 Fault = Callable[[pytest.MonkeyPatch, int], None]
@@ -98,6 +99,7 @@ class Job(NamedTuple):
 JOBS = {
     "sequential": Job(SEQUENTIAL),
     "random": Job(RANDOM),
+    "lines": Job(LINES),
     "cut": Job(SEQUENTIAL, terminated),
     "begun alone": Job("--resume"),
     "long": Job(LONG),
@@ -284,7 +286,7 @@ def test_a_killed_process_ends_the_others_and_the_run_can_be_resumed(working_fol
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "arguments"), [("sequential", SEQUENTIAL), ("random", RANDOM)])
+@pytest.mark.parametrize(("name", "arguments"), [("sequential", SEQUENTIAL), ("random", RANDOM), ("lines", LINES)])
 def test_two_processes_train_the_model_of_one(results: Results, tmp_path: Path, name: str, arguments: str) -> None:
     assert [code for code, _, _ in results[name]] == [0, 0]
     assert main(["--out", str(tmp_path / "alone"), *arguments.split()]) == 0
