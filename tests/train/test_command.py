@@ -208,7 +208,10 @@ def test_a_folder_of_other_things_is_left_alone(
         ("--zzz", "error: unrecognized arguments: --zzz\n"),
         ("--cell LSTN", "did you mean lstm?"),
         ("--Hidden 8", "did you mean --hidden?"),
-        ("--corpus pydok", "nor a named corpus (shakespeare, sanguo, pydoc); did you mean pydoc?"),
+        (
+            "--corpus pydok",
+            "nor a named corpus (shakespeare, sanguo, pydoc, moses, moses:test, moses:scaffolds); did you mean pydoc?",
+        ),
         ("--corpus tests/train/test_comand.py", "did you mean test_command.py?"),
     ],
 )
