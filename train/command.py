@@ -34,7 +34,7 @@ from rill.train.plan import Plan, make_plan, run_folder
 from rill.train.record.hold import Hold, hold, refuse_if_held
 from rill.train.record.recipe import recipe_names
 from rill.train.text.corpus import require_corpora
-from rill.train.text.symbols import check_symbols
+from rill.train.text.tokenizers import check_symbols
 
 
 def main(arguments: list[str] | None = None) -> int:

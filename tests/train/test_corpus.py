@@ -60,7 +60,7 @@ def test_what_is_not_text_is_refused(tmp_path: Path, data: bytes, complaint: str
 
 
 def test_a_missing_file_and_a_folder_without_text_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"neither a file, a folder.*shakespeare, sanguo, pydoc"):
+    with pytest.raises(CorpusError, match=r"neither a file, a folder.*shakespeare, sanguo, pydoc, moses"):
         load_corpus([str(tmp_path / "nowhere.txt")])
     with pytest.raises(CorpusError, match=r"has no \.txt or \.md files"):
         load_corpus([str(tmp_path)])

@@ -8,8 +8,8 @@ from rill.train.config import TrainingConfig
 from rill.train.errors import ConfigError, CorpusError
 from rill.train.text.cutting import CutText, cut_text
 from rill.train.text.split import TextSplit
-from rill.train.text.tokenizers import read_symbols, tokenizer_of
-from rill.vocabulary import CHARACTERS, LONGEST, UNKNOWN, Vocabulary
+from rill.train.text.tokenizers import read_symbols, tokenizer_and_list
+from rill.vocabulary import LONGEST, UNKNOWN, Vocabulary
 
 SHOWN = 20  # of the symbols that a list lacks
 
@@ -35,32 +35,13 @@ def has_symbols(training: TrainingConfig) -> bool:
     return training.lines or training.tokenizer != "chars" or bool(training.symbols)
 
 
-def check_symbols(training: TrainingConfig) -> None:
-    """Raise ConfigError or CorpusError for a --tokenizer or --symbols that cannot be used. Reads no text."""
-    if not training.start:
-        _tokenizer_and_list(training)
-
-
-def _tokenizer_and_list(training: TrainingConfig) -> tuple[str, tuple[str, ...]]:
-    tokenizer = tokenizer_of(training.tokenizer, training.symbols)
-    listed = read_symbols(training.symbols) if training.symbols and training.tokenizer != "regex" else ()
-    if tokenizer == CHARACTERS:
-        special = {UNKNOWN, training.start_symbol, training.end_symbol}
-        for symbol in listed:
-            if len(symbol) > 1 and symbol not in special:
-                raise ConfigError(
-                    f"--symbols {training.symbols} has {symbol!r}, which is not one character; give --tokenizer longest"
-                )
-    return tokenizer, listed
-
-
 def cut_split(texts: TextSplit, training: TrainingConfig, known: Vocabulary | None, extend: bool) -> CutSplit:
     """Cut `texts` by the tokenizer of the vocabulary that is `known`, or of `training`.
 
     With `extend`, --symbols adds to what is known. Raises ConfigError, CorpusError.
     """
     if known is None:
-        tokenizer, listed = _tokenizer_and_list(training)
+        tokenizer, listed = tokenizer_and_list(training)
     else:
         added = read_symbols(training.symbols) if extend and training.symbols else ()
         tokenizer, listed = known.tokenizer, tuple(dict.fromkeys([*known.symbols, *added]))

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 from rill.symbol_patterns import PatternError, compile_pattern
+from rill.train.config import TrainingConfig
 from rill.train.errors import ConfigError, did_you_mean
 from rill.train.text.decoding import decode, memory_limit, read_bytes
-from rill.vocabulary import CHARACTERS, LONGEST, MAX_SYMBOL, REGEX
+from rill.vocabulary import CHARACTERS, LONGEST, MAX_SYMBOL, REGEX, UNKNOWN
 
 # Bracket atoms, the two elements of two letters, and ring closures of several digits are one symbol each. Anything else
 # that SMILES has is one character.
@@ -109,3 +110,23 @@ def _text(path: str, flag: str) -> str:
     if not Path(path).exists():
         raise ConfigError(f"{flag} {path}: no such file")
     return decode(read_bytes(Path(path), memory_limit()), f"{flag} {path}")
+
+
+def check_symbols(training: TrainingConfig) -> None:
+    """Raise ConfigError or CorpusError for a --tokenizer or --symbols that cannot be used. Reads no text."""
+    if not training.start:
+        tokenizer_and_list(training)
+
+
+def tokenizer_and_list(training: TrainingConfig) -> tuple[str, tuple[str, ...]]:
+    """The tokenizer of a new run, and the symbols that it lists. Raises ConfigError, CorpusError."""
+    tokenizer = tokenizer_of(training.tokenizer, training.symbols)
+    listed = read_symbols(training.symbols) if training.symbols and training.tokenizer != "regex" else ()
+    if tokenizer == CHARACTERS:
+        special = {UNKNOWN, training.start_symbol, training.end_symbol}
+        for symbol in listed:
+            if len(symbol) > 1 and symbol not in special:
+                raise ConfigError(
+                    f"--symbols {training.symbols} has {symbol!r}, which is not one character; give --tokenizer longest"
+                )
+    return tokenizer, listed
