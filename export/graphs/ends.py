@@ -6,7 +6,6 @@ no text, and the row can go on from there. Graphs of models without end symbols 
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from rill.export.graphs.builder import BOOL, FLOAT, INT64, Graph, tensor
 from rill.export.graphs.steps import State
@@ -32,9 +31,8 @@ class Ends:
 
     def begin(self) -> str:
         """What the loop carries before the first step: ones."""
-        g, one = self._main, numpy_helper.from_array(np.array([1], np.float32))
-        shape = g.op("Concat", g.op("Shape", "token"), g.constant([1]), axis=0)
-        return g.op("ConstantOfShape", shape, value=one)
+        g = self._main  # made of an input: CUDA has no kernel that makes the shape (batch, 1)
+        return g.op("Unsqueeze", g.op("Cast", g.op("Equal", "steps", "steps"), to=FLOAT), g.constant([1]))
 
     def active(self, active: str) -> str:
         """`active`, without the rows that have chosen an end symbol."""

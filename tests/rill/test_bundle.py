@@ -1,5 +1,6 @@
 """Reading a bundle: it is whole, or refused in one sentence."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from random_models import make_run, save_bundle
 
-from rill.bundle import FORMAT_VERSION, MANIFEST, BundleError, read_bundle
+from rill.bundle import FORMAT_VERSION, MANIFEST, BundleError, ngrams_header, read_bundle
 from rill.export.errors import UnsupportedError
 from rill.export.graphs.build import build_bundle
 from rill.export.jobs import require_bundle_name
@@ -196,3 +197,87 @@ def test_any_characters_can_be_a_vocabulary(symbols, tmp_path):
 def test_half_a_surrogate_pair_is_not_a_symbol():
     with pytest.raises(ValueError, match="half a surrogate pair"):
         make_run(("a", "\udfff"))
+
+
+@pytest.fixture(scope="module")
+def ngrams_run():
+    return make_run(("a", "b", "c"), hidden=4, ngrams=3)  # 27 rows of 12 columns
+
+
+def replace_ngrams(folder, data):
+    """Another table, with its checksum."""
+    (folder / "ngrams.npy").write_bytes(data)
+    edit(folder, lambda m: m["ngrams"].update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+def link_ngrams(folder):
+    outside = folder.parent / "elsewhere.npy"
+    shutil.move(folder / "ngrams.npy", outside)
+    (folder / "ngrams.npy").symlink_to(outside)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "ngrams.npy").unlink(), "ngrams.npy cannot be read"),
+        (lambda f: (f / "ngrams.npy").write_bytes(b""), "ngrams.npy is damaged"),
+        (link_ngrams, "ngrams.npy is a link to a file outside the bundle"),
+        (lambda f: (f / "ngrams.npy").write_bytes(bytes(1425)), "ngrams.npy is larger than 1424 bytes"),
+        (lambda f: replace_ngrams(f, b"x" * 1424), r"ngrams.npy is not a float32 array of shape \(27, 12\)"),
+        (lambda f: replace_ngrams(f, ngrams_header(27, 12)), "ngrams.npy is not a float32 array of shape"),
+        (
+            lambda f: replace_ngrams(f, ngrams_header(12, 27) + bytes(4 * 27 * 12)),
+            "ngrams.npy is not a float32 array of shape",
+        ),
+        (
+            lambda f: replace_ngrams(f, ngrams_header(27, 12).replace(b"<f4", b"<i4") + bytes(4 * 27 * 12)),
+            "ngrams.npy is not a float32 array of shape",
+        ),
+        (
+            lambda f: replace_ngrams(f, ngrams_header(27, 12) + bytes(4 * 27 * 12)),
+            "model_id does not match the graphs, ",
+        ),
+        (lambda f: edit(f, lambda m: m.pop("ngrams")), "lacks 'ngrams'"),
+        (lambda f: edit(f, lambda m: m.update(ngrams=[])), "is wrong"),
+        (lambda f: edit(f, lambda m: m["ngrams"].update(file="../x.npy")), "'../x.npy' instead of 'ngrams.npy'"),
+        (lambda f: edit(f, lambda m: m["model"].update(ngrams=10**9)), "ngrams must be a whole number from 1 to 8"),
+        (lambda f: edit(f, lambda m: m["model"].update(ngrams="3")), "ngrams must be a whole number"),
+        (lambda f: edit(f, lambda m: m["model"].update(ngram_rows=10**12)), "ngram_rows must be a whole number"),
+        (lambda f: edit(f, lambda m: m["model"].pop("ngram_rows")), "lacks 'ngram_rows'"),
+        (
+            lambda f: edit(f, lambda m: (m["model"].update(ngrams=8), m["states"][1].update(shape=["batch", 7]))),
+            "larger than 1424 bytes|is damaged|not a float32 array",
+        ),
+        (lambda f: edit(f, lambda m: m["model"].update(ngrams=1)), "ngrams 1 has format 2, not 3"),
+        (lambda f: edit(f, lambda m: m.update(format_version=2)), "ngrams 3 has format 3, not 2"),
+        (lambda f: edit(f, lambda m: m["states"].pop()), r'context -> next_context of shape \["batch", 2\]'),
+        (lambda f: edit(f, lambda m: m["states"][1].update(shape=["batch", 1])), "the states of this gru must be"),
+        (lambda f: edit(f, lambda m: m["states"][1].pop("dtype")), "the states of this gru must be"),
+    ],
+)
+def test_damaged_ngram_tables_are_refused_in_one_sentence(tmp_path, ngrams_run, damage, message):
+    folder = tmp_path / "ngrams"
+    save_bundle(ngrams_run, folder)
+    damage(folder)
+    with pytest.raises(BundleError, match=message) as caught:
+        read_bundle(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_tables_of_gigabytes_are_refused_by_the_manifest_alone(tmp_path, ngrams_run):
+    folder = tmp_path / "ngrams"
+    save_bundle(ngrams_run, folder)
+    symbols = [chr(0x4E00 + index) for index in range(300)]
+    edit(folder, lambda m: (m["model"].update(ngram_rows=2**31), m.update(vocabulary=symbols)))
+    with pytest.raises(BundleError, match="bytes are larger than 2147483647"):
+        read_bundle(folder)
+
+
+def test_a_bundle_without_tables_has_the_format_of_earlier_programs(tiny_folder, tmp_path, tiny_run):
+    assert json.loads((tiny_folder / MANIFEST).read_text())["format_version"] == 2
+    folder = tmp_path / "tiny"
+    save_bundle(tiny_run, folder)
+    edit(folder, lambda m: m.update(ngrams={"file": "ngrams.npy", "sha256": "0"}))
+    with pytest.raises(BundleError, match="there are n-gram tables, but the model has none"):
+        read_bundle(folder)
