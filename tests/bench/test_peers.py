@@ -16,7 +16,6 @@ from random_models import LETTERS, make_run, save_bundle
 from servers import ROOT
 
 from rill.bench import peers
-from rill.bench.floors import Floors
 from rill.bench.peers import MLSERVER, PEERS, installed_peers, stub_of
 from rill.bench.peers.eager import eager_texts
 from rill.bench.peers.service import Service
@@ -138,14 +137,6 @@ async def test_a_peer_ends_texts_of_longer_symbols(texts, molecules: Bundle) -> 
         else:
             assert (last.finish_reason, last.position) == (pb.FINISH_REASON_LENGTH, 29)
     assert 0 < ended <= 12
-
-
-@pytest.mark.parametrize("name", ["step", "eager"])
-def test_a_floor_counts_what_the_model_does_not_end(name: str, molecules: Bundle) -> None:
-    (floor,) = Floors(molecules).at(8, [name])
-    counts = [floor.call() for _ in range(4)]
-    assert all(0 < count <= floor.steps * 8 for count in counts)
-    assert any(count < floor.steps * 8 for count in counts)
 
 
 def test_mlserver_is_a_peer_where_it_is_installed(tiny_folder: Path) -> None:
