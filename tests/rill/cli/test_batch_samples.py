@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_models import MOLECULES
 from servers import ROOT
 
 from rill.cli.batch.numbering import MOST_TEXTS, Numbering
@@ -328,3 +329,27 @@ def test_kills_leave_the_bytes_of_an_uninterrupted_run(tmp_path, server, name, m
     assert out.read_bytes() == whole.read_bytes()
     beside = {"x.smi.run"} if name == "x.smi" else set()
     assert {path.name for path in tmp_path.iterdir()} == {"prompts", "whole", name, *beside}
+
+
+# ---- models with symbols of several characters, a start and an end
+
+
+def test_molecules_count_symbols_and_end_by_themselves(tmp_path, molecule_server):
+    flags = ["--samples", "20", "--seed", "3", "--target", molecule_server.target, "--max-chars", "30"]
+    out, smiles = tmp_path / "x.jsonl", tmp_path / "x.smi"
+    for path in (out, smiles):  # no line breaks in the vocabulary
+        assert main(["batch", *flags, "--logit-bias", "Cl=1", "--out", str(path)]) == 0
+    lines = lines_of(out)
+    assert texts_of(smiles) == [line["text"] for line in lines]
+    cut = [MOLECULES.decode(MOLECULES.encode(line["text"])) for line in lines]
+    assert cut == [line["text"] for line in lines]
+    assert [line["chars"] for line in lines] == [len(MOLECULES.encode(line["text"])) for line in lines]
+    assert any(line["chars"] < len(line["text"]) for line in lines)
+    assert {line["finish_reason"] for line in lines} == {"STOP", "LENGTH"}
+    assert all((line["finish_reason"] == "LENGTH") == (line["chars"] == 30) for line in lines)
+    with molecule_server.client() as client:
+        for line in lines[:6]:
+            text = client.generate("", seed=line["seed"], max_chars=30, logit_bias={"Cl": 1})
+            assert "".join(text) == line["text"]
+            scores = [score for message in client.score(line["text"], as_prompt=True) for score in message.logprobs]
+            assert line["logprob"] == pytest.approx(math.fsum(scores), abs=1e-4)  # without the end
