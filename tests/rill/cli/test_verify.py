@@ -74,6 +74,13 @@ def test_honest_bundles_pass(verify_here, tiny_folder, tiny_int8_folder):
 
 
 @pytest.mark.long
+def test_honest_molecules_pass(verify_here, molecule_folder):
+    status, output, errors = verify_here(molecule_folder, *SMALL)
+    assert (status, errors) == (0, "")
+    assert [line.split()[4] for line in output.splitlines()] == CHECKS
+
+
+@pytest.mark.long
 def test_one_json_object_has_everything(run_command, tmp_path, tiny_folder):
     """It has the bundles that can be verified, even if others cannot."""
     done = run_command("rill", "verify", tmp_path / "nothing", tiny_folder, *SMALL, "--json")

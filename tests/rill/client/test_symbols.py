@@ -57,6 +57,7 @@ def test_texts_and_sessions_go_on_when_their_server_is_killed(molecule_folder, s
         seed, ended = next((seed, text) for seed, text in texts if len(text) > 60)
         with in_session(client) as (_, session_text):
             undisturbed = list(session_text)
+        scored = scores(list(client.score(PROMPT * 3000, include_end=True, top_logprobs=0)))
     assert len(whole[0]) == 900 < len("".join(whole[0]))
     assert any("Cl" in symbols for symbols in undisturbed)
     asked.chars_per_second = 2000
@@ -70,7 +71,10 @@ def test_texts_and_sessions_go_on_when_their_server_is_killed(molecule_folder, s
         text = client.generate(PROMPT, max_chars=0, seed=seed, chars_per_second=200, resume_every=5)
         made = next(text) + next(text)
         pieces = [next(session_text) for _ in range(5)]
+        score = client.score(PROMPT * 3000, include_end=True, top_logprobs=0)
+        parts = [next(score) for _ in range(3)]
         kill(server)
+        assert scores(parts + list(score)) == scored
         assert one_text(taken + list(messages)) == whole
         assert made + "".join(text) == ended
         assert (text.finish_reason, text.text_position) == ("STOP", len(ended))
@@ -79,6 +83,15 @@ def test_texts_and_sessions_go_on_when_their_server_is_killed(molecule_folder, s
         assert session.position == len(symbols)
         again = client.generate(resume_token=text.resume_token)
         assert ("".join(again), again.finish_reason, again.text_position) == ("", "STOP", len(ended))
+
+
+def scores(messages):
+    """The symbols of a scored text, and their log-probabilities."""
+    assert messages[-1].total.chars == 18_001
+    assert all(message.position == before.position + len(before.logprobs) for before, message in pairwise(messages))
+    symbols = [entry.character for message in messages for entry in message.top]
+    assert symbols == [*["c", "1", "c", "c", "[nH]", "Cl"] * 3000, "<end>"]
+    return symbols, [logprob for message in messages for logprob in message.logprobs]
 
 
 @contextmanager
