@@ -36,6 +36,10 @@ _STATUSES = {
 _OTHER_MODEL = "RESUME_TOKEN_OTHER_MODEL"
 _CODES = {401: "invalid_api_key", 404: "model_not_found"}  # OpenAI's words
 
+# How a bearer token is sent, in the words of a server and of HTTP.
+_TOKEN_IN_METADATA = "(metadata `authorization: Bearer TOKEN`; `rill` takes --token-file)"
+_TOKEN_IN_HEADER = "(header `authorization: Bearer TOKEN`)"
+
 # The fields of rill.proto, and of HTTP where the names differ.
 _FIELDS = {"max_chars": "max_tokens", "include_stop": "include_stop_str_in_output"}
 
@@ -67,7 +71,7 @@ class ApiError(Exception):
         status = 409 if error.reason == _OTHER_MODEL else _STATUSES.get(error.code, 500)
         if status == 429 and error.retry_seconds is None and error.origin is Origin.SERVER:
             status = 413  # a message that is too large
-        message, param, headers = str(error), None, {}
+        message, param, headers = str(error).replace(_TOKEN_IN_METADATA, _TOKEN_IN_HEADER), None, {}
         if error.field:
             field = error.field.rpartition(".")[2]
             param = names.get(field, field)

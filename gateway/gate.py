@@ -1,6 +1,7 @@
 """What every request passes: its id, who may ask, limits, the headers of its answer, metrics and the access log."""
 
 import logging
+import re
 import time
 from collections.abc import Collection, Iterable, MutableMapping
 from email.utils import formatdate
@@ -124,6 +125,7 @@ class Gate:
 
 
 _CLOSE = {"connection": "close"}  # a body that was not read may follow
+_ABSOLUTE = re.compile("https?://([^/]+)", re.IGNORECASE)
 
 
 def _check_head(passage: "_Passage") -> None:
@@ -146,6 +148,10 @@ class _Passage:
     def __init__(self, scope: Scope, receive: Receive, send: Send, origins: Origins) -> None:
         self.scope, self._receive, self._send, self._origins = scope, receive, send, origins
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        if whole := _ABSOLUTE.match(scope["path"]):  # as proxies ask; what it says of the host counts
+            scope["path"] = scope["path"][whole.end() :] or "/"
+            scope["raw_path"] = scope["path"].encode()
+            self.headers[b"host"] = whole[1].encode()
         self.method: str = scope.get("method", "GET")
         self.path: str = scope["path"]
         self._id = harmless_id(self.header(REQUEST_ID.encode())) or new_id()

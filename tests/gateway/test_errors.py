@@ -76,3 +76,10 @@ def test_an_error_remembers_its_field():
     error.field = "prompt"
     assert error.reworded("still no").field == "prompt"
     assert error.origin is Origin.SERVER
+
+
+def test_a_missing_bearer_token_is_told_in_the_words_of_http():
+    """Servers say where gRPC has it."""
+    needed = "this server needs a bearer token (metadata `authorization: Bearer TOKEN`; `rill` takes --token-file)"
+    error = error_of(grpc.StatusCode.UNAUTHENTICATED, needed)
+    assert error.message == "this server needs a bearer token (header `authorization: Bearer TOKEN`)"

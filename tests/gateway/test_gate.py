@@ -43,6 +43,7 @@ def exchanged(gateway, sent):
         (b"GET /health HTTP/1.1\r\n\r\n", 400, "Missing mandatory Host: header"),
         (b"GET /health HTTP/1.1\r\n" + 2 * HOST + b"\r\n", 400, "Found multiple Host: headers"),
         (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, "the gateway is not reached as 'evil.example'"),
+        (b"GET http://evil.example/health HTTP/1.1\r\n" + HOST + b"\r\n", 421, "is not reached as 'evil.example'"),
         (b"GET /health HTTP/1.1\r\nHost: localhost@evil\r\n\r\n", 421, "the gateway is not reached as"),
         (b"GET /health HTTP/1.1\r\n" + HOST + b"X: " + 40_000 * b"a" + b"\r\n\r\n", 431, "more than 32768 bytes"),
         (b"GET /health HTTP/1.1\r\n" + HOST + b"X: " + 40_000 * b"a", 431, "more than 32768 bytes"),
@@ -63,6 +64,15 @@ def test_what_is_not_proper_http_is_refused(narrow, sent, status, sentence):
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert sentence in json.loads(body)["error"]["message"]
     assert httpx.get(f"{narrow.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "target", [b"http://localhost/health", b"HTTP://127.0.0.1:1/health?a=/", b"https://[::1]/health"]
+)
+def test_a_target_may_be_a_whole_address(narrow, target):
+    """As clients write it that think of the gateway as a proxy."""
+    head, body = exchanged(narrow, b"GET " + target + b" HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+    assert (head[:15], body) == ("HTTP/1.1 200 OK", "ok\n")
 
 
 def test_requests_in_a_row_are_answered_in_a_row(narrow):
