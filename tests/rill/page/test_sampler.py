@@ -53,7 +53,7 @@ def possible(logits, u, sampling, unknown):
         near.append((min(max(u + sign * NEAR, 0), 1 - 2**-24), sampling))
         near.append((u, replace(sampling, top_p=min(sampling.top_p * moved, 1.0))))
         near.append((u, replace(sampling, min_p=min(sampling.min_p * moved, 1.0))))
-    return {choose(row, np.float32(at), how, unknown) for at, how in near}
+    return {choose(row, np.float32(at), how, () if unknown is None else (unknown,)) for at, how in near}
 
 
 def test_choices_are_those_of_the_reference(folder):
