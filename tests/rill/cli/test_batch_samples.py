@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 
+import httpx
 import pyarrow.parquet
 import pytest
+from gateways import run_gateway
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import MOLECULES
@@ -76,6 +78,21 @@ def test_the_samples_of_a_line_have_an_index(tmp_path, server):
             assert "".join(client.generate(prompt, seed=line["seed"], max_chars=9)) == line["text"]
     assert main(["batch", str(prompts), "--out", str(tmp_path / "all"), "--n", "2", *flags]) == 1
     assert [(line["line"], line.get("index")) for line in lines_of(tmp_path / "all")][3:5] == [(2, 0), (2, 1)]
+
+
+@pytest.mark.long
+def test_samples_are_the_choices_of_a_request_over_http(tmp_path, server):
+    prompts, drawn, made = tmp_path / "prompts", tmp_path / "drawn", tmp_path / "made"
+    flags = ["--target", server.target, "--max-chars", "12"]
+    prompts.write_text('{"prompt": "the ", "n": 5, "seed": 7}\n')
+    assert main(["batch", str(prompts), "--out", str(made), *flags]) == 0
+    assert main(["batch", "--samples", "4", "--prompt", "the ", "--seed", "7", "--out", str(drawn), *flags]) == 0
+    with run_gateway(server.target) as gateway:
+        request = {"model": "tiny", "prompt": "the ", "n": 5, "best_of": 5, "seed": 7, "max_tokens": 12}
+        answer = httpx.post(f"{gateway.url}/v1/completions", json=request, trust_env=False).json()
+    choices = [choice["text"] for choice in answer["choices"]]
+    assert texts_of(made) == choices
+    assert texts_of(drawn) == choices[1:]
 
 
 @pytest.mark.parametrize(
