@@ -3,6 +3,9 @@
     inputs    token         int64 [batch]                 each row's last character: the next one the model reads
               state_h       f32   [layers, batch, hidden]
               state_c       f32   likewise                LSTMs only
+              context       int64 [batch, n - 1]          models with n-gram tables only: the last symbols that were
+                                                          read, the oldest first
+              ngrams        f32   [rows, gates * hidden]  likewise: the folded tables (`rill.export.graphs.ngrams`)
               forced        int64 [time, batch]           >= 0: take this character (prompt, replay); -1: sample
               steps         int64 [batch]                 number of steps of each row; then its state stays
               uniforms      f32   [time, batch]           in [0, 1): the random number of each step's choice
@@ -16,9 +19,10 @@
     outputs   tokens        int64 [time, batch]           a row's entries from its `steps` on are undefined
               next_state_h  f32   [layers, batch, hidden]
               next_state_c  f32   likewise                LSTMs only
+              next_context  int64 [batch, n - 1]          models with n-gram tables only
     in the variant with log-probabilities, in nats, of the model itself (temperature 1, no filters, no bias), also
               logprobs      f32   [time, batch]           of `tokens`
-              top_tokens    int64 [time, batch, top]      the most probable symbols, in order, without `<unk>`
+              top_tokens    int64 [time, batch, top]      the most probable symbols, in order, that may be chosen
               top_logprobs  f32   [time, batch, top]
 
     decode.onnx            temperature only
@@ -26,9 +30,10 @@
     decode-top-k.onnx      these and top-k, if all rows have one
     decode-logprobs.onnx   everything
 
-A row's next `token` is its entry in `tokens` at `steps - 1`. Rows do not influence one another: a row's bits are the
-same in any batch and for any division of its steps into calls, and the variants agree where their filters are off
-(tested).
+A row's next `token` is its entry in `tokens` at `steps - 1`. In models with end symbols, a step that chooses one, or
+is forced to, leaves the row's states as they were before it, and the row takes no further step. Rows do not influence
+one another: a row's bits are the same in any batch and for any division of its steps into calls, and the variants agree
+where their filters are off (tested).
 
 One `Scan` runs the step over time, and the cost of the step decides the speed of the server. `rill.export.graphs.steps`
 describes what is folded, `rill.export.graphs.arithmetic` int8, and `rill.export.graphs.choice` the choice of a

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rill.bundle import PRECISIONS
+from rill.ngrams import DEFAULT_ROWS
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.model import CharacterModel
 from rill.train.record.run import Run
@@ -19,6 +20,7 @@ CELLS = {"gru": ("gru", "after"), "gru-before": ("gru", "before"), "lstm": ("lst
 DEPTHS = ((1, False), (2, False), (2, True), (6, False), (6, True))  # layers, residual; a single layer has no sum
 HIDDEN, WIDER = 32, (100, 256)
 EMBEDDINGS, BIASES = (0, 8), (True, False)
+NGRAMS, HASHED_ROWS = (1, 2, 3), 500  # the symbols have a row for each bigram, and share those of trigrams
 BATCHES, TIMES = (1, 3, 64), (1, 7, 64)
 
 
@@ -31,6 +33,7 @@ class Network(NamedTuple):
     embedding: int
     bias: bool
     precision: str
+    ngrams: int = 1
 
     @property
     def config(self) -> ModelConfig:
@@ -44,12 +47,15 @@ class Network(NamedTuple):
             hidden=self.hidden,
             embedding=self.embedding,
             bias=self.bias,
+            ngrams=self.ngrams,
+            ngram_rows=HASHED_ROWS if self.ngrams > 1 else DEFAULT_ROWS,
         )
 
     def __str__(self) -> str:
         layers, residual = self.depth
         parts = [self.cell, f"{layers} layer{'s' * (layers > 1)}{' residual' * residual}", f"hidden {self.hidden}"]
         parts += [f"embedding {self.embedding}" if self.embedding else "one-hot", "bias" if self.bias else "no bias"]
+        parts += [f"{self.ngrams}-grams"] * (self.ngrams > 1)
         return ", ".join([*parts, self.precision])
 
 
@@ -65,17 +71,18 @@ class Configuration(NamedTuple):
 
 
 def all_configurations() -> list[Configuration]:
-    """The full product with HIDDEN units, and a few WIDER networks, in all batches and times.
+    """The full product with HIDDEN units, and a few WIDER networks and some with n-grams, in all batches and times.
 
-    In the wider ones every two values of any two axes meet. The configurations of a network are adjacent.
+    In those every two values of any two axes meet. The configurations of a network are adjacent.
     """
-    networks = [*product(*_network_axes((HIDDEN,))), *pairwise(_network_axes(WIDER))]
+    ngrams = pairwise([*_network_axes((HIDDEN,)), NGRAMS[1:]])
+    networks = [*product(*_network_axes((HIDDEN,))), *pairwise(_network_axes(WIDER)), *ngrams]
     return [Configuration(Network(*values), *shape) for values in networks for shape in product(BATCHES, TIMES)]
 
 
 def quick_configurations() -> list[Configuration]:
     """A few, in which every two values of any two axes meet; those of a network are adjacent."""
-    rows = pairwise([*_network_axes((HIDDEN, WIDER[0])), BATCHES, TIMES])
+    rows = pairwise([*_network_axes((HIDDEN, WIDER[0])), NGRAMS, BATCHES, TIMES])
     return sorted(Configuration(Network(*row[:-2]), *row[-2:]) for row in rows)
 
 
@@ -123,5 +130,7 @@ def random_run(config: ModelConfig, seed: int = 0, symbols: tuple[str, ...] = SY
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.mul_(next((gain for start, gain in gains.items() if name.startswith(start)), 1))
+        for table in model.ngrams.parameters() if model.ngrams is not None else ():  # zero in a new model
+            table.normal_(std=0.3)
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return Run(Path("random"), config, TrainingConfig(steps=1), Vocabulary(symbols), (), weights)

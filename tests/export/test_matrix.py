@@ -20,6 +20,7 @@ from rill.export.matrix.models import (
     DEPTHS,
     EMBEDDINGS,
     HIDDEN,
+    NGRAMS,
     SYMBOLS,
     TIMES,
     WIDER,
@@ -31,6 +32,7 @@ from rill.export.matrix.models import (
     random_run,
 )
 from rill.export.parity.float64 import Float64
+from rill.export.parity.reference import pytorch_call
 from rill.train.nets.sample import generate
 
 SMALL = Configuration(Network("gru", (1, False), 32, 0, True, "fp32"), 3, 7)
@@ -57,7 +59,7 @@ def test_pairwise_rows_cover_every_pair(sizes):
 
 
 def test_quick_configurations_cover_every_pair_of_any_two_axes():
-    axes = [CELLS, DEPTHS, (HIDDEN, WIDER[0]), EMBEDDINGS, BIASES, ("fp32", "int8"), BATCHES, TIMES]
+    axes = [CELLS, DEPTHS, (HIDDEN, WIDER[0]), EMBEDDINGS, BIASES, ("fp32", "int8"), NGRAMS, BATCHES, TIMES]
     quick = quick_configurations()
     assert _pairs((*each.network, each.batch, each.time) for each in quick) == _pairs(product(*axes))
     assert len(quick) <= 24
@@ -69,7 +71,9 @@ def test_the_whole_matrix_is_complete():
     axes = (CELLS, DEPTHS, (HIDDEN,), EMBEDDINGS, BIASES, ("fp32", "int8"))
     narrow = {Configuration(Network(*values), *shape) for values in product(*axes) for shape in product(BATCHES, TIMES)}
     assert narrow <= set(whole)
-    assert {each.network.hidden for each in set(whole) - narrow} == set(WIDER)
+    others = {each.network for each in set(whole) - narrow}
+    assert {each.hidden for each in others if each.ngrams == 1} == set(WIDER)
+    assert {each.ngrams for each in others} == set(NGRAMS)
 
 
 @pytest.mark.parametrize("configuration", quick_configurations(), ids=str)
@@ -95,12 +99,13 @@ def test_the_float64_reference_matches_pytorch_in_float64(network):
     tokens = rng.integers(len(SYMBOLS), size=(3, 9))
     shape = (network.config.layers, 3, network.config.hidden)
     states = {f"state_{part}": rng.uniform(-1, 1, shape) for part in network.config.state_parts}
+    if network.ngrams > 1:
+        states["context"] = rng.integers(len(SYMBOLS), size=(3, network.ngrams - 1))
     with torch.inference_mode():
-        logits, last = model(torch.from_numpy(tokens), tuple(map(torch.from_numpy, states.values())))
+        expected = pytorch_call(model)(tokens, states)
     got = Float64(run.model, {name: values.numpy() for name, values in run.weights.items()})(tokens, states)
-    np.testing.assert_allclose(got["logits"], logits.numpy(), rtol=1e-11, atol=1e-11)
-    for name, values in zip(states, last, strict=True):
-        np.testing.assert_allclose(got[f"next_{name}"], values.numpy(), rtol=1e-11, atol=1e-11)
+    for output, values in expected.items():
+        np.testing.assert_allclose(got[output], values, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(("cell", "depth"), list(product(CELLS, DEPTHS)), ids=str)
