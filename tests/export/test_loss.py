@@ -107,6 +107,22 @@ def test_the_length_of_the_calls_does_not_matter(bundles, monkeypatch):
         assert measure_loss(run, int8, fp32).bits_per_char == pytest.approx(whole.bits_per_char, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    "options", ["--lines --ngrams 2", "--lines --tokenizer regex:ing|[a-zA-Z.,]|\\x20 --min-count 2"]
+)
+def test_lines_are_measured_from_start_to_end(sentences, tmp_path, options):
+    """As training measures them: each line by itself, with its end."""
+    folder = trained(tmp_path / "run", sentences, options)
+    summary = json.loads((folder / "summary.json").read_text())
+    run = load_run(folder)
+    fp32, int8 = (build_bundle(run, "run", precision) for precision in ("fp32", "int8"))
+    found = measure_loss(run, int8, fp32)
+    assert found.text == "validation text"
+    assert found.characters == summary["val_chars"]
+    assert found.bits_per_char_fp32 == pytest.approx(summary["bits_per_char"], abs=1e-4)
+    assert abs(found.loss) < 0.05
+
+
 @pytest.mark.parametrize("options", ["--cell lstm", "--cell rnn --embedding 4 --layers 2", "--min-count 15"], ids=str)
 def test_other_cells_and_unknown_characters(sentences, tmp_path, options):
     """`<unk>` is read and counted like any other symbol."""
