@@ -21,6 +21,7 @@ from rill.serve.engine.types import StreamSpec
 ENDLESS = np.iinfo(np.int64).max // 2  # characters: more than will ever be generated, and safe to add to
 BUFFER = 16_384  # characters that a stream may be ahead of its reader
 BUFFER_LOGPROBS = 512  # likewise with log-probabilities of alternatives, which take up to 164 bytes a character
+BUFFER_BYTES = 2**20  # of the text that the buffer holds: a message may have all of it
 UNIFORMS = 1024  # drawn at a time, per row
 
 # What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, the kind also says how many
@@ -90,11 +91,13 @@ class Rows:
     """The streams by slot. All belongs to the engine's thread, except `read`, which only the event loop writes.
 
     `starting` are the slots of streams without a character, but those that have nothing to read before it and that
-    nobody waits for (TOTALS); `paced` counts the streams that have a pace.
+    nobody waits for (TOTALS); `paced` counts the streams that have a pace. No symbol has more than `longest` code
+    points.
     """
 
-    def __init__(self, slots: int, vocabulary: int) -> None:
+    def __init__(self, slots: int, vocabulary: int, longest: int = 1) -> None:
         self.slots = slots
+        self._buffer = min(BUFFER, BUFFER_BYTES // (4 * longest))
         # np.zeros takes memory only when a slot is first used. The last slot is for padding.
         self.table = np.zeros(slots + 1, ROW)
         self.read = np.zeros(slots, np.int64)  # position up to which the stream's reader has taken the text
@@ -121,7 +124,8 @@ class Rows:
         row["last_round"] = self._rounds
         row["limit"] = spec.position + spec.max_chars if spec.max_chars else ENDLESS
         # Text that is held back for a stop does not count as unread.
-        row["buffer"] = (BUFFER_LOGPROBS if spec.logprobs else BUFFER) + max(map(len, spec.stops), default=0)
+        buffer = min(BUFFER_LOGPROBS, self._buffer) if spec.logprobs else self._buffer
+        row["buffer"] = buffer + max(map(len, spec.stops), default=0)
         row["pace"] = spec.chars_per_second or np.inf
         row["since"] = now - spec.position / row["pace"]
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k

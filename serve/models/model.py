@@ -76,7 +76,7 @@ class Model:
         self.engine = Engine(
             decoder,
             self.codec,
-            Rows(slots, len(bundle.vocabulary)),
+            Rows(slots, len(bundle.vocabulary), self.codec.longest),
             States(bundle.states, slots + 1, decoder.device, decoder.device_id),  # the last slot is for padding
             self._deliver,
             round_seconds,

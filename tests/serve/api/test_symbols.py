@@ -1,6 +1,9 @@
 """Models whose symbols are longer than a character, with a start and ends, on a real server against a plain loop."""
 
+import json
 import math
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,6 +21,7 @@ from random_models import MOLECULES, make_run, save_bundle
 from reference_texts import first_stop
 from servers import run_server
 
+from rill.bundle import MANIFEST
 from rill.sampling import Sampling, choose, uniforms
 from rill.serve.engine.text_codec import TextCodec
 from rill.v1 import rill_pb2 as pb
@@ -33,6 +37,7 @@ RUNS = {
         hidden=16,
     ),
     "letters": make_run(Vocabulary((*"abcdefgh\n", "<s>", "</s>"), start="<s>", ends=("</s>",)), hidden=16),
+    "odd": make_run(Vocabulary(("😀" * 256, "\n\n", "a\tb", "'\"", "x" * 256, "\u2028é"), "longest"), hidden=8),
     "plain": make_run(("\n", "a", "b", "c"), hidden=8),
 }
 LENGTH, STOP = pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP
@@ -498,6 +503,53 @@ def test_a_model_without_an_end_cannot_score_it(stub, fields):
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.details() == "include_end: model 'plain' has no end symbol"
     assert [violation.field for violation in details[BadRequest].field_violations] == ["include_end"]
+
+
+# ---- odd and hostile bundles
+
+
+def test_symbols_may_be_long_and_have_any_characters(stub):
+    """No message is larger than any client takes, and the log-probabilities of long symbols are right."""
+    count = 6000
+    ids = begun("odd", "a\tb\n\n").generate(1, count)
+    got = Got("odd")
+    messages = list(stub.Generate(request(1, model="odd", prompt="a\tb\n\n", max_chars=count), timeout=60))
+    assert got.add(messages).finish_reason == LENGTH
+    assert got.symbols() == symbols("odd", ids)
+    assert max(message.ByteSize() for message in messages) < 2**21
+    for message in stub.Generate(request(1, model="odd", prompt="a\tb\n\n", max_chars=9, logprobs=6), timeout=60):
+        assert [entry.character for entry in message.logprobs] == symbols(
+            "odd", ids[message.position :][: len(message.logprobs)]
+        )
+        for entry in message.logprobs:
+            assert {each.character for each in entry.alternatives} == set(RUNS["odd"].vocabulary.symbols)
+    stop = "😀" * 256 * 2
+    end = first_stop(TextCodec(RUNS["odd"].vocabulary).code(ids), ["\0\0"])[0]
+    got = Got("odd")
+    got.add(stub.Generate(request(1, model="odd", prompt="a\tb\n\n", max_chars=count, stop=[stop]), timeout=60))
+    assert len(got.lengths) == end
+
+
+HOSTILE = {
+    "tokenizer": ("regex:(a*)*", "the tokenizer's pattern cannot be used: the pattern has '*', which has no bound"),
+    "start_symbol": ("<s>", "the start symbol '<s>' is not in the vocabulary"),
+    "end_symbols": (["C", "C"], "the end symbols repeat a symbol"),
+    "vocabulary": (["C", ""], "the start symbol '<start>' is not in the vocabulary"),
+}
+
+
+@pytest.mark.long
+def test_a_hostile_bundle_is_refused_in_a_sentence_and_the_others_are_served(tmp_path):
+    save_bundle(RUNS["molecules"], tmp_path / "good")
+    for key, (value, _) in HOSTILE.items():
+        shutil.copytree(tmp_path / "good", tmp_path / key)
+        manifest = json.loads((tmp_path / key / MANIFEST).read_text())
+        (tmp_path / key / MANIFEST).write_text(json.dumps({**manifest, key: value}))
+    with run_server(tmp_path) as running, running.client() as client:
+        assert [model.name for model in client.models().models] == ["good"]
+        _, log = running.stop()
+    for key, (_, reason) in HOSTILE.items():
+        assert re.search(f"{key}/{MANIFEST} is wrong: {re.escape(reason)}.*; it is not served\n", log), log
 
 
 # ---- the list of models
