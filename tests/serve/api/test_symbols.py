@@ -245,6 +245,25 @@ def test_a_text_is_the_same_with_pauses_and_snapshots(server, data):
         talk.channel.close()
 
 
+def test_a_text_goes_on_after_a_snapshot_in_its_middle(server):
+    talk, got, positions = Talk(server.target), Got("molecules"), []
+    talk.open(model="molecules", seed=4, logit_bias={"<end>": -math.inf})
+    talk.begin(max_chars=20_000)
+    outputs = []
+    while not (outputs and outputs[-1].finish_reason):
+        event = next(talk.call)
+        if event.WhichOneof("event") == "snapshot":
+            positions.append(event.snapshot.position)
+            continue
+        outputs.append(event.output)
+        if len(outputs) < 5:
+            talk.tell(snapshot=pb.InteractRequest.Snapshot())
+    got.add(outputs)
+    assert 0 < min(positions) < 20_000
+    assert got.symbols()[:300] == symbols("molecules", begun("molecules").generate(4, 300, logit_bias={16: -math.inf}))
+    talk.channel.close()
+
+
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_text_that_has_ended_goes_on_with_another_seed(stub, name):
     vocabulary = RUNS[name].vocabulary
