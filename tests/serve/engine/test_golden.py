@@ -143,8 +143,8 @@ def logits_of(run, precision, text):
         emulation, rows = Emulation(run.model, weights_of(run)), []
         state = [(zeros[layer].astype(np.float32),) for layer in range(run.model.layers)]
         for symbol in ids:
-            seen, _ = emulation.step(np.array([symbol]), state, state)
-            state, row = emulation.step(np.array([symbol]), state, seen)
+            seen, _ = emulation.step(np.array([[symbol]]), state, state)
+            state, row = emulation.step(np.array([[symbol]]), state, seen)
             steps = np.concatenate([part for layer in state for part in layer]) * STATE_STEPS
             assert np.abs(np.abs(steps - np.rint(steps)) - 0.5).min() > NEAR
             rows.append(row[0])
