@@ -19,7 +19,7 @@ ABOUT = {
     "generate": "print text as a model generates it",
     "chat": "write a text in turns with a model",
     "score": "report how probable a model finds a text",
-    "batch": "generate the texts of many prompts, from a file into a file",
+    "batch": "generate the texts of many prompts, or many samples of one, into a file",
     "models": "list what a server serves",
     "tokenizer": "write a model's vocabulary as a Hugging Face tokenizer folder",
     "page": "write a web page that runs a bundle's model in the browser",
