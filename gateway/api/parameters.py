@@ -9,7 +9,7 @@ from typing import Any
 from rill.client import values
 from rill.gateway.api.fields import Fields, shown, text, texts, whole
 from rill.gateway.errors import ApiError
-from rill.vocabulary import Vocabulary
+from rill.vocabulary import MAX_SYMBOL, Vocabulary
 
 MAX_TOKENS = 16  # of a request that does not say: OpenAI's default
 MOST_SAMPLES = 128
@@ -235,8 +235,11 @@ def check_texts(completion: Completion, vocabulary: Vocabulary) -> None:
     if completion.min_tokens and vocabulary.ends and not completion.ignores_ends:
         message = "min_tokens is not supported by a model with end symbols, except with ignore_eos"
         raise ApiError(400, message, "min_tokens")
-    longest = 1 if vocabulary.are_characters else max(map(len, vocabulary.symbols))
-    _check_size(completion, longest)
+    if not vocabulary.are_characters:
+        try:
+            _check_size(completion, MAX_SYMBOL)
+        except ApiError:  # perhaps: the symbols are looked at only now, for there may be many
+            _check_size(completion, max(map(len, vocabulary.symbols)))
 
 
 def _check_size(completion: Completion, longest_symbol: int = 1) -> None:

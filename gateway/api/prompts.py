@@ -1,6 +1,7 @@
 """Between the symbols of a model and the texts that its servers take."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,10 @@ from rill.gateway.api.fields import shown
 from rill.gateway.errors import ApiError
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
-# Symbols of a text that are cut at a time: other requests have their turn between.
-CHARACTERS_AT_ONCE = 65_536
-SYMBOLS_AT_ONCE = 500  # a pattern may take 20 microseconds for each
+TURN_SECONDS = 0.005  # for which a text is cut before other requests have their turn
+# Symbols that are cut between two looks at the clock: each may take 100 microseconds to find.
+CHARACTERS_AT_ONCE = 8192
+SYMBOLS_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,14 @@ async def ids_of(name: str, text: str, vocabulary: Vocabulary, field: str) -> li
 
 async def _cut(text: str, vocabulary: Vocabulary) -> list[int]:
     most = CHARACTERS_AT_ONCE if vocabulary.are_characters else SYMBOLS_AT_ONCE
-    ids, at = vocabulary.cut(text, 0, most)
+    ids: list[int] = []
+    at, due = 0, time.perf_counter() + TURN_SECONDS
     while at < len(text):
-        await asyncio.sleep(0)
         more, at = vocabulary.cut(text, at, most)
         ids += more
+        if time.perf_counter() > due:
+            await asyncio.sleep(0)
+            due = time.perf_counter() + TURN_SECONDS
     return ids
 
 
