@@ -175,7 +175,7 @@ async def test_batch_goes_on(server, whole):
     with MiddleMan(server.target, breaks) as proxy:
         source = Servers(proxy.address, "", 10.0)
         try:
-            await source.model_id()
+            await source.served_model()
             for _ in range(2):
                 assert (await source.text(request, lambda count: None)).text == whole
         finally:
