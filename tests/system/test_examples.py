@@ -108,6 +108,13 @@ def test_portable_onnx(tiny_folder):
     assert imported == {"json", "sys", "numpy", "onnxruntime"}
 
 
+@pytest.mark.long
+def test_molecule_report(tmp_path):
+    pytest.importorskip("rdkit", reason="RDKit is in the extra molecules")
+    (tmp_path / "some.smi").write_text("CCO\nOCC\nC1CC\n")
+    assert "valid                   0.6667" in run_example("molecule_report.py", tmp_path / "some.smi")
+
+
 def test_foreign_model(tmp_path, monkeypatch, capsys, unverified):
     """In this process, which has loaded PyTorch already."""
     monkeypatch.setattr(sys, "argv", ["foreign_model.py", str(tmp_path)])
