@@ -12,7 +12,7 @@ from rill.client.streams import AsyncMessageStream
 from rill.client.symbols import symbol_count, text_position
 from rill.gateway.api.logprobs import LogprobLists, prompt_logprobs
 from rill.gateway.api.parameters import Completion
-from rill.gateway.api.prompts import ReadPrompt, biases_of, read_prompt
+from rill.gateway.api.prompts import ReadPrompt, biases_of, lengths_of, read_prompt
 from rill.gateway.drain import Drain
 from rill.gateway.served_models import ServedModel
 from rill.v1 import rill_pb2 as pb
@@ -140,12 +140,23 @@ class Prompt:
         lists, prompt = LogprobLists(count), self._prepared
         if prompt.start is not None:
             lists.add_special(symbols[prompt.start], None)
-        lists.add(entries if prompt.end is None else entries[:-1])
+        lists.add(self._as_given(entries if prompt.end is None else entries[:-1]))
         if prompt.end is not None:
             lists.add_special(symbols[prompt.end], entries[-1])
             if self._job.completion.max_tokens:  # as many symbols as clients expect: behind an end there is the end
                 lists.add_special(symbols[prompt.end], pb.CharLogprob(logprob=0.0))
         return lists
+
+    def _as_given(self, entries: list[pb.CharLogprob]) -> list[pb.CharLogprob]:
+        """Return entries with the characters of the text where the server has a sign for unknown ones."""
+        vocabulary, ids = self._job.model.vocabulary, self._prepared.ids
+        if ids is None or vocabulary.are_characters or vocabulary.unknown_id not in ids:
+            return entries
+        at = 0
+        for entry, length in zip(entries, lengths_of(ids, vocabulary), strict=True):
+            entry.character = self.text[at : at + length]
+            at += length
+        return entries
 
     @property
     def logprobs_json(self) -> str:

@@ -7,10 +7,12 @@ from itertools import pairwise
 import httpx
 import pytest
 from gateways import run_gateway
-from random_models import MOLECULES
+from random_models import MOLECULES, make_run, save_bundle
+from servers import run_server
 from websockets.sync.client import connect
 
 from rill.client.seeds import seed_of
+from rill.vocabulary import LONGEST, UNKNOWN, Vocabulary
 
 START, END = MOLECULES.start_id, MOLECULES.end_ids[0]
 PROMPT = "CCl[nH]"
@@ -271,3 +273,14 @@ def test_json_of_a_hostile_text_is_refused_with_its_position(post):
     error = post(status=400, prompt="C" * 1000 + text)["error"]
     assert "at position 1000 does not begin a symbol" in error["message"]
     assert json.dumps(error)
+
+
+def test_an_echo_has_the_characters_that_the_model_does_not_know(tmp_path):
+    vocabulary = Vocabulary((UNKNOWN, "<s>", *"ab\n", "ab", "<e>"), LONGEST, "<s>", ("<e>",))
+    save_bundle(make_run(vocabulary), tmp_path / "words")
+    fields = {"prompt": "abéa<s>", "echo": True, "logprobs": 1, "max_tokens": 0, "return_token_ids": True}
+    with run_server(tmp_path / "words") as server, run_gateway(server.target) as gateway:
+        choice = httpx.post(f"{gateway.url}/v1/completions", json=fields).json()["choices"][0]
+    assert choice["logprobs"]["tokens"] == ["ab", "é", "a", "<", "s", ">"]
+    assert choice["logprobs"]["text_offset"] == [0, 2, 3, 4, 5, 6]
+    assert choice["prompt_token_ids"] == vocabulary.encode(fields["prompt"])
