@@ -246,8 +246,8 @@ def test_verification_catches_a_wrong_step(monkeypatch, catches, shape, name, ch
 def sum_of_outputs_alone(network):
     """Layers read the output of the layer below; only the output layer reads the sum."""
 
-    def build(a, config, weights, entry):
-        _, exit_ = network(a, replace(config, residual=False), weights, entry)
+    def build(a, config, weights, x, entry, active):
+        _, exit_ = network(a, replace(config, residual=False), weights, x, entry, active)
         total = exit_[0][0]
         for state in exit_[1:]:
             total = a.g.op("Add", total, state[0])
