@@ -15,19 +15,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rill.client.aio import AsyncClient, AsyncSession
     from rill.client.errors import RillError, ServerError, SessionStateError
+    from rill.client.lines import LineScore
     from rill.client.requests import finish_reason, generate_request
     from rill.client.security import Security
-    from rill.client.streams import AsyncMessageStream, AsyncTextStream, MessageStream, TextStream
+    from rill.client.streams import (
+        AsyncLineScores,
+        AsyncMessageStream,
+        AsyncTextStream,
+        LineScores,
+        MessageStream,
+        TextStream,
+    )
     from rill.client.sync import Client, Session
 
     __version__: str
 
 __all__ = [
     "AsyncClient",
+    "AsyncLineScores",
     "AsyncMessageStream",
     "AsyncSession",
     "AsyncTextStream",
     "Client",
+    "LineScore",
+    "LineScores",
     "MessageStream",
     "RillError",
     "Security",
@@ -41,10 +52,13 @@ __all__ = [
 
 _MODULES = {
     "AsyncClient": "aio",
+    "AsyncLineScores": "streams",
     "AsyncMessageStream": "streams",
     "AsyncSession": "aio",
     "AsyncTextStream": "streams",
     "Client": "sync",
+    "LineScore": "lines",
+    "LineScores": "streams",
     "MessageStream": "streams",
     "RillError": "errors",
     "Security": "security",

@@ -2,6 +2,7 @@
 
     rill score book.txt --bundle bundles/demo
     rill score - --per-char < book.txt
+    tail -f app.log | rill score - --per-line --above 4
 
 Files are UTF-8, or UTF-16 with a byte order mark, and are read as a corpus is: every line end as one newline.
 """
@@ -16,6 +17,7 @@ from rill.cli.flags import add_connection, add_timeout, connected
 from rill.cli.json_output import json_of
 from rill.cli.models import find_generator, has_characters
 from rill.cli.progress import ProgressBar
+from rill.cli.score_lines import add_line_arguments, check_line_options, run_per_line
 from rill.client.sync import Client
 from rill.texts import read_text
 from rill.v1 import rill_pb2 as pb
@@ -23,18 +25,26 @@ from rill.v1 import rill_pb2 as pb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("text", type=read_text, metavar="FILE", help="the text, in UTF-8; - is standard input")
+    parser.add_argument("text", metavar="FILE", help="the text, in UTF-8; - is standard input")
     parser.add_argument("--per-char", action="store_true", help="also print each character's log-probability, in nats")
     parser.add_argument(
         "--include-end", action="store_true", help="add that the text ends there; the model must have an end symbol"
     )
     parser.add_argument("--json", action="store_true", help="print JSON: with --per-char one line a message")
+    add_line_arguments(parser)
     add_timeout(parser)
     add_connection(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Raises ServerError and ValueError."""
+    check_line_options(options)
+    if options.per_line:
+        return run_per_line(options)
+    try:
+        text = read_text(options.text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
     total = pb.ScoreResponse.Total()
     with (
         connected(options) as connection,
@@ -42,23 +52,23 @@ def run(options: argparse.Namespace) -> int:
     ):
         is_cut = options.per_char and not has_characters(_model(client, options))
         messages = client.score(
-            options.text,
+            text,
             model=options.model,
             top_logprobs=0 if is_cut or (options.per_char and options.include_end) else None,
             include_end=options.include_end,
             timeout=options.timeout,
         )
-        for message in messages if options.per_char else _with_progress(messages, len(options.text)):
+        for message in messages if options.per_char else _with_progress(messages, len(text)):
             total = message.total
             if options.per_char and message.logprobs:
                 symbols = [entry.character for entry in message.top]
-                print(_line(message, symbols) if options.json else _rows(message, symbols or options.text))
+                print(_line(message, symbols) if options.json else _rows(message, symbols or text))
     values = {"chars": total.chars, "logprob": total.logprob}
     values |= {"bits_per_char": total.bits_per_char, "perplexity": total.perplexity}
     if options.json:
         print(json.dumps(values | {"resume_token": b64encode(total.resume_token).decode()}))
     else:
-        unit = "character" if total.chars == len(options.text) else "symbol"
+        unit = "character" if total.chars == len(text) else "symbol"
         print(
             f"{total.chars:,} {unit}s: {total.logprob:,.3f} nats, "
             f"{total.bits_per_char:.4f} bits per {unit}, perplexity {total.perplexity:.4f}"

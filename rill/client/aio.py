@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any, Self, TypeVar
@@ -12,11 +12,13 @@ import grpc.aio
 
 from rill.addresses import split_addresses
 from rill.client import values
+from rill.client.aio_lines import AsyncLineCalls
 from rill.client.connection import CHANNEL_OPTIONS, Options
 from rill.client.errors import ServerError, closed_error
 from rill.client.exchange import Exchange
 from rill.client.failover import Failover
 from rill.client.interaction import InteractProtocol
+from rill.client.lines import LineQueue
 from rill.client.origin import REQUEST_ID
 from rill.client.requests import (
     checked_id,
@@ -31,7 +33,7 @@ from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import CLOSE_SECONDS, SessionBase
 from rill.client.steps import Generation, Reply
-from rill.client.streams import AsyncMessageStream, AsyncTextStream, end_call
+from rill.client.streams import AsyncLineScores, AsyncMessageStream, AsyncTextStream, end_call
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -365,6 +367,25 @@ class AsyncClient:
         score = Scoring(request, *self._limits(timeout), contact=self._contact)
         calls = self._calls("Score", score, request_id)
         return AsyncMessageStream(calls.messages(), calls.cancel, calls.request_id)
+
+    def score_lines(
+        self,
+        lines: Iterable[str] | AsyncIterable[str],
+        *,
+        model: str = "",
+        include_end: bool | None = None,
+        timeout: float | None = None,
+    ) -> AsyncLineScores:
+        """Return how probable the model finds each line as a text of its own, in order; see `Client.score_lines`.
+
+        Lines that have to be waited for come from an asynchronous iterable: a plain one would stop the event loop.
+        """
+        if include_end is not None:
+            values.flag("include_end", include_end)
+        queue = LineQueue(values.text("model", model), *self._limits(timeout), self._contact)
+        calls = AsyncLineCalls(lines, queue, [stub.Score for stub in self._stubs], self._closed)
+        scores = calls.scores(lambda: self.models(timeout=queue.time_left()), include_end)
+        return AsyncLineScores(scores, calls.cancel)
 
     def interact(
         self,

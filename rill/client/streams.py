@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import suppress
 from typing import Any, Generic, Self, TypeVar
 
+from rill.client.lines import LineScore
 from rill.client.requests import finish_reason
 from rill.client.symbols import symbol_count, symbols_of, text_position
 from rill.v1 import rill_pb2 as pb
@@ -145,6 +146,21 @@ class MessageStream(_Closing, Iterator[Message], Generic[Message]):
         return message
 
 
+class LineScores(_Closing, Iterator[LineScore]):
+    """The scores of lines, in order; see `Client.score_lines`.
+
+    Work begins when the first score is asked for. `close` or a with statement ends it early; so does a loop that is
+    left, if nothing else refers to the iterator. Iterating raises ServerError, and what the iterable of lines raises.
+    """
+
+    def __init__(self, scores: Generator[LineScore, None, None], cancel: Callable[[], None]) -> None:
+        self._messages, self._cancel = scores, cancel
+
+    def __next__(self) -> LineScore:
+        score: LineScore = next(self._messages)
+        return score
+
+
 class _AsyncClosing:
     """`_Closing` for asyncio."""
 
@@ -216,6 +232,17 @@ class AsyncMessageStream(_AsyncClosing, AsyncIterator[Message], Generic[Message]
     async def __anext__(self) -> Message:
         message: Message = await anext(self._messages)
         return message
+
+
+class AsyncLineScores(_AsyncClosing, AsyncIterator[LineScore]):
+    """`LineScores` for asyncio."""
+
+    def __init__(self, scores: AsyncGenerator[LineScore, None], cancel: Callable[[], None]) -> None:
+        self._messages, self._cancel = scores, cancel
+
+    async def __anext__(self) -> LineScore:
+        score: LineScore = await anext(self._messages)
+        return score
 
 
 def end_call(call: Any) -> None:

@@ -25,6 +25,7 @@ from rill.client.connection import CHANNEL_OPTIONS
 from rill.client.errors import ServerError, closed_error
 from rill.client.failover import Failover
 from rill.client.interaction import InteractProtocol
+from rill.client.lines import LineQueue
 from rill.client.origin import REQUEST_ID
 from rill.client.requests import (
     checked_id,
@@ -39,7 +40,8 @@ from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import CLOSE_SECONDS, SessionBase
 from rill.client.steps import Generation, Reply
-from rill.client.streams import MessageStream, TextStream, end_call
+from rill.client.streams import LineScores, MessageStream, TextStream, end_call
+from rill.client.sync_lines import LineCalls
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -377,6 +379,31 @@ class Client:
         calls = self._calls("Score", score, request_id)
         return MessageStream(calls.messages(), calls.cancel, calls.request_id)
 
+    def score_lines(
+        self,
+        lines: Iterable[str],
+        *,
+        model: str = "",
+        include_end: bool | None = None,
+        timeout: float | None = None,
+    ) -> LineScores:
+        """Return how probable the model finds each line as a text of its own, in order, as soon as it is known.
+
+            for score in client.score_lines(line.rstrip("\\n") for line in open("app.log")):
+                if score.error or score.bits_per_symbol > 4:
+                    print(score.line, score.text)
+
+        The numbers are those of `score` for the line alone; many lines are scored at a time, with several calls, at all
+        servers of `target`, and a call that breaks is repeated. `lines` may come as slowly as they like, and never end:
+        a thread of its own reads them, some thousand ahead. `include_end` of None adds the end of each line where the
+        model has an end symbol. An empty line has no symbols, and no end. What cannot be read is not an exception:
+        the score says why in `error`. `timeout` is for all lines. Raises TypeError or ValueError.
+        """
+        queue = self._line_queue(model, include_end, timeout)
+        calls = LineCalls(lines, queue, [stub.Score for stub in self._stubs], self._closed.is_set)
+        scores = calls.scores(lambda: self.models(timeout=queue.time_left()), include_end)
+        return LineScores(scores, calls.cancel)
+
     def interact(
         self,
         model: str = "",
@@ -455,6 +482,11 @@ class Client:
         if not isinstance(request, pb.GenerateRequest):
             raise TypeError(f"request must be a GenerateRequest, as `generate_request` returns, not {type(request)}")
         return Failover(request, *self._limits(timeout), contact=self._contact, instead=instead)
+
+    def _line_queue(self, model: str, include_end: bool | None, timeout: float | None) -> LineQueue:
+        if include_end is not None:
+            values.flag("include_end", include_end)
+        return LineQueue(values.text("model", model), *self._limits(timeout), self._contact)
 
     def _limits(self, timeout: float | None) -> tuple[int, float, float | None]:
         return len(self._stubs), self._retry_seconds, values.timeout(timeout)

@@ -38,6 +38,10 @@ class Score:
         terms[0], terms[1:] = self.logprob, logprobs
         self.logprob = float(np.add.accumulate(terms)[-1])
 
+    async def collect(self, logprobs: Logprobs) -> None:
+        """Add them; for `read`."""
+        self.add(logprobs.chosen)
+
     @property
     def bits_per_char(self) -> float:
         """Return the mean information of a character; 0 without characters."""

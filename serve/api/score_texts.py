@@ -8,12 +8,10 @@ costs little more than its steps: messages, and rounds for newcomers, would cost
 import time
 from dataclasses import replace
 
-import numpy as np
-
 from rill.serve.api.call import Call
 from rill.serve.api.cutting import cut_text
-from rill.serve.api.requests import score_spec_of
-from rill.serve.api.score import reading
+from rill.serve.api.requests import CHECKED_AT_ONCE, score_spec_of
+from rill.serve.api.score import Score, read, reading
 from rill.serve.config import ServerConfig
 from rill.serve.engine.text_codec import GivenText
 from rill.serve.engine.types import StreamSpec
@@ -84,9 +82,12 @@ async def _total(
 ) -> pb.ScoreResponse.TextTotal:
     text = await cut_text(text, model, config.max_score_chars, "text")
     spec = await score_spec_of(request, text, spec, model, config)
-    ends = model.bundle.vocabulary.end_ids if request.include_end else (None,)
-    logprobs, given = [], GivenText(text, model.codec, spec.prompt_chars)
-    for end in ends:
-        given = replace(given, end=end)
-        logprobs.append(await model.total_in(slot, replace(reading(spec, given), only_total=True)) if given else 0.0)
-    return pb.ScoreResponse.TextTotal(chars=len(given), logprob=float(np.logaddexp.reduce(logprobs)))
+    ends = model.bundle.vocabulary.end_ids if request.include_end else ()
+    if len(ends) > 1:  # their probabilities are added up
+        score = Score()
+        await read(model, slot, replace(spec, logprobs=0), text, score.collect, include_end=True)
+        return pb.ScoreResponse.TextTotal(chars=score.chars, logprob=score.logprob)
+    whole = model.codec.encode(text) if len(text) <= CHECKED_AT_ONCE else None
+    given = GivenText(text, model.codec, spec.prompt_chars, whole, *ends)
+    logprob = await model.total_in(slot, replace(reading(spec, given), only_total=True)) if given else 0.0
+    return pb.ScoreResponse.TextTotal(chars=len(given), logprob=logprob)

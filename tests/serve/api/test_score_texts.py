@@ -13,6 +13,7 @@ from servers import run_server, wait_until
 
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
+from rill.vocabulary import LONGEST, Vocabulary
 
 SMALL = ("<unk>", "\n", " ", "a", "b", "c")
 
@@ -22,8 +23,13 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     gru = save_bundle(make_run(hidden=16), folder / "gru")
     save_bundle(make_run(SMALL, cell="lstm", hidden=12, layers=2), folder / "small")
+    ends = Vocabulary(("<unk>", "^", "$", "!", "C", "l", "Cl"), LONGEST, "^", ("$", "!"))
+    save_bundle(make_run(ends, hidden=12), folder / "ends")
+    one_end = Vocabulary(("^", "$", "C", "l", "Cl"), LONGEST, "^", ("$",))
+    save_bundle(make_run(one_end, hidden=12), folder / "end")
+    names = ("gru", "small", "ends", "end")
     with (
-        run_server(folder / "gru", folder / "small", "--max-score-chars", 3000) as server,
+        run_server(*(folder / name for name in names), "--max-score-chars", 3000) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub = TextGenerationStub(channel)
@@ -81,6 +87,21 @@ def test_the_other_fields_hold_for_each_text(served, request_):
     assert [(answer.chars, answer.logprob) for answer in totals(served, texts, **request_)] == [
         alone(served, text, **request_) for text in texts
     ]
+
+
+@pytest.mark.parametrize("model", ["ends", "end"])
+def test_the_end_of_each_text_counts_if_asked_for(served, model):
+    texts = ["", "CClC", "lClC" * 100]
+    for include_end in (False, True):
+        answers = totals(served, texts, model=model, include_end=include_end)
+        assert [(answer.chars, answer.logprob) for answer in answers] == [
+            alone(served, text, model=model, include_end=include_end) for text in texts
+        ]
+        assert [answer.chars for answer in answers] == [include_end, 3 + include_end, 201 + include_end]
+    (answer,) = totals(served, ["CxC"], model="end")
+    assert "position 1" in answer.error
+    error, _ = refusal(served.Score(pb.ScoreRequest(texts=["a"], include_end=True)))
+    assert error.details() == "include_end: model 'gru' has no end symbol"
 
 
 def test_each_text_continues_the_stream_of_a_token(served):
