@@ -12,9 +12,10 @@ from typing import Any
 
 import grpc
 import pytest
+from calls import text_of
 
 import rill
-from rill import Client, ServerError
+from rill import ServerError
 from rill.gateway.errors import ApiError
 
 NEED_MORE = {"rill.bench.peers.mlserver": "mlserver", "rill.bench.peers.v2": "mlserver"}
@@ -27,6 +28,7 @@ VALUES = {  # by annotation
     grpc.StatusCode: grpc.StatusCode.ABORTED,
     str | None: "b",
     int | None: 8,
+    bool: True,
     Mapping[str, str] | None: {"retry-after": "1"},
     ApiError: ApiError(400, "a sentence", "prompt", "a_code", {"allow": "GET"}),
 }
@@ -78,16 +80,11 @@ def test_every_exception_survives_pickling_and_copying():
             assert contents(other) == contents(error), kind
 
 
-def generate(target: str) -> str:
-    with Client(target) as client:
-        return "".join(client.generate("\N{GRINNING FACE}"))
-
-
 def test_an_error_of_a_worker_reaches_the_parent(server):
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
         pytest.raises(ServerError, match="not in the model's vocabulary") as caught,
     ):
-        pool.submit(generate, server.target).result(timeout=60)
+        pool.submit(text_of, server.target, "\N{GRINNING FACE}").result(timeout=60)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert len(caught.value.request_id) == 16

@@ -7,10 +7,17 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from rill import Client
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
 Request = pb.InteractRequest
+
+
+def text_of(target: str, prompt: str) -> str:
+    """What a client gets for `prompt`. Processes that a test starts find it here, whatever else is called `tests`."""
+    with Client(target) as client:
+        return "".join(client.generate(prompt))
 
 
 def refusal(call):

@@ -11,7 +11,10 @@ import pytest
 from servers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTIONAL = {"mlserver"}  # a server that the benchmark compares with, if it is installed
+OPTIONAL = {
+    "mlserver",  # a server that the benchmark compares with, if it is installed
+    "pyarrow",  # of the extra `parquet`: `rill batch --out X.parquet` says so without it
+}
 
 
 @cache

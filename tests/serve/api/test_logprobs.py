@@ -265,8 +265,12 @@ async def test_a_reader_that_stops_holds_little(tiny, method):
         }[method]
         calls = [asyncio.create_task(getattr(service, method)(request, context)) for _ in range(STOPPED)]
         async with asyncio.timeout(20):
-            # The text of a parked stream was generated, but perhaps not delivered yet.
-            while model.parked < STOPPED or tracemalloc.get_traced_memory()[0] - before > STOPPED * MOST:
+            # The text of a parked stream was generated, but perhaps not delivered or written yet.
+            while (
+                len(written) < 2 * STOPPED
+                or model.parked < STOPPED
+                or tracemalloc.get_traced_memory()[0] - before > STOPPED * MOST
+            ):
                 await asyncio.sleep(0.02)
         assert len(written) == 2 * STOPPED
         assert {type(message) for message in written} == {bytes}
