@@ -9,7 +9,6 @@ from rill.train.config import (
     DEFAULT_EPOCHS,
     HORIZONS,
     LINES_WINDOW,
-    NGRAM_FIELDS,
     NGRAM_TRAINING_FIELDS,
     OF_SYMBOLS,
     ModelConfig,
@@ -175,10 +174,10 @@ def configure(
         training_options = dict.fromkeys(HORIZONS) | training_options
     if recipe is not None and not (stored is not None and stored.training.recipe == recipe.name):
         discarded = {name for group in ALTERNATIVES if training_options.keys() & set(group) for name in group}
-        if model_options.get("ngrams") == 1:  # the model without its tables
-            discarded |= {*NGRAM_FIELDS, *NGRAM_TRAINING_FIELDS}
+        if model_options.get("ngrams") == 1:
+            recipe = recipe.without_tables()
         values = {name: value for name, value in recipe.training.items() if name not in discarded}
-        model_options = {name: recipe.model[name] for name in recipe.model if name not in discarded} | model_options
+        model_options = recipe.model | model_options
         training_options = values | training_options | {"recipe": recipe.name}
     if stored is not None:
         return _resumed(folder, stored, model_options, training_options)

@@ -158,11 +158,12 @@ def _command(folder: Path, config: dict[str, Any], recipe: Recipe | None) -> str
     base = {declared.name: declared.default for declared in options} | start.get("model", {})
     words = ["rill", "train"]
     if recipe:
+        recipe = recipe if stored.get("ngrams", 1) > 1 else recipe.without_tables()
         base |= recipe.model | recipe.training
         words += ["--recipe", recipe.name]
     for declared in options:
         name = declared.name
-        value = stored.get(name, base[name])
+        value = stored.get(name, declared.default)  # what config.json omits
         value = tuple(value) if isinstance(value, list) else value
         if name == "recipe" or option_of(declared) is None or value is None or value == base[name]:
             continue

@@ -44,6 +44,14 @@ perplexity = 1.05
 val_loss = 1.5
 val_accuracy = 0.75
 """
+TABLES = """
+[model]
+ngrams = 4
+ngram_rows = 500
+[training]
+ngram_dropout = 0.2
+ngram_decay = 0.5
+"""
 SUMMARY = {
     "val_loss": 1.25,
     "step": 20,
@@ -72,9 +80,10 @@ LINE = {
 
 @pytest.fixture(autouse=True)
 def recipes(tmp_path_factory, monkeypatch):
-    """A recipe folder with one recipe, `book`."""
+    """A recipe folder with two recipes, `book` and `tables`."""
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "book.toml").write_text(RECIPE)
+    (folder / "tables.toml").write_text(TABLES)
     monkeypatch.setattr(rill.train.record.recipe, "FOLDER", folder)
     return folder
 
@@ -287,6 +296,8 @@ model_options = st.fixed_dictionaries(
         "bias": st.just(False),
         **{name: st.just(True) for name in ("residual", "bidirectional")},
         "dropout": fractions,
+        "ngrams": st.sampled_from([1, 3, 4]),
+        "ngram_rows": st.sampled_from([500, 600]),
     },
 )
 training_options = st.fixed_dictionaries(
@@ -298,7 +309,7 @@ training_options = st.fixed_dictionaries(
         "prepare": st.sampled_from(["none", "letters", "line"]),
         **{name: whole(1) for name in ("characters", "min_count", "batch", "window", "accumulate")},
         **{name: whole() for name in ("validation_characters", "patience", "warmup", "sample_every", "threads")},
-        **dict.fromkeys(("validation", "momentum"), fractions),
+        **dict.fromkeys(("validation", "momentum", "ngram_dropout"), fractions),
         **dict.fromkeys(("learning_rate", "weight_decay", "clip", "temperature"), positives),
         "sampling": st.just("random"),
         "optimizer": st.sampled_from(["adamw", "sgd", "rmsprop"]),
@@ -320,12 +331,16 @@ horizons = st.one_of(
 )
 
 
-@given(recipe=st.sampled_from([None, "book"]), model=model_options, training=training_options, horizon=horizons)
+@given(
+    recipe=st.sampled_from([None, "book", "tables"]), model=model_options, training=training_options, horizon=horizons
+)
 def test_the_command_makes_the_same_configuration(tmp_path_factory, recipe, model, training, horizon):
     folder = tmp_path_factory.getbasetemp() / "a run"
     if recipe:
         model = load_recipe(recipe).model | model
         training = load_recipe(recipe).training | dict.fromkeys(HORIZONS) | training
+    if model.get("ngrams", 1) == 1:  # without these tables, nothing of theirs can be given
+        model, training = ({name: part[name] for name in part if "ngram_" not in name} for part in (model, training))
     try:
         model = ModelConfig(**model)
         training = TrainingConfig(**training | horizon | {"recipe": recipe or "", "corpus_sha256": "0" * 64})
@@ -396,7 +411,7 @@ def test_a_recipe_by_its_name(recipes):
     assert recipe.target == {"perplexity": 1.05, "val_loss": 1.5, "val_accuracy": 0.75}
     (recipes / "another.toml").write_text("")
     (recipes / "notes.txt").write_text("")
-    assert recipe_names() == ["another", "book"]
+    assert recipe_names() == ["another", "book", "tables"]
 
 
 def test_a_recipe_by_its_path(tmp_path):
@@ -411,7 +426,7 @@ def test_a_recipe_by_its_path(tmp_path):
 
 @pytest.mark.parametrize("name", ["boo", "", "../{}/book", "book.tom"])
 def test_an_unknown_recipe_is_answered_with_the_known_ones(recipes, name):
-    with pytest.raises(ConfigError, match=r"there is no recipe .*; choose one of book, or"):
+    with pytest.raises(ConfigError, match=r"there is no recipe .*; choose one of book, tables, or"):
         load_recipe(name.format(recipes.name))
 
 

@@ -2,11 +2,11 @@
 
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from rill.train.config import ModelConfig, TrainingConfig
+from rill.train.config import NGRAM_TRAINING_FIELDS, ModelConfig, TrainingConfig
 from rill.train.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -37,6 +37,15 @@ class Recipe:
     training: dict[str, Any]
     published: dict[str, str]
     target: dict[str, float]
+
+    def without_tables(self) -> Self:
+        """The recipe without the values that only models with n-gram tables have."""
+        names = {"ngram_rows", *NGRAM_TRAINING_FIELDS}
+        model, training = (
+            {name: value for name, value in section.items() if name not in names}
+            for section in (self.model, self.training)
+        )
+        return replace(self, model=model, training=training)
 
 
 def recipe_names() -> list[str]:
