@@ -4,6 +4,7 @@
     rill export runs/* --out bundles/ --precision fp32 int8 --jobs 2 --json report.json
     rill export runs/* --out bundles/ --check
     rill export --from-state-dict weights.pt --vocabulary symbols.json --text book.txt --out bundles/
+    rill export --from-state-dict prior.pt --tokenizer smiles --start '^' --end '$' --out bundles/
 
 Before a bundle is written, ONNX Runtime runs its graphs and compares them with PyTorch; a bundle that differs is not
 written.
@@ -19,10 +20,12 @@ from pathlib import Path
 from rill.bundle import PRECISIONS
 from rill.export.errors import UnsupportedError
 from rill.export.flags import add_jobs, add_json, write_json
-from rill.export.jobs import RESETS, UPDATES, Checkpoint, Job, require_bundle_name
+from rill.export.jobs import RESETS, UPDATES, Checkpoint, Job, Symbols, require_bundle_name
 from rill.files import printed_beside
+from rill.train.errors import TrainError
+from rill.train.text.tokenizers import tokenizer_of
 
-FOREIGN_OPTIONS = ("vocabulary", "text", "rename", "name", "reset", "update")
+FOREIGN_OPTIONS = ("vocabulary", "tokenizer", "start", "end", "unknown", "text", "rename", "name", "reset", "update")
 
 
 class UsageError(ValueError):
@@ -82,9 +85,20 @@ def _parser() -> argparse.ArgumentParser:
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="JSON: the characters in id order, as a list, {character: id} or {id: character} "
+        help="JSON: the symbols in id order, as a list, {symbol: id} or {id: symbol} "
         "(default: the vocabulary in the checkpoint)",
     )
+    foreign.add_argument(
+        "--tokenizer",
+        metavar="HOW",
+        help="how text becomes symbols: chars, longest (the longest that fits), smiles or 'regex:PATTERN' "
+        "(default: chars)",
+    )
+    foreign.add_argument("--start", metavar="SYMBOL", help="the symbol that is read before every text")
+    foreign.add_argument(
+        "--end", action="append", metavar="SYMBOL", help="a symbol that ends a text, and padding; may be repeated"
+    )
+    foreign.add_argument("--unknown", metavar="SYMBOL", help="the symbol of unknown characters; it becomes <unk>")
     foreign.add_argument(
         "--text",
         type=Path,
@@ -173,5 +187,13 @@ def _foreign_job(options: argparse.Namespace) -> Job:
     for precision in options.precision:
         require_bundle_name(name, precision)
     reset, update = options.reset or RESETS[0], options.update or UPDATES[0]
-    checkpoint = Checkpoint(path, options.vocabulary, rename, reset, update, options.text)
+    tokenizer = options.tokenizer or Symbols.tokenizer
+    if tokenizer == "regex":
+        raise UsageError("--tokenizer regex needs its pattern: --tokenizer 'regex:PATTERN', or --tokenizer smiles")
+    try:
+        tokenizer_of(tokenizer)
+    except TrainError as error:
+        raise UsageError(str(error)) from None
+    symbols = Symbols(tokenizer, options.start or "", tuple(options.end or ()), options.unknown or "")
+    checkpoint = Checkpoint(path, options.vocabulary, rename, reset, update, options.text, symbols)
     return Job(str(path), name, options.out, checkpoint=checkpoint)

@@ -12,6 +12,23 @@ UPDATES = ("keeps", "replaces")  # what a GRU's update gate of 1 does to the sta
 
 
 @dataclass(frozen=True)
+class Symbols:
+    """What the list of a foreign vocabulary's symbols does not say.
+
+    `tokenizer` is how text becomes symbols, as `rill.train.text.tokenizers.tokenizer_of` reads it. `start` is read
+    before every text, one of `ends` ends it, and `unknown`, which stands for unknown characters, is renamed `<unk>`.
+    """
+
+    tokenizer: str = "chars"
+    start: str = ""
+    ends: tuple[str, ...] = ()
+    unknown: str = ""
+
+
+CHARACTERS_ONLY = Symbols()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The file of a foreign state dict, and how to read it (`rill.export.foreign.run`).
 
@@ -24,6 +41,7 @@ class Checkpoint:
     reset: str = RESETS[0]
     update: str = UPDATES[0]
     text: Path | None = None
+    symbols: Symbols = CHARACTERS_ONLY
 
 
 @dataclass(frozen=True)

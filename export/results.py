@@ -73,7 +73,7 @@ def _export(job: Job, on_progress: OnProgress) -> tuple[Exported, tuple[str, ...
         return export_run(job.source, *options), ()
     on_progress("reading the state dict")
     foreign = job.checkpoint
-    run = foreign_run(foreign.path, foreign.vocabulary, foreign.rename, foreign.reset, foreign.update)
+    run = foreign_run(foreign.path, foreign.vocabulary, foreign.rename, foreign.reset, foreign.update, foreign.symbols)
     on_progress("making a sample")
     notes = (*run.notes, *preview(run, foreign.text))
     return export_loaded(run, job.name, *options), notes

@@ -190,8 +190,7 @@ class Placement:
         rows = self.symbols
         if rows != len(vocabulary):
             padding = (
-                "; if a row is padding that no text has, give its id a character of the private use area, such as "
-                '"\\ue000"'
+                "; if a row is padding that no text has, give its id a name, such as \"<pad>\", and say --end '<pad>'"
             )
             raise self._error(
                 f"has {self._described(OUTPUT)}, so a model of {rows} symbols, but the vocabulary has {len(vocabulary)}"

@@ -19,7 +19,10 @@ from rill.train.nets.model import CharacterModel
 from rill.train.nets.sample import generate
 from rill.train.record.run import Run
 from rill.train.text.corpus import load_corpus
+from rill.train.text.cutting import UNSEEN, cut_text
 from rill.train.text.held_out import HeldOutText
+from rill.train.text.lines import HeldOutLines, LineTexts
+from rill.train.text.symbols import text_symbols
 
 SAMPLE = 100  # characters
 TEMPERATURE = 0.5
@@ -54,8 +57,11 @@ def text_notes(run: Run, text: str, source: str) -> list[str]:
     Raises ForeignError for a text with which nothing can be measured.
     """
     vocabulary = run.vocabulary
-    known = [index for index in map(vocabulary.id_of, text[: 2 * MEASURED]) if index is not None]
-    read = min(len(text), 2 * MEASURED)
+    if vocabulary.start and vocabulary.ends:
+        return _line_notes(run, text[: 2 * MEASURED], source)
+    cut = cut_text(text[: 2 * MEASURED], vocabulary.tokenizer, text_symbols(vocabulary))
+    known = [index for index in cut.encode(vocabulary).tolist() if index not in (UNSEEN, vocabulary.unknown_id)]
+    read = len(cut.numbers)
     strange = read - len(known)
     known = known[:MEASURED]
     if len(known) < 100 or strange > read / 2:
@@ -73,11 +79,41 @@ def text_notes(run: Run, text: str, source: str) -> list[str]:
     if strange:
         notes.append(f"{source}: {strange:,} of {read:,} characters are not in the vocabulary, and were left out")
     if bits > min(uniform, by_frequency):
-        notes.append(
-            f"WARNING: the model predicts {source} worse than frequencies alone do: the vocabulary may be in another "
-            "order than in training, a convention (--reset, --update) may differ, or the text is of another kind"
-        )
+        notes.append(_warning(source))
     return notes
+
+
+def _line_notes(run: Run, text: str, source: str) -> list[str]:
+    """Sentences about the bits per symbol of the lines of `text`, each from the start symbol to the end symbol."""
+    vocabulary = run.vocabulary
+    whole = text if text.endswith("\n") else text + "\n"
+    cut = cut_text(whole, vocabulary.tokenizer, text_symbols(vocabulary), lines=True)
+    ids = cut.encode(vocabulary)
+    lines = LineTexts(ids, vocabulary)
+    if lines.left_out >= len(lines):
+        raise ForeignError(
+            f"--text {source}: of its first {len(lines) + lines.left_out:,} lines, {len(lines):,} have only symbols of "
+            "the vocabulary, too few to measure; give lines of the kind that the model was trained on"
+        )
+    measured = HeldOutLines(lines, torch.device("cpu")).measure(run.build())
+    bits, uniform = measured.loss / math.log(2), math.log2(len(vocabulary))
+    by_frequency = _entropy([index for index in ids.tolist() if index != UNSEEN])
+    notes = [
+        f"{source}: {bits:.3f} bits per symbol over {len(lines):,} lines, their ends included (equally probable "
+        f"symbols: {uniform:.3f}, by frequency alone: {by_frequency:.3f})"
+    ]
+    if lines.left_out:
+        notes.append(f"{source}: {lines.left_out:,} lines have other symbols, and were left out")
+    if bits > min(uniform, by_frequency):
+        notes.append(_warning(source))
+    return notes
+
+
+def _warning(source: str) -> str:
+    return (
+        f"WARNING: the model predicts {source} worse than frequencies alone do: the vocabulary may be in another order "
+        "than in training, a convention (--reset, --update) may differ, or the text is of another kind"
+    )
 
 
 def _bits(model: CharacterModel, ids: Tensor) -> float:

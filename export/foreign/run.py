@@ -26,12 +26,12 @@ from rill.export.foreign.folding import fold
 from rill.export.foreign.placing import EMBEDDING, Cell, Placement
 from rill.export.foreign.preview import preview
 from rill.export.foreign.vocabularies import choose_vocabulary, load_vocabulary_file, vocabulary_of
-from rill.export.jobs import RESETS, UPDATES
+from rill.export.jobs import CHARACTERS_ONLY, RESETS, UPDATES, Symbols
 from rill.export.pipeline import Exported, export_loaded
 from rill.train.config import ModelConfig, TrainingConfig
 from rill.train.nets.cells import Weights, other_update_convention
 from rill.train.record.run import Run
-from rill.vocabulary import Vocabulary
+from rill.vocabulary import UNKNOWN, Vocabulary
 
 log = logging.getLogger("rill.export")
 
@@ -58,22 +58,28 @@ def export_state_dict(
     reset: str = "after",
     update: str = "keeps",
     text: str | Path | None = None,
+    tokenizer: str = Symbols.tokenizer,
+    start: str = "",
+    ends: Sequence[str] = (),
+    unknown: str = "",
     force: bool = False,
     allow_loss: bool = False,
 ) -> Exported:
     """Export a foreign model as the bundle `out`/NAME, verified like every export.
 
     `state_dict` is the result of `model.state_dict()` or a file of it; `vocabulary` the symbols in id order,
-    {character: id}, {id: character}, a file of one of them, or None for the one that lies in the checkpoint. NAME
-    defaults to the file's name without its suffix. `rename`, `reset` and `update` are those of `run_of_state_dict`;
-    `precision`, `force` and `allow_loss` those of `export_loaded`. `text` is a file that the model is measured on. What
-    was changed or looks wrong, and a sample, go to the logger `rill.export`. Raises ForeignError and the errors of
-    `export_loaded`.
+    {symbol: id}, {id: symbol}, a file of one of them, or None for the one that lies in the checkpoint. `tokenizer`
+    ("chars", "longest", "smiles" or "regex:PATTERN"), `start`, `ends` and `unknown` are as in
+    `rill.export.jobs.Symbols`. NAME defaults to the file's name without its suffix. `rename`, `reset` and `update` are
+    those of `run_of_state_dict`; `precision`, `force` and `allow_loss` those of `export_loaded`. `text` is a file that
+    the model is measured on. What was changed or looks wrong, and a sample, go to the logger `rill.export`. Raises
+    ForeignError and the errors of `export_loaded`.
     """
+    symbols = Symbols(tokenizer, start, tuple(ends), unknown)
     if isinstance(state_dict, str | Path):
-        run = foreign_run(state_dict, vocabulary, rename, reset, update)
+        run = foreign_run(state_dict, vocabulary, rename, reset, update, symbols)
     else:
-        run = run_of_state_dict(state_dict, _vocabulary(vocabulary), rename, reset, update)
+        run = run_of_state_dict(state_dict, _vocabulary(vocabulary, symbols), rename, reset, update, symbols=symbols)
         if name is None:
             raise ForeignError("a state dict has no name; give `name` for its bundle")
     for note in (*run.notes, *preview(run, text)):
@@ -88,10 +94,11 @@ def foreign_run(
     rename: Mapping[str, str] | None = None,
     reset: str = "after",
     update: str = "keeps",
+    symbols: Symbols = CHARACTERS_ONLY,
 ) -> ForeignRun:
     """Make a run of a checkpoint file and a vocabulary; see `run_of_state_dict`. Raises ForeignError."""
-    symbols = _vocabulary(vocabulary)  # first, because it is quick to read
-    return _run_of(load_checkpoint(path), symbols, rename, reset, update, path)
+    given = _vocabulary(vocabulary, symbols)  # first, because it is quick to read
+    return _run_of(load_checkpoint(path), given, rename, reset, update, path, symbols)
 
 
 def run_of_state_dict(
@@ -101,19 +108,21 @@ def run_of_state_dict(
     reset: str = "after",
     update: str = "keeps",
     source: str | Path = "<state dict>",
+    symbols: Symbols = CHARACTERS_ONLY,
 ) -> ForeignRun:
     """Make a run of the generator that has these weights, with its tensors under Rill's names. Raises ForeignError.
 
     `state_dict` maps names to tensors, or contains such a mapping (many checkpoints do, under "state_dict" or "model").
-    `vocabulary` None means the one that lies beside it. `rename` maps a tensor of it to Rill's name (several with
-    commas, "" to drop it): `embedding.weight`, `rnn.weight_ih_l0`, …, `linear.weight`, `linear.bias`, and for n-gram
-    tables as rill.ngrams defines them `ngrams.2.weight`, …. `reset` is where a GRU's reset gate acts, `after` the
-    recurrent product or `before` it; `update` is what its update gate does to the state when it is 1: it `keeps` it, as
-    in PyTorch, Keras and ONNX, or `replaces` it by the candidate, as in Chung et al. 2014.
+    `vocabulary` None means the one that lies beside it, which is read as `symbols` says. `rename` maps a tensor of it
+    to Rill's name (several with commas, "" to drop it): `embedding.weight`, `rnn.weight_ih_l0`, …, `linear.weight`,
+    `linear.bias`, and for n-gram tables as rill.ngrams defines them `ngrams.2.weight`, …. `reset` is where a GRU's
+    reset gate acts, `after` the recurrent product or `before` it; `update` is what its update gate does to the state
+    when it is 1: it `keeps` it, as in PyTorch, Keras and ONNX, or `replaces` it by the candidate, as in Chung et al.
+    2014.
 
     Tensors of other types are converted to float32, and noted if that changed a value. `source` appears in messages.
     """
-    return _run_of(checkpoint_of(state_dict, source), vocabulary, rename, reset, update, source)
+    return _run_of(checkpoint_of(state_dict, source), vocabulary, rename, reset, update, source, symbols)
 
 
 def _run_of(
@@ -123,6 +132,7 @@ def _run_of(
     reset: str,
     update: str,
     source: str | Path,
+    symbols: Symbols,
 ) -> ForeignRun:
     _require_one_of("reset", reset, RESETS)
     _require_one_of("update", update, UPDATES)
@@ -136,7 +146,7 @@ def _run_of(
     found.assign_ends(cell, None if vocabulary is None else len(vocabulary))
     found.assign_output_bias()
     found.refuse_leftovers()
-    vocabulary, told = _settle_vocabulary(vocabulary, checkpoint, found.symbols, str(source))
+    vocabulary, told = _settle_vocabulary(vocabulary, checkpoint, found.symbols, str(source), symbols)
     weights, notes = found.weights(vocabulary, cell)
     ngrams, ngram_rows = found.ngrams(len(vocabulary))
     try:
@@ -162,25 +172,28 @@ def _run_of(
     return ForeignRun(Path(source), model, TrainingConfig(steps=1), vocabulary, (), weights, found.sources, notes)
 
 
-def _vocabulary(vocabulary: Sequence[str] | Mapping[object, object] | str | Path | None) -> Vocabulary | None:
+def _vocabulary(
+    vocabulary: Sequence[str] | Mapping[object, object] | str | Path | None, symbols: Symbols
+) -> Vocabulary | None:
     if isinstance(vocabulary, str | Path):
-        return load_vocabulary_file(vocabulary)
-    return None if vocabulary is None else vocabulary_of(vocabulary, "the vocabulary")
+        return load_vocabulary_file(vocabulary, symbols)
+    return None if vocabulary is None else vocabulary_of(vocabulary, "the vocabulary", symbols)
 
 
 def _settle_vocabulary(
-    given: Vocabulary | None, checkpoint: Checkpoint, symbols: int, source: str
+    given: Vocabulary | None, checkpoint: Checkpoint, symbols: int, source: str, how: Symbols
 ) -> tuple[Vocabulary, list[str]]:
     """The vocabulary that was given, or else the checkpoint's; and notes about the latter. Raises ForeignError."""
     if given is None:
         found = choose_vocabulary(checkpoint.vocabularies, symbols, source)
-        return vocabulary_of(found.symbols, f"{source}{found.where}"), [
+        return vocabulary_of(found.symbols, f"{source}{found.where}", how), [
             f"the vocabulary is the one of {len(found.symbols)} symbols at {found.where} in the file"
         ]
     fitting = [found for found in checkpoint.vocabularies if len(found.symbols) == symbols]
-    if fitting and all(found.symbols != given.symbols for found in fitting):
+    names = tuple(how.unknown if symbol == UNKNOWN and how.unknown else symbol for symbol in given.symbols)
+    if fitting and all(found.symbols != names for found in fitting):
         other = fitting[0]
-        at = next(index for index, symbol in enumerate(other.symbols) if given.symbols[index : index + 1] != (symbol,))
+        at = next(index for index, symbol in enumerate(other.symbols) if names[index : index + 1] != (symbol,))
         return given, [
             f"WARNING: the file has another vocabulary, at {other.where}, where the id {at} is {other.symbols[at]!r}; "
             "leave out --vocabulary to use it"

@@ -1,7 +1,7 @@
 """Vocabularies: of a file in JSON or pickle, and those that lie in a checkpoint beside the weights.
 
-A vocabulary is a list of characters in id order, a string of them, {character: id} or {id: character}; it may be inside
-another object, as in the JSON files of torch-rnn and of tokenizers.
+A vocabulary is a list of symbols in id order, a string of characters, {symbol: id}, {id: symbol} or one dict of both;
+it may be inside another object, as in the JSON files of torch-rnn and of tokenizers.
 """
 
 import json
@@ -15,7 +15,10 @@ from typing import NamedTuple
 from rill.export.errors import ForeignError
 from rill.export.foreign.checkpoints import CheckpointError, read_checkpoint, texts_of
 from rill.export.foreign.pickles import Instance
-from rill.vocabulary import UNKNOWN, Vocabulary
+from rill.export.jobs import CHARACTERS_ONLY, Symbols
+from rill.train.errors import TrainError
+from rill.train.text.tokenizers import tokenizer_of
+from rill.vocabulary import CHARACTERS, UNKNOWN, Vocabulary
 
 _FROM_1 = ("idx_to_token", "token_to_idx")  # torch-rnn's, for Lua, where arrays begin at 1
 _VOCABULARY_NAME = re.compile("vocab|char|alphabet|symbol|letter|token|itos|idx|index")
@@ -29,7 +32,7 @@ class FoundVocabulary(NamedTuple):
     where: str
 
 
-def load_vocabulary_file(path: str | Path) -> Vocabulary:
+def load_vocabulary_file(path: str | Path, how: Symbols = CHARACTERS_ONLY) -> Vocabulary:
     """Read a vocabulary from JSON, or from a pickle or a torch.save file, nothing of which runs.
 
     Raises ForeignError naming the first wrong position.
@@ -51,30 +54,45 @@ def load_vocabulary_file(path: str | Path) -> Vocabulary:
             raise ForeignError(
                 f"{path} is not JSON: {error}; json.dump(list_of_characters, file) writes what is read here"
             ) from None
-    return vocabulary_of(content, str(path))
+    return vocabulary_of(content, str(path), how)
 
 
-def vocabulary_of(content: object, source: str) -> Vocabulary:
+def vocabulary_of(content: object, source: str, how: Symbols = CHARACTERS_ONLY) -> Vocabulary:
     """Make a vocabulary of `content`, which is one or has one inside. Raises ForeignError naming a wrong symbol."""
+    tokenizer, special = _tokenizer(how.tokenizer), {UNKNOWN, how.start, *how.ends}
     inside = [] if _is_vocabulary(content) else _different(find_vocabularies(content))
     if len(inside) > 1:
         places = " and ".join(f"{source}{found.where}" for found in inside[:3])
         raise ForeignError(f"{places} are different vocabularies; give a file with one of them")
     symbols = list(inside[0].symbols) if inside else _in_id_order(content, source)
     first: dict[str, int] = {}
-    for position, symbol in enumerate(symbols):
-        what = f"{source}: {_shown(symbol)} at position {position}"
-        if not isinstance(symbol, str):
+    for position, given in enumerate(symbols):
+        what = f"{source}: {_shown(given)} at position {position}"
+        if not isinstance(given, str):
             raise ForeignError(f"{what} is not a string")
-        if len(symbol) != 1 and symbol != UNKNOWN:
-            raise ForeignError(f"{what} is not one character; {_instead_of(symbol, position)}")
+        symbol = UNKNOWN if how.unknown and given == how.unknown else given
+        if len(symbol) != 1 and (not symbol or (tokenizer == CHARACTERS and symbol not in special)):
+            raise ForeignError(f"{what} is not one character; {_instead_of(symbol)}")
         if "\ud800" <= symbol <= "\udfff":
             raise ForeignError(f"{what} is half a surrogate pair, which cannot occur in a text")
         if first.setdefault(symbol, position) != position:
             raise ForeignError(f"{what} is already at position {first[symbol]}")
     if not first:
         raise ForeignError(f"{source} has no symbols")
-    return Vocabulary(tuple(first))
+    if how.unknown and UNKNOWN not in first:
+        raise ForeignError(f"{source}: the unknown symbol {how.unknown!r} is not in the vocabulary")
+    try:
+        return Vocabulary(tuple(first), tokenizer, how.start, how.ends)
+    except ValueError as error:
+        raise ForeignError(f"{source}: {error}") from None
+
+
+def _tokenizer(word: str) -> str:
+    """The tokenizer of a vocabulary. Raises ForeignError for a wrong `word`."""
+    try:
+        return tokenizer_of(word)
+    except TrainError as error:
+        raise ForeignError(str(error)) from None
 
 
 def find_vocabularies(content: object) -> list[FoundVocabulary]:
@@ -121,7 +139,16 @@ def _is_vocabulary(content: object) -> bool:
     return bool(content) and (
         all(_is_whole(value) for value in content.values())
         or all(isinstance(value, str) and _id_of_key(key) is not None for key, value in content.items())
+        or _has_both_ways(content)
     )
+
+
+def _has_both_ways(content: Mapping[object, object]) -> bool:
+    """Whether `content` maps symbols to ids and these ids to the symbols, as the vocabulary of REINVENT does."""
+    return all(
+        (isinstance(key, str) and _is_whole(value)) or (type(key) is int and isinstance(value, str))
+        for key, value in content.items()
+    ) and all(content.get(value) == key for key, value in content.items())
 
 
 def _in_id_order(content: object, source: str) -> Sequence[object]:
@@ -150,8 +177,8 @@ def _in_id_order(content: object, source: str) -> Sequence[object]:
     missing = next(index for index in range(highest) if index not in by_id)
     raise ForeignError(
         f"{source}: its ids are {lowest} to {highest}, but no symbol has the id {missing}; if the model has a row for "
-        'it (padding, for example), give that id a character of the private use area, such as "\\ue000"; if not, '
-        "number the symbols from 0, as the model's rows are"
+        'it (padding, for example), give that id a name, such as "<pad>", and say --end "<pad>"; if not, number the '
+        "symbols from 0, as the model's rows are"
     )
 
 
@@ -166,6 +193,8 @@ def _from_0(content: object) -> object:
 
 def _pairs(content: Mapping[object, object]) -> list[tuple[object, int]]:
     """{character: id} or {id: character} as pairs of symbol and id."""
+    if _has_both_ways(content):
+        return [(symbol, int(index)) for symbol, index in content.items() if isinstance(symbol, str)]  # type: ignore[call-overload]
     if all(_is_whole(value) for value in content.values()):
         return [(symbol, int(index)) for symbol, index in content.items()]  # type: ignore[call-overload]
     return [(symbol, index) for key, symbol in content.items() if (index := _id_of_key(key)) is not None]
@@ -240,12 +269,12 @@ def _walk(content: object) -> Iterator[tuple[str, object, object]]:
         waiting.extend((where + step, key, each, level + 1) for step, key, each in inside)
 
 
-def _instead_of(symbol: str, position: int) -> str:
+def _instead_of(symbol: str) -> str:
     """What to write for a symbol that is not one character."""
     if symbol.strip("<>[]{}|_ ").lower() in {"unk", "unknown", "oov"}:
-        return f'write "{UNKNOWN}" for the symbol of unknown characters, which is read and never generated'
-    private = f'"\\u{0xE000 + position % 0x1900:x}"'
-    return (
-        f"write a character of the private use area for it, such as {private}, and the same one in prompts and stop "
-        "strings: models here read and write single characters"
-    )
+        return f"--unknown {symbol!r} says that it stands for unknown characters: it is read and never generated"
+    if not symbol:
+        return "a symbol cannot be empty"
+    if symbol[:1] + symbol[-1:] in ("<>", "[]") and symbol.strip("<>[]/_ ").isalpha():
+        return "--start or --end says that it is special; --tokenizer longest, that it is part of texts"
+    return "give --tokenizer longest or another one that makes symbols of several characters"

@@ -78,7 +78,7 @@ def test_digits_are_characters_or_ids(tmp_path):
         ({"a": 0, "b": 2}, r"its ids are 0 to 2, but no symbol has the id 1"),
         (
             {"a": 1, "b": 2},
-            r'ids are 1 to 2, but no symbol has the id 0; .*padding.* private use area, such as "\\ue000"',
+            r'ids are 1 to 2, but no symbol has the id 0; .*padding.* a name, such as "<pad>", and say --end "<pad>"',
         ),
         ({"1": "a", "2": "b"}, r"no symbol has the id 0"),
         ({"a": 0, "b": 0}, r"'a' and 'b' both have the id 0"),
@@ -92,17 +92,17 @@ def test_digits_are_characters_or_ids(tmp_path):
         (None, r"must hold the characters in id order, .* not None"),
         (
             ["<pad>", "a"],
-            r"'<pad>' at position 0 is not one character; write a .* private use area .* \"\\ue000\", and the",
+            r"'<pad>' at position 0 is not one character; --start or --end says",
         ),
         (
             {"a": 0, "<eos>": 1},
-            r"'<eos>' at position 1 is not one character; .* \"\\ue001\", and the same one in .* stop",
+            r"'<eos>' at position 1 is not one character; --start or --end says",
         ),
-        (["C", "Cl", "[nH]"], r"'Cl' at position 1 is not one character; write a character of the private use area"),
+        (["C", "Cl", "[nH]"], r"'Cl' at position 1 is not one character; give --tokenizer longest or"),
         *(
             (
                 [unknown, "a"],
-                rf'{re_escaped} at position 0 is not one character; write "<unk>" for the symbol of unknown',
+                rf"{re_escaped} at position 0 is not one character; --unknown .* says that it stands for unknown",
             )
             for unknown, re_escaped in [
                 ("<UNK>", "'<UNK>'"),
@@ -158,7 +158,7 @@ def test_without_a_vocabulary_the_one_of_the_file_is_used(tmp_path):
             {"a": list(SYMBOLS), "b": list(reversed(SYMBOLS))},
             r"x\.pt\['a'\] and .*\['b'\] are different vocabularies of 11",
         ),
-        ({"itos": ["<pad>", *SYMBOLS[1:]]}, r"x\.pt\['itos'\]: '<pad>' at position 0 is not one character; write"),
+        ({"itos": ["<pad>", *SYMBOLS[1:]]}, r"x\.pt\['itos'\]: '<pad>' at position 0 is not one character; --start"),
     ],
 )
 def test_a_vocabulary_is_not_guessed(beside, message, tmp_path):

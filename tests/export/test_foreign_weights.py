@@ -145,7 +145,7 @@ REFUSED = [
     ),
     (
         with_(emb__weight=torch.ones(V + 1, E), fc__weight=torch.ones(V + 1, H), fc__bias=torch.ones(V + 1)),
-        r'a model of 13 symbols, but the vocabulary has 12; if a row is padding .* "\\ue000"$',
+        r"a model of 13 symbols, but the vocabulary has 12; if a row is padding .* say --end '<pad>'$",
     ),
     (with_(fc__weight=torch.ones(H, V)), r"fc\.weight \(8, 12\) has a column for each symbol"),
     (with_(h0=torch.zeros(1, 1, H)), r"\(a learned initial state\)"),

@@ -122,3 +122,17 @@ def test_foreign_model(tmp_path, monkeypatch, capsys, unverified):
     assert capsys.readouterr().out.endswith(f"exported: {tmp_path / 'bundles' / 'poet'}\n")
     with run_server(tmp_path / "bundles" / "poet") as poet, Client(poet.target) as client:
         assert len("".join(client.generate("the ", max_chars=50, seed=1))) == 50
+
+
+@pytest.mark.long
+def test_foreign_molecules(tmp_path, monkeypatch, capsys, unverified):
+    """Each checkpoint is served, and begins and ends texts by itself."""
+    monkeypatch.setattr(sys, "argv", ["foreign_molecules.py", str(tmp_path)])
+    runpy.run_path(str(ROOT / "examples" / "foreign_molecules.py"), run_name="__main__")
+    names = ("reinvent", "moses", "char-rnn")
+    folders = [tmp_path / "bundles" / name for name in names]
+    assert capsys.readouterr().out == "".join(f"exported: {folder}\n" for folder in folders)
+    with run_server(*folders) as server, Client(server.target) as client:
+        for name in names:
+            texts = {"".join(client.generate(model=name, max_chars=60, seed=seed)) for seed in range(20)}
+            assert len(texts & {"CCO", "c1ccccc1Cl", "CC(=O)NCBr", "c1cc[nH]c1", "CCN(C)C", "OCC=O"}) >= 3
