@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rill import Client
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-def run_example(name: str, *arguments: object, python: str = sys.executable) -> str:
+def run_example(name: str, *arguments: object, python: str = sys.executable, timeout: float = 60) -> str:
     """Run `python examples/NAME ARGUMENTS`; return what it printed."""
     done = subprocess.run(
         [python, "-W", "error", f"examples/{name}", *map(str, arguments)],
@@ -25,7 +26,7 @@ def run_example(name: str, *arguments: object, python: str = sys.executable) -> 
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -136,3 +137,13 @@ def test_foreign_molecules(tmp_path, monkeypatch, capsys, unverified):
         for name in names:
             texts = {"".join(client.generate(model=name, max_chars=60, seed=seed)) for seed in range(20)}
             assert len(texts & {"CCO", "c1ccccc1Cl", "CC(=O)NCBr", "c1cc[nH]c1", "CCN(C)C", "OCC=O"}) >= 3
+
+
+@pytest.mark.long
+def test_log_anomalies(tmp_path):
+    printed = run_example("log_anomalies.py", tmp_path / "log", timeout=300).splitlines()
+    assert len(printed) == 11
+    assert all("GET" in line for line in printed[:5])
+    found = re.fullmatch(r"AUC (\d\.\d{4}): 8 attacks among 308 lines", printed[-1])
+    assert found
+    assert float(found[1]) > 0.98
