@@ -320,7 +320,7 @@ def test_a_signal_to_one_process_stops_both_with_all_rows_saved(
     assert errors == ""
     assert second == [code, "", ""]
     position = torch.load("cut/trainer.pt", weights_only=True)["position"]
-    assert [tuple(part.shape) for part in position["state"]] == [(1, 4, 12)] * 2
+    assert [tuple(part.shape) for part in position["state"]] == [(1, 4, 12), (1, 4, 12), (2, 4)]  # h, c, context
     assert position["chars"] == 13 * 4 * 16
 
 
