@@ -26,7 +26,8 @@ from pathlib import Path
 from rdkit import Chem, DataStructs, RDLogger
 from rdkit.Chem import rdFingerprintGenerator
 
-# The published CharRNN: mean of three runs in table 2 of the paper (three layers of 768, 80 epochs on a GPU).
+# The published CharRNN: mean of three runs, from the README of molecularsets/moses (0.9748 ± 0.0264 valid, 0.8419 ±
+# 0.0509 novel; three layers of 768, 80 epochs on a GPU).
 CHAR_RNN = {"valid": 0.975, "unique@1000": 1.0, "unique@10000": 0.999, "novel": 0.842, "internal diversity": 0.856}
 MOST = 10_000  # molecules whose pairs are compared
 LONGEST = 1_000  # characters of a molecule: others are not valid

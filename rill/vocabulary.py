@@ -65,12 +65,11 @@ class Vocabulary:
         if len(self._ids) != len(self.symbols):
             raise ValueError("the vocabulary repeats a symbol")
         self._check_special_symbols()
-        special = {UNKNOWN, self.start, *self.ends}
         cuts = self.tokenizer not in (CHARACTERS, SEQUENCES)
         for symbol in self.symbols:
             if not symbol:
                 raise ValueError("the vocabulary has an empty symbol")
-            if self.tokenizer == CHARACTERS and len(symbol) != 1 and symbol not in special:
+            if self.tokenizer == CHARACTERS and len(symbol) != 1 and symbol not in self.special_symbols:
                 raise ValueError(f"the vocabulary symbol {symbol!r} is not one character")
             if cuts and len(symbol) > MAX_SYMBOL:
                 raise ValueError(f"the vocabulary symbol {symbol[:20]!r}… has more than {MAX_SYMBOL} characters")
@@ -119,6 +118,16 @@ class Vocabulary:
     def id_of(self, symbol: str) -> int | None:
         """The id of `symbol`, or None."""
         return self._ids.get(symbol)
+
+    @cached_property
+    def special_symbols(self) -> frozenset[str]:
+        """`<unk>`, the start symbol and the end symbols, whether or not the vocabulary has them: no text has them."""
+        return frozenset({UNKNOWN, *self.ends, *([self.start] if self.start else [])})
+
+    @cached_property
+    def text_symbols(self) -> tuple[str, ...]:
+        """The symbols that text is cut into, in the order of their ids."""
+        return tuple(self._text_ids)
 
     @property
     def unknown_id(self) -> int | None:
@@ -246,8 +255,7 @@ class Vocabulary:
     @cached_property
     def _text_ids(self) -> dict[str, int]:
         """The ids of the symbols that text is cut into."""
-        special = {UNKNOWN, self.start, *self.ends}
-        return {symbol: index for symbol, index in self._ids.items() if symbol not in special}
+        return {symbol: index for symbol, index in self._ids.items() if symbol not in self.special_symbols}
 
     @cached_property
     def _lengths(self) -> dict[str, tuple[int, ...]]:

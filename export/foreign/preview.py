@@ -22,7 +22,6 @@ from rill.train.text.corpus import load_corpus
 from rill.train.text.cutting import UNSEEN, cut_text
 from rill.train.text.held_out import HeldOutText
 from rill.train.text.lines import HeldOutLines, LineTexts
-from rill.train.text.symbols import text_symbols
 
 SAMPLE = 100  # characters
 TEMPERATURE = 0.5
@@ -59,7 +58,7 @@ def text_notes(run: Run, text: str, source: str) -> list[str]:
     vocabulary = run.vocabulary
     if vocabulary.start and vocabulary.ends:
         return _line_notes(run, text[: 2 * MEASURED], source)
-    cut = cut_text(text[: 2 * MEASURED], vocabulary.tokenizer, text_symbols(vocabulary))
+    cut = cut_text(text[: 2 * MEASURED], vocabulary.tokenizer, vocabulary.text_symbols)
     known = [index for index in cut.encode(vocabulary).tolist() if index not in (UNSEEN, vocabulary.unknown_id)]
     read = len(cut.numbers)
     strange = read - len(known)
@@ -87,7 +86,7 @@ def _line_notes(run: Run, text: str, source: str) -> list[str]:
     """Sentences about the bits per symbol of the lines of `text`, each from the start symbol to the end symbol."""
     vocabulary = run.vocabulary
     whole = text if text.endswith("\n") else text + "\n"
-    cut = cut_text(whole, vocabulary.tokenizer, text_symbols(vocabulary), lines=True)
+    cut = cut_text(whole, vocabulary.tokenizer, vocabulary.text_symbols, lines=True)
     ids = cut.encode(vocabulary)
     lines = LineTexts(ids, vocabulary)
     if lines.left_out >= len(lines):

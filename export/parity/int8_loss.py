@@ -21,7 +21,6 @@ from rill.train.text.cutting import UNSEEN, cut_text
 from rill.train.text.files import is_stream
 from rill.train.text.lines import LineTexts
 from rill.train.text.split import known_characters, read_texts
-from rill.train.text.symbols import text_symbols
 from rill.train.text.windows import IGNORED
 from rill.vocabulary import Vocabulary
 
@@ -79,7 +78,7 @@ def _validation(run: Run) -> tuple[Array, Array] | None:
     if run.training.lines:
         return _lines(texts.held_out, run.vocabulary)
     if not run.vocabulary.are_characters:
-        cut = cut_text(texts.held_out, run.vocabulary.tokenizer, text_symbols(run.vocabulary))
+        cut = cut_text(texts.held_out, run.vocabulary.tokenizer, run.vocabulary.text_symbols)
         encoded = cut.encode(run.vocabulary)
         return _tracks(encoded[encoded != UNSEEN][: CHARACTERS + TRACKS].astype(np.int64))
     return _tracks(
@@ -98,7 +97,7 @@ def _tracks(ids: Array) -> tuple[Array, Array] | None:
 
 def _lines(text: str, vocabulary: Vocabulary) -> tuple[Array, Array] | None:
     """Drawn lines of `text`, of CHARACTERS symbols, the longest cut off; what follows their ends does not count."""
-    ids = cut_text(text, vocabulary.tokenizer, text_symbols(vocabulary), lines=True).encode(vocabulary)
+    ids = cut_text(text, vocabulary.tokenizer, vocabulary.text_symbols, lines=True).encode(vocabulary)
     lines = LineTexts(ids, vocabulary)
     drawn = torch.from_numpy(np.random.default_rng(0).permutation(len(lines)))
     drawn = drawn[: int((lines.lengths[drawn].clamp(max=LONGEST_LINE).cumsum(0) <= CHARACTERS).sum())]

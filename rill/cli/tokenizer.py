@@ -113,8 +113,7 @@ def _pattern(vocabulary: Vocabulary) -> str:
                 "rest that is cut anew"
             )
         return f"{translate(vocabulary.tokenizer.removeprefix(REGEX), _spelled)}|{any_character}"
-    special = {UNKNOWN, vocabulary.start, *vocabulary.ends}
-    longer = [symbol for symbol in vocabulary.symbols if len(symbol) > 1 and symbol not in special]
+    longer = [symbol for symbol in vocabulary.text_symbols if len(symbol) > 1]
     return f"{_longest(longer)}|{any_character}" if longer else any_character
 
 

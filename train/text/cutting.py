@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rill.symbol_patterns import compile_pattern
 from rill.train.errors import CorpusError
-from rill.vocabulary import CHARACTERS, LONGEST, MAX_SYMBOL, REGEX, UNKNOWN, Vocabulary
+from rill.vocabulary import CHARACTERS, LONGEST, MAX_SYMBOL, REGEX, Vocabulary
 
 PIECE = 2**20  # characters that are cut at a time
 UNSEEN = -1  # in place of the id of a symbol that a vocabulary lacks
@@ -56,12 +56,11 @@ class CutText:
 
     def encode(self, vocabulary: Vocabulary) -> Numbers:
         """The ids (N,) of the text, as Vocabulary.cut has them, with UNSEEN where it raises UnknownCharacterError."""
-        special = {UNKNOWN, vocabulary.start, *vocabulary.ends}
         unknown = UNSEEN if vocabulary.unknown_id is None else vocabulary.unknown_id
         again = False  # whether a longer symbol is not in the vocabulary, so that its parts are
         table = np.empty(max(len(self.symbols), 1), np.int32)
         for number, symbol in enumerate(self.symbols):
-            index = None if symbol in special else vocabulary.id_of(symbol)
+            index = None if symbol in vocabulary.special_symbols else vocabulary.id_of(symbol)
             if self.lines and symbol == "\n":
                 table[number] = LINE_END
             elif index is None and len(symbol) > 1:

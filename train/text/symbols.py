@@ -102,17 +102,10 @@ def extended_vocabulary(cut: CutSplit, known: Vocabulary, training: TrainingConf
     return Vocabulary((*special, *symbols), known.tokenizer, known.start, known.ends)
 
 
-def text_symbols(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The symbols of `vocabulary` that text is cut into."""
-    special = {UNKNOWN, vocabulary.start, *vocabulary.ends}
-    return tuple(symbol for symbol in vocabulary.symbols if symbol not in special)
-
-
 def recut(cut: CutSplit, vocabulary: Vocabulary) -> CutSplit:
     """`cut` by the symbols of `vocabulary`, where the longest one of others was taken."""
-    symbols = text_symbols(vocabulary)
-    special = {UNKNOWN, vocabulary.start, *vocabulary.ends}
-    if vocabulary.tokenizer != LONGEST or set(symbols) == set(cut.listed) - special:
+    symbols = vocabulary.text_symbols
+    if vocabulary.tokenizer != LONGEST or set(symbols) == set(cut.listed) - vocabulary.special_symbols:
         return cut
     training, held_out = (cut_text(each.text, LONGEST, symbols, each.lines) for each in (cut.training, cut.held_out))
     return replace(cut, training=training, held_out=held_out)
