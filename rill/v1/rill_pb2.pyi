@@ -2,7 +2,8 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -18,7 +19,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_DRAINING: FinishReason
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed", "logit_bias")
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed", "logit_bias", "constraint")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,13 +33,32 @@ class Sampling(_message.Message):
     MIN_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     seed: int
     logit_bias: _containers.ScalarMap[str, float]
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., logit_bias: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    constraint: Constraint
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., logit_bias: _Optional[_Mapping[str, float]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ...) -> None: ...
+
+class Constraint(_message.Message):
+    __slots__ = ("regex", "choices", "json_schema", "terminator")
+    class Choices(_message.Message):
+        __slots__ = ("text",)
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        text: _containers.RepeatedScalarFieldContainer[str]
+        def __init__(self, text: _Optional[_Iterable[str]] = ...) -> None: ...
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    TERMINATOR_FIELD_NUMBER: _ClassVar[int]
+    regex: str
+    choices: Constraint.Choices
+    json_schema: str
+    terminator: str
+    def __init__(self, regex: _Optional[str] = ..., choices: _Optional[_Union[Constraint.Choices, _Mapping]] = ..., json_schema: _Optional[str] = ..., terminator: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("model", "prompt", "resume_token", "max_chars", "sampling", "stop", "include_stop", "logprobs", "resume_every", "chars_per_second")
@@ -62,7 +82,7 @@ class GenerateRequest(_message.Message):
     logprobs: int
     resume_every: int
     chars_per_second: float
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., max_chars: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: bool = ..., logprobs: _Optional[int] = ..., resume_every: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., max_chars: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: _Optional[bool] = ..., logprobs: _Optional[int] = ..., resume_every: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
 
 class CharLogprob(_message.Message):
     __slots__ = ("character", "logprob", "alternatives")
@@ -82,18 +102,20 @@ class CharLogprob(_message.Message):
     def __init__(self, character: _Optional[str] = ..., logprob: _Optional[float] = ..., alternatives: _Optional[_Iterable[_Union[CharLogprob.Alternative, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_chars", "generated_chars", "queued_seconds", "first_char_seconds", "total_seconds")
+    __slots__ = ("prompt_chars", "generated_chars", "queued_seconds", "first_char_seconds", "total_seconds", "matches")
     PROMPT_CHARS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_CHARS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     FIRST_CHAR_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
     prompt_chars: int
     generated_chars: int
     queued_seconds: float
     first_char_seconds: float
     total_seconds: float
-    def __init__(self, prompt_chars: _Optional[int] = ..., generated_chars: _Optional[int] = ..., queued_seconds: _Optional[float] = ..., first_char_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ...) -> None: ...
+    matches: bool
+    def __init__(self, prompt_chars: _Optional[int] = ..., generated_chars: _Optional[int] = ..., queued_seconds: _Optional[float] = ..., first_char_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., matches: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("text", "position", "resume_token", "finish_reason", "seed", "logprobs", "usage", "text_position", "symbol_lengths")
@@ -140,7 +162,7 @@ class InteractRequest(_message.Message):
         include_stop: bool
         logprobs: int
         chars_per_second: float
-        def __init__(self, max_chars: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: bool = ..., logprobs: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
+        def __init__(self, max_chars: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: _Optional[bool] = ..., logprobs: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
     class Pause(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
@@ -217,7 +239,7 @@ class ScoreRequest(_message.Message):
     include_end: bool
     as_prompt: bool
     texts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., include_end: bool = ..., as_prompt: bool = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., include_end: _Optional[bool] = ..., as_prompt: _Optional[bool] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("position", "logprobs", "total", "top", "totals", "model_id")
@@ -295,7 +317,7 @@ class ModelInfo(_message.Message):
     start_symbol: str
     end_symbols: _containers.RepeatedScalarFieldContainer[str]
     ngrams: int
-    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[str] = ..., cell: _Optional[str] = ..., layers: _Optional[int] = ..., hidden: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., streamable: bool = ..., state_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., vocabulary: _Optional[_Iterable[str]] = ..., tokenizer: _Optional[str] = ..., start_symbol: _Optional[str] = ..., end_symbols: _Optional[_Iterable[str]] = ..., ngrams: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[str] = ..., cell: _Optional[str] = ..., layers: _Optional[int] = ..., hidden: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., streamable: _Optional[bool] = ..., state_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., vocabulary: _Optional[_Iterable[str]] = ..., tokenizer: _Optional[str] = ..., start_symbol: _Optional[str] = ..., end_symbols: _Optional[_Iterable[str]] = ..., ngrams: _Optional[int] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models", "streams_running", "streams_waiting", "streams_parked", "draining", "max_streams")
@@ -311,4 +333,4 @@ class ListModelsResponse(_message.Message):
     streams_parked: int
     draining: bool
     max_streams: int
-    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., streams_running: _Optional[int] = ..., streams_waiting: _Optional[int] = ..., streams_parked: _Optional[int] = ..., draining: bool = ..., max_streams: _Optional[int] = ...) -> None: ...
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., streams_running: _Optional[int] = ..., streams_waiting: _Optional[int] = ..., streams_parked: _Optional[int] = ..., draining: _Optional[bool] = ..., max_streams: _Optional[int] = ...) -> None: ...

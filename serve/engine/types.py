@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.sampling import Sampling
+from rill.serve.constraints.automaton import Automaton
 from rill.serve.engine.text_codec import GivenText, LongPrompt
 
 # By name ("state_h", ...), float32 [layers, hidden] each; models with n-gram tables: and "context", int64 [symbols].
@@ -31,6 +32,7 @@ class Snapshot:
     `position` is the number of generated characters before it; `token` is the id of the last character, which `state`
     has not read yet; `partial_stop` is the end of the text if that may be the beginning of a stop string.
     `text_position` is `position` in code points, where symbols are not characters; the engine does not know it.
+    `automaton_state` is that of a stream's automaton there, if it has one.
     """
 
     position: int
@@ -38,6 +40,7 @@ class Snapshot:
     state: State
     partial_stop: str = ""
     text_position: int = 0
+    automaton_state: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class StreamSpec:
     given: GivenText | None = None  # the characters, `max_chars` of them, where none are chosen
     only_total: bool = False  # of the log-probabilities of `given`
     text_position: int = 0  # like `position`, in code points, where symbols are not characters
+    automaton: Automaton | None = None  # of the constraint, if there is one
+    automaton_state: int = 0  # before the first character
+    constraint: bytes = b""  # what the automaton was made from, for tokens: a serialised rill.v1.Constraint
 
 
 @dataclass(frozen=True)

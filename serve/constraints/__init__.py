@@ -1,0 +1,1 @@
+"""Constraints: what a generated text must match, as automata over a model's symbols."""
