@@ -41,7 +41,7 @@ _TOKEN_IN_METADATA = "(metadata `authorization: Bearer TOKEN`; `rill` takes --to
 _TOKEN_IN_HEADER = "(header `authorization: Bearer TOKEN`)"
 
 # The fields of rill.proto, and of HTTP where the names differ.
-_FIELDS = {"max_chars": "max_tokens", "include_stop": "include_stop_str_in_output"}
+FIELDS = {"max_chars": "max_tokens", "include_stop": "include_stop_str_in_output"}
 
 # OpenAI's clients repeat requests that got one of these, which are the same the next time.
 _NO_RETRY = (409, 500, 501)
@@ -66,7 +66,7 @@ class ApiError(Exception):
         return self.message
 
     @classmethod
-    def from_server(cls, error: ServerError, names: Mapping[str, str] = _FIELDS) -> "ApiError":
+    def from_server(cls, error: ServerError, names: Mapping[str, str] = FIELDS) -> "ApiError":
         """Convert the error of a server; `names` has those of rill.proto that the caller knows by another one."""
         status = 409 if error.reason == _OTHER_MODEL else _STATUSES.get(error.code, 500)
         if status == 429 and error.retry_seconds is None and error.origin is Origin.SERVER:
@@ -104,10 +104,10 @@ def draining_error() -> ApiError:
     return ApiError(503, "the gateway is shutting down", code="draining", headers=headers)
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """Return an ApiError as it is, and that of a ServerError."""
+def as_api_error(error: Exception, names: Mapping[str, str] = FIELDS) -> ApiError:
+    """Return an ApiError as it is, and that of a ServerError; `names` as for `from_server`."""
     if isinstance(error, ServerError):
-        return ApiError.from_server(error)
+        return ApiError.from_server(error, names)
     assert isinstance(error, ApiError)
     return error
 

@@ -40,6 +40,7 @@ class Piece:
 
     `echoed` counts the characters at its beginning that are the prompt's; `lengths` are those of the symbols behind
     them, where symbols may be longer than a character. `position` is in symbols, `text_position` in characters.
+    `matches` is on the last piece of a text that has a constraint.
     """
 
     choice: "Choice"
@@ -52,6 +53,7 @@ class Piece:
     echoed: int = 0
     text_position: int = 0
     lengths: list[int] = field(default_factory=list)
+    matches: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,7 @@ class Choice:
             piece.token = message.resume_token
         if message.finish_reason in _FINISH:
             piece.finish, self.is_finished = _FINISH[message.finish_reason], True
+            piece.matches = message.usage.matches if message.usage.HasField("matches") else None
         return piece
 
     async def end(self) -> None:
@@ -317,6 +320,7 @@ class Choice:
             request.resume_token = self.token
             request.ClearField("prompt")
             request.ClearField("stop")  # the token has them, and a partial match
+            request.sampling.ClearField("constraint")  # the token has it, and how far the text is in it
             instead = None if from_start.resume_token else from_start
         messages = self._job.client.stream(
             request, timeout=TOKEN_SECONDS, request_id=self._job.request_id, instead=instead
@@ -339,8 +343,8 @@ class Choice:
     async def _with_end(self, lists: LogprobLists) -> LogprobLists:
         """Append the end symbol that ended the text: it has a log-probability, but no place in the text."""
         vocabulary, completion = self._job.model.vocabulary, self._job.completion
-        if not vocabulary.ends or completion.ignores_ends or completion.resume_token:
-            return lists  # a stop string of the token, or nothing that is known here
+        if not vocabulary.ends or completion.ignores_ends or completion.resume_token or completion.constraint:
+            return lists  # a stop string of the token, the end of a constraint, or nothing that is known here
         score = self._job.client.score(
             "",
             model=self._job.model.name,
@@ -369,6 +373,7 @@ class Choice:
             min_p=completion.min_p,
             seed=self.seed,
             logit_bias=self._biases(),
+            constraint=completion.constraint.message if completion.constraint else None,
         )
         ranks = completion.best_of > completion.n
         request = pb.GenerateRequest(

@@ -17,8 +17,16 @@ from rill.gateway.servers import Servers
 
 
 async def completions(request: Request) -> Response | EventStream:
-    """Answer with the texts that are requested. Raises ApiError and ServerError before the first event."""
+    """Answer with the texts that are requested. Raises ApiError before the first event."""
     completion = completion_of(await fields_of(request))
+    try:
+        return await _answer(request, completion)
+    except ServerError as error:
+        raise ApiError.from_server(error, completion.names) from None
+
+
+async def _answer(request: Request, completion: Completion) -> Response | EventStream:
+    """Return the answer. Raises ApiError and ServerError before the first event."""
     with Disconnect(request.receive, request.app.state.drain):
         texts = await _begun(request, completion)
         if completion.stream:

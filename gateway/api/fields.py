@@ -94,24 +94,24 @@ class Fields:
         for name, allowed in values.items():
             found = self.take(name)
             if found is not None and (found != allowed or isinstance(found, bool) != isinstance(allowed, bool)):
-                self.fail(name, f"{self._path(name)} {reason}")
+                self.fail(name, f"{self.path(name)} {reason}")
 
     def text(self, name: str, default: str = "") -> str:
         """Return a text that UTF-8 can hold."""
         found = self.take(name)
-        return default if found is None else text(self._path(name), found)
+        return default if found is None else text(self.path(name), found)
 
     def flag(self, name: str) -> bool:
         """Return true or false; false if it is absent."""
         found = self.take(name)
         if found is not None and not isinstance(found, bool):
-            self.fail(name, f"{self._path(name)} must be true or false, not {shown(found)}")
+            self.fail(name, f"{self.path(name)} must be true or false, not {shown(found)}")
         return bool(found)
 
     def whole(self, name: str, lowest: int, highest: int) -> int | None:
         """Return a whole number in this range."""
         found = self.take(name)
-        return None if found is None else whole(self._path(name), found, lowest, highest)
+        return None if found is None else whole(self.path(name), found, lowest, highest)
 
     def number(self, name: str, lowest: float, highest: float, condition: str) -> float | None:
         """Return a number in this range, which `condition` describes."""
@@ -119,28 +119,33 @@ class Fields:
         if found is None:
             return None
         if isinstance(found, bool) or not isinstance(found, int | float) or not lowest <= found <= highest:
-            self.fail(name, f"{self._path(name)} must be a number {condition}, not {shown(found)}")
+            self.fail(name, f"{self.path(name)} must be a number {condition}, not {shown(found)}")
         return float(found)
 
     def object(self, name: str) -> "Fields":
         """Return the fields of an object; none if it is absent."""
         found = self.take(name)
         if found is not None and not isinstance(found, dict):
-            self.fail(name, f"{self._path(name)} must be an object, not {shown(found)}")
-        return Fields(found or {}, self._path(name))
+            self.fail(name, f"{self.path(name)} must be an object, not {shown(found)}")
+        return Fields(found or {}, self.path(name))
 
     def refuse_others(self) -> None:
         """Refuse a field that nobody asked for: a typo would otherwise change a text unseen."""
         for name in self._values:
             near = get_close_matches(name[:100], self._known, n=1)
             question = f'; do you mean "{near[0]}"?' if near else ""
-            self.fail(name, f"unknown field {shown(self._path(name))}{question}")
+            self.fail(name, f"unknown field {shown(self.path(name))}{question}")
 
     def fail(self, name: str, message: str) -> NoReturn:
         """Raise the error of a field."""
-        raise ApiError(400, message, _encodable(self._path(name)))
+        raise ApiError(400, message, _encodable(self.path(name)))
 
-    def _path(self, name: str) -> str:
+    def fail_whole(self, message: str) -> NoReturn:
+        """Raise the error of the object that the fields are in."""
+        raise ApiError(400, message, self._within)
+
+    def path(self, name: str) -> str:
+        """Return the name of a field, with those of the objects that it is in."""
         return f"{self._within}.{name}" if self._within else name
 
 

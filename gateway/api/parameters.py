@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rill.client import values
+from rill.gateway.api.constraints import Requested, constraint_of
 from rill.gateway.api.fields import Fields, shown, text, texts, whole
-from rill.gateway.errors import ApiError
+from rill.gateway.errors import FIELDS, ApiError
 from rill.vocabulary import MAX_SYMBOL, Vocabulary
 
 MAX_TOKENS = 16  # of a request that does not say: OpenAI's default
@@ -39,6 +40,7 @@ class Completion:
     n, best_of: how many texts to answer with for each prompt, and of how many these are the best.
     bias: by the id of a symbol; minus infinity bans it.
     ignores_ends: whether end symbols are banned.
+    constraint: what the text must match.
     logprobs, prompt_logprobs: how many alternatives; None for no log-probabilities.
     """
 
@@ -56,6 +58,7 @@ class Completion:
     min_p: float | None
     seed: int | None
     bias: dict[int, float]
+    constraint: Requested | None
     stop: list[str]
     include_stop: bool
     ignores_ends: bool
@@ -74,6 +77,11 @@ class Completion:
         has_ids = any(not isinstance(prompt, str) for prompt in self.prompts)
         wants_ids = self.token_ids or self.prompt_logprobs is not None
         return has_ids or wants_ids or bool(self.bias) or self.ignores_ends or self.min_tokens > 0
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The fields of rill.proto that have other names in this request."""
+        return FIELDS if self.constraint is None else {**FIELDS, **self.constraint.names}
 
     @property
     def is_scored(self) -> bool:
@@ -101,6 +109,7 @@ def completion_of(fields: Fields) -> Completion:
     max_tokens = MAX_TOKENS if max_tokens is None else max_tokens
     if not max_tokens and not echo:
         fields.fail("max_tokens", "max_tokens must be at least 1 without echo: there would be no text")
+    resume_token = token_of(fields.text("resume_token"))
     completion = Completion(
         model=fields.text("model"),
         prompts=_prompts(fields.take("prompt")),
@@ -116,6 +125,7 @@ def completion_of(fields: Fields) -> Completion:
         min_p=fields.number("min_p", 0.0, 1.0, "from 0 to 1"),
         seed=_seed(fields),
         bias=_bias(fields),
+        constraint=constraint_of(fields, bool(resume_token)),
         stop=_stop(fields),
         include_stop=fields.flag("include_stop_str_in_output"),
         ignores_ends=fields.flag("ignore_eos"),
@@ -124,12 +134,13 @@ def completion_of(fields: Fields) -> Completion:
         include_usage=include_usage,
         continuous_usage=include_usage and continuous_usage,
         token_ids=fields.flag("return_token_ids"),
-        resume_token=token_of(fields.text("resume_token")),
+        resume_token=resume_token,
         resume_every=fields.whole("resume_every", 0, values.MOST_CHARS) or 0,
         chars_per_second=fields.number("chars_per_second", 0.0, values.LARGEST_FLOAT32, "from 0 to 3.4e38") or 0.0,
     )
-    if completion.min_tokens and completion.stop:
-        fields.fail("min_tokens", "min_tokens is not supported together with stop")
+    if completion.min_tokens and (completion.stop or completion.constraint):
+        other = "stop" if completion.stop else "a constraint"
+        fields.fail("min_tokens", f"min_tokens is not supported together with {other}")
     fields.refuse_others()
     _check_size(completion)
     return completion
@@ -157,7 +168,6 @@ def _refuse_the_impossible(fields: Fields) -> None:
     fields.allow_only({"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}, _NO_PENALTIES)
     fields.allow_only({"suffix": ""}, "is not supported: the model reads from left to right")
     fields.allow_only({"messages": []}, "is not supported: there is no chat here, only a prompt")
-    fields.allow_only({"response_format": {}}, "is not supported: texts cannot be constrained")
     fields.allow_only(
         {"use_beam_search": False, "length_penalty": 1, "stop_token_ids": [], "bad_words": [], "prompt_embeds": []},
         _NOT_SUPPORTED,

@@ -91,7 +91,9 @@ class Texts:
                 piece = await anext(self._pieces, None)
             yield await self._last_chunks() + error_event(draining_error())
         except (ServerError, ApiError) as error:
-            yield await self._last_chunks(has_server=False) + error_event(as_api_error(error))
+            yield await self._last_chunks(has_server=False) + error_event(
+                as_api_error(error, self._job.completion.names)
+            )
 
     async def _last_chunks(self, has_server: bool = True) -> bytes:
         """Return chunks without an end for the texts that are cut off, with tokens for exactly where they are.
@@ -189,6 +191,8 @@ class Texts:
             parts.append(f'"position":{piece.position}')
             if not model.vocabulary.are_characters:
                 parts.append(f'"text_position":{piece.text_position}')
+            if piece.matches is not None:
+                parts.append(f'"matches":{"true" if piece.matches else "false"}')
             if piece.token:
                 parts.append(f'"resume_token":"{encoded_token(piece.token)}"')
         return f"{{{','.join(parts)}}}"
@@ -248,4 +252,5 @@ class _Answer:
             self._echoed,
             last.text_position,
             self._lengths,
+            last.matches,
         )

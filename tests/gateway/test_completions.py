@@ -228,7 +228,7 @@ def test_fields_without_effect_and_nulls_are_accepted(post):
         ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not supported"),
         ({"presence_penalty": -1}, "presence_penalty", "presence_penalty is not supported"),
         ({"suffix": "end"}, "suffix", "suffix is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "response_format of type json_object is not"),
         ({"messages": [{"role": "user"}]}, "messages", "messages is not supported"),
         ({"temperatur": 1}, "temperatur", 'unknown field "temperatur"; do you mean "temperature"?'),
         ({"stream": "true"}, "stream", 'stream must be true or false, not "true"'),

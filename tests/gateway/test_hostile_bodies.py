@@ -24,6 +24,7 @@ FIELDS = {
             *("model", "prompt", "echo", "temperature", "top_p", "min_p", "seed", "stop", "logit_bias", "stream"),
             *("stream_options", "user", "resume_token", "include_stop_str_in_output", "return_token_ids", "suffix"),
             *("response_format", "frequency_penalty", "other", "text", "as_prompt", "tokens"),
+            *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "terminator"),
         ),
         ANYTHING,
     ),
