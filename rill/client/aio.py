@@ -106,9 +106,27 @@ class AsyncSession(SessionBase):
         min_p: float | None = None,
         seed: int | None = None,
         logit_bias: Mapping[str, float] | None = None,
+        regex: str | None = None,
+        choices: Iterable[str] | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        terminator: str | None = None,
+        unconstrained: bool = False,
     ) -> None:
         """Change how characters are chosen; see `Session.update`."""
-        self._protocol.update(sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias))
+        sampling = sampling_message(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            logit_bias=logit_bias,
+            regex=regex,
+            choices=choices,
+            json_schema=json_schema,
+            terminator=terminator,
+            unconstrained=unconstrained,
+        )
+        self._protocol.update(sampling)
 
     async def snapshot(self) -> pb.InteractResponse.Snapshot:
         """Return the state as it is: a `resume_token` and its `position`."""
@@ -301,6 +319,11 @@ class AsyncClient:
         min_p: float | None = None,
         seed: int | None = None,
         logit_bias: Mapping[str, float] | None = None,
+        regex: str | None = None,
+        choices: Iterable[str] | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        terminator: str | None = None,
+        unconstrained: bool = False,
         stop: str | Iterable[str] = (),
         include_stop: bool = False,
         logprobs: int | None = None,
@@ -321,6 +344,11 @@ class AsyncClient:
             min_p=min_p,
             seed=seed,
             logit_bias=logit_bias,
+            regex=regex,
+            choices=choices,
+            json_schema=json_schema,
+            terminator=terminator,
+            unconstrained=unconstrained,
             stop=stop,
             include_stop=include_stop,
             logprobs=logprobs,
@@ -401,6 +429,11 @@ class AsyncClient:
         min_p: float | None = None,
         seed: int | None = None,
         logit_bias: Mapping[str, float] | None = None,
+        regex: str | None = None,
+        choices: Iterable[str] | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        terminator: str | None = None,
+        unconstrained: bool = False,
     ) -> AsyncSession:
         """Return a live state on a server, which an async with statement opens; see `AsyncSession`.
 
@@ -409,7 +442,19 @@ class AsyncClient:
         `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
         parameter's name, for values that no server takes.
         """
-        sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
+        sampling = sampling_message(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            logit_bias=logit_bias,
+            regex=regex,
+            choices=choices,
+            json_schema=json_schema,
+            terminator=terminator,
+            unconstrained=unconstrained,
+        )
         opening = open_action(model, resume_token, sampling)
         return self.session(opening, timeout=timeout, on_interrupted=on_interrupted, request_id=request_id)
 

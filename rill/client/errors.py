@@ -107,6 +107,14 @@ def closed_error() -> ServerError:
     return ServerError(grpc.StatusCode.CANCELLED, "the client is closed")
 
 
+def too_old_for_constraints() -> ServerError:
+    """Return the error of a text whose server did not say whether it matches: it does not know constraints."""
+    return ServerError(
+        grpc.StatusCode.UNIMPLEMENTED,
+        "the server does not know constraints: its version is too old, and the text is free",
+    )
+
+
 def _trailing(error: grpc.RpcError) -> dict[str, Any]:
     """Return the trailing metadata."""
     return dict(cast(Iterable[tuple[str, Any]], error.trailing_metadata() or ()))

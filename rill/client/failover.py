@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import grpc
 
-from rill.client.errors import ServerError
+from rill.client.errors import ServerError, too_old_for_constraints
 from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.client.symbols import checked_lengths, code_points, symbol_count, symbols_of, text_position
 from rill.v1 import rill_pb2 as pb
@@ -78,6 +78,8 @@ class Failover(Attempts):
 
     def request(self) -> pb.GenerateRequest | None:
         """Return the next request; None if the text is complete."""
+        if self._complete() and self._may_match and self._end == self._from.position and self._has_tokens:
+            self._from = self._beginning()  # only the last message says whether the text matches
         known = self._end - self._from.position
         if self._finished or (self._complete() and (known == 0 or not self._has_tokens)):
             return None
@@ -90,6 +92,7 @@ class Failover(Attempts):
             request.resume_token = self._from.token
             request.ClearField("prompt")
             request.ClearField("stop")  # the token has them, and a partial match
+            request.sampling.ClearField("constraint")  # which would begin anew, and the token knows how far it is
         elif self._seed is not None and not request.resume_token:
             request.sampling.seed = self._seed
         if self._catching_up:
@@ -127,9 +130,12 @@ class Failover(Attempts):
         last = message.finish_reason not in (pb.FINISH_REASON_UNSPECIFIED, pb.FINISH_REASON_DRAINING)
         if last and self._at < self._end:
             raise _data_loss(f"one ends it after {self._at:,} characters, after {self._end:,} were delivered")
-        if last and self._catching_up and message.finish_reason == pb.FINISH_REASON_LENGTH:
+        is_known = last and self._catching_up and message.finish_reason == pb.FINISH_REASON_LENGTH
+        if is_known and not self._complete():
             self._caught_up, self._has_tokens = True, bool(message.resume_token)
             return None
+        if last and self._is_constrained and not message.usage.HasField("matches"):
+            raise too_old_for_constraints()
         self._finished = last
         if message.finish_reason == pb.FINISH_REASON_DRAINING and self._retry_seconds:
             message.ClearField("finish_reason")
@@ -146,7 +152,7 @@ class Failover(Attempts):
         if refused:
             if not self._from.token and self._instead:
                 self._request, self._instead = self._instead, None
-            self._from = _ReplayPoint(b"", self._start, self._text_start, blake2b())
+            self._from = self._beginning()
         return delay
 
     def lost_end(self) -> pb.GenerateResponse | None:
@@ -165,8 +171,20 @@ class Failover(Attempts):
         self._start = self._end = self._at = message.position
         self._text_start = self._text_end = self._text_at = text_position(message)
         self._seed = message.seed
-        self._from = _ReplayPoint(b"", self._start, self._text_start, blake2b())
+        self._from = self._beginning()
         self._call_digest = self._digest
+
+    def _beginning(self) -> _ReplayPoint:
+        return _ReplayPoint(b"", self._start, self._text_start, blake2b())
+
+    @property
+    def _is_constrained(self) -> bool:
+        """Tell whether the request has a constraint; that of its token is not known here."""
+        return self._request.sampling.constraint.WhichOneof("kind") is not None
+
+    @property
+    def _may_match(self) -> bool:
+        return self._is_constrained or bool(self._request.resume_token)
 
     def _most(self) -> int:
         """Return the position at which the text ends at the latest."""

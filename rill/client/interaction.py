@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 
-from rill.client.errors import ServerError, SessionStateError
+from rill.client.errors import ServerError, SessionStateError, too_old_for_constraints
 from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
 from rill.client.steps import Feed, Generation, Reply, Snapshot, Step, Update
 from rill.client.symbols import checked_lengths, symbol_count, text_position
@@ -61,6 +61,7 @@ class InteractProtocol(Attempts):
         self._steps: list[Feed | Snapshot | Update | Generation] = []  # those that no token includes, in order
         self._generation: Generation | None = None  # the last one
         self._is_started = False
+        self._is_constrained = _begins_constraint(opening.sampling)  # as far as is known: a token may have one, too
         # The present call.
         self._send: Callable[[pb.InteractRequest | None], None] | None = None
         self._is_open = False
@@ -98,6 +99,7 @@ class InteractProtocol(Attempts):
         """Let the model generate text."""
         self._check_idle("generate")
         generation, before = Generation(action, self.position), self._generation
+        generation.is_constrained = self._is_constrained
         if before and before.has_ended and before.action.stop and not action.stop:
             generation.stale_stops_after = before.call
         self._add(generation)
@@ -122,10 +124,14 @@ class InteractProtocol(Attempts):
         Where in a running generation that takes effect is known once a token includes it. Until then what is received
         is held back: if the call breaks, it is generated again.
         """
-        step = Update(sampling)
+        generation = self.generation
+        step = Update(sampling, is_amid=generation is not None and not generation.is_pausing)
         self._add(step)
-        if (generation := self.generation) and not generation.is_pausing:
+        if step.restarts:
+            self._is_constrained = _begins_constraint(sampling)
+        if generation and step.is_amid:
             generation.last_update = step
+            generation.is_constrained = generation.is_constrained and not step.restarts
             self._snapshot_step()
 
     def snapshot(self) -> Reply:
@@ -228,6 +234,9 @@ class InteractProtocol(Attempts):
         checked_lengths(message)
         self._at += symbol_count(message)
         is_last = message.finish_reason in _LAST
+        running = self._catching_up or self.generation
+        if is_last and running and running.is_constrained and not message.usage.HasField("matches"):
+            raise too_old_for_constraints()
         is_draining = message.finish_reason == pb.FINISH_REASON_DRAINING
         if self._catching_up:
             self._catch_up(self._catching_up, message, is_last)
@@ -246,6 +255,7 @@ class InteractProtocol(Attempts):
         if is_last:
             if self._at != self.resume_position + len(generation.ahead) or not message.resume_token:
                 raise _data_loss(f"one ends it after {self._at:,} characters")
+            generation.repeated_usage = message.usage
             if message.finish_reason == pb.FINISH_REASON_STOP and not generation.is_over:  # only this message was lost
                 self._release_end(generation, self._at, message.finish_reason)
             self._include(message.resume_token, self._at, generation)
@@ -284,6 +294,8 @@ class InteractProtocol(Attempts):
     ) -> None:
         """Release a last message in place of one that was lost."""
         message = pb.GenerateResponse(position=position, finish_reason=reason, resume_token=resume_token)
+        if generation.repeated_usage.HasField("matches"):
+            message.usage.matches = generation.repeated_usage.matches
         message.text_position = self.text_position
         self._release(generation, message)
 
@@ -291,6 +303,9 @@ class InteractProtocol(Attempts):
 
     def _include(self, token: bytes, position: int, done: Step | None) -> None:
         """Forget the steps that a token includes: all up to `done`, or all before the first unanswered one."""
+        updates = [step for step in self._steps if isinstance(step, Update) and step.is_sent]
+        if not done and any(update.is_amid and update.restarts for update in updates):
+            return  # whether it includes that update is not known, and here it matters
         if done:
             count = next(at for at, step in enumerate(self._steps, 1) if step is done)
         else:
@@ -301,9 +316,13 @@ class InteractProtocol(Attempts):
         for step in included:
             if isinstance(step, Update):
                 # Repeat it with the token: a server that refused the update may have answered a later snapshot with the
-                # state before it. If the token does include it, that changes nothing.
+                # state before it. If the token does include it, that changes nothing, unless it has text since.
                 _merge(self._opening.sampling, step.sampling)
+                if step.is_amid:
+                    _drop_constraint(self._opening)
             elif isinstance(step, Generation):
+                if position > step.start:
+                    _drop_constraint(self._opening)
                 for message in step.held:
                     self._release(step, message)
                 step.held.clear()
@@ -403,10 +422,22 @@ class InteractProtocol(Attempts):
 
 
 def _merge(sampling: pb.Sampling, update: pb.Sampling) -> None:
-    """Apply an update as servers do: a `logit_bias` replaces the one before."""
+    """Apply an update as servers do: a `logit_bias` or a `constraint` replaces the one before."""
     if update.logit_bias:
         sampling.ClearField("logit_bias")
+    if update.HasField("constraint"):
+        sampling.ClearField("constraint")
     sampling.MergeFrom(update)
+
+
+def _drop_constraint(opening: pb.InteractRequest.Open) -> None:
+    """Leave a constraint to the token, which knows how far it is."""
+    if opening.sampling.HasField("constraint"):
+        opening.sampling.ClearField("constraint")
+
+
+def _begins_constraint(sampling: pb.Sampling) -> bool:
+    return sampling.constraint.WhichOneof("kind") is not None
 
 
 def _data_loss(difference: str) -> ServerError:

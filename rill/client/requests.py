@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rill.client import values
 from rill.v1 import rill_pb2 as pb
@@ -20,6 +21,11 @@ def generate_request(
     min_p: float | None = None,
     seed: int | None = None,
     logit_bias: Mapping[str, float] | None = None,
+    regex: str | None = None,
+    choices: Iterable[str] | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
+    terminator: str | None = None,
+    unconstrained: bool = False,
     stop: str | Iterable[str] = (),
     include_stop: bool = False,
     logprobs: int | None = None,
@@ -31,14 +37,28 @@ def generate_request(
 
         request = generate_request("ROMEO:", max_chars=400, temperature=0.7, stop=["JULIET:"], logprobs=2)
 
-    A `max_chars` of None is 400, and 0 is endless. `stop` is one text or several. Raises TypeError or ValueError, with
-    the parameter's name, for values that no server takes, such as a negative seed.
+    A `max_chars` of None is 400, and 0 is endless. `stop` is one text or several. `regex`, `choices` or `json_schema`,
+    a dict or JSON text, is what the text must match, and `terminator` the symbol that may end it where more may follow;
+    `unconstrained` removes the constraint of `resume_token`. Raises TypeError or ValueError, with the parameter's name,
+    for values that no server takes, such as a negative seed.
     """
     return pb.GenerateRequest(
         model=values.text("model", model),
         prompt=values.text("prompt", prompt),
         max_chars=chars_limit(max_chars),
-        sampling=sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias),
+        sampling=sampling_message(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            logit_bias=logit_bias,
+            regex=regex,
+            choices=choices,
+            json_schema=json_schema,
+            terminator=terminator,
+            unconstrained=unconstrained,
+        ),
         stop=values.texts("stop", stop),
         include_stop=values.flag("include_stop", include_stop),
         logprobs=values.alternatives("logprobs", logprobs),
@@ -92,12 +112,18 @@ def score_request(
 
 
 def sampling_message(
+    *,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     seed: int | None = None,
     logit_bias: Mapping[str, float] | None = None,
+    regex: str | None = None,
+    choices: Iterable[str] | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
+    terminator: str | None = None,
+    unconstrained: bool = False,
 ) -> pb.Sampling:
     """Build the message of all parameters that are not None. Raises TypeError or ValueError, with the name."""
     return pb.Sampling(
@@ -107,6 +133,36 @@ def sampling_message(
         min_p=None if min_p is None else values.min_p(min_p),
         seed=None if seed is None else values.seed(seed),
         logit_bias=None if logit_bias is None else values.logit_bias(logit_bias),
+        constraint=_constraint_message(regex, choices, json_schema, terminator, unconstrained),
+    )
+
+
+def _constraint_message(
+    regex: str | None,
+    choices: Iterable[str] | None,
+    json_schema: Mapping[str, Any] | str | None,
+    terminator: str | None,
+    unconstrained: bool,
+) -> pb.Constraint | None:
+    """Build the message of a constraint; an empty one removes that of a token or a session."""
+    removes = values.flag("unconstrained", unconstrained)
+    given = {"regex": regex, "choices": choices, "json_schema": json_schema}
+    kinds = [name for name, value in given.items() if value is not None]
+    if len(kinds) > 1:
+        raise ValueError(f"give {kinds[0]} or {kinds[1]}, not both: a text has one constraint")
+    if removes and (kinds or terminator is not None):
+        raise ValueError(f"give {kinds[0] if kinds else 'terminator'} or unconstrained, not both")
+    if removes:
+        return pb.Constraint()
+    if not kinds:
+        if terminator is not None:
+            raise ValueError("terminator goes with regex, choices or json_schema")
+        return None
+    return pb.Constraint(
+        regex=None if regex is None else values.text("regex", regex),
+        choices=None if choices is None else pb.Constraint.Choices(text=values.choices(choices)),
+        json_schema=None if json_schema is None else values.json_schema(json_schema),
+        terminator=None if terminator is None else values.text("terminator", terminator),
     )
 
 
@@ -124,3 +180,8 @@ def finish_reason(number: int) -> str:
     """Return LENGTH, STOP or DRAINING, or the number of a reason that only newer servers know."""
     known = pb.FinishReason.DESCRIPTOR.values_by_number.get(number)
     return known.name.removeprefix("FINISH_REASON_") if known else str(number)
+
+
+def matches(usage: pb.Usage | None) -> bool | None:
+    """Return whether a text matches its constraint; None where it has none, or that is not known."""
+    return usage.matches if usage is not None and usage.HasField("matches") else None

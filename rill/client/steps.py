@@ -48,8 +48,16 @@ class Snapshot(Step, Reply):
 class Update(Step):
     """A change of sampling parameters."""
 
-    def __init__(self, sampling: pb.Sampling) -> None:
-        self.sampling = sampling
+    def __init__(self, sampling: pb.Sampling, is_amid: bool) -> None:
+        self.sampling, self.is_amid = (
+            sampling,
+            is_amid,
+        )  # amid a generation: a token may be of a text that it began anew
+
+    @property
+    def restarts(self) -> bool:
+        """Tell whether repeating it would begin a constraint anew."""
+        return self.sampling.HasField("constraint")
 
 
 class Generation(Step):
@@ -66,6 +74,8 @@ class Generation(Step):
         self.ahead = SymbolText()  # its text after the last token
         self.last_update: Update | None = None  # that was made while it ran
         self.held: list[pb.GenerateResponse] = []  # received while no token includes that update
+        self.is_constrained = False  # so that its last message has to say whether it matches
+        self.repeated_usage = pb.Usage()  # of its text, from a call that generated it again
 
     @property
     def is_ready(self) -> bool:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, Generic, Self, TypeVar
 
 from rill.client.lines import LineScore
-from rill.client.requests import finish_reason
+from rill.client.requests import finish_reason, matches
 from rill.client.symbols import symbol_count, symbols_of, text_position
 from rill.v1 import rill_pb2 as pb
 
@@ -21,6 +21,7 @@ class TextDetails:
         finish_reason: LENGTH, STOP or DRAINING; None before the end, and where a text was closed, paused or failed.
         usage: characters and times of its last call; None before its last message. A text that was continued elsewhere
             took several calls.
+        matches: whether the whole text matches its constraint; None before the end, and where it has none.
         position: the characters that the stream has generated so far, resumes included: symbols of the model, as in
             `max_chars` and `usage`.
         text_position: the same in code points: more where symbols such as "Cl" are longer than one.
@@ -41,6 +42,11 @@ class TextDetails:
         self.resume_token = b""
         self.logprobs: list[pb.CharLogprob] = []
         self._piece = pb.GenerateResponse()
+
+    @property
+    def matches(self) -> bool | None:
+        """See the class."""
+        return matches(self.usage)
 
     @property
     def symbols(self) -> list[str]:

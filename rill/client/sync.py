@@ -127,14 +127,33 @@ class Session(SessionBase):
         min_p: float | None = None,
         seed: int | None = None,
         logit_bias: Mapping[str, float] | None = None,
+        regex: str | None = None,
+        choices: Iterable[str] | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        terminator: str | None = None,
+        unconstrained: bool = False,
     ) -> None:
         """Change how the characters to come are chosen; None leaves a parameter as it is.
 
+        A `regex`, `choices` or `json_schema` begins with the next character, also where it is the one before again, and
+        `unconstrained` removes it; the texts of `generate` continue it until then, whatever is fed in between.
         The server does not answer. Values that it refuses end the session with a ServerError, which the next `feed` or
         text raises; a snapshot that is requested right behind them may be of the state before. Raises TypeError or
         ValueError for values that no server takes, which change nothing.
         """
-        sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
+        sampling = sampling_message(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            logit_bias=logit_bias,
+            regex=regex,
+            choices=choices,
+            json_schema=json_schema,
+            terminator=terminator,
+            unconstrained=unconstrained,
+        )
         with self._changed:
             self._protocol.update(sampling)
 
@@ -295,6 +314,11 @@ class Client:
         min_p: float | None = None,
         seed: int | None = None,
         logit_bias: Mapping[str, float] | None = None,
+        regex: str | None = None,
+        choices: Iterable[str] | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        terminator: str | None = None,
+        unconstrained: bool = False,
         stop: str | Iterable[str] = (),
         include_stop: bool = False,
         logprobs: int | None = None,
@@ -326,6 +350,11 @@ class Client:
             min_p=min_p,
             seed=seed,
             logit_bias=logit_bias,
+            regex=regex,
+            choices=choices,
+            json_schema=json_schema,
+            terminator=terminator,
+            unconstrained=unconstrained,
             stop=stop,
             include_stop=include_stop,
             logprobs=logprobs,
@@ -418,6 +447,11 @@ class Client:
         min_p: float | None = None,
         seed: int | None = None,
         logit_bias: Mapping[str, float] | None = None,
+        regex: str | None = None,
+        choices: Iterable[str] | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        terminator: str | None = None,
+        unconstrained: bool = False,
     ) -> Session:
         """Return a live state on a server, which a with statement opens; see `Session`.
 
@@ -426,7 +460,19 @@ class Client:
         `request_id` names the session's calls in the logs of servers. Raises TypeError or ValueError, with the
         parameter's name, for values that no server takes.
         """
-        sampling = sampling_message(temperature, top_k, top_p, min_p, seed, logit_bias)
+        sampling = sampling_message(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            logit_bias=logit_bias,
+            regex=regex,
+            choices=choices,
+            json_schema=json_schema,
+            terminator=terminator,
+            unconstrained=unconstrained,
+        )
         protocol = InteractProtocol(
             open_action(model, resume_token, sampling),
             *self._limits(timeout),

@@ -3,6 +3,7 @@
 Each function returns the value as a message holds it. Raises TypeError or ValueError, which name the parameter.
 """
 
+import json
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -102,7 +103,40 @@ def text(name: str, value: Any) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} has half of a surrogate pair at position {error.start}") from None
-    return str(value)
+    return str.__str__(value)  # of an Enum of str, not its name
+
+
+def choices(value: Any) -> list[str]:
+    """Return the texts to choose from, of which one may be empty."""
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"choices must be an iterable of str, such as ['yes', 'no'], not {_shown(value)}")
+    found = [text(f"choices[{at}]", one) for at, one in enumerate(value)]
+    if not found:
+        raise ValueError("choices is empty; give at least one text")
+    return found
+
+
+def json_schema(value: Any) -> str:
+    """Return a JSON Schema as JSON text, from such a text or from what `json.loads` makes of one."""
+    if not isinstance(value, str | Mapping):
+        raise TypeError(f"json_schema must be a dict or JSON text, not {_shown(value)}")
+    try:
+        schema = value if isinstance(value, str) else json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+        found = json.loads(schema, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"json_schema is not JSON: {error.msg} at {where}") from None
+    except RecursionError:
+        raise ValueError("json_schema is nested too deep") from None
+    except (TypeError, ValueError) as error:  # a set, NaN, a circle
+        raise type(error)(f"json_schema is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"json_schema must be a JSON object, not {_shown(found)}")
+    return text("json_schema", schema)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def texts(name: str, value: Any) -> list[str]:

@@ -20,9 +20,12 @@ Code = grpc.StatusCode
 GONE = ServerError(Code.UNAVAILABLE, "gone")
 
 
-def char(position, read, version):
-    """The character that a made-up model generates: it shows which version of the parameters chose it."""
-    return f"{'abcdefghij'[version % 10]}{position * position % 7 + read % 3}"[position % 2]
+def char(position, read, version, rule, since):
+    """The character that a made-up model generates: it shows which version of the parameters chose it, which version
+    began a constraint, and how many characters ago.
+    """
+    shown = version % 10 if position % 2 else 10 + (position * position % 7 + read % 3)
+    return chr(0x10000 + (rule % 128 * 256 + since % 256) * 20 + shown)
 
 
 def tail(position):
@@ -36,7 +39,7 @@ class MadeUpServer:
     def __init__(self, has_long_symbols):
         self.has_long_symbols = has_long_symbols
         self.actions, self.events = deque(), deque()
-        self.position = self.read = self.version = self.left = 0
+        self.position = self.read = self.version = self.left = self.rule = self.since = 0
         self.is_generating = self.may_pause = self.is_drained = False
 
     @property
@@ -44,7 +47,7 @@ class MadeUpServer:
         return self.is_drained or (self.actions and self.actions[0] is None and not self.is_generating)
 
     def token(self):
-        return json.dumps([self.position, self.read, self.version]).encode()
+        return json.dumps([self.position, self.read, self.version, self.rule, self.since]).encode()
 
     def act(self):
         """Do the next action, if it is its turn."""
@@ -54,7 +57,9 @@ class MadeUpServer:
         match action.WhichOneof("action"):
             case "open":
                 if action.open.resume_token:
-                    self.position, self.read, self.version = json.loads(action.open.resume_token)
+                    (self.position, self.read, self.version, self.rule, self.since) = json.loads(
+                        action.open.resume_token
+                    )
                 self.update(action.open.sampling)
                 self.events.append(Event(opened=Event.Opened(seed=7, model_id="tiny")))
             case "feed":
@@ -78,6 +83,8 @@ class MadeUpServer:
     def update(self, sampling):
         if sampling.HasField("temperature"):
             self.version = int(sampling.temperature)
+        if sampling.HasField("constraint"):
+            self.rule, self.since = int(sampling.constraint.regex or sampling.constraint.terminator), 0
 
     def make(self, count):
         """Generate so many characters."""
@@ -87,13 +94,19 @@ class MadeUpServer:
         self.left -= count
         tails = [tail(at) if self.has_long_symbols else "" for at in range(self.position + count)]
         tails, before = tails[self.position :], "".join(tails[: self.position])
-        symbols = [char(at, self.read, self.version) + tail for at, tail in enumerate(tails, self.position)]
+        since = self.since - self.position
+        symbols = [
+            char(at, self.read, self.version, self.rule, since + at) + tail
+            for at, tail in enumerate(tails, self.position)
+        ]
         text, lengths = "".join(symbols), map(len, symbols) if self.has_long_symbols else ()
         message = Output(text=text, position=self.position, symbol_lengths=lengths)
         message.text_position = (self.position + len(before)) * self.has_long_symbols
-        self.position += count
+        self.position, self.since = self.position + count, self.since + count
         if not self.left:
             message.finish_reason, message.resume_token = LENGTH, self.token()
+            if self.rule > 0:
+                message.usage.matches = self.since % 2 == 0
             self.is_generating = False
         if text or message.finish_reason:
             self.events.append(Event(output=message))
@@ -112,6 +125,7 @@ class World:
         self.now, self.has_long_symbols = 0.0, has_long_symbols
         self.protocol = InteractProtocol(Open(model="tiny"), addresses, 1e9, clock=lambda: self.now)
         self.version = self.read = 0
+        self.rules = {}  # by the version of the update that begins or removes one
         self.answered_version = 0
         self.feeds, self.snapshots, self.texts = [], [self.protocol.open()], []
         self.connect()
@@ -145,6 +159,12 @@ class World:
             case "update":
                 self.version += 1
                 protocol.update(pb.Sampling(temperature=self.version))
+            case "constrain":
+                self.version += 1
+                self.rules[self.version] = self.version if number else -self.version
+                rule = str(self.rules[self.version])
+                constraint = pb.Constraint(regex=rule) if number else pb.Constraint(terminator=rule)
+                protocol.update(pb.Sampling(temperature=self.version, constraint=constraint))
             case "snapshot":
                 self.snapshots.append(protocol.snapshot())
             case "act":
@@ -182,6 +202,7 @@ class World:
 
 
 APPLICATION = [("feed", 2), ("generate", 30), ("pause", 0), ("update", 0), ("snapshot", 0), ("take", 0)]
+APPLICATION += [("constrain", 1), ("constrain", 0)]
 NETWORK = [("act", 0), ("make", 3), ("deliver", 0), ("run", 2), ("run", 8), ("crash", 0), ("drain", 0)]
 STEPS = st.lists(st.one_of(st.sampled_from(APPLICATION), st.sampled_from(NETWORK)), min_size=10, max_size=60)
 
@@ -201,7 +222,14 @@ def test_every_character_once(steps, addresses, every, has_long_symbols):
     assert [reply.take().chars for _, reply in world.feeds] == [number for number, _ in world.feeds]
     positions = [reply.take().position for reply in world.snapshots]
     assert positions == sorted(positions)
-    position = text_position = version = 0
+    position = text_position = version = rule = since = 0
+
+    def advance(to):
+        nonlocal version, rule, since
+        for version in range(version + 1, to + 1):  # noqa: B020
+            if version in world.rules:
+                rule, since = world.rules[version], 0
+
     for generation, messages, count, read, least in world.texts:
         assert generation.is_over
         assert generation.take() is None
@@ -210,18 +238,20 @@ def test_every_character_once(steps, addresses, every, has_long_symbols):
         if not generation.is_pausing:
             assert len(text) == count
             assert messages[-1].finish_reason == LENGTH
-        version = max(version, least)
+        advance(least)
         for message in messages:
             assert (message.position, message.text_position) == (position, text_position)
             text_position += len(message.text)
             for symbol in symbols_of(message.text, message.symbol_lengths):
                 assert symbol[1:] == (tail(position) if has_long_symbols else "")
-                while char(position, read, version) != symbol[0]:
-                    version += 1
+                while char(position, read, version, rule, since) != symbol[0]:
+                    advance(version + 1)
                     assert version <= world.version
-                position += 1
+                position, since = position + 1, since + 1
     assert protocol.position == position == server.position
     assert (server.read, server.version) == (world.read, world.version)
+    advance(world.version)
+    assert (server.rule, server.since) == (rule, since)
     assert json.loads(protocol.resume_token)[0] == protocol.resume_position <= position
 
 
@@ -461,3 +491,69 @@ def test_pause_is_sent_once_and_only_while_it_generates(protocol, sent):
     protocol.pause()
     assert pauses() == 1
     protocol.generate(Generate())
+
+
+def rule(regex=None):
+    return pb.Sampling(constraint=pb.Constraint(regex=regex))
+
+
+def test_a_constraint_begins_anew_where_it_was_set_and_nowhere_else(protocol, sent):
+    """A token of the text that it has begun knows it. Until then, nothing changes where it is sent again."""
+
+    def reopened():
+        protocol.ended(GONE)
+        protocol.connected(sent.append)
+        opening = sent[-1].open
+        protocol.received(Event(opened=Event.Opened()))
+        return opening
+
+    protocol.update(rule("a*"))
+    protocol.snapshot()
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"updated")))
+    assert reopened() == Open(resume_token=b"updated", sampling=rule("a*"))
+    protocol.generate(Generate(max_chars=2))
+    assert reopened() == Open(resume_token=b"updated", sampling=rule("a*"))
+    done = Output(text="aa", finish_reason=LENGTH, resume_token=b"aa", usage=pb.Usage(matches=True))
+    protocol.received(Event(output=done))
+    assert reopened() == Open(resume_token=b"aa")
+    protocol.update(rule("b*"))
+    protocol.update(rule())
+    assert reopened() == Open(resume_token=b"aa", sampling=rule())
+    protocol.update(rule("c*"))
+    protocol.generate(Generate(max_chars=2))
+    protocol.snapshot()
+    protocol.received(Event(output=Output(text="c", position=2)))
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"aac", position=3)))
+    assert reopened() == Open(resume_token=b"aac", sampling=pb.Sampling())
+
+
+def test_a_last_message_that_was_lost_says_whether_the_text_matches(protocol, sent):
+    protocol.update(rule("a*b"))
+    generation = protocol.generate(Generate(max_chars=3))
+    protocol.received(Event(output=Output(text="aaa")))
+    protocol.ended(GONE)
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    usage = pb.Usage(matches=False)
+    protocol.received(Event(output=Output(text="aaa", finish_reason=LENGTH, resume_token=b"aaa", usage=usage)))
+    protocol.ended(None)
+    protocol.connected(sent.append)
+    protocol.received(Event(opened=Event.Opened()))
+    assert generation.take().text == "aaa"
+    last = generation.take()
+    assert (last.finish_reason, last.usage.HasField("matches"), last.usage.matches) == (LENGTH, True, False)
+
+
+def test_a_server_that_does_not_know_constraints_is_an_error(sent):
+    """It would ignore the field; a generation that ran when the constraint was set may have none."""
+    protocol = opened(sent)
+    first = protocol.generate(Generate(max_chars=1))
+    protocol.update(rule("a"))
+    protocol.received(Event(output=Output(text="x", finish_reason=LENGTH, resume_token=b"x")))
+    protocol.received(Event(snapshot=Event.Snapshot(resume_token=b"x", position=1)))
+    assert first.take().text == "x"
+    second = protocol.generate(Generate(max_chars=1))
+    protocol.received(Event(output=Output(text="y", position=1, finish_reason=LENGTH, resume_token=b"xy")))
+    with pytest.raises(ServerError, match="does not know constraints") as caught:
+        second.take()
+    assert caught.value.code is Code.UNIMPLEMENTED
