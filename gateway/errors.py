@@ -75,7 +75,7 @@ class ApiError(Exception):
         if error.field:
             field = error.field.rpartition(".")[2]
             param = names.get(field, field)
-            message = re.sub(rf"\b{re.escape(field)}\b", param, message)
+            message = re.sub(rf"\b{re.escape(field)}\b", param, message, count=1)
         elif error.reason.startswith("RESUME_TOKEN_"):
             param = "resume_token"
         elif error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):

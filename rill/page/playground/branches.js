@@ -14,6 +14,7 @@ export class Branch {
   usesStops = false; // a token of it may have stop strings
   hasLongSymbols = false; // symbols may be longer than a character
   hasEnded = false; // the model has ended it, by an end symbol
+  matches = undefined; // whether the text of the last generation matches its constraint, if it has one
   version = 0; // changes when entries that were shown have changed
 
   constructor(id, parent, start, cause) {
@@ -55,6 +56,11 @@ export class Branch {
   /** Returns how characters are chosen after `index` entries. */
   samplingAt(index) {
     return Object.assign({}, ...this.changes.filter((change) => change.index <= index).map(({ sampling }) => sampling));
+  }
+
+  /** Returns what the text must match after `index` entries, as settings have it; undefined if a token alone knows. */
+  constraintAt(index) {
+    return JSON.stringify(this.samplingAt(index).constraint);
   }
 
   /** Replaces the entries of the prompt by the model's symbols of the same text, of which more is known. */

@@ -1,6 +1,7 @@
 // The settings, as people see them.
 
-import { DEFAULTS, drawSeed, faultOf, OF_THE_TOKEN, readStops } from "./settings.js";
+import { constraintOf, faultOfConstraint, KINDS, readLines } from "./constraint.js";
+import { DEFAULTS, drawSeed, faultOf, OF_THE_TOKEN } from "./settings.js";
 
 const PACES = [2, 5, 10, 20, 50, 100, 200, 400, 800, 1500, 3000, 6000, 12000, 0]; // characters/s; 0: as fast as it goes
 const ALTERNATIVES = 5;
@@ -10,6 +11,7 @@ const FIELDS = {
   minP: "min-p",
   topK: "top-k",
   seed: "seed",
+  constraint: "constraint",
   stop: "stop",
   pace: "pace",
   length: "length",
@@ -20,6 +22,10 @@ export class Controls {
   #inputs = {};
   #outputs = {};
   #shading = document.getElementById("shading");
+  #kind = document.getElementById("constraint-kind");
+  #examples = document.getElementById("constraint-examples");
+  #written = {}; // what stood in the field of the constraint, by its kind
+  #shownKind = "";
   #ofTheToken = new Set(); // settings that nobody has changed since a text began with a token
 
   constructor(onChange) {
@@ -34,6 +40,16 @@ export class Controls {
       // What is being typed acts once it is complete.
       input.addEventListener(input.type === "range" ? "input" : "change", () => onChange(this.settings));
     }
+    this.#kind.addEventListener("change", () => {
+      this.#chooseKind();
+      onChange(this.settings);
+    });
+    this.#examples.addEventListener("click", (event) => {
+      const chosen = event.target.closest("button");
+      if (!chosen) return;
+      this.#write("constraint", chosen.value);
+      onChange(this.settings);
+    });
     this.#shading.addEventListener("change", () => onChange(this.settings));
     document.getElementById("draw-seed").addEventListener("click", () => {
       this.drawSeed();
@@ -53,7 +69,8 @@ export class Controls {
       minP: Number(value("minP")),
       topK: Number(value("topK")),
       seed: value("seed").trim(),
-      stop: readStops(value("stop")),
+      constraint: constraintOf(this.#kind.value, value("constraint")),
+      stop: readLines(value("stop")),
       pace: PACES[value("pace")],
       length,
       alternatives: this.#shading.checked ? ALTERNATIVES : null,
@@ -66,11 +83,22 @@ export class Controls {
     return faultOf(this.settings);
   }
 
+  /** What is wrong with what the text must match. */
+  get constraintFault() {
+    return faultOfConstraint(this.settings.constraint);
+  }
+
+  /** Shows, at its field, what is wrong with what the text must match; an empty text if nothing is. */
+  showConstraintProblem(sentence) {
+    const problem = document.getElementById("constraint-problem");
+    if (problem.textContent !== sentence) problem.textContent = sentence;
+    problem.hidden = !sentence;
+    this.#inputs.constraint.setAttribute("aria-invalid", String(sentence !== ""));
+  }
+
   /** Draws another seed. */
   drawSeed() {
-    this.#ofTheToken.delete("seed");
-    this.#inputs.seed.value = drawSeed();
-    this.#show();
+    this.#write("seed", drawSeed());
   }
 
   /** The text begins with a token: what it is made with is not known here, until somebody changes it. */
@@ -85,6 +113,29 @@ export class Controls {
     this.#show();
   }
 
+  #write(name, value) {
+    this.#ofTheToken.delete(name);
+    this.#inputs[name].value = value;
+    this.#show();
+  }
+
+  /** Shows the field of the kind that was chosen, with what stood there before. */
+  #chooseKind() {
+    this.#written[this.#shownKind] = this.#inputs.constraint.value;
+    this.#shownKind = this.#kind.value;
+    const kind = KINDS[this.#shownKind];
+    document.getElementById("constraint-field").hidden = !kind;
+    document.querySelector('label[for="constraint"]').textContent = kind?.label ?? "";
+    const examples = (kind?.examples ?? []).map(([name, text]) => {
+      const button = document.createElement("button");
+      [button.type, button.className, button.textContent, button.value] = ["button", "quiet", name, text];
+      return button;
+    });
+    this.#examples.replaceChildren(...examples);
+    this.showConstraintProblem("");
+    this.#write("constraint", this.#written[this.#shownKind] ?? "");
+  }
+
   #show() {
     const { temperature, topP, minP, topK, pace } = this.settings;
     const shown = {
@@ -93,6 +144,7 @@ export class Controls {
       minP: minP === 0 ? "off" : minP?.toFixed(2),
       topK: topK === 0 ? "off" : topK,
       seed: "",
+      constraint: "",
       stop: "",
       pace: pace ? `${pace.toLocaleString("en")} characters/s` : "no limit",
       length: this.#inputs.length.value === "0" ? "no end" : "",

@@ -116,7 +116,8 @@ function setPanes(models) {
 
 function isValid() {
   showProblem(controls.fault);
-  return !controls.fault;
+  controls.showConstraintProblem(controls.constraintFault);
+  return !controls.fault && !controls.constraintFault;
 }
 
 function showProblem(sentence) {
@@ -132,7 +133,9 @@ function changed(pane) {
   const isLive = sessions.some((session) => session.isLive);
   const failed = sessions.find((session) => session.state === "failed");
   const told = failed ?? sessions.find((session) => session.isLive) ?? sessions[0];
-  showProblem(failed ? failed.problem.message : "");
+  const isOfConstraint = failed?.problem.isOfConstraint ?? false;
+  showProblem(failed && !isOfConstraint ? failed.problem.message : "");
+  controls.showConstraintProblem(isOfConstraint ? failed.problem.message : controls.constraintFault);
   if (failed?.problem.status === 401) serverPanel.askForBearerToken();
   element("status").dataset.state = told.state;
   const status = sentenceFor(told);
@@ -159,6 +162,7 @@ function sentenceFor({ state, branch, problem }) {
     case "paused":
       return `Paused after ${count} characters`;
     case "ended":
+      if (branch.matches !== undefined) return `Complete: ${branch.matches ? "the text matches" : "not yet a match"}, after ${count}`;
       return branch.hasEnded ? `Complete: the model ended the text, after ${count}` : `Complete: ${count} characters`;
     case "failed":
       return "The text could not go on";
@@ -189,12 +193,15 @@ function drawRequest() {
 /** What a request from the prompt, or from the end of the text, would ask for; null if there is no such place. */
 function requestFrom(origin) {
   const { settings } = controls;
-  if (controls.fault) return null;
+  if (controls.fault || controls.constraintFault) return null;
   if (origin === "prompt" && !isFromToken) {
     return { model: element("model").value, prompt: element("prompt").value, token: "", settings };
   }
-  const mark = panes[0].session.lastMark;
-  return mark ? { model: panes[0].model, prompt: "", token: mark.token, settings } : null;
+  const { branch, lastMark: mark } = panes[0].session;
+  if (!mark) return null;
+  const isOfToken = settings.constraint === branch.constraintAt(mark.index); // which a request would begin anew
+  const constraint = isOfToken ? null : settings.constraint;
+  return { model: panes[0].model, prompt: "", token: mark.token, settings: { ...settings, constraint } };
 }
 
 function askForFrame() {

@@ -1,13 +1,15 @@
 // Errors that people read.
 
 const PASSING = new Set([429, 502, 503, 504]);
+const CONSTRAINT_FIELDS = new Set(["constraint", "kind", "regex", "choices", "json_schema", "terminator"]);
 
 /** What went wrong, as a sentence; `passing`: it may work later. */
 export class Problem extends Error {
-  constructor(sentence, { status = 0, code = "", requestId = "", passing = PASSING.has(status) } = {}) {
+  constructor(sentence, { status = 0, code = "", field = "", requestId = "", passing = PASSING.has(status) } = {}) {
     super(requestId ? `${sentence} (request ${requestId})` : sentence);
     this.status = status;
     this.code = code; // such as SESSION_IDLE
+    this.field = field; // of the request, that is wrong
     this.passing = passing;
   }
 
@@ -16,12 +18,18 @@ export class Problem extends Error {
     return this.code.startsWith("RESUME_TOKEN_") && this.code !== "RESUME_TOKEN_OTHER_MODEL";
   }
 
+  /** Whether it is about what the text must match. */
+  get isOfConstraint() {
+    return CONSTRAINT_FIELDS.has(this.field);
+  }
+
   /** Reads an error in OpenAI's form; the last frame of a WebSocket has what else would be in the head of an answer. */
   static fromBody(body, status = body?.error?.status ?? 0, requestId = body?.error?.request_id ?? "") {
-    const { message, code } = body?.error ?? {};
+    const { message, code, param } = body?.error ?? {};
     return new Problem(sentenceOf(message || `the gateway answered with status ${status}`), {
       status,
       code: String(code ?? "").toUpperCase(),
+      field: String(param ?? ""),
       passing: PASSING.has(status) || String(code).toUpperCase() === "SESSION_IDLE",
       requestId: String(message).includes(requestId) ? "" : requestId,
     });

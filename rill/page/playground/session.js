@@ -267,6 +267,7 @@ export class Session {
   async #grow(call, branch, isFresh) {
     let marked = { length: branch.length, time: performance.now() };
     call.onOutput = (output) => {
+      if (output.finishReason) branch.matches = output.usage?.matches;
       this.#add(branch, output);
       if (!isMarkDue(branch.length - marked.length, performance.now() - marked.time)) return;
       marked = { length: branch.length, time: performance.now() };
@@ -276,10 +277,11 @@ export class Session {
     let applied = isFresh ? this.#settings : null;
     let reason = null;
     branch.hasEnded = false;
+    branch.matches = undefined;
     if (applied) call.snapshot().catch(() => {}); // a token with these settings
     while (true) {
       const settings = this.#settings;
-      if (!applied || !sameSampling(applied, settings)) await this.#apply(call, branch, samplingOf(settings));
+      if (!applied || !sameSampling(applied, settings)) await this.#apply(call, branch, settings);
       applied = settings;
       const left = Math.min(settings.length ? this.#begun + settings.length : MOST, MOST) - branch.length;
       const isComplete = left <= 0 || reason === STOP;
@@ -293,8 +295,13 @@ export class Session {
     }
   }
 
-  /** Changes how characters are chosen, from here on; a token of this place comes between what was and what will be. */
-  async #apply(call, branch, sampling) {
+  /**
+   * Changes how characters are chosen, from here on; a token of this place comes between what was and what will be.
+   * A constraint that the text has is not sent again: it would begin anew.
+   */
+  async #apply(call, branch, settings) {
+    const hasConstraint = settings.constraint === branch.constraintAt(branch.length);
+    const sampling = samplingOf(hasConstraint ? { ...settings, constraint: null } : settings);
     if (Object.keys(sampling).length) call.update(sampling);
     await call.snapshot();
     branch.change(sampling);

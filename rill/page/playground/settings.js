@@ -1,12 +1,14 @@
 // What a text is made with, as a plain object, and its forms in requests. Names are those of rill.proto's JSON.
 //
-//   { temperature, topK, topP, minP, seed, stop, pace, length }
+//   { temperature, topK, topP, minP, seed, constraint, stop, pace, length }
 //
-// `seed` is a string of digits, since numbers of JavaScript hold 53 bits; `pace` is in characters/s, 0 without a limit;
+// `seed` is a string of digits, since numbers of JavaScript hold 53 bits; `constraint` is a JSON text; `pace` is in characters/s, 0 without a limit;
 // `length` is how many characters to generate, 0 without an end. A value that is null is not set: a text that continues
 // from a token then keeps the token's.
 
 import { MAX_SEED } from "../shared/philox.js";
+
+import { FREE } from "./constraint.js";
 
 export const DEFAULTS = Object.freeze({
   temperature: 1,
@@ -14,15 +16,24 @@ export const DEFAULTS = Object.freeze({
   topP: 1,
   minP: 0,
   seed: "0",
+  constraint: FREE,
   stop: Object.freeze([]),
   pace: 0,
   length: 1000,
 });
 
 /** What a request says of these where a text continues from a token and nobody has changed anything. */
-export const OF_THE_TOKEN = Object.freeze({ temperature: null, topK: null, topP: null, minP: null, seed: null, stop: null });
+export const OF_THE_TOKEN = Object.freeze({
+  temperature: null,
+  topK: null,
+  topP: null,
+  minP: null,
+  seed: null,
+  constraint: null,
+  stop: null,
+});
 
-const SAMPLING = ["temperature", "topK", "topP", "minP", "seed"];
+const SAMPLING = ["temperature", "topK", "topP", "minP", "seed", "constraint"];
 // Where a list without strings would mean those of the token: a stop that occurs in no text. Where texts are cut into
 // longer symbols it must be cut, too.
 const UNUSED_STOP = "\0";
@@ -30,7 +41,8 @@ const UNLIKELY_REPEATS = 200;
 
 /** Returns a Sampling message with what is set. */
 export function samplingOf(settings) {
-  return Object.fromEntries(SAMPLING.filter((name) => settings[name] !== null).map((name) => [name, settings[name]]));
+  const set = Object.fromEntries(SAMPLING.filter((name) => settings[name] !== null).map((name) => [name, settings[name]]));
+  return set.constraint === undefined ? set : { ...set, constraint: JSON.parse(set.constraint) };
 }
 
 /** Returns whether two settings choose characters alike. */
@@ -61,15 +73,6 @@ function unusedStop({ hasLongSymbols, entries }) {
 /** Draws a seed; short enough to be read out. */
 export function drawSeed() {
   return String(crypto.getRandomValues(new Uint32Array(1))[0]);
-}
-
-/** Reads stop strings, one on each line; \n, \t, \r and \\ in them stand for what cannot be typed there. */
-export function readStops(text) {
-  const signs = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
-  return text
-    .split("\n")
-    .filter((line) => line)
-    .map((line) => line.replace(/\\([ntr\\])/g, (_, sign) => signs[sign]));
 }
 
 /** Describes what is wrong with settings, as a sentence; an empty text if nothing is. */

@@ -4,6 +4,7 @@
 // prompt. A bearer token never stands in a snippet: it comes from the environment, as $RILL_TOKEN.
 
 import { toUrlAlphabet } from "./base64.js";
+import { completionFields, FREE, pythonParameters } from "./constraint.js";
 import { samplingOf } from "./settings.js";
 import { json, python, pythonString, shellWord } from "./quoting.js";
 
@@ -48,7 +49,8 @@ export function rill(request, target) {
   const values = {
     ...(token ? {} : { model: model || undefined }),
     max_chars: settings.length,
-    ...snakeCase({ ...samplingOf(settings), seed: seedOf(settings) }),
+    ...snakeCase({ ...samplingOf(settings), seed: seedOf(settings), constraint: undefined }),
+    ...pythonParameters(settings.constraint, token !== ""),
     stop: settings.stop?.length ? settings.stop : undefined,
     chars_per_second: settings.pace || undefined,
   };
@@ -77,7 +79,7 @@ export function grpcurl(request, target) {
     model: token ? undefined : model || undefined,
     ...(token ? { resume_token: token } : { prompt }),
     max_chars: settings.length || undefined,
-    sampling: snakeCase(samplingOf(settings)),
+    sampling: samplingMessage(settings, token),
     stop: settings.stop?.length ? settings.stop : undefined,
     chars_per_second: settings.pace || undefined,
   };
@@ -92,7 +94,7 @@ export function grpcurl(request, target) {
 
 /** The body for OpenAI's completions, with the names that Rill adds to them. */
 function completion({ model, prompt, token, settings }) {
-  const { temperature, topP, topK, minP, stop, pace, length } = settings;
+  const { temperature, topP, topK, minP, constraint, stop, pace, length } = settings;
   return {
     model,
     prompt: token ? "" : prompt,
@@ -104,9 +106,17 @@ function completion({ model, prompt, token, settings }) {
     stream: true,
     top_k: topK ?? undefined,
     min_p: minP ?? undefined,
+    ...completionFields(constraint, token !== ""),
     chars_per_second: pace || undefined,
     resume_token: token ? toUrlAlphabet(token) : undefined,
   };
+}
+
+/** The Sampling message; only a text that continues from a token has a constraint to lose. */
+function samplingMessage(settings, token) {
+  const { constraint, ...others } = samplingOf(settings);
+  const isSet = constraint !== undefined && (token !== "" || settings.constraint !== FREE);
+  return { ...snakeCase(others), constraint: isSet ? snakeCase(constraint) : undefined };
 }
 
 function seedOf({ seed }) {

@@ -18,6 +18,11 @@ WELL_FORMED = st.characters(exclude_categories=["Cs"])
 HOSTILE = "'\"\\\n\r\t$`!#%&{} a\u202e\u200b\u0301\x07\x7f😀"
 TEXTS = st.text(WELL_FORMED, max_size=20) | st.text(st.sampled_from(HOSTILE), max_size=12)
 NUMBERS = st.floats(0, 2).map(lambda value: round(value, 2))
+CONSTRAINTS = (
+    st.builds(lambda text: {"regex": text}, TEXTS)
+    | st.builds(lambda text: {"jsonSchema": json.dumps({"const": text}, ensure_ascii=False)}, TEXTS)
+    | st.builds(lambda texts: {"choices": {"text": texts}}, st.lists(TEXTS, min_size=1, max_size=3))
+)
 CASES = st.fixed_dictionaries({
     "model": TEXTS.filter(bool),
     "prompt": TEXTS,
@@ -28,13 +33,17 @@ CASES = st.fixed_dictionaries({
         "topK": st.integers(0, 50),
         "minP": st.floats(0, 1).map(lambda value: round(value, 2)),
         "seed": st.integers(0, 2**64 - 1).map(str),
+        "constraint": st.sampled_from([None, "{}"]) | CONSTRAINTS.map(json.dumps),
         "stop": st.lists(TEXTS.filter(bool).filter(lambda text: "\0" not in text), max_size=3),
         "pace": st.sampled_from([0, 20, 400]),
         "length": st.integers(0, 10**5),
     }),
     "isProtected": st.booleans(),
 })  # fmt: skip
-NOTHING_SET = dict.fromkeys(("temperature", "topP", "topK", "minP", "seed", "stop")) | {"pace": 0, "length": 40}
+NOTHING_SET = dict.fromkeys(("temperature", "topP", "topK", "minP", "seed", "stop", "constraint")) | {
+    "pace": 0,
+    "length": 40,
+}
 BASE = "http://127.0.0.1:8080/it's/"
 ENDLESS = 2**53 - 1  # max_tokens has no word for a text without an end
 TARGET = "127.0.0.1:50051"
@@ -81,6 +90,19 @@ def arguments_in_a_shell(name, commands):
     return calls[:-1]
 
 
+def constraint_of_completion(constraint, has_token):
+    match json.loads(constraint or "null"):
+        case None:
+            return {}
+        case {"regex": regex}:
+            return {"structured_outputs": {"regex": regex}}
+        case {"choices": {"text": texts}}:
+            return {"structured_outputs": {"choice": texts}}
+        case {"jsonSchema": schema}:
+            return {"structured_outputs": {"json": schema}}
+    return {"response_format": {"type": "text"}} if has_token else {}
+
+
 def expected_completion(case):
     settings = case["settings"]
     body = {
@@ -96,6 +118,7 @@ def expected_completion(case):
         "chars_per_second": settings["pace"] or None,
         "stream": True,
         "resume_token": case["token"].replace("+", "-").replace("/", "_").rstrip("=") or None,
+        **constraint_of_completion(settings["constraint"], bool(case["token"])),
     }
     return {name: value for name, value in body.items() if value is not None}
 
@@ -116,6 +139,10 @@ def expected_request(case):
     if settings["seed"] is not None:
         request.sampling.seed = int(settings["seed"])
     request.sampling.SetInParent()
+    constraint = settings["constraint"]
+    if constraint is not None and (constraint != "{}" or case["token"]):
+        request.sampling.constraint.SetInParent()
+        json_format.Parse(constraint, request.sampling.constraint)
     return request
 
 
@@ -267,11 +294,12 @@ def test_a_fork_shares_the_beginning_and_its_tokens(folder):
 
 def test_settings_are_read_and_refused(folder):
     program = """
-    import { DEFAULTS, faultOf, readStops, samplingOf, stopsOf } from "./playground/settings.js";
+    import { readLines } from "./playground/constraint.js";
+    import { DEFAULTS, faultOf, samplingOf, stopsOf } from "./playground/settings.js";
     const fault = (change) => faultOf({ ...DEFAULTS, ...change });
     const [used, unused] = [true, false].map((usesStops) => ({ usesStops, entries: [] }));
     report({
-      stops: readStops("one\\n\\\\n\\n\\na\\\\\\\\n\\\\x"),
+      stops: readLines("one\\n\\\\n\\n\\na\\\\\\\\n\\\\x"),
       good: [{}, { seed: "18446744073709551615" }, { seed: null, stop: null }, { length: 0 }].map(fault),
       bad: [{ seed: "18446744073709551616" }, { seed: "-1" }, { seed: "" }, { seed: "1e3" }, { length: 1.5 },
             { length: NaN }, { stop: Array(33).fill("a") }].map(fault),
@@ -284,9 +312,43 @@ def test_settings_are_read_and_refused(folder):
     assert read["stops"] == ["one", "\n", "a\\n\\x"]
     assert read["good"] == ["", "", "", ""]
     assert all(fault.endswith(".") for fault in read["bad"])
-    assert read["sampling"] == {"temperature": 1, "topK": 0, "minP": 0, "seed": "0"}
+    assert read["sampling"] == {"temperature": 1, "topK": 0, "minP": 0, "seed": "0", "constraint": {}}
     assert read["sent"] == [[], [], ["\0"], ["a"]]
     assert read["long"] == ["Cl" * 200]  # which can be cut into symbols
+
+
+def test_a_constraint_is_read_and_refused(folder):
+    program = """
+    import { constraintOf, faultOfConstraint, KINDS } from "./playground/constraint.js";
+    const examples = Object.entries(KINDS).flatMap(([kind, { examples }]) => {
+      return examples.map(([, text]) => constraintOf(kind, text));
+    });
+    report({
+      read: data.written.map(([kind, text]) => JSON.parse(constraintOf(kind, text))),
+      good: [null, "{}", ...examples].map(faultOfConstraint),
+      bad: data.bad.map(([kind, text]) => faultOfConstraint(constraintOf(kind, text))),
+    });
+    """
+    written = {
+        ("", "a"): {},
+        ("regex", ""): {},
+        ("regex", "a b \\n\n"): {"regex": "a b \\n"},
+        ("choices", "yes\n\n a\\nb"): {"choices": {"text": ["yes", " a\nb"]}},
+        ("choices", "\n"): {},
+        ("jsonSchema", " {} \n"): {"jsonSchema": "{}"},
+        ("jsonSchema", " "): {},
+    }
+    bad = [
+        ("jsonSchema", "{"),
+        ("jsonSchema", "[]"),
+        ("jsonSchema", "null"),
+        ("regex", "\ud800"),
+        ("choices", "\udfff"),
+    ]
+    read = run_node(folder, program, {"written": list(written), "bad": bad})
+    assert read["read"] == list(written.values())
+    assert read["good"] == [""] * 8
+    assert all(fault.endswith(".") for fault in read["bad"])
 
 
 def test_a_text_is_split_into_its_symbols(folder):
