@@ -5,9 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rill.gateway.api.fields import Fields, encodable, shown, text
+from rill.gateway.api.fields import Fields, shown, text
 from rill.gateway.errors import ApiError
 from rill.v1 import rill_pb2 as pb
+
+MOST_CHARACTERS = 2**16  # of an expression, a schema, or all choices together, as in servers
+MOST_CHOICES = 2**16
 
 _NONE_GIVEN = "give one of choice, regex and json"
 _NO_GRAMMARS = "is not supported: give a regular expression, choices or a JSON schema"
@@ -119,7 +122,9 @@ def _kinds(fields: Fields, prefix: str = "") -> list[Requested]:
 
 
 def _regex(name: str, found: Any) -> Requested:
-    return Requested(pb.Constraint(regex=text(name, found)), {"regex": name})
+    regex = text(name, found)
+    _check_size(name, len(regex))
+    return Requested(pb.Constraint(regex=regex), {"regex": name})
 
 
 def _choices(name: str, found: Any) -> Requested:
@@ -127,24 +132,32 @@ def _choices(name: str, found: Any) -> Requested:
         raise ApiError(400, f"{name} must be a list of texts, not {shown(found)}", name)
     if not found:
         raise ApiError(400, f"{name} is an empty list: no text would match", name)
+    if len(found) > MOST_CHOICES:
+        raise ApiError(400, f"{name} has {len(found)} texts; at most {MOST_CHOICES} are allowed", name)
     texts = [text(f"{name}[{at}]", one) for at, one in enumerate(found)]
+    _check_size(name, sum(map(len, texts)))
     return Requested(pb.Constraint(choices=pb.Constraint.Choices(text=texts)), {"choices": name})
 
 
 def _schema(name: str, found: Any) -> Requested:
     """Read a schema: an object, or its JSON text."""
-    if isinstance(found, str):
-        return Requested(pb.Constraint(json_schema=text(name, found)), {"json_schema": name})
-    if not isinstance(found, dict):
+    if isinstance(found, dict):
+        try:
+            found = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        except (ValueError, RecursionError):  # 1e999, or nested almost too deep to be read
+            raise ApiError(400, f"{name} has a number beyond all floats, or is nested too deep", name) from None
+    elif not isinstance(found, str):
         message = f"{name} must be a JSON schema: an object, or its JSON text, not {shown(found)}"
         raise ApiError(400, message, name)
-    try:
-        schema = json.dumps(found, ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError):  # 1e999, or nested almost too deep to be read
-        raise ApiError(400, f"{name} has a number beyond all floats, or is nested too deep", name) from None
-    with encodable(name):
-        schema.encode()
+    schema = text(name, found)
+    _check_size(name, len(schema))
     return Requested(pb.Constraint(json_schema=schema), {"json_schema": name})
+
+
+def _check_size(name: str, characters: int) -> None:
+    if characters > MOST_CHARACTERS:
+        message = f"{name} has {characters} characters; at most {MOST_CHARACTERS} are allowed"
+        raise ApiError(400, message, name)
 
 
 def _refuse(fields: Fields, name: str, allowed: Any, reason: str) -> None:

@@ -97,6 +97,14 @@ def test_an_explicit_text_removes_the_constraint_of_a_token():
         ({"guided_choice": "yes"}, "guided_choice", 'guided_choice must be a list of texts, not "yes"'),
         ({"guided_choice": []}, "guided_choice", "guided_choice is an empty list: no text would match"),
         ({"guided_choice": ["a", 1]}, "guided_choice", "guided_choice[1] must be a text, not 1"),
+        (
+            {"guided_choice": ["a"] * 65_537},
+            "guided_choice",
+            "guided_choice has 65537 texts; at most 65536 are allowed",
+        ),
+        ({"guided_choice": ["a" * 40_000] * 2}, "guided_choice", "guided_choice has 80000 characters; at most 65536"),
+        ({"guided_regex": "a" * 65_537}, "guided_regex", "guided_regex has 65537 characters; at most 65536 are"),
+        ({"guided_json": {"const": "a" * 65_536}}, "guided_json", "guided_json has 65549 characters; at most 65536"),
         ({"guided_choice": [None]}, "guided_choice", "guided_choice[0] must be a text, not null"),
         (
             {"guided_json": True},
