@@ -1,23 +1,27 @@
 """A bundle: a folder with the graphs of one model and the manifest that describes them. Standard library only.
 
-    manifest.json         format_version, name, model_id, model, precision, states, graphs, training, parity,
-                          vocabulary (`rill.vocabulary.Vocabulary.to_json`); a tagger's also has labels
+    manifest.json         format_version, name, model_id, model, precision, states, graphs, constrained, training,
+                          parity, vocabulary (`rill.vocabulary.Vocabulary.to_json`); a tagger's also has labels
     model.onnx            the portable graph (`rill.export.graphs.portable`)
     decode.onnx           the serving graph (`rill.export.graphs.serving`)
     decode-top-p.onnx     a variant with top-p, min-p and logit bias
     decode-top-k.onnx     a variant with these and top-k
     decode-logprobs.onnx  a variant with these and log-probabilities
+    decode-constrained.onnx, decode-constrained-logprobs.onnx
+                          variants of decode.onnx and decode-logprobs.onnx for texts that must match
     ngrams.npy            the folded n-gram tables of a model that has some: an input of the serving graphs
 
-A tagger's bundle has the portable graph only. `rill.export.write` writes bundles; the server accepts one only if it is
-complete and undamaged.
+A tagger's bundle has the portable graph only. The manifest lists the variants for texts that must match apart from the
+other graphs, under `constrained`: they are not part of the model's id, bundles of earlier versions lack them, and
+earlier versions ignore them. `rill.export.write` writes bundles; the server accepts one only if it is complete and
+undamaged.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +47,7 @@ _NOT_IN_NAMES = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 class Variant:
     """A serving graph: its key in the manifest, its file, and what it offers beside temperature and greedy decoding.
 
-    `filters` are top-p, min-p and logit bias; `top_k` implies them.
+    `filters` are top-p, min-p and logit bias; `top_k` implies them. A `constrained` one makes texts that must match.
     """
 
     key: str
@@ -51,6 +55,7 @@ class Variant:
     filters: bool = False
     top_k: bool = False
     logprobs: bool = False
+    constrained: bool = False
 
 
 DECODE = Variant("decode", "decode.onnx")
@@ -58,9 +63,21 @@ DECODE_TOP_P = Variant("decode_top_p", "decode-top-p.onnx", filters=True)
 DECODE_TOP_K = Variant("decode_top_k", "decode-top-k.onnx", filters=True, top_k=True)
 DECODE_LOGPROBS = Variant("decode_logprobs", "decode-logprobs.onnx", filters=True, top_k=True, logprobs=True)
 VARIANTS = (DECODE, DECODE_TOP_P, DECODE_TOP_K, DECODE_LOGPROBS)  # the cheapest first
+DECODE_CONSTRAINED = Variant("decode_constrained", "decode-constrained.onnx", constrained=True)
+DECODE_CONSTRAINED_LOGPROBS = Variant(
+    "decode_constrained_logprobs",
+    "decode-constrained-logprobs.onnx",
+    filters=True,
+    top_k=True,
+    logprobs=True,
+    constrained=True,
+)
+CONSTRAINED_VARIANTS = (DECODE_CONSTRAINED, DECODE_CONSTRAINED_LOGPROBS)
 
 # All graphs by their key in the manifest; the bundle of a tagger has the portable one only.
 FILES = {"model": "model.onnx"} | {variant.key: variant.file for variant in VARIANTS}
+CONSTRAINED = "constrained"  # the key of these graphs in the manifest
+CONSTRAINED_FILES = {variant.key: variant.file for variant in CONSTRAINED_VARIANTS}
 NGRAMS = "ngrams"  # the serving graphs' input for the n-gram tables, and their key in the manifest
 NGRAMS_FILE = "ngrams.npy"
 CONTEXT = "context"  # the state that holds the last symbols, int64; all others are float32 vectors
@@ -82,7 +99,8 @@ class Bundle:
     """A bundle in memory: `graphs` holds the serialised ONNX models by key.
 
     `labels` are those of a tagger, in the order of its logits; a generator has none. `ngrams` is the content of
-    ngrams.npy (`ngrams_header` and the values), if the model has n-gram tables.
+    ngrams.npy (`ngrams_header` and the values), if the model has n-gram tables. `constrained` holds the graphs for
+    texts that must match, by key; it is empty in bundles of earlier versions.
     """
 
     name: str
@@ -94,6 +112,7 @@ class Bundle:
     graphs: Mapping[str, bytes]
     labels: tuple[str, ...] = ()
     ngrams: bytes = b""
+    constrained: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def layers(self) -> int:
@@ -218,9 +237,10 @@ def read_bundle(folder: str | Path) -> Bundle:
             precision=_precision(manifest),
             vocabulary=vocabulary,
             states=_states(manifest, model),
-            graphs=_graphs(folder, manifest, model),
+            graphs=_graphs(folder, manifest["graphs"], FILES, _REQUIRED_GRAPHS[model["task"]]),
             labels=_strings(manifest, "labels") if tags else (),
             ngrams=_ngrams(folder, manifest, model, len(vocabulary)),
+            constrained=_constrained(folder, manifest, model),
         )
         hashed = model_id(bundle.graphs, vocabulary, bundle.labels, bundle.ngrams)
     except BundleError:
@@ -316,17 +336,28 @@ def _states(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> States:
     return states
 
 
-def _graphs(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, bytes]:
-    graphs = manifest["graphs"]
-    for key in _REQUIRED_GRAPHS[model["task"]]:
-        if key not in graphs:
+def _graphs(
+    folder: Path, entries: Mapping[str, Any], files: Mapping[str, str], required: Sequence[str]
+) -> dict[str, bytes]:
+    """The content of the graphs `entries` of the manifest, which must be in `files`; all `required` ones are there."""
+    for key in required:
+        if key not in entries:
             raise ValueError(f"there is no graph {key!r}")
-    for key, entry in graphs.items():
-        if key not in FILES:
-            raise ValueError(f"graph {key!r} is not one of {', '.join(FILES)}")
-        if entry["file"] != FILES[key]:  # so no name is repeated or outside the folder
-            raise ValueError(f"graph {key!r} is in {entry['file']!r} instead of {FILES[key]!r}")
-    return {key: _read_checked(folder / FILES[key], _GRAPH_BYTES, entry["sha256"]) for key, entry in graphs.items()}
+    for key, entry in entries.items():
+        if key not in files:
+            raise ValueError(f"graph {key!r} is not one of {', '.join(files)}")
+        if entry["file"] != files[key]:  # so no name is repeated or outside the folder
+            raise ValueError(f"graph {key!r} is in {entry['file']!r} instead of {files[key]!r}")
+    return {key: _read_checked(folder / files[key], _GRAPH_BYTES, entry["sha256"]) for key, entry in entries.items()}
+
+
+def _constrained(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, bytes]:
+    """The content of the graphs for texts that must match; empty in bundles of earlier versions."""
+    if CONSTRAINED not in manifest:
+        return {}
+    if model["task"] != "generate":
+        raise ValueError("a tagger has no graphs for texts that must match")
+    return _graphs(folder, manifest[CONSTRAINED], CONSTRAINED_FILES, tuple(CONSTRAINED_FILES))
 
 
 def _ngrams(folder: Path, manifest: Mapping[str, Any], model: Mapping[str, Any], symbols: int) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rill.bundle import CONTEXT, DECODE_LOGPROBS, NGRAMS, VARIANTS, Bundle, vocabulary_metadata
+from rill.bundle import CONSTRAINED_VARIANTS, CONTEXT, NGRAMS, VARIANTS, Bundle, Variant, vocabulary_metadata
 from rill.serve.engine.devices import CUDA, providers_of
 from rill.serve.engine.graph_safety import require_self_contained
 from rill.serve.errors import StartError
@@ -15,8 +15,16 @@ from rill.serve.errors import StartError
 MAX_ROWS = 64  # of a round on a CPU: with more rows a character costs as much
 CUDA_BATCHES = (1, 8, 64, 256)
 LONGEST_ERROR = 500  # characters
-# Outputs of a serving graph beside the states; only that of DECODE_LOGPROBS has more than the first.
-OUTPUTS = ("tokens", "logprobs", "top_tokens", "top_logprobs")
+Values = Mapping[str, ort.OrtValue]
+NO_TABLES: Values = {}
+# Inputs that only the constrained graphs have, with their sizes.
+AUTOMATA: Mapping[str, tuple[list[int | str], str]] = {
+    "automaton": (["any"], "int64"),
+    "allowed": (["any", "vocab"], "float"),
+    "transitions": (["any"], "int64"),
+    "continues": (["any", 1], "float"),
+    "reads": (["any", 1], "bool"),
+}
 
 
 class Decoder:
@@ -56,14 +64,17 @@ class Decoder:
         if bundle.ngrams:
             values = np.asarray(bundle.ngrams_values)
             self._constants[NGRAMS] = ort.OrtValue.ortvalue_from_numpy(values, self.device, device_id)
-        self._sessions = {}
-        for variant in VARIANTS:
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._outputs: dict[str, tuple[str, ...]] = {}  # of each graph, beside the states
+        self.has_constrained = bool(bundle.constrained)  # bundles of earlier versions have no such graphs
+        graphs = {**bundle.graphs, **bundle.constrained}
+        for variant in VARIANTS + (CONSTRAINED_VARIANTS if self.has_constrained else ()):
             key = variant.key
-            if key not in bundle.graphs:
+            if key not in graphs:
                 raise StartError(f"bundle {bundle.name!r} has no graph {key!r}: export it again")
-            session = _session(bundle.graphs[key], provider, device_id, threads, memory, bundle.name)
-            _require_fit(session, bundle, key)
-            self._sessions[key] = session
+            session = _session(graphs[key], provider, device_id, threads, memory, bundle.name)
+            _require_fit(session, bundle, variant)
+            self._sessions[key], self._outputs[key] = session, _outputs_of(variant)
 
     def padding(self, rows: int) -> int:
         """How many rows to add for a batch size that the graphs are run with."""
@@ -73,12 +84,12 @@ class Decoder:
         return -rows % self._batch_sizes[-1] if self._batch_sizes else 0
 
     def run(
-        self, variant: str, feeds: Mapping[str, NDArray[Any]], states: Mapping[str, ort.OrtValue]
+        self, variant: str, feeds: Mapping[str, NDArray[Any]], states: Values, tables: Values = NO_TABLES
     ) -> tuple[dict[str, NDArray[Any]], dict[str, ort.OrtValue]]:
         """Run a serving graph; return its outputs and the states after it.
 
-        `rill.export.graphs.serving` lists the inputs. Outputs are on the host, [time, batch, ...], by name; states are
-        on the device, before and after.
+        `rill.export.graphs.serving` lists the inputs; a constrained graph has `tables` among them. Outputs are on the
+        host, [time, batch, ...], by name; states and tables are on the device.
         """
         session = self._sessions[variant]
         binding = session.io_binding()
@@ -88,7 +99,9 @@ class Decoder:
             binding.bind_ortvalue_input(name, states[name])
         for name, value in self._constants.items():
             binding.bind_ortvalue_input(name, value)
-        names = OUTPUTS[: None if variant == DECODE_LOGPROBS.key else 1]
+        for name, value in tables.items():
+            binding.bind_ortvalue_input(name, value)
+        names = self._outputs[variant]
         for name in names:
             binding.bind_output(name, "cpu")
         for name in self._states:
@@ -97,6 +110,12 @@ class Decoder:
         outputs = binding.get_outputs()
         after = dict(zip(self._states, outputs[len(names) :], strict=True))
         return {name: value.numpy() for name, value in zip(names, outputs, strict=False)}, after
+
+
+def _outputs_of(variant: Variant) -> tuple[str, ...]:
+    """The outputs of a serving graph beside the states."""
+    logprobs = ("logprobs", "top_tokens", "top_logprobs") if variant.logprobs else ()
+    return ("tokens", *(("automata",) if variant.constrained else ()), *logprobs)
 
 
 def _session(graph: bytes, provider: str, device_id: int, threads: int, memory: int, name: str) -> ort.InferenceSession:
@@ -130,11 +149,11 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + "…"
 
 
-def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> None:
+def _require_fit(session: ort.InferenceSession, bundle: Bundle, variant: Variant) -> None:
     """Raise StartError unless a serving graph has the states and the vocabulary of the bundle."""
 
     def misfit(problem: str) -> StartError:
-        return StartError(f"bundle {bundle.name!r}: graph {key!r} {problem}; export it again")
+        return StartError(f"bundle {bundle.name!r}: graph {variant.key!r} {problem}; export it again")
 
     inputs, outputs = (
         {value.name: value for value in values} for values in (session.get_inputs(), session.get_outputs())
@@ -154,8 +173,15 @@ def _require_fit(session: ort.InferenceSession, bundle: Bundle, key: str) -> Non
         raise misfit("has n-gram tables that the manifest lacks")
     if extra := {name for name in inputs if name.startswith((CONTEXT, "state_"))} - {name for name, _ in bundle.states}:
         raise misfit(f"has states that the manifest lacks: {', '.join(sorted(extra))}")
-    if missing := {"token", "forced", "steps", "uniforms", "temperature"} - inputs.keys() | {"tokens"} - outputs.keys():
+    needed = {"token", "steps", "uniforms", "temperature", *(AUTOMATA if variant.constrained else ["forced"])}
+    if missing := needed - inputs.keys() | set(_outputs_of(variant)) - outputs.keys():
         raise misfit(f"is not a serving graph of this version: it has no {', '.join(sorted(missing))}")
+    if variant.constrained:
+        for name, (sizes, dtype) in AUTOMATA.items():
+            expected_sizes = [len(bundle.vocabulary) if size == "vocab" else size for size in sizes]
+            found = [size if isinstance(size, int) else "any" for size in inputs[name].shape]
+            if found != expected_sizes or inputs[name].type != f"tensor({dtype})":
+                raise misfit(f"has no {name} of shape {expected_sizes}")
     described = session.get_modelmeta().custom_metadata_map
     expected = vocabulary_metadata(bundle.vocabulary)
     keys = {"rill.vocabulary", "rill.tokenizer", "rill.start_symbol", "rill.end_symbols"}

@@ -11,22 +11,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rill.serve.engine.decoder import Decoder
+from rill.serve.engine.automata import Automata, DeviceTables
+from rill.serve.engine.decoder import NO_TABLES, Decoder, Values
 from rill.serve.engine.device_turns import Participant
-from rill.serve.engine.output import OutputProcessor, pieces
-from rill.serve.engine.rows import LOGPROBS, PLAIN, TOP_K, TOP_P, TOTALS, Round, Rows
+from rill.serve.engine.output import Arrays, OutputProcessor, pieces
+from rill.serve.engine.rows import CONSTRAINED, CONSTRAINED_LOGPROBS, LOGPROBS, PLAIN, TOP_K, TOP_P, TOTALS, Round, Rows
 from rill.serve.engine.scheduler import Scheduler
 from rill.serve.engine.states import Batch, States
 from rill.serve.engine.stream import Delivery, Stream, TotalStream
-from rill.serve.engine.text_codec import Ids, TextCodec
+from rill.serve.engine.text_codec import TextCodec
 from rill.serve.engine.timer import StageTimer
 from rill.serve.engine.types import FinishReason, Piece
 from rill.serve.errors import BrokenEngineError, DrainingError, EngineError
@@ -37,7 +37,6 @@ GIVE_WAY_SECONDS = 0.0007  # the engine's pause while first characters are sent
 CROWDED_TURNS = 2  # turns between two notifications of a reader while calls wait for a slot: the event loop is busy
 ROUNDS_AT_ONCE = 64  # reported by one call of `on_rounds`: reported alone, each costs several times as much
 
-Arrays = Mapping[str, NDArray[Any]]
 RoundCounts = tuple[int, int, float]  # rows, steps, seconds
 
 log = logging.getLogger("rill")
@@ -58,6 +57,7 @@ class Engine:
         codec: TextCodec,
         rows: Rows,
         states: States,
+        automata: Automata,
         deliver: Callable[[Delivery], None],
         round_seconds: float,
         participant: Participant,
@@ -70,7 +70,8 @@ class Engine:
         self._participant, self._loop, self._is_crowded = participant, loop, is_crowded
         self._on_delivery, self._on_rounds = timer.around("decode", deliver), on_rounds
         self._timer, self._lap = timer, timer.lap
-        self._output = OutputProcessor(decoder, codec, rows, states)
+        self._tables = DeviceTables(automata, decoder.device, decoder.device_id)
+        self._output = OutputProcessor(decoder, codec, rows, states, automata)
         self._scheduler = Scheduler(rows, decoder, round_seconds)
         self._inbox: deque[tuple[Callable[[Stream], None], Stream]] = deque()
         self._outbox: list[Delivery] = []
@@ -121,7 +122,10 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Run all batch sizes once for the memory and once for the time, on rows that are not in use yet."""
-        for kind, batch in product((PLAIN, TOP_P, LOGPROBS, TOP_K), self._decoder.warm_up):
+        kinds = [PLAIN, TOP_P, LOGPROBS, TOP_K]
+        if self._decoder.has_constrained:
+            kinds += [CONSTRAINED, CONSTRAINED_LOGPROBS]
+        for kind, batch in product(kinds, self._decoder.warm_up):
             slots = np.arange(min(batch, self._rows.slots))
             zeros = np.zeros(len(slots), np.int64)
             r = Round(slots, zeros + 4, zeros, kind, self._decoder.padding(len(slots)))
@@ -156,12 +160,12 @@ class Engine:
 
     def _advance(self, r: Round, now: float) -> None:
         """Run a round, and collect its results."""
-        feeds, before = self._inputs(r)
+        feeds, before, tables = self._inputs(r)
         self._lap("assemble")
         # The event loop sends the last round's texts while the graph runs: both have the GIL when they need it.
         self._deliver()
-        results, after = self._run(r, feeds, before)
-        self._collect(r, feeds["token"], before, results, after, now)
+        results, after = self._run(r, feeds, before, tables)
+        self._collect(r, feeds, before, results, after, now)
         if r.newcomers and len(r.slots) >= len(self._streams):
             # No other stream waits: the event loop can send the first characters without waiting for the GIL.
             self._deliver()
@@ -182,6 +186,8 @@ class Engine:
         self._rows.enter(stream.slot, stream.spec, time.monotonic())
         self._output.enter(stream.slot, stream.spec)
         self._states.begin(stream.slot, stream.spec.state)
+        if self._output.is_over(stream.slot) and stream.slot not in self._rows.reading:
+            self._finish(FinishReason.STOP, stream)
 
     def _remove(self, stream: Stream) -> None:
         if self._streams.get(stream.slot) is stream:  # else it was complete, and has left
@@ -216,15 +222,16 @@ class Engine:
 
     # ---- run
 
-    def _inputs(self, r: Round) -> tuple[Arrays, Batch]:
-        """The inputs of the serving graph for a round, and the states before it."""
-        return self._rows.feeds(r), self._states.batch(self._rows.batch(r))
+    def _inputs(self, r: Round) -> tuple[Arrays, Batch, Values]:
+        """The inputs of the serving graph for a round, the states before it, and the tables of a constrained one."""
+        tables = self._tables.values() if r.is_constrained else NO_TABLES
+        return self._rows.feeds(r), self._states.batch(self._rows.batch(r)), tables
 
-    def _run(self, r: Round, feeds: Arrays, before: Batch) -> tuple[Arrays, Batch]:
+    def _run(self, r: Round, feeds: Arrays, before: Batch, tables: Values) -> tuple[Arrays, Batch]:
         """The outputs of the serving graph for a round, [time, rows, ...] without padding, and the states after it."""
         with self._participant.turn(urgent=r.newcomers):
             started = time.perf_counter()
-            results, after = self._decoder.run(r.variant, feeds, before)
+            results, after = self._decoder.run(r.variant, feeds, before, tables)
             seconds = time.perf_counter() - started
         self._scheduler.record(r, seconds)
         self._unreported.append((len(r.slots), r.time, seconds))
@@ -240,7 +247,7 @@ class Engine:
 
     # ---- collect
 
-    def _collect(self, r: Round, entry_tokens: Ids, before: Batch, results: Arrays, after: Batch, now: float) -> None:
+    def _collect(self, r: Round, feeds: Arrays, before: Batch, results: Arrays, after: Batch, now: float) -> None:
         """Take over the results of a round, and release the streams that are complete."""
         self._is_collecting = True
         self._states.keep(self._rows.batch(r), after)
@@ -254,7 +261,7 @@ class Engine:
         notify_at = now + self._scheduler.turn_seconds * (CROWDED_TURNS if self._is_crowded() else 1)
         for stream in streams:
             self._notify_at.setdefault(stream, notify_at)
-        output = self._output.collect(r, entry_tokens, before, after, results["tokens"])
+        output = self._output.collect(r, feeds, before, results, after)
         for column in output.finished:
             self._release(int(r.slots[column]))
         ended = {streams[column]: reason for column, reason in output.finished.items()}

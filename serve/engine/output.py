@@ -12,24 +12,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rill.serve.engine.automata import ENDED, GOES_ON, Automata
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.replay import replay
-from rill.serve.engine.rows import LOGPROBS, Round, Rows
+from rill.serve.engine.rows import CONSTRAINED_LOGPROBS, LOGPROBS, Round, Rows
 from rill.serve.engine.states import Batch, States, row_of
 from rill.serve.engine.stops import StopTracker
 from rill.serve.engine.text_codec import Ids, TextCodec
 from rill.serve.engine.types import FinishReason, Logprobs, Piece, Snapshot, State, StreamSpec
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass
 class RoundOutput:
     """The output of `round`, by its columns; `texts` are those that differ from the generated characters.
 
-    The rows in `ended` have chosen an end symbol: their steps are those before it.
+    The rows in `ended` have chosen an end symbol, or a terminator of their constraint: their steps are those before it.
+    The text of those in `stopped` ends before that, with a stop.
     """
 
     round: Round
     ended: frozenset[int] = frozenset()
+    stopped: set[int] = field(default_factory=set)
     finished: dict[int, FinishReason] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
@@ -38,8 +43,9 @@ class RoundOutput:
 class OutputProcessor:
     """Collects the output of rounds; used by the engine's thread only."""
 
-    def __init__(self, decoder: Decoder, codec: TextCodec, rows: Rows, states: States) -> None:
+    def __init__(self, decoder: Decoder, codec: TextCodec, rows: Rows, states: States, automata: Automata) -> None:
         self._decoder, self._codec, self._rows, self._states = decoder, codec, rows, states
+        self._automata = automata
         self._trackers: dict[int, StopTracker] = {}  # of streams with stops, by slot
 
     def enter(self, slot: int, spec: StreamSpec) -> None:
@@ -60,14 +66,29 @@ class OutputProcessor:
             return replay(self._decoder, [tracker.replay_point()])[0]
         return self._snapshot_at_end(slot, self._states.row(slot))
 
-    def collect(self, r: Round, entry_tokens: Ids, before: Batch, after: Batch, tokens: Ids) -> RoundOutput:
-        """Take over a round that turned `entry_tokens` [rows] and the states `before` into `tokens` [time, rows]."""
-        output = self._until_ends(r, tokens) if self._codec.end_ids.size else RoundOutput(r)
+    def is_over(self, slot: int) -> bool:
+        """Whether the constraint of a stream, which has no prompt left to read, allows no more characters."""
+        return self._rows.is_constrained(slot) and bool(self._ends_at(self._rows.table["automaton"][slot]))
+
+    def collect(self, r: Round, feeds: Arrays, before: Batch, results: Arrays, after: Batch) -> RoundOutput:
+        """Take over a round that turned the inputs `feeds` and the states `before` into the outputs `results`."""
+        tokens = results["tokens"]
+        if r.is_constrained:
+            output = self._until_complete(r, results["automata"])
+        else:
+            output = self._until_ends(r, tokens) if self._codec.end_ids.size else RoundOutput(r)
         r = output.round
+        readers = self._rows.reading.intersection(r.slots.tolist()) if self._rows.reading else set()
         reached = self._rows.advance(r, tokens).tolist()
+        if r.is_constrained:
+            self._rows.follow(r, results["automata"])
         if output.ended:
-            self._rows.table["token"][r.slots[r.steps == 0]] = entry_tokens[: len(r.slots)][r.steps == 0]
-        tracked = self._find_stops(r, entry_tokens, before, tokens, output) if self._trackers else {}
+            self._rows.table["token"][r.slots[r.steps == 0]] = feeds["token"][: len(r.slots)][r.steps == 0]
+        if readers:
+            self._end_after_prompts(r, readers, output)
+        tracked = self._find_stops(r, feeds, before, tokens, output) if self._trackers else {}
+        if r.is_constrained and output.ended:
+            self._rows.end_automata(r.slots[sorted(output.ended - output.stopped)])
         due = {column for column, tracker in tracked.items() if tracker.position >= tracker.snapshot_due}
         wanted = []
         for column in {*reached, *due, *output.finished}:
@@ -94,16 +115,42 @@ class OutputProcessor:
         steps[columns] = found[:, columns].argmax(axis=0)
         finished = dict.fromkeys(columns.tolist(), FinishReason.STOP)
         effective = replace(r, steps=steps, prompted=np.minimum(r.prompted, steps))
-        return RoundOutput(effective, frozenset(finished), finished)
+        return RoundOutput(effective, frozenset(finished), finished=finished)
+
+    def _until_complete(self, r: Round, automata: Ids) -> RoundOutput:
+        """Find the rows whose text their constraint ends in a round: with its last symbol, or before a terminator."""
+        ends = self._ends_at(automata)
+        ends[np.arange(len(ends))[:, None] >= r.steps] = GOES_ON
+        columns = np.flatnonzero(ends.any(axis=0))
+        if not columns.size:
+            return RoundOutput(r)
+        first = (ends[:, columns] != GOES_ON).argmax(axis=0)
+        is_ended = ends[first, columns] == ENDED
+        steps = r.steps.copy()
+        steps[columns] = first + ~is_ended
+        finished = dict.fromkeys(columns.tolist(), FinishReason.STOP)
+        return RoundOutput(replace(r, steps=steps), frozenset(columns[is_ended].tolist()), finished=finished)
+
+    def _end_after_prompts(self, r: Round, readers: set[int], output: RoundOutput) -> None:
+        """End the constrained streams in the slots `readers` that have read their prompt and may choose nothing."""
+        for column, slot in enumerate(r.slots.tolist()):
+            if slot in readers and slot not in self._rows.reading and self.is_over(slot):
+                output.finished[column] = FinishReason.STOP
+
+    def _ends_at(self, rows: Any) -> Any:
+        """How a text goes on at `rows` of the tables, int8: GOES_ON, COMPLETE or ENDED."""
+        return self._automata.tables.ends[rows]
 
     def _find_stops(
-        self, r: Round, entry_tokens: Ids, before: Batch, tokens: Ids, output: RoundOutput
+        self, r: Round, feeds: Arrays, before: Batch, tokens: Ids, output: RoundOutput
     ) -> dict[int, StopTracker]:
         """Find the stops in a round; return the trackers of its rows, by column."""
         host = cache(lambda: {name: value.numpy() for name, value in before.items()})
 
         def entry(column: int, position: int) -> Snapshot:
-            return Snapshot(position, int(entry_tokens[column]), row_of(host(), column))
+            row = int(feeds["automaton"][column]) if r.is_constrained else None
+            state = self._rows.automaton_state(slots[column], row)
+            return Snapshot(position, int(feeds["token"][column]), row_of(host(), column), automaton_state=state)
 
         slots = r.slots.tolist()
         tracked = {column: self._trackers[slot] for column, slot in enumerate(slots) if slot in self._trackers}
@@ -113,10 +160,11 @@ class OutputProcessor:
             output.texts[column], stopped = tracker.update(
                 new,
                 tokens[: r.steps[column], column],
-                self._rows.is_complete(slots[column]) or column in output.ended,
+                self._rows.is_complete(slots[column]) or column in output.finished,
                 partial(entry, column, tracker.position + tracker.held_back),
             )
             if stopped:
+                output.stopped.add(column)
                 output.finished[column] = FinishReason.STOP
         return tracked
 
@@ -144,14 +192,16 @@ class OutputProcessor:
     def _snapshot_at_end(self, slot: int, state: State) -> Snapshot:
         """The snapshot after the generated text, all of which is released."""
         row, tracker = self._rows.table[slot], self._trackers.get(slot)
-        return Snapshot(int(row["generated"]), int(row["token"]), state, tracker.partial_stop if tracker else "")
+        partial_stop = tracker.partial_stop if tracker else ""
+        automaton_state = self._rows.automaton_state(slot)
+        return Snapshot(int(row["generated"]), int(row["token"]), state, partial_stop, automaton_state=automaton_state)
 
 
 def pieces(codec: TextCodec, results: Mapping[str, NDArray[Any]], output: RoundOutput) -> list[Piece]:
     """The piece of each row of a round; `results` are the outputs of the serving graph, [time, rows, ...] each."""
     r = output.round
     texts = codec.decode(results["tokens"], r.prompted, r.steps)
-    if r.kind != LOGPROBS:
+    if r.kind not in (LOGPROBS, CONSTRAINED_LOGPROBS):
         return [Piece(output.texts.get(at, text), output.snapshots.get(at)) for at, text in enumerate(texts)]
     names = ("logprobs", "top_tokens", "top_logprobs")
     return [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rill.bundle import DECODE
+from rill.serve.constraints.automaton import Automaton
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.states import batch_axis, row_of, to_device
 from rill.serve.engine.text_codec import Ids
@@ -17,12 +18,22 @@ from rill.serve.engine.types import Snapshot, State
 
 @dataclass(frozen=True)
 class ReplayPoint:
-    """The position after `ids` [steps], which were read or generated from `base` on; the rest as in `Snapshot`."""
+    """The position after `ids` [steps], which were read or generated from `base` on; the rest as in `Snapshot`.
+
+    With an `automaton`, all of them were generated.
+    """
 
     base: Snapshot
     ids: Ids
     position: int
     partial_stop: str
+    automaton: Automaton | None = None
+
+    @property
+    def automaton_state(self) -> int:
+        """That of the automaton there."""
+        state = self.base.automaton_state
+        return self.automaton.after(state, self.ids.tolist()) if self.automaton else state
 
 
 def replay(decoder: Decoder, points: Sequence[ReplayPoint]) -> list[Snapshot]:
@@ -36,7 +47,13 @@ def replay(decoder: Decoder, points: Sequence[ReplayPoint]) -> list[Snapshot]:
     if steps.any():
         states = _states_after([*bases, *bases[:1] * padding], [point.ids for point in points], steps, decoder)
     return [
-        Snapshot(point.position, int(np.append(point.base.token, point.ids)[-1]), state, point.partial_stop)
+        Snapshot(
+            point.position,
+            int(np.append(point.base.token, point.ids)[-1]),
+            state,
+            point.partial_stop,
+            automaton_state=point.automaton_state,
+        )
         for point, state in zip(points, states, strict=False)
     ]
 

@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rill.bundle import DECODE, DECODE_LOGPROBS, DECODE_TOP_K, DECODE_TOP_P
+from rill.bundle import (
+    DECODE,
+    DECODE_CONSTRAINED,
+    DECODE_CONSTRAINED_LOGPROBS,
+    DECODE_LOGPROBS,
+    DECODE_TOP_K,
+    DECODE_TOP_P,
+)
 from rill.sampling import Sampling, UniformSource, window_of
+from rill.serve.engine.automata import Automata
 from rill.serve.engine.text_codec import GivenText, Ids
 from rill.serve.engine.types import StreamSpec
 
@@ -24,11 +32,19 @@ BUFFER_LOGPROBS = 512  # likewise with log-probabilities of alternatives, which 
 BUFFER_BYTES = 2**20  # of the text that the buffer holds: a message may have all of it
 UNIFORMS = 1024  # drawn at a time, per row
 
-# What a row asks of the graph, as a number; a round has rows of one kind. From TOP_K on, the kind also says how many
-# masses are sorted.
-PLAIN, TOP_P, LOGPROBS, TOTALS, TOP_K = range(5)
+# What a row asks of the graph, as a number; a round has rows of one kind. From TOP_P on, its graph has filters, from
+# LOGPROBS on, also a top-k, and from TOP_K on, the kind also says how many masses are sorted.
+PLAIN, CONSTRAINED, TOP_P, LOGPROBS, TOTALS, CONSTRAINED_LOGPROBS, TOP_K = range(7)
 # The graphs for these.
-VARIANTS = (DECODE.key, DECODE_TOP_P.key, DECODE_LOGPROBS.key, DECODE_LOGPROBS.key, DECODE_TOP_K.key)
+VARIANTS = (
+    DECODE.key,
+    DECODE_CONSTRAINED.key,
+    DECODE_TOP_P.key,
+    DECODE_LOGPROBS.key,
+    DECODE_LOGPROBS.key,
+    DECODE_CONSTRAINED_LOGPROBS.key,
+    DECODE_TOP_K.key,
+)
 
 ROW = np.dtype(
     [
@@ -48,16 +64,20 @@ ROW = np.dtype(
         ("top_p", np.float32),
         ("min_p", np.float32),
         ("kind", np.int64),  # `kind_of`; TOTALS where nobody reads along
+        ("automaton", np.int64),  # the row of the tables (`rill.serve.engine.automata`) that its automaton is in
         ("total", np.float64),  # of the log-probabilities so far, where the kind is TOTALS
     ]
 )
 
 
-def kind_of(sampling: Sampling, logprobs: bool = False) -> int:
+def kind_of(sampling: Sampling, logprobs: bool = False, constrained: bool = False) -> int:
     """What a row asks of the graph.
 
-    Rows of one kind do not slow each other down: sorting for a top-k takes as long as the largest k in the batch.
+    Rows of one kind do not slow each other down: sorting for a top-k takes as long as the largest k in the batch. But
+    constrained rows with filters, which are rare, share a graph.
     """
+    if constrained:
+        return CONSTRAINED_LOGPROBS if logprobs or sampling.filtered else CONSTRAINED
     if logprobs:
         return LOGPROBS
     if sampling.top_k:
@@ -77,6 +97,11 @@ class Round:
     newcomers: bool = False  # the rows have no character yet: their round is between two rounds of a turn
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether all its rows are: they have read their prompts."""
+        return self.kind in (CONSTRAINED, CONSTRAINED_LOGPROBS)
+
+    @property
     def variant(self) -> str:
         """The key of the serving graph for this kind."""
         return VARIANTS[min(self.kind, TOP_K)]
@@ -91,11 +116,12 @@ class Rows:
     """The streams by slot. All belongs to the engine's thread, except `read`, which only the event loop writes.
 
     `starting` are the slots of streams without a character, but those that have nothing to read before it and that
-    nobody waits for (TOTALS); `paced` counts the streams that have a pace. No symbol has more than `longest` code
-    points.
+    nobody waits for (TOTALS); `paced` counts the streams that have a pace. `reading` are the slots of constrained
+    streams with a prompt to read, which plain rounds do. No symbol has more than `longest` code points. `automata` are
+    needed for constrained streams.
     """
 
-    def __init__(self, slots: int, vocabulary: int, longest: int = 1) -> None:
+    def __init__(self, slots: int, vocabulary: int, longest: int = 1, automata: Automata | None = None) -> None:
         self.slots = slots
         self._buffer = min(BUFFER, BUFFER_BYTES // (4 * longest))
         # np.zeros takes memory only when a slot is first used. The last slot is for padding.
@@ -105,6 +131,9 @@ class Rows:
         self.uniforms = np.zeros((slots + 1, UNIFORMS), np.float32)
         self._source = UniformSource()
         self.starting: set[int] = set()
+        self.reading: set[int] = set()
+        self._automata = automata
+        self._bases: dict[int, int] = {}  # of the automata of constrained streams in the tables, by slot
         self.paced = 0
         self._specs: dict[int, StreamSpec] = {}
         self._given: dict[int, GivenText] = {}  # the characters of streams that do not choose them
@@ -130,10 +159,17 @@ class Rows:
         row["since"] = now - spec.position / row["pace"]
         row["temperature"], row["top_k"] = sampling.temperature, sampling.top_k
         row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
-        row["kind"] = kind_of(sampling, spec.logprobs is not None)
+        row["kind"] = kind_of(sampling, spec.logprobs is not None, spec.is_constrained)
+        if spec.is_constrained:
+            assert self._automata
+            assert spec.automaton
+            self._bases[slot] = base = self._automata.base(spec.automaton)
+            row["automaton"] = base + spec.automaton_state
+            if row["prompt_left"]:
+                self.reading.add(slot)
         if spec.only_total:
             row["kind"], row["buffer"], row["total"] = TOTALS, ENDLESS, 0.0
-        if row["kind"] != PLAIN:
+        if row["kind"] >= TOP_P:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
                 self.logit_bias[slot, symbol] = bias
@@ -156,6 +192,8 @@ class Rows:
     def leave(self, slot: int) -> None:
         """End the stream in `slot`."""
         self.starting.discard(slot)
+        self.reading.discard(slot)
+        self._bases.pop(slot, None)
         self._given.pop(slot, None)
         self.paced -= self._specs.pop(slot).chars_per_second > 0
         self._is_settled = False
@@ -204,35 +242,43 @@ class Rows:
             for slot in r.slots[cursor[: len(r.slots)] + time > UNIFORMS].tolist():
                 self._draw(slot)
             cursor = table["generated"] - self.table["uniforms_start"][slots]
-        forced = np.full((time, len(slots)), -1, np.int64)
         index = np.arange(time)[:, None] + cursor
         if self.starting:
             # A row's uniforms begin where its prompt ends: the graph does not read those before.
             index = np.maximum(index - prompted, 0)
-            for column in np.flatnonzero(prompted).tolist():
-                prompt, reads = self._specs[int(slots[column])].prompt, int(prompted[column])
-                at = len(prompt) - int(table["prompt_left"][column])
-                forced[:reads, column] = prompt[at : at + reads]
-        if self._given and r.kind in (LOGPROBS, TOTALS):
-            for column, slot in enumerate(r.slots.tolist()):
-                if text := self._given.get(slot):
-                    at = int(table["generated"][column] - table["start"][column])
-                    begin, end = int(prompted[column]), int(steps[column])
-                    forced[begin:end, column] = text.ids(at, at + end - begin)
         feeds: dict[str, NDArray[Any]] = {
             "token": np.ascontiguousarray(table["token"]),
             "uniforms": self.uniforms[slots, index],
-            "forced": forced,
             "steps": steps,
             "temperature": np.ascontiguousarray(table["temperature"]),
         }
-        if r.kind != PLAIN:
+        if r.is_constrained:
+            feeds["automaton"] = np.ascontiguousarray(table["automaton"])
+        else:
+            feeds["forced"] = self._forced(r, slots, table)
+        if r.kind >= TOP_P:
             feeds |= {name: np.ascontiguousarray(table[name]) for name in ("top_p", "min_p")}
             feeds["logit_bias"] = self.logit_bias[slots]
         if r.kind >= LOGPROBS:
             feeds["top_k"] = np.ascontiguousarray(table["top_k"])
             feeds["window"] = window_of(feeds["top_k"], self.logit_bias.shape[1])
         return feeds
+
+    def _forced(self, r: Round, slots: Ids, table: NDArray[Any]) -> Ids:
+        """The characters [time, rows + padding] that a round does not choose; -1 elsewhere."""
+        forced = np.full((r.time, len(slots)), -1, np.int64)
+        if self.starting:
+            for column in np.flatnonzero(r.prompted).tolist():
+                prompt, reads = self._specs[int(slots[column])].prompt, int(r.prompted[column])
+                at = len(prompt) - int(table["prompt_left"][column])
+                forced[:reads, column] = prompt[at : at + reads]
+        if self._given and r.kind in (LOGPROBS, TOTALS):
+            for column, slot in enumerate(r.slots.tolist()):
+                if text := self._given.get(slot):
+                    at = int(table["generated"][column] - table["start"][column])
+                    begin, end = int(r.prompted[column]), int(r.steps[column])
+                    forced[begin:end, column] = text.ids(at, at + end - begin)
+        return forced
 
     def batch(self, r: Round) -> Ids:
         """The slots of a round, padding included."""
@@ -250,7 +296,31 @@ class Rows:
         if self.starting:
             table["prompt_left"][slots] -= r.prompted
             self.starting.difference_update(slots[r.steps > r.prompted].tolist())
+            if self.reading:
+                self.reading.difference_update(slots[table["prompt_left"][slots] == 0].tolist())
         return np.flatnonzero(generated == table["next_stop"][slots])
+
+    def follow(self, r: Round, automata: Ids) -> None:
+        """Take over the rows of the tables, `automata` [time, rows], to which a constrained round has led."""
+        columns = np.flatnonzero(r.steps)
+        self.table["automaton"][r.slots[columns]] = automata[r.steps[columns] - 1, columns]
+
+    def end_automata(self, slots: Ids) -> None:
+        """Lead the automata of constrained streams that have chosen a terminator to their last state."""
+        for slot in slots.tolist():
+            automaton = self._specs[slot].automaton
+            assert automaton
+            self.table["automaton"][slot] = self._bases[slot] + automaton.ended
+
+    def is_constrained(self, slot: int) -> bool:
+        """Whether the automaton of the stream in `slot` moves."""
+        return slot in self._bases
+
+    def automaton_state(self, slot: int, row: int | None = None) -> int:
+        """The state of a stream's automaton, now or at a `row` of the tables; as at its beginning if it never moves."""
+        if slot not in self._bases:
+            return self._specs[slot].automaton_state
+        return int(self.table["automaton"][slot] if row is None else row) - self._bases[slot]
 
     def add_totals(self, r: Round, logprobs: NDArray[np.float32]) -> None:
         """Add the log-probabilities [time, rows] of a round to the totals, one after another: the bits of a total do

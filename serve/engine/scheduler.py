@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rill.serve.engine.decoder import Decoder
-from rill.serve.engine.rows import PLAIN, TOTALS, UNIFORMS, Round, Rows
+from rill.serve.engine.rows import CONSTRAINED, CONSTRAINED_LOGPROBS, PLAIN, TOTALS, UNIFORMS, Round, Rows
 from rill.serve.engine.text_codec import Ids
 
 MAX_STEPS = UNIFORMS // 2  # of a round, however fast the model is
@@ -22,7 +22,7 @@ class Ready:
 
     slots: Ids
     room: Ids  # characters that may be generated
-    prompt: Ids  # characters to be read before
+    prompt: Ids  # characters to be read before; constrained streams do that in plain rounds, and have no room there
     last_round: Ids  # the number of the last round that the stream was in
     kind: Ids  # `rill.serve.engine.rows.kind_of`
     is_new: NDArray[np.bool_]  # has no character yet, and its reader waits for one
@@ -61,7 +61,7 @@ class Scheduler:
             if 2 * len(chosen) > self._members.sum():  # else too many have ended, or wait for their reader
                 return self._turn_round(ready, chosen)
         r = self._turn_round(ready, np.arange(len(ready.slots)))
-        if r and r.kind != TOTALS:
+        if r and r.kind != TOTALS and not self._only_reads(r):
             self._turn_left = self.turn_seconds = max(TURN_SECONDS, TURN_STEPS * self.times.step(len(r.slots), r.kind))
         return r
 
@@ -80,8 +80,18 @@ class Scheduler:
         room = self._rows.room_of(slots, table, now)
         if (room <= 0).any():
             slots, table, room = slots[room > 0], table[room > 0], room[room > 0]
-        is_new = (table["generated"] == table["start"]) & (table["kind"] != TOTALS)
-        return Ready(slots, room, table["prompt_left"], table["last_round"], table["kind"], is_new)
+        kind, prompt = table["kind"], table["prompt_left"]
+        is_new = (table["generated"] == table["start"]) & (kind != TOTALS)
+        if self._rows.reading:
+            reads = (prompt > 0) & ((kind == CONSTRAINED) | (kind == CONSTRAINED_LOGPROBS))
+            kind, room = np.where(reads, PLAIN, kind), np.where(reads, 0, room)
+        return Ready(slots, room, prompt, table["last_round"], kind, is_new)
+
+    def _only_reads(self, r: Round) -> bool:
+        """Whether a round is for constrained streams' prompts alone: they go on in rounds of another kind, so it is no
+        beginning of a turn.
+        """
+        return bool(self._rows.reading) and bool((r.steps == r.prompted).all())
 
     def _newcomers(self, ready: Ready) -> Ids:
         """The streams that have no character yet and can have one within a short round."""
@@ -94,7 +104,7 @@ class Scheduler:
         chosen, leader = _of_leaders_kind(ready, chosen)
         kind = int(ready.kind[leader])
         most = self.times.steps(len(chosen), self._round_seconds, kind)
-        steps = np.minimum(ready.prompt + 1, most)
+        steps = np.minimum(ready.prompt + np.minimum(ready.room, 1), most)
         chosen = _companions(chosen, steps, leader)
         # A plain round may have many rows; filters take more memory for each. Where a prompt takes more than this
         # round, let some rows finish theirs rather than all begin.

@@ -67,7 +67,7 @@ class StopTracker:
 
     def __init__(self, spec: StreamSpec) -> None:
         self._finder = StopFinder(spec.stops, spec.include_stop, spec.partial_stop)
-        self._every = spec.resume_every or ENDLESS
+        self._every, self._automaton = spec.resume_every or ENDLESS, spec.automaton
         self.held_back, self.position, self.snapshot_due = 0, spec.position, spec.position + self._every
         self._base: Snapshot | None = None  # no later than the text that is held back
         self._ids = np.zeros(0, np.int64)  # read and generated since
@@ -102,7 +102,8 @@ class StopTracker:
     def replay_point(self) -> ReplayPoint:
         """The end of the released text, where some text is held back."""
         assert self._base is not None
-        return ReplayPoint(self._base, self._ids[: len(self._ids) - self.held_back], self.position, self.partial_stop)
+        ids = self._ids[: len(self._ids) - self.held_back]
+        return ReplayPoint(self._base, ids, self.position, self.partial_stop, self._automaton)
 
     def rebase(self, snapshot: Snapshot) -> None:
         """Take the snapshot of `replay_point` as the base: nothing before it will be needed again."""

@@ -43,8 +43,8 @@ class Stream:
 
         A snapshot or the first character wakes the reader at once; other text waits for `notify_reader`.
         """
-        if piece.logprobs:
-            self._logprobs.append(piece.logprobs.of_most(self.spec.logprobs or 0))
+        if piece.logprobs and self.spec.logprobs is not None:  # else another stream of the round wants them
+            self._logprobs.append(piece.logprobs.of_most(self.spec.logprobs))
         if piece.text:
             self._after_snapshot.append(piece.text)
             if self.first_char is None:

@@ -67,6 +67,11 @@ class StreamSpec:
     automaton_state: int = 0  # before the first character
     constraint: bytes = b""  # what the automaton was made from, for tokens: a serialised rill.v1.Constraint
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the automaton moves: it covers the characters that are chosen, not those that are given."""
+        return self.automaton is not None and self.given is None
+
 
 @dataclass(frozen=True)
 class Logprobs:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from rill.bundle import Bundle
+from rill.serve.engine.automata import Automata
 from rill.serve.engine.decoder import Decoder
 from rill.serve.engine.device_turns import DeviceTurns
 from rill.serve.engine.devices import numerics
@@ -47,6 +48,9 @@ class Model:
     thread, which then gives the event loop. `on_broken` is called when the engine can run no more.
 
     A call is inside `in_flight` while it uses the model, which stays until then, even if it is replaced.
+
+    The automaton of a constrained stream must be in `automata` when it begins (`Automata.acquire`), and stays there
+    until the stream has left the engine; only a model that `supports_constraints` has such streams.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Model:
         self.numerics = numerics(decoder.provider)
         self.metrics = of_model(bundle.name)
         self.codec = TextCodec(bundle.vocabulary)
+        self.supports_constraints = decoder.has_constrained
+        self.automata = Automata(bundle.vocabulary)
         self.slots = Slots(slots, waiting)
         self.in_flight = InFlight()
         self._loop = loop or asyncio.get_running_loop()
@@ -76,8 +82,9 @@ class Model:
         self.engine = Engine(
             decoder,
             self.codec,
-            Rows(slots, len(bundle.vocabulary), self.codec.longest),
+            Rows(slots, len(bundle.vocabulary), self.codec.longest, self.automata),
             States(bundle.states, slots + 1, decoder.device, decoder.device_id),  # the last slot is for padding
+            self.automata,
             self._deliver,
             round_seconds,
             (device_turns or DeviceTurns()).join(),
@@ -117,6 +124,9 @@ class Model:
 
     def begin(self, stream: Stream) -> None:
         """Let a stream join the engine."""
+        if stream.spec.is_constrained:
+            assert stream.spec.automaton
+            self.automata.hold(stream.spec.automaton)
         self._live[stream.slot] = stream
         self.engine.join(stream)
         if self._draining:
@@ -159,6 +169,9 @@ class Model:
         now = time.monotonic()
         for stream in delivery.ended:
             del self._live[stream.slot]
+            if stream.spec.is_constrained:
+                assert stream.spec.automaton
+                self.automata.release(stream.spec.automaton)
             if stream.slot not in self._held_slots:
                 self.slots.release(stream.slot)
             self.in_flight.left.set()

@@ -14,13 +14,15 @@ from live_streams import live_stream
 from rill.sampling import Sampling
 from rill.serve.engine import loop as engine_module
 from rill.serve.engine import scheduler as schedule
-from rill.serve.engine.decoder import MAX_ROWS, Decoder
+from rill.serve.engine.decoder import MAX_ROWS, NO_TABLES, Decoder
 from rill.serve.engine.devices import CPU
 from rill.serve.engine.rows import BUFFER
 from rill.serve.engine.stream import Delivery
 from rill.serve.engine.types import FinishReason, StreamSpec
 from rill.serve.errors import EngineError
 from rill.serve.models.model import READERS_AT_ONCE, Model
+
+NONE = np.full(1, -1)  # constrained graphs have no forced characters
 
 
 class RecordingDecoder(Decoder):
@@ -30,14 +32,14 @@ class RecordingDecoder(Decoder):
         super().__init__(*arguments, **options)
         self.rounds, self.fail = [], False
 
-    def run(self, variant, feeds, states):
+    def run(self, variant, feeds, states, tables=NO_TABLES):
         if self.fail:
             self.fail = False
             raise RuntimeError("out of memory")
         self.rounds.append(
-            (variant, feeds["token"].size, feeds["uniforms"].shape[0], bool((feeds["forced"] >= 0).any()))
+            (variant, feeds["token"].size, feeds["uniforms"].shape[0], bool((feeds.get("forced", NONE) >= 0).any()))
         )
-        return super().run(variant, feeds, states)
+        return super().run(variant, feeds, states, tables)
 
 
 @pytest.fixture
