@@ -101,7 +101,11 @@ def export_loaded(
                 remove_leftovers(folder)
             else:
                 write_bundle(bundle, manifest_of(bundle, summary, report), folder)
-    return Exported(folder, sum(map(len, (*bundle.graphs.values(), bundle.ngrams))), parity, unchanged, loss)
+    return Exported(folder, _size(bundle), parity, unchanged, loss)
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(map(len, (*bundle.graphs.values(), *bundle.constrained.values(), bundle.ngrams)))
 
 
 def _holds(folder: Path, bundle: Bundle, force: bool) -> bool:

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rill.bundle import FILES, MANIFEST, NGRAMS, NGRAMS_FILE, Bundle, format_version, state_entries
+from rill.bundle import (
+    CONSTRAINED,
+    CONSTRAINED_FILES,
+    FILES,
+    MANIFEST,
+    NGRAMS,
+    NGRAMS_FILE,
+    Bundle,
+    format_version,
+    state_entries,
+)
 from rill.train.record.files import replace_file
 
 _EARLIER_FILES = ("decode-filters.onnx",)  # in bundles of format 1
@@ -22,19 +32,24 @@ def manifest_of(bundle: Bundle, training: Mapping[str, Any], parity: Mapping[str
         "model": dict(bundle.model),
         "precision": bundle.precision,
         "states": state_entries(bundle.states),
-        "graphs": {
-            key: {"file": FILES[key], "sha256": hashlib.sha256(graph).hexdigest()}
-            for key, graph in bundle.graphs.items()
-        },
+        "graphs": {key: _entry(FILES[key], graph) for key, graph in bundle.graphs.items()},
         "training": dict(training),
         "parity": dict(parity),
         **bundle.vocabulary.to_json(),
     }
+    if bundle.constrained:
+        manifest[CONSTRAINED] = {
+            key: _entry(CONSTRAINED_FILES[key], graph) for key, graph in bundle.constrained.items()
+        }
     if bundle.ngrams:
-        manifest[NGRAMS] = {"file": NGRAMS_FILE, "sha256": hashlib.sha256(bundle.ngrams).hexdigest()}
+        manifest[NGRAMS] = _entry(NGRAMS_FILE, bundle.ngrams)
     if bundle.labels:
         manifest["labels"] = list(bundle.labels)
     return manifest
+
+
+def _entry(file: str, content: bytes) -> dict[str, str]:
+    return {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> None:
@@ -52,6 +67,8 @@ def write_bundle(bundle: Bundle, manifest: Mapping[str, Any], folder: Path) -> N
         new.mkdir()
         for key, graph in bundle.graphs.items():
             replace_file(new / FILES[key], graph)
+        for key, graph in bundle.constrained.items():
+            replace_file(new / CONSTRAINED_FILES[key], graph)
         if bundle.ngrams:
             replace_file(new / NGRAMS_FILE, bundle.ngrams)
         replace_file(new / MANIFEST, (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
@@ -77,7 +94,7 @@ def is_replaceable(folder: Path) -> bool:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return False
-    known = {MANIFEST, NGRAMS_FILE, *FILES.values(), *_EARLIER_FILES}
+    known = {MANIFEST, NGRAMS_FILE, *FILES.values(), *CONSTRAINED_FILES.values(), *_EARLIER_FILES}
     if any(path.name not in known or not path.is_file() for path in folder.iterdir()):
         return False
     try:

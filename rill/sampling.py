@@ -97,10 +97,16 @@ class UniformSource:
         return self._random.random(start % 8 + count, dtype=np.float32)[start % 8 :]
 
 
-def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), never_ids: Sequence[int] = ()) -> int:
+def choose(
+    logits: Floats,
+    u: float,
+    sampling: Sampling = Sampling(),
+    never_ids: Sequence[int] = (),
+    allowed: NDArray[np.bool_] | None = None,
+) -> int:
     """The id that `sampling` chooses from one row of logits, float32 [vocab], with the uniform `u` in [0, 1).
 
-    None of `never_ids` is chosen.
+    None of `never_ids` is chosen, nor a symbol that is not `allowed`, bool [vocab], of which there must be one.
 
     The plain reference for the serving graph (`rill.export.graphs.choice`): float32 in the order of the vocabulary, as
     there, but with top-p by sorting.
@@ -109,6 +115,8 @@ def choose(logits: Floats, u: float, sampling: Sampling = Sampling(), never_ids:
     for symbol, bias in sampling.logit_bias.items():
         logits[symbol] += np.float32(bias)
     logits[list(never_ids)] = -np.inf
+    if allowed is not None:
+        logits[~allowed] = -np.inf
     greedy = sampling.temperature == 0
     temperature = np.float32(GREEDY_TEMPERATURE if greedy else sampling.temperature)
     with np.errstate(over="ignore", under="ignore"):

@@ -3,7 +3,16 @@
 import json
 from typing import Any
 
-from rill.bundle import PRECISIONS, VARIANTS, Bundle, model_id, state_entries, vocabulary_metadata
+from rill.bundle import (
+    CONSTRAINED_VARIANTS,
+    PRECISIONS,
+    VARIANTS,
+    Bundle,
+    Variant,
+    model_id,
+    state_entries,
+    vocabulary_metadata,
+)
 from rill.export.errors import UnsupportedError
 from rill.export.graphs.ngrams import InputTable
 from rill.export.graphs.portable import model_graph, states_of
@@ -35,10 +44,15 @@ def build_bundle(run: Run, name: str, precision: str = "fp32") -> Bundle:
         metadata["rill.labels"] = json.dumps(run.labels, ensure_ascii=False)
     table = InputTable.of(config, weights) if weights.ngrams else None
     ngrams = table.file() if table else b""
-    graphs = {"model": model_graph(config, weights, precision, metadata)}
-    if config.task == "generate":
-        for variant in VARIANTS:
-            graphs[variant.key] = decode_graph(config, weights, vocabulary, variant, precision, metadata, table)
+
+    def serving(variants: tuple[Variant, ...]) -> dict[str, bytes]:
+        return {
+            variant.key: decode_graph(config, weights, vocabulary, variant, precision, metadata, table)
+            for variant in variants
+            if config.task == "generate"
+        }
+
+    graphs = {"model": model_graph(config, weights, precision, metadata), **serving(VARIANTS)}
     return Bundle(
         name=name,
         model_id=model_id(graphs, vocabulary, run.labels, ngrams),
@@ -49,6 +63,7 @@ def build_bundle(run: Run, name: str, precision: str = "fp32") -> Bundle:
         graphs=graphs,
         labels=run.labels,
         ngrams=ngrams,
+        constrained=serving(CONSTRAINED_VARIANTS),
     )
 
 

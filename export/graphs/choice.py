@@ -114,21 +114,27 @@ class Choice:
         return emitted
 
     def step(
-        self, g: Graph, logits: str, never_ids: Sequence[int], is_carried: bool = True
+        self, g: Graph, logits: str, never_ids: Sequence[int], is_carried: bool = True, allowed: str = ""
     ) -> list[onnx.ValueInfoProto]:
         """Make `step.tokens` from the logits (batch, symbols); returns the values that the step emits.
 
-        None of `never_ids` is chosen. If the loop carries the token, it is `step.next_token`, too.
+        None of `never_ids` is chosen. If the loop carries the token, it is `step.next_token`, too. With `allowed`
+        (batch, symbols), which is added to the logits and bans all that must not be chosen, no token is forced.
         """
         possible, never = logits, ""
-        if never_ids:
+        if never_ids and (self.variant.logprobs or not allowed):
             mask = np.zeros(self.symbols, np.float32)
             mask[list(never_ids)] = -np.inf
             never = g.constant(mask)
-            possible = g.op("Add", logits, never)
-        chosen = self.choose(g, possible, "step.chance")
-        is_forced = g.op("GreaterOrEqual", "step.forced", g.constant(0))
-        token = g.op("Where", is_forced, "step.forced", chosen, out="step.next_token" if is_carried else "step.tokens")
+        if allowed or never:
+            possible = g.op("Add", logits, allowed or never)
+        out = "step.next_token" if is_carried else "step.tokens"
+        if allowed:
+            token = self.choose(g, possible, "step.chance", out)
+        else:
+            chosen = self.choose(g, possible, "step.chance")
+            is_forced = g.op("GreaterOrEqual", "step.forced", g.constant(0))
+            token = g.op("Where", is_forced, "step.forced", chosen, out=out)
         if is_carried:
             g.op("Identity", token, out="step.tokens")
         if self.variant.logprobs:
@@ -159,8 +165,8 @@ class Choice:
         pooled = g.op("GlobalAveragePool", g.op("Unsqueeze", values, g.constant([1])))
         return g.op("Squeeze", pooled, g.constant([2]))
 
-    def choose(self, g: Graph, logits: str, chance: str) -> str:
-        """The chosen symbols, int64 (batch,), from logits (batch, symbols) and chance (batch, 1)."""
+    def choose(self, g: Graph, logits: str, chance: str, out: str = "") -> str:
+        """The chosen symbols `out`, int64 (batch,), from logits (batch, symbols) and chance (batch, 1)."""
         axis = g.constant([1])
         if self.variant.filters:
             logits = g.op("Add", logits, "logit_bias")
@@ -171,7 +177,8 @@ class Choice:
         cumulative = g.op("CumSum", mass, g.constant(1))
         boundary = g.op("Mul", chance, g.op("Slice", cumulative, *_last(g, self.symbols)))
         # ArgMax returns the first maximum: the first symbol beyond the boundary.
-        return g.op("ArgMax", g.op("Cast", g.op("Greater", cumulative, boundary), to=FLOAT), axis=1, keepdims=0)
+        beyond = g.op("Cast", g.op("Greater", cumulative, boundary), to=FLOAT)
+        return g.op("ArgMax", beyond, out=out, axis=1, keepdims=0)
 
     def _filter(self, g: Graph, mass: str) -> str:
         """The masses (batch, symbols) with those that are dropped set to 0."""

@@ -21,18 +21,18 @@ class Ends:
         goes_on[list(vocabulary.end_ids)] = 0
         self._goes_on = goes_on
 
-    def entry(self) -> onnx.ValueInfoProto:
+    def entry(self) -> list[onnx.ValueInfoProto]:
         """What the loop carries, before a step."""
-        return tensor("step.goes_on", FLOAT, ["batch", 1])
+        return [tensor("step.goes_on", FLOAT, ["batch", 1])]
 
-    def exit(self) -> onnx.ValueInfoProto:
+    def exit(self) -> list[onnx.ValueInfoProto]:
         """What the loop carries, after a step."""
-        return tensor("step.next_goes_on", FLOAT, ["batch", 1])
+        return [tensor("step.next_goes_on", FLOAT, ["batch", 1])]
 
-    def begin(self) -> str:
+    def begin(self) -> list[str]:
         """What the loop carries before the first step: ones."""
         g = self._main  # made of an input: CUDA has no kernel that makes the shape (batch, 1)
-        return g.op("Unsqueeze", g.op("Cast", g.op("Equal", "steps", "steps"), to=FLOAT), g.constant([1]))
+        return [g.op("Unsqueeze", g.op("Cast", g.op("Equal", "steps", "steps"), to=FLOAT), g.constant([1]))]
 
     def active(self, active: str) -> str:
         """`active`, without the rows that have chosen an end symbol."""

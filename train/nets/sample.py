@@ -23,15 +23,19 @@ def choose(
     top_p: Tensor,
     min_p: Tensor,
     never_ids: Sequence[int] = (),
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Choose one character per row: ids (B,) int64 from logits (B, V) f32.
 
     uniforms (B,) f32 in [0, 1); temperature (B,), 0 = greedy: the first maximal index; top_k (B,) int64, 0 = off;
-    top_p (B,) above 0, 1 or more = off; min_p (B,), 0 = off. None of `never_ids` is chosen. Probabilities are f32;
-    their running sums are f64, so that the order of summation does not matter.
+    top_p (B,) above 0, 1 or more = off; min_p (B,), 0 = off. None of `never_ids` is chosen, nor a symbol that
+    is not `allowed` (B, V) bool, of which each row must have one. Probabilities are f32; their running sums are f64, so
+    that the order of summation does not matter.
     """
     if never_ids:
         logits = logits.index_fill(1, torch.tensor(list(never_ids), device=logits.device), -torch.inf)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     greedy = temperature == 0
     scale = torch.where(greedy, 1.0, temperature)[:, None]  # (B, 1)
     shifted = logits - logits.max(dim=1, keepdim=True).values
