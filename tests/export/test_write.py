@@ -215,7 +215,7 @@ def killing(descriptor):
 
 os.fsync = killing
 exporting.verify = lambda *_: Parity(0, 0, 0, 0, 0)
-for last in range(8):
+for last in range(10):
     print_found(exporter(out / "by file"), out / "by file")
 """
 
@@ -228,7 +228,7 @@ def test_killed_at_any_moment_leaves_no_half_bundle(tmp_path, run_folder, unveri
     assert (done.returncode, done.stderr) == (0, "")
     found = done.stdout.splitlines()
     assert set(found[:3]) <= {"True False", "True tiny", "False tiny"}
-    assert found[3:] == ["True False"] * 6 + ["False tiny"] * 2  # five graphs and the manifest
+    assert found[3:] == ["True False"] * 8 + ["False tiny"] * 2  # seven graphs and the manifest
     for out in (tmp_path / "by time", tmp_path / "by file"):
         exporting.export_run(run_folder, out)
         assert [path.name for path in out.iterdir()] == ["tiny"]
