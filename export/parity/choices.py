@@ -92,20 +92,11 @@ def choices(graph: Graph, rng: np.random.Generator) -> int:
     states = random_states(bundle, CHOICES, rng)
     tokens = random_text(bundle, (CHOICES, longest), rng)
     steps = np.sort(rng.integers(longest + 1, size=CHOICES))
-    rows = [_random_sampling(bundle.vocabulary, graph.inputs, rng) for _ in range(CHOICES)]
+    rows = [random_sampling(bundle.vocabulary, graph.inputs, rng) for _ in range(CHOICES)]
 
     feeds = decode_feeds(graph.session, tokens[:, 0], states, rng.random((longest, CHOICES), np.float32), Sampling())
     feeds["forced"] = np.where(np.arange(1, longest + 1)[:, None] < steps, np.roll(tokens, -1, axis=1).T, -1)
-    for name in feeds.keys() & {"temperature", "top_k", "top_p", "min_p"}:
-        feeds[name] = np.array([getattr(sampling, name) for sampling in rows], feeds[name].dtype)
-    if "window" in feeds:
-        feeds["window"] = window_of(feeds["top_k"], symbols)
-    bias = np.zeros((CHOICES, symbols), np.float32)
-    for row, sampling in enumerate(rows):
-        for symbol, value in sampling.logit_bias.items():
-            bias[row, symbol] = value
-    if "logit_bias" in feeds:
-        feeds["logit_bias"] = bias
+    bias = set_parameters(feeds, rows, symbols)
 
     # Each row's states before its last step, and the reference's logits after it.
     at = np.maximum(steps - 1, 0)
@@ -121,13 +112,28 @@ def choices(graph: Graph, rng: np.random.Generator) -> int:
             raise ParityError(f"{graph.name}: a row that takes no step changes its {name}")
 
     taken = np.flatnonzero(steps)
-    return _count_excused(
+    return count_excused(
         graph,
         got["tokens"][at, np.arange(CHOICES)][taken],
         biased[taken],
         u[at, np.arange(CHOICES)][taken],
         [rows[row] for row in taken],
     )
+
+
+def set_parameters(feeds: Named, rows: Sequence[Sampling], symbols: int) -> Array:
+    """Give each row of `feeds` sampling parameters of its own; returns the logit biases, float32 [batch, vocab]."""
+    for name in feeds.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        feeds[name] = np.array([getattr(sampling, name) for sampling in rows], feeds[name].dtype)
+    if "window" in feeds:
+        feeds["window"] = window_of(feeds["top_k"], symbols)
+    bias = np.zeros((len(rows), symbols), np.float32)
+    for row, sampling in enumerate(rows):
+        for symbol, value in sampling.logit_bias.items():
+            bias[row, symbol] = value
+    if "logit_bias" in feeds:
+        feeds["logit_bias"] = bias
+    return bias
 
 
 def free_running(graph: Graph, sampling: Sampling, rng: np.random.Generator, count: int = CHARACTERS) -> int:
@@ -164,7 +170,7 @@ def free_running(graph: Graph, sampling: Sampling, rng: np.random.Generator, cou
     bias = np.zeros(len(bundle.vocabulary), np.float32)
     bias[list(sampling.logit_bias)] = list(sampling.logit_bias.values())
     logits = graph.logits(np.concatenate(read), joined(before), joined(after))
-    return _count_excused(
+    return count_excused(
         graph, np.array(chosen), torch.from_numpy(logits + bias), u[: len(chosen)], [sampling] * len(chosen)
     )
 
@@ -213,7 +219,7 @@ def ends(graph: Graph, rng: np.random.Generator, batch: int = 32) -> None:
             raise ParityError(f"{graph.name}: an end symbol changes {name}")
 
 
-def _random_sampling(vocabulary: Vocabulary, inputs: set[str], rng: np.random.Generator) -> Sampling:
+def random_sampling(vocabulary: Vocabulary, inputs: set[str], rng: np.random.Generator) -> Sampling:
     """Effective parameters, of those that are inputs; biases that ban some symbols and leave others."""
     symbols, never_ids = len(vocabulary), vocabulary.never_ids
     stays = max(index for index in range(symbols) if index not in never_ids)
@@ -245,7 +251,7 @@ def _near_boundaries(logits: torch.Tensor, temperatures: list[float], rng: np.ra
     return within
 
 
-def _count_excused(graph: Graph, chosen: Array, logits: torch.Tensor, u: Array, rows: list[Sampling]) -> int:
+def count_excused(graph: Graph, chosen: Array, logits: torch.Tensor, u: Array, rows: list[Sampling]) -> int:
     """Count the choices [batch], from `logits` [batch, vocab], that differ from PyTorch's but are near their boundary.
 
     Raises ParityError for a difference that is not near.

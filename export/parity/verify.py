@@ -8,7 +8,8 @@ only the first comparison applies:
 - choices (`rill.export.parity.choices`): in one batch, rows with parameters, prompts and step limits of their own;
 - free-running (`rill.export.parity.choices`): thousands of characters, greedy, sampled, and sampled with filters;
 - log-probabilities of characters and of their alternatives;
-- end symbols (`rill.export.parity.choices`): the state after one is that before it.
+- end symbols (`rill.export.parity.choices`): the state after one is that before it;
+- texts that must match (`rill.export.parity.constrained`), with random automata.
 
 In int8, the portable graph is compared with PyTorch with the rounded weights, and the serving graphs, step by step,
 with the NumPy emulation of the same arithmetic (`rill.export.parity.emulation`). `rill.export.parity.int8_loss`
@@ -22,10 +23,11 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from rill.bundle import VARIANTS, Bundle
+from rill.bundle import CONSTRAINED_VARIANTS, DECODE, DECODE_LOGPROBS, VARIANTS, Bundle
 from rill.export.graphs.weights import weights_of
 from rill.export.parity.choices import CHARACTERS, CHOICES, Graph, choices, ends, free_running, log_probabilities
 from rill.export.parity.compare import TOLERANCE, session
+from rill.export.parity.constrained import ROWS, constrained
 from rill.export.parity.reference import Int8, PyTorch, Reference, round_weights
 from rill.export.parity.teacher_forced import portable_call, serving_call, step_by_step, teacher_forced
 from rill.sampling import Sampling
@@ -96,7 +98,11 @@ def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
             ends(graph, rng)
         excused = [choices(graph, rng) for graph in serving.values()]
         excused += [free_running(serving[key], sampling, rng) for key, sampling in RUNS]
-        logprobs = log_probabilities(serving["decode_logprobs"], rng)
+        logprobs = log_probabilities(serving[DECODE_LOGPROBS.key], rng)
+        for variant in CONSTRAINED_VARIANTS:
+            matching = Graph(variant.file, session(bundle.constrained[variant.key], bundle), bundle, reference)
+            plain = serving[DECODE_LOGPROBS.key if variant.logprobs else DECODE.key]
+            excused.append(constrained(matching, plain, rng))
     return Parity(
         logits_difference=portable.worst["logits"],
         state_difference=portable.worst_state,
@@ -106,7 +112,7 @@ def verify(bundle: Bundle, run: Run, seed: int = 0) -> Parity:
         greedy_characters=CHARACTERS,
         sampled_characters=CHARACTERS,
         filtered_characters=2 * CHARACTERS,
-        choices=len(serving) * CHOICES,
+        choices=len(serving) * CHOICES + len(CONSTRAINED_VARIANTS) * ROWS,
         excused_characters=sum(excused),
         logprob_difference=logprobs,
     )

@@ -6,12 +6,16 @@ from functools import cache
 import numpy as np
 import onnx
 import pytest
+import torch
 from random_models import MOLECULES, make_run
 
 from rill.bundle import CONSTRAINED_VARIANTS, DECODE, DECODE_LOGPROBS, read_bundle
+from rill.export.errors import ParityError
 from rill.export.graphs.build import build_bundle
+from rill.export.parity.choices import Graph
 from rill.export.parity.compare import decode_feeds, random_states, run_graph, session, take_rows
-from rill.export.parity.reference import next_states
+from rill.export.parity.constrained import constrained, random_tables
+from rill.export.parity.reference import PyTorch, next_states
 from rill.export.write import manifest_of, write_bundle
 from rill.sampling import Sampling
 
@@ -39,34 +43,6 @@ def graph(name, key, precision="fp32"):
     return session({**bundle.graphs, **bundle.constrained}[key], bundle)
 
 
-def tables(vocabulary, rng, states=9, ends_at=0.1):
-    """Random tables: row 0 allows all, the last row is that of ended texts, those before it may be final."""
-    symbols = len(vocabulary)
-    never = list(vocabulary.never_ids)
-    usual = np.setdiff1d(np.arange(symbols), [*never, *vocabulary.end_ids])
-    allowed = np.full((states + 2, symbols), -np.inf, np.float32)
-    transitions = np.repeat(np.arange(states + 2)[:, None], symbols, axis=1)
-    final = rng.random(states + 2) < ends_at
-    final[:2] = False
-    for state in range(1, states + 1):
-        if not final[state]:
-            chosen = rng.choice(usual, size=rng.integers(1, len(usual) + 1), replace=False)
-            allowed[state, chosen] = 0
-            transitions[state, chosen] = rng.integers(1, states + 1, size=len(chosen))
-            if rng.random() < 0.2 and len(chosen) > 1:
-                transitions[state, chosen[0]] = states + 1
-    final[-1] = True
-    allowed[final] = 0
-    allowed[0] = 0
-    allowed[0, never] = -np.inf
-    return {
-        "allowed": allowed,
-        "transitions": transitions.ravel(),
-        "continues": (~final).astype(np.float32)[:, None],
-        "reads": (np.arange(states + 2) < states + 1)[:, None],
-    }
-
-
 def feeds_of(which, token, states, uniforms, automaton, tabled, sampling=None):
     feeds = decode_feeds(which, token, states, uniforms, sampling or Sampling())
     feeds.pop("forced", None)
@@ -86,7 +62,7 @@ def test_a_row_that_is_free_has_the_bits_of_the_plain_graph(name, precision):
     bundle, token, states, u = begin(name, rng, 7, 12, precision)
     for key, plain in ((SHORT, DECODE.key), (LONG, DECODE_LOGPROBS.key)):
         free = feeds_of(
-            graph(name, key, precision), token, states, u, np.zeros(7, np.int64), tables(bundle.vocabulary, rng)
+            graph(name, key, precision), token, states, u, np.zeros(7, np.int64), random_tables(bundle.vocabulary, rng)
         )
         got = run_graph(graph(name, key, precision), free)
         expected = run_graph(
@@ -129,7 +105,7 @@ def walked(name, precision, key, token, states, u, automaton, tabled, sampling=N
 def test_texts_follow_their_automata_in_any_batch_and_any_calls(name, precision):
     rng = np.random.default_rng(1)
     bundle, token, states, u = begin(name, rng, 13, 9, precision)
-    tabled = tables(bundle.vocabulary, rng, states=30, ends_at=0.05)
+    tabled = random_tables(bundle.vocabulary, rng, ends=0.05, terminated=0.2)
     automaton = rng.integers(1, len(tabled["reads"]), size=13)
     whole = run_graph(
         graph(name, SHORT, precision), feeds_of(graph(name, SHORT, precision), token, states, u, automaton, tabled)
@@ -157,7 +133,7 @@ def test_texts_follow_their_automata_in_any_batch_and_any_calls(name, precision)
 def test_filters_and_log_probabilities_are_those_of_the_model_itself(precision):
     name, rng = "gru", np.random.default_rng(2)
     bundle, token, states, u = begin(name, rng, 5, 1, precision)
-    tabled = tables(bundle.vocabulary, rng, ends_at=0)
+    tabled = random_tables(bundle.vocabulary, rng, ends=0, terminated=0)
     automaton = np.arange(1, 6)
     for sampling in (Sampling(), Sampling(top_k=2), Sampling(top_p=0.5, logit_bias={0: 2.0}), Sampling(temperature=0)):
         which = graph(name, LONG, precision)
@@ -186,3 +162,27 @@ def test_the_variants_are_apart_from_the_other_graphs(name, tmp_path):
         names = {value.name for value in onnx.load_from_string(bundle.constrained[key]).graph.input}
         assert {"automaton", "allowed", "transitions", "continues", "reads"} <= names
         assert "forced" not in names
+
+
+@pytest.mark.parametrize("key", [SHORT, LONG])
+def test_a_wrong_graph_is_noticed(key):
+    run = make_run(**MODELS["gru"])
+    reference, bundle = PyTorch(run.build()), made("gru")
+    plain = Graph("plain", graph("gru", DECODE_LOGPROBS.key if key == LONG else DECODE.key), bundle, reference)
+    model = onnx.load_from_string(bundle.constrained[key])
+    with torch.inference_mode():
+        constrained(Graph("right", graph("gru", key), bundle, reference), plain, np.random.default_rng(0))
+        for name in ("continues", "reads", "allowed", "transitions"):
+            wrong = onnx.ModelProto()
+            wrong.CopyFrom(model)
+            (scan,) = [node for node in wrong.graph.node if node.op_type == "Scan"]
+            (body,) = [attribute.g for attribute in scan.attribute if attribute.name == "body"]
+            (node,) = [node for node in body.node if node.input and node.input[0] == name]
+            del node.input[1]
+            node.input.append("step.automaton")  # the state before the step, or for `allowed` the right one
+            if name == "allowed":
+                node.input[1] = "zero"
+                wrong.graph.initializer.append(onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0]))
+            broken = Graph("wrong", session(wrong.SerializeToString(), bundle), bundle, reference)
+            with pytest.raises(ParityError):
+                constrained(broken, plain, np.random.default_rng(0))
