@@ -8,7 +8,8 @@
 When the server is ready it prints one line on stdout: rill: listening on HOST:PORT (models: ...; provider: ...). Logs
 go to stderr. SIGHUP reads the bundles again: new ones are added, changed ones replaced, missing ones removed; streams
 finish on the model they began with. SIGTERM or Ctrl-C drains: running streams may finish within --drain-seconds; a
-second signal ends the server at once. With --engines N, send signals to the parent of the N processes.
+second signal ends the server at once. With --engines N, send signals to the parent of the N processes. A process of
+its own compiles what texts must match; it starts with the first such call, and ends with the server.
 """
 
 import os

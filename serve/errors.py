@@ -6,12 +6,14 @@ ServeError
 ├── TokenError              a resume token is forged, damaged or expired
 ├── OtherModelError         a resume token belongs to another model
 ├── ModelNotFoundError      no model of this name is served
+├── NoConstraintsError      the model's bundle has no graphs for constraints
 ├── OutOfOrderError         an action of Interact is not valid at this point
 ├── WaitingLineFullError    too many streams; says when to try again
 ├── ClientLimitError        too many streams of one client; says when to try again
 ├── StalledError            the client does not read, or does not write, for too long
 ├── IdleError               nothing was asked of an open Interact for too long
 ├── DrainingError           the server is shutting down
+├── CompilerError           the process that compiles constraints cannot be started or ends
 └── EngineError             an engine round failed; the server is at fault
     └── BrokenEngineError   no round can run any more
 """
@@ -57,12 +59,16 @@ class ModelNotFoundError(ServeError):
     """No model of this name is served."""
 
 
+class NoConstraintsError(ServeError):
+    """The model's bundle has no graphs for constraints."""
+
+
 class OutOfOrderError(ServeError):
     """An action of Interact is not valid at this point; the state is unchanged."""
 
 
 class WaitingLineFullError(ServeError):
-    """All slots are in use, and the waiting line is full."""
+    """All slots are in use, and the waiting line is full; or the line before the compiler of constraints is."""
 
     def __init__(self, message: str, retry_seconds: float = RETRY_SECONDS) -> None:
         super().__init__(message)
@@ -87,6 +93,10 @@ class IdleError(ServeError):
 
 class DrainingError(ServeError):
     """The server is shutting down and takes no new streams."""
+
+
+class CompilerError(ServeError):
+    """The process that compiles constraints cannot be started, or ends again and again; the server is at fault."""
 
 
 class EngineError(ServeError):

@@ -35,7 +35,7 @@ class ClientLimits:
 
     @contextmanager
     def _admit(self, caller: Caller) -> Iterator[None]:
-        client = self._client(caller)
+        client = self.client(caller)
         if self._calls[client] >= self._limit:
             raise ClientLimitError(
                 f"this client already has {self._limit} streams, the most it may have at once; try again later"
@@ -48,6 +48,7 @@ class ClientLimits:
             if not self._calls[client]:
                 del self._calls[client]  # otherwise it would grow with each new address
 
-    def _client(self, caller: Caller) -> bytes | str:
+    def client(self, caller: Caller) -> bytes | str:
+        """Return whose call it is."""
         holder = self._tokens.holder(caller.invocation_metadata() or ()) if self._tokens else None
         return holder or caller.peer().rpartition(":")[0]  # without the port

@@ -39,6 +39,7 @@ class Call(ClientWait):
         self.end = "complete"
         self._metrics: ModelMetrics | None = None
         self._is_refused = True  # until it has a slot
+        self.constraint = ""  # its kind, if there is one
         self._chars = {"prompt": 0, "generated": 0, "scored": 0}
         self._first: CallTimes | None = None  # of the first text
         self._text: CallTimes | None = None  # of the latest text
@@ -129,6 +130,8 @@ class Call(ClientWait):
             "code": self._code.name,
             "end": self.end,
         }
+        if self.constraint:
+            fields["constraint"] = self.constraint
         fields |= {f"{name}_chars": count for name, count in self._chars.items() if count}
         if self._first:
             fields["queued_seconds"] = round(self._first.queued_seconds, 6)

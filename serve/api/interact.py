@@ -8,7 +8,7 @@ continues the text: so an action takes effect within one engine round, and alway
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from rill.serve.api.resume_tokens import Resumption
 from rill.serve.api.score import Score, read, snapshot_of
 from rill.serve.api.sender import TextSender
 from rill.serve.config import ServerConfig
+from rill.serve.constraints.automaton import Automaton
 from rill.serve.engine.types import FinishReason, Logprobs, StreamSpec
 from rill.serve.errors import DrainingError, IdleError, OutOfOrderError, RequestError, ServeError
 from rill.serve.models.model import Model
@@ -40,7 +41,7 @@ class Inbox:
         self._changed = asyncio.Event()
         self._is_complete = self._is_draining = False
         self._error: Exception | None = None
-        self.interrupt: Callable[[], None] | None = None  # called when an action arrives
+        self.interrupt: Callable[[], object] | None = None  # called when an action arrives
         self._filling = asyncio.create_task(self._fill())
 
     @property
@@ -94,7 +95,8 @@ class Inbox:
 class Interaction:
     """The state of one call, in a slot of `model` that it holds alone.
 
-    It is the state after the last action: an action that fails changes nothing.
+    It is the state after the last action: an action that fails changes nothing. `constrain` gives a stream that has a
+    constraint its automaton.
     """
 
     def __init__(
@@ -106,11 +108,19 @@ class Interaction:
         config: ServerConfig,
         inbox: Inbox,
         call: Call,
+        constrain: Callable[[StreamSpec, GenerateParameters], Awaitable[StreamSpec]],
     ) -> None:
         self._model, self._slot, self._messages, self._config = model, slot, messages, config
-        self._inbox, self._call = inbox, call
+        self._inbox, self._call, self._constrain = inbox, call, constrain
         self._state = Resumption(
-            snapshot_of(spec, model), spec.seed, spec.sampling, spec.stops, spec.include_stop, same_numerics=True
+            snapshot_of(spec, model),
+            spec.seed,
+            spec.sampling,
+            spec.stops,
+            spec.include_stop,
+            same_numerics=True,
+            constraint=spec.constraint,
+            automaton=spec.automaton,
         )
         self._is_unfinished = bool(spec.stops)  # a generation was paused: its stops still apply
         self._may_pause = False  # one Pause for each Generate, which may just have ended by itself
@@ -123,7 +133,8 @@ class Interaction:
             while (action := await self._next_action()) is not None:
                 await self._perform(action)
         except DrainingError:
-            await self._write_output(self._messages.drained(self._model, self._state))
+            state = self._state
+            await self._write_output(self._messages.last(self._model, state, state.snapshot, FinishReason.DRAINING))
             raise
         except ServeError:
             await self._send_snapshot()
@@ -149,14 +160,26 @@ class Interaction:
             case "pause":
                 await self._pause()
             case "update":
-                spec = await self._spec(parameters_of(action.update))
-                self._state = replace(self._state, sampling=spec.sampling, seed=spec.seed)
+                await self._update(parameters_of(action.update))
             case "snapshot":
                 await self._send_snapshot()
             case "open":
                 raise OutOfOrderError("open: this call is already open; make another call for another state")
             case _:
                 raise RequestError("action", "an InteractRequest needs an action that this server knows")
+
+    async def _update(self, parameters: GenerateParameters) -> None:
+        spec = await self._spec(parameters)
+        if spec.constraint:
+            spec = await self._constrain(spec, parameters)
+        self._state = replace(
+            self._state,
+            snapshot=replace(self._state.snapshot, automaton_state=spec.automaton_state),
+            sampling=spec.sampling,
+            seed=spec.seed,
+            constraint=spec.constraint,
+            automaton=spec.automaton,
+        )
 
     async def _feed(self, text: str) -> None:
         text = await cut_text(text, self._model, self._config.max_prompt, "feed")
@@ -191,6 +214,9 @@ class Interaction:
 
     async def _send(self, sender: TextSender, spec: StreamSpec) -> FinishReason:
         """Send what `spec` generates until it ends or an action arrives; returns the reason. Raises DrainingError."""
+        automaton = spec.automaton
+        if automaton and not await self._acquire(automaton):
+            return FinishReason.PAUSED
         try:
             with self._model.stream_in(self._slot, spec) as stream:
                 self._inbox.interrupt = partial(self._model.engine.finish, stream, FinishReason.PAUSED)
@@ -198,12 +224,33 @@ class Interaction:
                     self._inbox.interrupt()
                 reason = await sender.send(stream)
         finally:
+            if automaton:
+                self._model.automata.release(automaton)
             self._inbox.interrupt = None
             if sender.snapshot:
                 self._state = replace(self._state, snapshot=sender.snapshot)
         if reason is FinishReason.DRAINING:
             raise DrainingError("the server is shutting down; the text ends early")
         return reason
+
+    async def _acquire(self, automaton: Automaton) -> bool:
+        """Wait until an automaton is in the model's tables; returns False if an action arrives first."""
+        task, acquiring = asyncio.current_task(), asyncio.create_task(self._model.automata.acquire(automaton))
+        assert task
+        self._inbox.interrupt = acquiring.cancel
+        if self._inbox.waiting:
+            acquiring.cancel()
+        try:
+            await acquiring
+        except asyncio.CancelledError:
+            if acquiring.done() and not acquiring.cancelled() and not acquiring.exception():
+                self._model.automata.release(automaton)  # the call was cancelled at the moment of success
+            if task.cancelling():
+                raise
+            return False
+        finally:
+            self._inbox.interrupt = None
+        return True
 
     async def _interrupted(self) -> bool:
         """Perform the actions that arrived during a generation; returns whether it is to pause."""
@@ -231,6 +278,9 @@ class Interaction:
             text_position=snapshot.text_position,
             state=snapshot.state,
             partial_stop=snapshot.partial_stop,
+            constraint=self._state.constraint,
+            automaton=self._state.automaton,
+            automaton_state=snapshot.automaton_state,
         )
 
     async def _pause(self) -> None:

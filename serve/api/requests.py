@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from rill.sampling import Sampling, SamplingError
+from rill.serve.api.constraints import packed, pattern_of
 from rill.serve.api.cutting import cut_text
 from rill.serve.api.resume_tokens import MOST_STOPS, Resumption
 from rill.serve.config import ServerConfig
+from rill.serve.constraints.patterns import Pattern
 from rill.serve.engine.text_codec import NO_SYMBOL, GivenText, Ids, LongPrompt
 from rill.serve.engine.types import StreamSpec
 from rill.serve.errors import RequestError
@@ -38,6 +40,8 @@ class GenerateParameters:
     sampling: Mapping[str, Any] = field(default_factory=dict)  # those of SAMPLING_FIELDS that are set
     logit_bias: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
+    constraint: Pattern | None = None
+    removes_constraint: bool = False  # of the token, or of the state
     max_chars: int = 0
     stops: Iterable[str] = ()
     include_stop: bool = False
@@ -49,10 +53,11 @@ class GenerateParameters:
 def parameters_of(
     message: pb.GenerateRequest | pb.ScoreRequest | pb.InteractRequest.Open | pb.InteractRequest.Generate | pb.Sampling,
 ) -> GenerateParameters:
-    """Read the parameters from a message; no other code reads them."""
+    """Read the parameters from a message; no other code reads them. Raises RequestError for a bad constraint."""
     match message:
         case pb.GenerateRequest():
             sampling = message.sampling
+            constraint, removes_constraint = _constraint(sampling)
             return GenerateParameters(
                 model=message.model,
                 resume_token=message.resume_token,
@@ -60,6 +65,8 @@ def parameters_of(
                 sampling=_given(sampling),
                 logit_bias=sampling.logit_bias,
                 seed=sampling.seed if sampling.HasField("seed") else None,
+                constraint=constraint,
+                removes_constraint=removes_constraint,
                 max_chars=message.max_chars,
                 stops=message.stop,
                 include_stop=message.include_stop,
@@ -83,17 +90,35 @@ def parameters_of(
             return GenerateParameters(message.model, message.resume_token)
         case _:
             seed = message.seed if message.HasField("seed") else None
-            return GenerateParameters(sampling=_given(message), logit_bias=message.logit_bias, seed=seed)
+            constraint, removes_constraint = _constraint(message)
+            return GenerateParameters(
+                sampling=_given(message),
+                logit_bias=message.logit_bias,
+                seed=seed,
+                constraint=constraint,
+                removes_constraint=removes_constraint,
+            )
 
 
 def _given(message: pb.Sampling) -> dict[str, Any]:
     return {name: getattr(message, name) for name in SAMPLING_FIELDS if message.HasField(name)}
 
 
+def _constraint(message: pb.Sampling) -> tuple[Pattern | None, bool]:
+    """Return the constraint, and whether an empty one removes that of the token."""
+    if not message.HasField("constraint"):
+        return None, False
+    pattern = pattern_of(message.constraint)
+    return pattern, pattern is None
+
+
 async def spec_of(
     parameters: GenerateParameters, resumption: Resumption | None, model: Model, config: ServerConfig
 ) -> StreamSpec:
-    """Return the stream that is requested, which may be the rest of another. Raises RequestError for invalid fields."""
+    """Return the stream that is requested, which may be the rest of another. Raises RequestError for invalid fields.
+
+    A constraint that is new, or from a token, has no automaton yet: `rill.serve.api.constraints` compiles it.
+    """
     rate, alternatives = parameters.chars_per_second, parameters.logprobs
     if not 0 <= rate < float("inf"):
         raise RequestError("chars_per_second", f"chars_per_second must be a finite number >= 0, not {rate}")
@@ -117,12 +142,14 @@ async def spec_of(
         include_stop=parameters.include_stop,
         logprobs=alternatives,
         resume_every=parameters.resume_every,
+        constraint=packed(parameters.constraint) if parameters.constraint else b"",
     )
     if resumption is None:
         return spec
     stops = spec.stops or resumption.stops
     # A stop string that had begun can become complete, unless other text or other stops intervene.
     keeps_partial_stop = stops == resumption.stops and not spec.prompt_chars
+    keeps_constraint = not (parameters.constraint or parameters.removes_constraint)
     return replace(
         spec,
         stops=stops,
@@ -131,6 +158,9 @@ async def spec_of(
         position=resumption.snapshot.position,
         text_position=resumption.snapshot.text_position,
         state=resumption.snapshot.state,
+        constraint=resumption.constraint if keeps_constraint else spec.constraint,
+        automaton=resumption.automaton if keeps_constraint else None,
+        automaton_state=resumption.snapshot.automaton_state if keeps_constraint else 0,
     )
 
 

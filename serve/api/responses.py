@@ -87,15 +87,19 @@ class ResponseBuilder:
             message.resume_token = self.token(model, stream.spec, snapshot)
         return message
 
-    def drained(self, model: Model, state: Resumption) -> pb.GenerateResponse:
-        """Return the last message of a stream that is drained in this state."""
-        at = state.snapshot
-        return pb.GenerateResponse(
+    def last(
+        self, model: Model, spec: StreamSpec | Resumption, at: Snapshot, reason: FinishReason
+    ) -> pb.GenerateResponse:
+        """Return the last message of a stream that ends at a snapshot without more text."""
+        message = pb.GenerateResponse(
             position=at.position,
             text_position=at.position if model.codec.is_text else at.text_position,
-            resume_token=self.token(model, state, at),
-            finish_reason=pb.FINISH_REASON_DRAINING,
+            resume_token=self.token(model, spec, at),
+            finish_reason=FINISH[reason],
         )
+        if spec.automaton:
+            message.usage.matches = spec.automaton.matches(at.automaton_state)
+        return message
 
     def with_logprobs(
         self, message: pb.GenerateResponse, model: Model, stream: Stream, piece: Piece

@@ -4,7 +4,8 @@
     key id      4 bytes   the first of the key's SHA-256
     nonce      12 bytes
     sealed                AES-256-GCM-SIV (RFC 8452) of `_FIXED`'s fields, the logit biases, the stops and the state;
-                          where symbols are not characters, `_FIXED`'s fields are followed by the position in the text
+                          where symbols are not characters, `_FIXED`'s fields are followed by the position in the text,
+                          and where the text is constrained, by `_CONSTRAINT`'s fields and the constraint
 
 Nonces are random. With GCM-SIV, two equal nonces would reveal only whether two streams are equal, so any number of
 servers may share a key for any length of time.
@@ -28,27 +29,34 @@ from numpy.typing import NDArray
 
 from rill.bundle import CONTEXT, Bundle
 from rill.sampling import Sampling
+from rill.serve.constraints.automaton import Automaton
 from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import OtherModelError, StartError, TokenError
 
 VERSION = 1
+CONSTRAINED_VERSION = 2  # of tokens with a constraint: servers that know none refuse them by this, in a sentence
 KEY_BYTES = 32
 MOST_STOPS = 32  # keeps a token within 200 bytes more than the state, the stops and 12 bytes per bias
 
 _HEADER = struct.Struct("<B4s12s")
 _BOUND = 5  # bytes of the header that are authenticated together with the sealed part
 # Model and numerics (the beginning of their SHA-256), expiry (Unix seconds, 0: never), seed, position, last symbol,
-# temperature, top_k, top_p, min_p, include_stop, numbers of biases and stops,
+# temperature, top_k, top_p, min_p, flags, numbers of biases and stops,
 # the index of the stop that may have begun, and how many of its characters.
-_FIXED = struct.Struct("<16s8sQQQIfIff?IBBH")
+_FIXED = struct.Struct("<16s8sQQQIfIffBIBBH")
 _BIAS = struct.Struct("<If")
 _LENGTH = struct.Struct("<H")
 _TEXT_POSITION = struct.Struct("<Q")  # in code points
+_CONSTRAINT = struct.Struct("<II")  # the state of its automaton, and the constraint's bytes
+_INCLUDE_STOP, _CONSTRAINED = 1, 2  # flags
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """A stream that can be continued. `same_numerics`: its token is from a server whose texts have the same bits."""
+    """A stream that can be continued. `same_numerics`: its token is from a server whose texts have the same bits.
+
+    `constraint` is as in a StreamSpec; `automaton` is made from it, if that has been done.
+    """
 
     snapshot: Snapshot
     seed: int
@@ -56,6 +64,8 @@ class Resumption:
     stops: tuple[str, ...]
     include_stop: bool
     same_numerics: bool
+    constraint: bytes = b""
+    automaton: Automaton | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,15 @@ class OpenToken:
         return model.hex()
 
     def resumption(self, bundle: Bundle, numerics: str) -> Resumption:
-        """Return the stream. Raises TokenError if it has expired, OtherModelError if it is not of this bundle."""
+        """Return the stream. Raises TokenError if it has expired, OtherModelError if it is not of this bundle.
+
+        Its constraint, and the state of the automaton, are not checked here.
+        """
         body = self._body
         model, made_with, expires, seed, position, last, temperature, top_k, top_p, min_p, *rest = _FIXED.unpack_from(
             body
         )
-        include_stop, biases, stops, partial_stop, partial_chars = rest
+        flags, biases, stops, partial_stop, partial_chars = rest
         if expires and time.time() >= expires:
             raise TokenError("EXPIRED", "the resume token has expired; start again from the prompt")
         if model != bytes.fromhex(bundle.model_id)[:16]:
@@ -85,6 +98,12 @@ class OpenToken:
         if not bundle.vocabulary.are_characters:
             (text_position,) = _TEXT_POSITION.unpack_from(body, at)
             at += _TEXT_POSITION.size
+        constraint, automaton_state = b"", 0
+        if flags & _CONSTRAINED:
+            automaton_state, length = _CONSTRAINT.unpack_from(body, at)
+            at += _CONSTRAINT.size
+            constraint = body[at : at + length]
+            at += length
         logit_bias = dict(_BIAS.iter_unpack(body[at : at + biases * _BIAS.size]))
         at += biases * _BIAS.size
         lengths = [length for (length,) in _LENGTH.iter_unpack(body[at : at + stops * _LENGTH.size])]
@@ -101,12 +120,13 @@ class OpenToken:
             state[CONTEXT] = np.frombuffer(body, "<u4", offset=context).astype(np.int64)
         begun = texts[partial_stop][:partial_chars] if partial_chars else ""
         return Resumption(
-            snapshot=Snapshot(position, last, state, begun, text_position),
+            snapshot=Snapshot(position, last, state, begun, text_position, automaton_state),
             seed=seed,
             sampling=Sampling(temperature, top_k, top_p, min_p, logit_bias),
             stops=tuple(texts),
-            include_stop=include_stop,
+            include_stop=bool(flags & _INCLUDE_STOP),
             same_numerics=made_with == _short(numerics),
+            constraint=constraint,
         )
 
 
@@ -138,7 +158,7 @@ class ResumeTokens:
             sampling.top_k,
             sampling.top_p,
             sampling.min_p,
-            spec.include_stop,
+            _INCLUDE_STOP * spec.include_stop | _CONSTRAINED * bool(spec.constraint),
             len(sampling.logit_bias),
             len(spec.stops),
             next((at for at, stop in enumerate(spec.stops) if stop.startswith(snapshot.partial_stop)), 0),
@@ -146,19 +166,22 @@ class ResumeTokens:
         )
         if not bundle.vocabulary.are_characters:
             fixed += _TEXT_POSITION.pack(snapshot.text_position)
+        if spec.constraint:
+            fixed += _CONSTRAINT.pack(snapshot.automaton_state, len(spec.constraint)) + spec.constraint
         biases = [_BIAS.pack(symbol, bias) for symbol, bias in sampling.logit_bias.items()]
         stops = [stop.encode() for stop in spec.stops]
         lengths = [_LENGTH.pack(len(stop)) for stop in stops]
         states = [snapshot.state[name].astype("<f4").tobytes() for name, _ in bundle.vectors]
         if bundle.context_length:
             states.append(snapshot.state[CONTEXT].astype("<u4").tobytes())
-        header = _HEADER.pack(VERSION, self._first, os.urandom(12))
+        version = CONSTRAINED_VERSION if spec.constraint else VERSION
+        header = _HEADER.pack(version, self._first, os.urandom(12))
         body = b"".join([fixed, *biases, *lengths, *stops, *states])
         return header + self._keys[self._first].encrypt(header[_BOUND:], body, header[:_BOUND])
 
     def open(self, token: bytes) -> OpenToken:
         """Decrypt a token. Raises TokenError if it is damaged or forged, or the key is missing."""
-        if len(token) <= _HEADER.size or token[0] != VERSION:
+        if len(token) <= _HEADER.size or token[0] not in (VERSION, CONSTRAINED_VERSION):
             raise TokenError("INVALID", "this is not a resume token of this version")
         _, key_id, nonce = _HEADER.unpack_from(token)
         if key_id not in self._keys:

@@ -86,7 +86,12 @@ async def read(
             of_end = replace(of_end, chosen=np.logaddexp(of_end.chosen, of_other.chosen))
         await write(of_end)
     # Nothing was generated.
-    return replace(snapshot, position=spec.position, text_position=spec.text_position)
+    return replace(
+        snapshot,
+        position=spec.position,
+        text_position=spec.text_position,
+        automaton_state=spec.automaton_state,
+    )
 
 
 async def _read_given(
@@ -126,4 +131,4 @@ def snapshot_of(spec: StreamSpec, model: Model) -> Snapshot:
     """Return the snapshot of a stream that has not begun and has one character to read."""
     (token,) = spec.prompt[:].tolist()
     state = spec.state or initial_state(model.bundle)
-    return Snapshot(spec.position, token, state, spec.partial_stop, spec.text_position)
+    return Snapshot(spec.position, token, state, spec.partial_stop, spec.text_position, spec.automaton_state)

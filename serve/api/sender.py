@@ -56,6 +56,8 @@ class TextSender:
                 message.finish_reason = code
                 sent = stream.position + len(piece.text) - start
                 message.usage.CopyFrom(times.usage(self._prompt_chars, sent))
+                if (automaton := stream.spec.automaton) and piece.snapshot:
+                    message.usage.matches = automaton.matches(piece.snapshot.automaton_state)
             if piece.text or code or not self._keeps_state:  # a stream that fails leaves a token without text
                 await self._write(messages.with_logprobs(message, model, stream, piece))
                 model.mark_sent(stream, piece.text)

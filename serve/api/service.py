@@ -1,7 +1,7 @@
 """The rill.v1 servicer: requests to streams, text to messages, errors to statuses."""
 
 from collections.abc import AsyncIterator, Callable
-from functools import wraps
+from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
@@ -9,6 +9,8 @@ import grpc
 
 from rill.serve.access.client_limits import ClientLimits
 from rill.serve.api.call import Call
+from rill.serve.api.compile_line import Caller, CompileLine
+from rill.serve.api.constraints import constrained, tables_of, unpacked
 from rill.serve.api.cutting import cut_text
 from rill.serve.api.interact import Inbox, Interaction
 from rill.serve.api.requests import GenerateParameters, parameters_of, require_end, score_spec_of, spec_of
@@ -20,6 +22,7 @@ from rill.serve.api.sender import TextSender
 from rill.serve.api.stalls import StallWatch
 from rill.serve.api.statuses import Context, set_status
 from rill.serve.config import ServerConfig
+from rill.serve.constraints.compiler import Compiler
 from rill.serve.engine.types import FinishReason, Logprobs, StreamSpec
 from rill.serve.errors import DrainingError, OutOfOrderError, ServeError
 from rill.serve.models.catalog import Catalog
@@ -83,6 +86,8 @@ class TextGeneration(TextGenerationServicer):
         self._messages, self._make_call = messages or ResponseBuilder(tokens), make_call
         self._inboxes: set[Inbox] = set()
         self._clients, self._ledger = clients or ClientLimits(), Ledger()
+        self._compiler = Compiler()
+        self._compile_line = CompileLine(self._compiler)
         self._stalls = StallWatch(config.stall_seconds)
         self._refusals = {method: _refusal(self, method) for method in ("Generate", "Interact", "Score")}
         self.draining = False
@@ -99,12 +104,14 @@ class TextGeneration(TextGenerationServicer):
     def drain(self) -> None:
         """Take no new calls, and end those that wait for their client."""
         self.draining = True
+        self._compile_line.drain()
         for inbox in self._inboxes:
             inbox.drain()
 
-    def close(self) -> None:
-        """Write the last metrics and log lines, after all calls have ended."""
+    async def close(self) -> None:
+        """Write the last metrics and log lines, after all calls have ended, and end the process of the compiler."""
         self._ledger.settle()
+        await self._compiler.close()
 
     @_statuses
     async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
@@ -113,11 +120,14 @@ class TextGeneration(TextGenerationServicer):
         model, token = self._find(parameters, call)
         with self._clients.admit(context), model.in_flight:
             spec = await self._resolve(parameters, token, model, context)
+            if spec.constraint:
+                spec = await self._constrain(spec, parameters, model, context, call)
             async with model.slot() as slot:
                 call.on_slot(spec)
                 sender = TextSender(spec, model, self._messages, call, call.arrived, call.write)
-                with model.stream_in(slot, spec) as stream:
-                    reason = await sender.send(stream)
+                async with tables_of(spec, model):
+                    with model.stream_in(slot, spec) as stream:
+                        reason = await sender.send(stream)
         call.end = reason.value
         if reason is FinishReason.DRAINING:
             raise DrainingError("the server is shutting down; the text ends early")
@@ -135,9 +145,12 @@ class TextGeneration(TextGenerationServicer):
             model, token = self._find(parameters, call)
             with self._clients.admit(context), model.in_flight:
                 spec = await self._resolve(parameters, token, model, context)
+                constrain = partial(self._constrain, model=model, context=context, call=call)
+                if spec.constraint:
+                    spec = await constrain(spec, parameters)
                 async with model.slot() as slot:
                     call.on_slot(spec)
-                    await Interaction(model, slot, spec, self._messages, self._config, inbox, call).run()
+                    await Interaction(model, slot, spec, self._messages, self._config, inbox, call, constrain).run()
         finally:
             self._inboxes.remove(inbox)
             inbox.close()
@@ -224,6 +237,16 @@ class TextGeneration(TextGenerationServicer):
         if resumption and not resumption.same_numerics:
             await context.send_initial_metadata((("rill-numerics", "differs"),))
         return spec
+
+    async def _constrain(
+        self, spec: StreamSpec, parameters: GenerateParameters, model: Model, context: Context, call: Call
+    ) -> StreamSpec:
+        """Return a stream with the automaton of its constraint, which is that of `parameters` or was there before."""
+        pattern = parameters.constraint or unpacked(spec.constraint)
+        call.constraint = pattern.kind
+        caller = Caller(str(self._clients.client(context)), context.peer())
+        is_from_token = parameters.constraint is None
+        return await constrained(spec, pattern, model, self._compile_line, caller, is_from_token)
 
 
 def _info(model: Model) -> pb.ModelInfo:

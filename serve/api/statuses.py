@@ -14,10 +14,12 @@ from google.rpc.status_pb2 import Status
 from rill.serve.errors import (
     BrokenEngineError,
     ClientLimitError,
+    CompilerError,
     DrainingError,
     EngineError,
     IdleError,
     ModelNotFoundError,
+    NoConstraintsError,
     OtherModelError,
     OutOfOrderError,
     RequestError,
@@ -42,21 +44,25 @@ _CODES: dict[type[ServeError], grpc.StatusCode] = {
     TokenError: grpc.StatusCode.INVALID_ARGUMENT,
     OtherModelError: grpc.StatusCode.FAILED_PRECONDITION,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
+    NoConstraintsError: grpc.StatusCode.FAILED_PRECONDITION,
     OutOfOrderError: grpc.StatusCode.FAILED_PRECONDITION,
     WaitingLineFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ClientLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StalledError: grpc.StatusCode.ABORTED,
     IdleError: grpc.StatusCode.ABORTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
+    CompilerError: grpc.StatusCode.INTERNAL,
     EngineError: grpc.StatusCode.INTERNAL,
     BrokenEngineError: grpc.StatusCode.INTERNAL,
 }
 
 _REASONS: dict[type[ServeError], str] = {
     OtherModelError: "RESUME_TOKEN_OTHER_MODEL",
+    NoConstraintsError: "MODEL_WITHOUT_CONSTRAINTS",
     OutOfOrderError: "ACTION_OUT_OF_ORDER",
     StalledError: "READER_STALLED",
     IdleError: "SESSION_IDLE",
+    CompilerError: "COMPILER_FAILED",
     EngineError: "ENGINE_ROUND_FAILED",
     BrokenEngineError: "ENGINE_ROUND_FAILED",
 }

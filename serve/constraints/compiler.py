@@ -43,15 +43,20 @@ class Compiler:
         self._waiting: dict[_Key, int] = {}  # callers for each
         self._worker = _Worker()
 
+    def cached(self, vocabulary: Vocabulary, pattern: Pattern) -> Automaton | None:
+        """Return the automaton of a pattern that has been compiled. Raises ConstraintError if that has failed."""
+        found = self._cache.get((vocabulary, pattern))
+        if isinstance(found, ConstraintError):
+            raise ConstraintError(*found.args)  # each caller has a traceback of its own
+        return found
+
     async def compile(self, vocabulary: Vocabulary, pattern: Pattern) -> Automaton:
         """Return the automaton of a pattern over the symbols of a vocabulary.
 
         Calls for the same pattern share the work, which ends when no call waits for it. Raises ConstraintError.
         """
         key = (vocabulary, pattern)
-        if (found := self._cache.get(key)) is not None:
-            if isinstance(found, ConstraintError):
-                raise ConstraintError(*found.args)  # each caller has a traceback of its own
+        if (found := self.cached(vocabulary, pattern)) is not None:
             return found
         terminators = _terminators(vocabulary, pattern)
         task = self._running.get(key)

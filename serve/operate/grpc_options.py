@@ -3,6 +3,7 @@
 from rill.serve.config import ServerConfig
 
 PENDING_CALLS = 4096
+MORE_BYTES = 2**20  # of a request, beside its text
 METADATA_BYTES = 16_384  # of a call: from this size on gRPC always refuses it, by its own default
 
 
@@ -24,8 +25,9 @@ def grpc_options(config: ServerConfig, models: int) -> list[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", keepalive),
         # A port in use is an error, not a second server. For several processes the supervisor takes care of that.
         ("grpc.so_reuseport", int(config.engines > 1)),
-        # A text that is too long should get our own error: leave room for 4 bytes a character and more.
-        ("grpc.max_receive_message_length", max(8 * config.max_prompt, 4 * config.max_score_chars) + 65_536),
+        # A text that is too long should get our own error: leave room for 4 bytes a character, a constraint, and a
+        # token with another one.
+        ("grpc.max_receive_message_length", max(8 * config.max_prompt, 4 * config.max_score_chars) + MORE_BYTES),
         # Between two different limits gRPC refuses some calls at random: use one limit for both.
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES),

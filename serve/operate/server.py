@@ -266,7 +266,7 @@ async def listening(
         yield address, target, healths
     finally:
         await server.stop(STOP_SECONDS)
-        service.close()
+        await service.close()
 
 
 async def _unless_again(stop: Stop, draining: Coroutine[Any, Any, None]) -> None:

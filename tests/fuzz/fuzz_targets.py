@@ -42,10 +42,12 @@ from rill.export.foreign.files import load_state_dict_file
 from rill.export.foreign.vocabularies import load_vocabulary_file
 from rill.export.write import is_replaceable, manifest_of
 from rill.sampling import Sampling
+from rill.serve.api.constraints import packed, unpacked
 from rill.serve.api.requests import STOP_CHARACTERS, check_text, parameters_of, score_spec_of, spec_of
 from rill.serve.api.resume_tokens import ResumeTokens, Resumption, read_key
 from rill.serve.api.statuses import set_status
 from rill.serve.config import ServerConfig
+from rill.serve.constraints.patterns import CHOICES_BYTES, REGEX_BYTES, SCHEMA_BYTES, Pattern
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.stops import StopFinder
 from rill.serve.engine.text_codec import GivenText, TextCodec
@@ -93,16 +95,26 @@ _ENDED = ResumeTokens(KEYS, -1000)  # seals what has expired
 _ROWS = Rows(2, len(LETTERS))
 
 
-def _sealed(tokens, bundle=BUNDLE, position=0, stops=(), begun="", **sampling):
+def _sealed(tokens, bundle=BUNDLE, position=0, stops=(), begun="", constraint=b"", **sampling):
     state = {name: np.full((2, 3), 0.5, np.float32) for name, _ in bundle.states}
-    spec = StreamSpec(np.zeros(1, np.int64), 0, Sampling(**sampling), 7, 0, stops=stops, include_stop=bool(begun))
-    return tokens.seal(bundle, NUMERICS, spec, Snapshot(position, 1, state, begun))
+    spec = StreamSpec(
+        np.zeros(1, np.int64),
+        0,
+        Sampling(**sampling),
+        7,
+        0,
+        stops=stops,
+        include_stop=bool(begun),
+        constraint=constraint,
+    )
+    return tokens.seal(bundle, NUMERICS, spec, Snapshot(position, 1, state, begun, automaton_state=2))
 
 
 GOOD_TOKENS = [
     _sealed(TOKENS),
     _sealed(TOKENS, position=10**12, stops=("ab", "a" * 100), begun="a", temperature=0.0, top_k=3),
     _sealed(ResumeTokens(KEYS[1:], 10**9), top_p=0.5, min_p=0.1, logit_bias={1: 2.0, 2: float("-inf")}),
+    _sealed(TOKENS, position=4, stops=("b",), constraint=packed(Pattern("regex", "[ab]+", None))),
 ]
 BAD_TOKENS = [
     _sealed(_ENDED),
@@ -181,7 +193,20 @@ def _is_allowed(request):
         and set(bias) <= set(LETTERS)
         and all(value < inf for value in bias.values())
         and sum(value == -inf for value in bias.values()) < len(LETTERS)
+        and _is_readable(sampling.constraint)
     )
+
+
+def _is_readable(constraint):
+    """What is known of a constraint before it is compiled."""
+    match constraint.WhichOneof("kind"):
+        case None:
+            return constraint == pb.Constraint()
+        case "choices":
+            texts, most = constraint.choices.text, CHOICES_BYTES
+        case kind:
+            texts, most = [getattr(constraint, kind)], REGEX_BYTES if kind == "regex" else SCHEMA_BYTES
+    return bool(texts) and sum(len(text.encode()) for text in texts) <= most
 
 
 def try_generate(data):
@@ -203,11 +228,14 @@ def try_generate(data):
     assert _ROWS.room(2e5).tolist() >= [1]
     _ROWS.leave(0)
     state = spec.state or {name: np.zeros((2, 3), np.float32) for name, _ in BUNDLE.states}
-    snapshot = Snapshot(spec.position, int(spec.prompt[-1]), state, spec.partial_stop)
+    snapshot = Snapshot(spec.position, int(spec.prompt[-1]), state, spec.partial_stop, automaton_state=7)
     held = TOKENS.open(TOKENS.seal(BUNDLE, NUMERICS, spec, snapshot)).resumption(BUNDLE, NUMERICS)
     assert (held.seed, held.stops, held.include_stop) == (spec.seed, spec.stops, spec.include_stop)
     assert held.sampling == spec.sampling
     assert (held.snapshot.position, held.snapshot.partial_stop) == (spec.position, spec.partial_stop)
+    if kind := request.sampling.constraint.WhichOneof("kind"):
+        assert unpacked(held.constraint).kind == kind
+        assert held.snapshot.automaton_state == 7
     return "OK"
 
 
@@ -273,7 +301,7 @@ def make_token(random):
     if random.random() < 0.02:
         return random.choice(tokens)
     data = mutated(random, random.choice(tokens), tokens)
-    return bytes([1]) + data[1:] if random.random() < 0.3 else data
+    return bytes([random.choice((1, 2))]) + data[1:] if random.random() < 0.3 else data
 
 
 def try_token(data):

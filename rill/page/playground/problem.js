@@ -26,8 +26,7 @@ export class Problem extends Error {
   /** Reads an error in OpenAI's form; the last frame of a WebSocket has what else would be in the head of an answer. */
   static fromBody(body, status = body?.error?.status ?? 0, requestId = body?.error?.request_id ?? "") {
     const { message, code, param } = body?.error ?? {};
-    const told = CONSTRAINT_FIELDS.has(param) ? message.replace(/^\w+: /, "") : message; // it stands at the field
-    return new Problem(sentenceOf(told || `the gateway answered with status ${status}`), {
+    return new Problem(sentenceOf(message || `the gateway answered with status ${status}`), {
       status,
       code: String(code ?? "").toUpperCase(),
       field: String(param ?? ""),

@@ -34,6 +34,10 @@ class Failing(Decoder):
         return super().run(*arguments)
 
 
+async def no_constraint(spec, parameters):
+    raise AssertionError("there is no constraint")
+
+
 @pytest.fixture
 async def conversation(tiny):
     """A call without a connection: `run` returns its events; the decoder of its model can fail."""
@@ -67,7 +71,8 @@ async def conversation(tiny):
         await come(*first)
         try:
             async with asyncio.timeout(20), model.slot() as slot:
-                await Interaction(model, slot, spec, ResponseBuilder(tokens), ServerConfig(), inbox, call).run()
+                messages = ResponseBuilder(tokens)
+                await Interaction(model, slot, spec, messages, ServerConfig(), inbox, call, no_constraint).run()
         except EngineError as error:
             events.append(error)
         finally:

@@ -1,6 +1,8 @@
 """Resume tokens alone: round trips, refusal of everything else, rotation of keys, expiry."""
 
 import os
+import zlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,9 @@ from servers import run_server
 
 from rill.bundle import Bundle
 from rill.sampling import Sampling
-from rill.serve.api.resume_tokens import MOST_STOPS, VERSION, ResumeTokens, read_key
+from rill.serve.api.constraints import packed, unpacked
+from rill.serve.api.resume_tokens import CONSTRAINED_VERSION, MOST_STOPS, VERSION, ResumeTokens, read_key
+from rill.serve.constraints.patterns import Pattern
 from rill.serve.engine.types import Snapshot, StreamSpec
 from rill.serve.errors import OtherModelError, StartError, TokenError
 from rill.vocabulary import Vocabulary
@@ -30,8 +34,9 @@ def bundle_of(parts=("state_h",), layers=2, hidden=3, model_id="5a" * 32):
 BUNDLE = bundle_of()
 
 
-def spec_of(seed=1, sampling=PLAIN, stops=(), include_stop=False):
-    return StreamSpec(np.zeros(1, np.int64), 0, sampling, seed, 0, stops=stops, include_stop=include_stop)
+def spec_of(seed=1, sampling=PLAIN, stops=(), include_stop=False, constraint=b""):
+    zero = np.zeros(1, np.int64)
+    return StreamSpec(zero, 0, sampling, seed, 0, stops=stops, include_stop=include_stop, constraint=constraint)
 
 
 def snapshot_of(bundle, position=0, token=0, begun="", seed=0):
@@ -105,6 +110,68 @@ def test_round_trip(cell, layers, hidden, position, last, seed, sampling, texts,
     state_bytes = 4 * layers * hidden * len(cell)
     allowed = state_bytes + 200 + sum(len(stop.encode()) for stop in stops) + 12 * len(sampling.logit_bias)
     assert len(token) <= allowed
+
+
+terminators = st.none() | st.text(characters, max_size=2)
+constraints = (
+    st.builds(Pattern, st.sampled_from(["regex", "json_schema"]), st.text(characters), terminators)
+    | st.builds(Pattern, st.just("choices"), st.lists(st.text(characters), min_size=1).map(tuple), terminators)
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    constraint=constraints,
+    state=st.integers(0, 2**32 - 1),
+    include_stop=st.booleans(),
+    texts=stops_and_begun(),
+    sampling=samplings,
+    are_characters=st.booleans(),
+)
+@example(Pattern("regex", "é" * 2**13, None), 1, False, ((), ""), Sampling(), True)
+@example(Pattern("choices", tuple("a" * 2**16), "\n"), 1, False, ((), ""), Sampling(), False)
+def test_a_constraint_and_its_state_are_in_the_token(constraint, state, include_stop, texts, sampling, are_characters):
+    bundle = BUNDLE if are_characters else replace(BUNDLE, vocabulary=Vocabulary(("a", "bc"), "longest"))
+    stops, begun = texts
+    tokens = ResumeTokens([KEY], 60)
+    spec = spec_of(1, sampling, stops, include_stop, packed(constraint))
+    before = replace(snapshot_of(bundle, 5, 1, begun), automaton_state=state)
+    token = tokens.seal(bundle, NUMERICS, spec, before)
+    held = tokens.open(token).resumption(bundle, NUMERICS)
+    assert (unpacked(held.constraint), held.snapshot.automaton_state) == (constraint, state)
+    assert (held.stops, held.include_stop, held.sampling) == (stops, include_stop, sampling)
+    assert held.snapshot.partial_stop == begun
+    np.testing.assert_array_equal(held.snapshot.state["state_h"], before.state["state_h"])
+
+
+def test_servers_that_know_no_constraints_can_tell():
+    """By the version; all other tokens are as they were."""
+    tokens = ResumeTokens([KEY], 0)
+    assert sealed(tokens, constraint=packed(Pattern("regex", "a", None)))[0] == CONSTRAINED_VERSION
+    assert sealed(tokens)[0] == VERSION
+
+
+def test_a_large_constraint_is_compressed():
+    schema = '{"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}, "required": ["name"]}'
+    token = sealed(ResumeTokens([KEY], 0), constraint=packed(Pattern("json_schema", schema * 600, None)))
+    assert len(token) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("damaged", "wrong"),
+    [
+        (b"", "cannot read"),
+        (b"\xff" * 20, "cannot read"),
+        (packed(Pattern("regex", "abc", None))[:-1], "cannot read"),
+        (packed(Pattern("regex", "abc", None)) + b"x", "cannot read"),
+        (zlib.compress(b"", 1, -15), "cannot read"),  # an empty one is never in a token
+        (zlib.compress(b"\xff\xff", 1, -15), "cannot read"),
+        (zlib.compress(bytes(2**30), 1, -15), "cannot read"),
+    ],
+)
+def test_a_damaged_constraint_is_refused(damaged, wrong):
+    with pytest.raises(TokenError, match=wrong):
+        unpacked(damaged)
 
 
 def test_a_token_is_at_most_200_bytes_longer_than_its_content():
