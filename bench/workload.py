@@ -1,5 +1,9 @@
 """The requests of a load, drawn from a mix of lengths."""
 
+import random
+import re
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,14 +12,27 @@ from rill.v1 import rill_pb2 as pb
 from rill.vocabulary import UnknownCharacterError, Vocabulary
 
 POOL = 2**16  # random symbols that prompts are cut from
+MOST_STATES = 150  # of a constraint that is drawn
+LONGEST_RUN = 12  # symbols of one class that follow each other in such a constraint
 TRIES = 100  # for a prompt that can be cut into symbols, before a shorter one
 
 
 class Workload:
-    """Requests of a mix to `model`, all different; the same ones in the same order for equal arguments."""
+    """Requests of a mix to `model`, all different; the same ones in the same order for equal arguments.
 
-    def __init__(self, model: str, mix: Mix, vocabulary: Vocabulary, top_p: float = 1.0) -> None:
+    Each has the next one of `constraints`, if there are any.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        mix: Mix,
+        vocabulary: Vocabulary,
+        top_p: float = 1.0,
+        constraints: Sequence[pb.Constraint] = (),
+    ) -> None:
         self.mix, self._model, self._vocabulary, self._top_p = mix, model, vocabulary, top_p
+        self._constraints = constraints
         self._random = np.random.default_rng(0)
         special = {*vocabulary.never_ids, *vocabulary.end_ids}
         symbols = [symbol for index, symbol in enumerate(vocabulary.symbols) if index not in special]
@@ -31,11 +48,12 @@ class Workload:
         """Return the next request."""
         prompt = self._prompt(int(_lengths(self._random, self.mix.prompt, 1)[0]))
         self._seed += 1
+        constraint = self._constraints[self._seed % len(self._constraints)] if self._constraints else None
         return pb.GenerateRequest(
             model=self._model,
             prompt=prompt,
             max_chars=int(_lengths(self._random, self.mix.generated, 1)[0]),
-            sampling=pb.Sampling(seed=self._seed, top_p=self._top_p),
+            sampling=pb.Sampling(seed=self._seed, top_p=self._top_p, constraint=constraint),
         )
 
     def _prompt(self, length: int) -> str:
@@ -61,6 +79,26 @@ class Workload:
 def plain(max_chars: int) -> Mix:
     """Return the mix that speeds are compared by: no prompt, and all texts of one length."""
     return Mix("plain", (0, 0), (max_chars, max_chars))
+
+
+def drawn_constraints(vocabulary: Vocabulary, count: int) -> list[pb.Constraint]:
+    """Return different constraints that end no text; the same ones for equal arguments.
+
+    Each is a list of runs of a class of symbols, again and again.
+    """
+    draw = random.Random(0)
+    special = {*vocabulary.never_ids, *vocabulary.end_ids}
+    symbols = [re.escape(symbol) for index, symbol in enumerate(vocabulary.symbols) if index not in special]
+    found = []
+    for _ in range(count):
+        runs, states, most = [], 1, draw.randint(MOST_STATES // 5, MOST_STATES)
+        while states + LONGEST_RUN <= most:
+            length = draw.randint(2, LONGEST_RUN)
+            some = draw.sample(symbols, draw.randint(max(len(symbols) // 8, 1), max(len(symbols) // 2, 1)))
+            runs.append(f"(?:{'|'.join(some)}){{{length}}}")
+            states += length
+        found.append(pb.Constraint(regex=f"(?:{''.join(runs)})*", terminator=""))
+    return found
 
 
 def _lengths(random: np.random.Generator, bounds: tuple[int, int], count: int) -> NDArray[np.float64]:

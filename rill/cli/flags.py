@@ -3,19 +3,21 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rill.cli.local_server import local_server
+from rill.client import values
 from rill.client.errors import ServerError
 from rill.client.retry import RETRY_SECONDS
 from rill.client.security import Security
 from rill.client.security_files import security_of
 from rill.client.security_flags import add_security
-from rill.texts import text_argument
+from rill.texts import read_text, text_argument
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 LOOK_SECONDS = 3.0  # for a first server, unless --retry-seconds says for how long: it may just be starting
 LOCAL_RETRY_SECONDS = 2.0  # nobody restarts a private server
+CONSTRAINTS = {"regex": "--regex", "choices": "--choice", "json_schema": "--json-schema"}  # a text has one
 
 
 class Connection(NamedTuple):
@@ -117,6 +119,69 @@ def add_sampling(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
         help="end before TEXT appears; may be repeated",
     )
     parser.add_argument("--include-stop", action="store_true", help="end after the TEXT of --stop instead")
+    _add_constraint(parser)
+
+
+def _add_constraint(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--regex",
+        type=text_argument,
+        metavar="REGEX",
+        help="the text matches this regular expression of Python as a whole; at --max-chars it may be incomplete",
+    )
+    parser.add_argument(
+        "--choice",
+        dest="choices",
+        type=text_argument,
+        action="append",
+        metavar="TEXT",
+        help="the text is this one, or another --choice; may be repeated",
+    )
+    parser.add_argument(
+        "--json-schema", type=_schema, metavar="FILE", help="the text is JSON by the JSON Schema in FILE, or in -"
+    )
+    parser.add_argument(
+        "--terminator",
+        type=text_argument,
+        metavar="TEXT",
+        help="a symbol that may end a text that matches, where more may follow; '' is none (default: an end symbol of "
+        "the model, else a newline)",
+    )
+
+
+def add_unconstrained(parser: argparse.ArgumentParser, flag: str) -> None:
+    """Add the flag that goes with a resume token of `flag`."""
+    parser.add_argument("--unconstrained", action="store_true", help=f"with {flag}: remove the constraint of the token")
+    parser.set_defaults(token_flag=flag)
+
+
+def constraint_of(options: argparse.Namespace, may_be_of_lines: bool = False) -> dict[str, Any]:
+    """Return what the text must match, as parameters of `generate_request`. Raises ValueError.
+
+    `may_be_of_lines`: what a terminator goes with may be in the lines of an input.
+    """
+    kinds = [flag for name, flag in CONSTRAINTS.items() if getattr(options, name) is not None]
+    is_free = getattr(options, "unconstrained", False)
+    if len(kinds) > 1:
+        raise ValueError(f"give {kinds[0]} or {kinds[1]}, not both: a text has one constraint")
+    if is_free and not getattr(options, options.token_flag.removeprefix("--").replace("-", "_")):
+        raise ValueError(f"--unconstrained goes with {options.token_flag}: another text has no constraint")
+    if is_free and kinds:
+        raise ValueError(f"give {kinds[0]} or --unconstrained, not both")
+    if options.terminator is not None and not kinds and not may_be_of_lines:
+        raise ValueError("--terminator goes with --regex, --choice or --json-schema")
+    names = [*CONSTRAINTS, "terminator"]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return given | ({"unconstrained": True} if is_free else {})
+
+
+def _schema(path: str) -> str:
+    text = read_text(path)
+    try:
+        return values.json_schema(text)
+    except ValueError as error:
+        where = "standard input" if path == "-" else path
+        raise argparse.ArgumentTypeError(str(error).replace("json_schema", where, 1)) from None
 
 
 def _bias(text: str) -> tuple[str, float]:

@@ -4,6 +4,7 @@
     rill generate "To be" --max-chars 400 --temperature 0.8 --seed 7
     rill generate --target HOST:PORT --max-chars 0 | head -c 1000
     rill generate --prompt-file scene.txt
+    rill generate "It was in " --regex '1[0-9]{3}'
     rill generate "To be" --save-token here.token && rill generate --resume-token here.token
 
 Without --bundle the text comes from a running server (`rill serve`). The stream of a server that drains or is lost
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from rill.cli.files import read_token, token_file, write_token
-from rill.cli.flags import add_connection, add_sampling, add_timeout, connected
+from rill.cli.flags import add_connection, add_sampling, add_timeout, add_unconstrained, connected, constraint_of
 from rill.cli.json_output import json_of
-from rill.client.requests import finish_reason, generate_request
+from rill.client.requests import finish_reason, generate_request, matches
 from rill.client.symbols import symbol_count, text_position
 from rill.client.sync import Client
 from rill.texts import read_text, text_argument
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume-token", type=read_token, default=b"", metavar="FILE", help="continue from what --save-token wrote"
     )
+    add_unconstrained(parser, "--resume-token")
     parser.add_argument(
         "--save-token", type=token_file, metavar="FILE", help="write the last resume token to FILE, after Ctrl-C too"
     )
@@ -81,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
                 print(received.stats(), file=sys.stderr)
             elif not options.json and sys.stdout.isatty():
                 print()
+            if received.matches is False and not options.json:
+                print(received.no_match(options.max_chars), file=sys.stderr)
         finally:
             if options.save_token:
                 received.save_token(options.save_token)
@@ -93,6 +97,7 @@ def _request(options: argparse.Namespace) -> pb.GenerateRequest:
     parameters = {name: getattr(options, name) for name in names}
     if options.resume_every is None:
         parameters["resume_every"] = 64 if options.save_token else 1024
+    parameters |= constraint_of(options)
     return generate_request(
         options.prompt or options.prompt_file or "", logit_bias=dict(options.logit_bias), **parameters
     )
@@ -105,6 +110,8 @@ class ReceivedText:
         self.started = time.monotonic()
         self.first, self.count, self.length, self.seed = 0.0, 0, 0, 0  # in symbols, and in code points
         self.token, self.token_count, self.token_length = b"", 0, 0
+        self.reason = ""
+        self.matches: bool | None = None
 
     def add(self, message: pb.GenerateResponse) -> None:
         """Count a message."""
@@ -114,6 +121,13 @@ class ReceivedText:
         self.length += len(message.text)
         if message.resume_token:
             self.token, self.token_count, self.token_length = message.resume_token, self.count, self.length
+        if message.finish_reason:
+            self.reason, self.matches = finish_reason(message.finish_reason), matches(message.usage)
+
+    def no_match(self, max_chars: int) -> str:
+        """Say why a text does not match its constraint."""
+        end = f"--max-chars {max_chars} ended it" if self.reason == "LENGTH" else "a stop string ended it"
+        return f"\nthe text does not match yet: {end} after {self.count:,} {self._unit}"
 
     def stats(self) -> str:
         """Return one sentence. A message's usage would describe the last call, and a text may take several."""
@@ -161,7 +175,10 @@ def json_line(message: pb.GenerateResponse, is_first: bool) -> str:
     if message.finish_reason:
         line["finish_reason"] = finish_reason(message.finish_reason)
     if message.HasField("usage"):
-        line["usage"] = {field.name: getattr(message.usage, field.name) for field in message.usage.DESCRIPTOR.fields}
+        names = [field.name for field in message.usage.DESCRIPTOR.fields if field.name != "matches"]
+        line["usage"] = {name: getattr(message.usage, name) for name in names}
+        if (known := matches(message.usage)) is not None:
+            line["usage"]["matches"] = known
     return json_of(line)
 
 

@@ -3,29 +3,25 @@
 from rill.serve.constraints.automaton import Automaton
 from rill.serve.constraints.characters import Characters
 from rill.serve.constraints.determinize import build_automaton
-from rill.serve.constraints.dialect import NoTextError, read_choices, read_regex
+from rill.serve.constraints.dialect import DialectError, read_choices, read_regex
 from rill.serve.constraints.jobs import Job
-from rill.serve.constraints.patterns import ConstraintError
+from rill.serve.constraints.json_schema import read_schema
+from rill.serve.constraints.language import Language
+from rill.serve.constraints.patterns import ConstraintError, Pattern
 
 SHOWN = 5  # characters that a model lacks, in a message
 
 
 def build(job: Job) -> Automaton:
     """Compile a pattern. Raises ConstraintError."""
-    pattern, kind = job.pattern, job.pattern.kind
-    characters = Characters(job.texts)
-    try:
-        if kind == "choices":
-            language = read_choices(tuple(pattern.value), characters)
-        elif kind == "regex":
-            language = read_regex(str(pattern.value), characters)
-        else:
-            raise ConstraintError(kind, "JSON Schema is not supported yet")
-    except NoTextError as error:
-        needs = list(dict.fromkeys(error.needs))
-        more = f" or {len(needs) - SHOWN} others" if len(needs) > SHOWN else ""
-        what = " or ".join(needs[:SHOWN]) + more
-        raise ConstraintError(kind, f"no text of this model matches: no symbol of the model has {what}") from None
+    kind, characters = job.pattern.kind, Characters(job.texts)
+    language = _read(job.pattern, characters)
+    if language.needs:
+        needs = list(dict.fromkeys(language.needs))
+        others = f" or {len(needs) - SHOWN} others" if len(needs) > SHOWN else ""
+        raise ConstraintError(
+            kind, f"no text of this model matches: no symbol of the model has {' or '.join(needs[:SHOWN])}{others}"
+        )
     automaton = build_automaton(language, characters, job.texts, job.terminators)
     if automaton is None:
         raise ConstraintError(kind, "no text of this model matches: its symbols do not add up to one that does")
@@ -38,3 +34,14 @@ def build(job: Job) -> Automaton:
             f"{job.max_entries:,} entries are allowed",
         )
     return automaton
+
+
+def _read(pattern: Pattern, characters: Characters) -> Language:
+    if not isinstance(pattern.value, str):
+        return read_choices(pattern.value, characters)
+    if pattern.kind == "json_schema":
+        return read_schema(pattern.value, characters)
+    try:
+        return read_regex(pattern.value, characters)
+    except DialectError as error:
+        raise ConstraintError("regex", f"the regex {error}") from None

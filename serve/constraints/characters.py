@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 
@@ -24,6 +24,13 @@ class Characters:
     def between(self, low: int, high: int) -> int:
         """The mask of the characters from code point `low` to `high`."""
         return (1 << bisect_right(self._codes, high)) - (1 << bisect_left(self._codes, low))
+
+    def members(self, mask: int) -> Iterator[str]:
+        """The characters of a mask, by ascending code point."""
+        while mask:
+            low = mask & -mask
+            yield self._text[low.bit_length() - 1]
+            mask ^= low
 
     @cache  # noqa: B019  # lives as long as one compilation
     def matching(self, escape: str) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rill.serve.constraints.automaton import FORBIDDEN, Automaton
 from rill.serve.constraints.characters import Characters
-from rill.serve.constraints.dialect import Language
+from rill.serve.constraints.language import Language
 from rill.serve.constraints.minimal import NONE, Table, minimize
 
 _BEGIN, _END = "\0", "\1"  # around each text: see `_regex`

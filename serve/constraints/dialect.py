@@ -5,15 +5,23 @@ Python's own parser reads them. What no automaton can do, or what would not fit 
 
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from re import _constants, _parser  # type: ignore[attr-defined]  # no other parser reads exactly what `re` does
 from typing import Any
 
 from rill.serve.constraints.characters import Characters
+from rill.serve.constraints.language import (
+    EMPTY,
+    MAX_LENGTH,
+    Language,
+    SizeError,
+    either,
+    one_of,
+    repeat,
+    sequence,
+)
 from rill.serve.constraints.patterns import ConstraintError
 
-MAX_LENGTH = 1 << 16  # characters of a pattern with all counts written out
 MAX_DEPTH = 50  # groups inside one another
 
 _COUNT = re.compile(r"\{\d*(?:,\d*)?\}")
@@ -36,64 +44,43 @@ _CATEGORIES = {
 }
 
 
-@dataclass(frozen=True)
-class Language:
-    """The texts that a regular expression matches, over the characters of a model: pieces of a regular expression, of
-    which numbers are classes, as masks of characters. `size` counts classes, with all counts written out.
-    """
-
-    pieces: tuple[str | int, ...]
-    size: int
+class DialectError(Exception):
+    """A regular expression is not valid, or not of the dialect; the message follows its name."""
 
 
-class NoTextError(Exception):
-    """No text of a model can match; `needs` are the characters that it lacks, any of which may help."""
-
-    def __init__(self, needs: list[str]) -> None:
-        super().__init__(needs)
-        self.needs = needs
-
-
-def read_regex(pattern: str, characters: Characters, part: str = "regex", depth: int = MAX_DEPTH) -> Language:
-    """Read a regular expression. Raises ConstraintError for one that is not of the dialect, and NoTextError."""
+def read_regex(pattern: str, characters: Characters) -> Language:
+    """Read a regular expression. Raises DialectError."""
     try:
-        _check(pattern, depth)
+        _check(pattern)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what may change in later Pythons
-            tree = _parser.parse(pattern)
+            return _Reader(characters, pattern).sequence(_parser.parse(pattern))
     except (re.error, OverflowError, ValueError) as error:
-        raise ConstraintError(part, f"the {part} is not valid: {error}") from None
+        raise DialectError(f"cannot be used: {error}") from None
     except RecursionError:
-        raise ConstraintError(part, f"the {part} has too many parts inside one another") from None
-    except _RefusedError as refused:
-        what, at = refused.args
-        raise ConstraintError(part, f"the {part} has {what} at position {at}, which is not supported") from None
-    return _Writer(characters, pattern, part).sequence(tree)
+        raise DialectError("has too many parts inside one another") from None
+    except SizeError as error:
+        raise DialectError(str(error)) from None
 
 
-def read_choices(texts: Sequence[str], characters: Characters) -> Language:
-    """Read texts, one of which is to be written. Raises NoTextError."""
-    possible: list[list[int]] = []
-    needs: list[str] = []
-    for text in sorted(set(texts)):
-        masks = [characters.between(ord(character), ord(character)) for character in text]
-        if all(masks):
-            possible.append(masks)
-        else:
-            needs.append(repr(next(character for character, mask in zip(text, masks, strict=True) if not mask)))
-    if not possible:
-        raise NoTextError(needs)
-    pieces: list[str | int] = []
-    for masks in possible:
-        pieces += ["|" if pieces else "(?:", *masks]
-    return Language((*pieces, ")"), sum(map(len, possible)))
+def read_choices(texts: Iterable[str], characters: Characters) -> Language:
+    """Read texts, one of which is to be written. Raises ConstraintError."""
+    try:
+        return either(literal(text, characters) for text in sorted(set(texts)))
+    except SizeError:
+        raise ConstraintError("choices", f"the choices have more than {MAX_LENGTH:,} characters") from None
 
 
-class _RefusedError(Exception):
-    """A part of a pattern is not in the dialect: what it is, and its position."""
+def literal(text: str, characters: Characters) -> Language:
+    """Return the language of one text."""
+    return sequence(one_of(characters.between(ord(each), ord(each)), repr(each)) for each in text)
 
 
-def _check(pattern: str, most: int) -> None:
+def _refused(what: str, at: int) -> DialectError:
+    return DialectError(f"has {what} at position {at}, which is not supported")
+
+
+def _check(pattern: str) -> None:
     """Find what is refused, from left to right; whether the rest is valid is for the parser to say."""
     at, depth = 0, 0
     while at < len(pattern):
@@ -107,17 +94,17 @@ def _check(pattern: str, most: int) -> None:
             at = pattern.find(")", at) % (len(pattern) + 1) + 1
         elif character == "(":
             depth += 1
-            if depth > most:
-                raise _RefusedError(f"more than {most} groups inside one another", at)
+            if depth > MAX_DEPTH:
+                raise _refused(f"more than {MAX_DEPTH} groups inside one another", at)
             _check_group(pattern, at)
             at += 3 if pattern.startswith("(?", at) else 1
         elif character in "*+?{" and (count := _COUNT.match(pattern, at) or character):
             at += 1 if isinstance(count, str) else len(count[0])
             if pattern.startswith("+", at) and count != "{":
-                raise _RefusedError("a possessive count", at - 1)
+                raise _refused("a possessive count", at - 1)
         else:
             if (character == "^" and at) or (character == "$" and at + 1 < len(pattern)):
-                raise _RefusedError(f"the anchor {character}", at)
+                raise _refused(f"the anchor {character}", at)
             depth -= character == ")"
             at += 1
 
@@ -125,19 +112,19 @@ def _check(pattern: str, most: int) -> None:
 def _check_escape(pattern: str, at: int) -> None:
     letter = pattern[at + 1 : at + 2]
     if letter in ("b", "B"):
-        raise _RefusedError(f"the word boundary \\{letter}", at)
+        raise _refused(f"the word boundary \\{letter}", at)
     if (letter == "A" and at) or (letter == "Z" and at + 2 < len(pattern)):
-        raise _RefusedError(f"the anchor \\{letter}", at)
+        raise _refused(f"the anchor \\{letter}", at)
     if re.match(r"\\[1-9](?!(?<=[1-3])[0-7]{2})", pattern[at : at + 4]):
-        raise _RefusedError("a reference to a group", at)
+        raise _refused("a reference to a group", at)
 
 
 def _check_group(pattern: str, at: int) -> None:
     for beginning, what in _GROUPS:
         if pattern.startswith(beginning, at):
-            raise _RefusedError(what, at)
+            raise _refused(what, at)
     if re.match(r"\(\?[a-zA-Z-](?!<)", pattern[at : at + 4]):
-        raise _RefusedError("flags", at)
+        raise _refused("flags", at)
 
 
 def _end_of_class(pattern: str, at: int) -> int:
@@ -149,54 +136,41 @@ def _end_of_class(pattern: str, at: int) -> int:
     return at + 1
 
 
-class _Writer:
-    """Writes the tree of Python's parser again, over the characters of a model."""
+class _Reader:
+    """Reads the tree of Python's parser."""
 
-    def __init__(self, characters: Characters, pattern: str, part: str) -> None:
-        self._characters, self._pattern, self._part = characters, pattern, part
+    def __init__(self, characters: Characters, pattern: str) -> None:
+        self._characters, self._pattern = characters, pattern
 
     def sequence(self, tree: Any) -> Language:
-        """Write the items of a tree one after the other; raises NoTextError if one of them has no text."""
-        pieces: list[str | int] = []
-        size = 0
-        for code, argument in tree:
-            item = self._item(code, argument)
-            pieces += item.pieces
-            size += item.size
-        if size > MAX_LENGTH:
-            raise ConstraintError(
-                self._part, f"the {self._part} is longer than {MAX_LENGTH:,} characters with all counts written out"
-            )
-        return Language(tuple(pieces), size)
+        return sequence(self._item(code, argument) for code, argument in tree)
 
     def _item(self, code: Any, argument: Any) -> Language:  # noqa: PLR0911
+        characters = self._characters
         match code:
             case _constants.LITERAL:
-                return self._class(self._characters.between(argument, argument), repr(chr(argument)))
+                return one_of(characters.between(argument, argument), repr(chr(argument)))
             case _constants.NOT_LITERAL:
-                mask = self._characters.all & ~self._characters.between(argument, argument)
-                return self._class(mask, f"a character other than {chr(argument)!r}")
+                return one_of(
+                    characters.all & ~characters.between(argument, argument),
+                    f"a character other than {chr(argument)!r}",
+                )
             case _constants.ANY:
-                return self._class(self._characters.all & ~self._characters.between(10, 10), "a character (.)")
+                return one_of(characters.all & ~characters.between(10, 10), "a character (.)")
             case _constants.IN:
-                return self._set(argument)
+                return self._class(argument)
             case _constants.SUBPATTERN if not argument[1] and not argument[2]:
                 return self.sequence(argument[3])
             case _constants.BRANCH:
-                return self._branch(argument[1])
+                return either(map(self.sequence, argument[1]))
             case _constants.MAX_REPEAT | _constants.MIN_REPEAT:
                 return self._repeat(*argument)
             case _constants.AT:  # at the very beginning or end: `_check`
-                return Language((), 0)
+                return EMPTY
             case _:
-                raise ConstraintError(self._part, f"the {self._part} has a part that is not supported: {code}")
+                raise re.error(f"{str(code).lower()} is not supported")
 
-    def _class(self, mask: int, what: str) -> Language:
-        if not mask:
-            raise NoTextError([what])
-        return Language((mask,), 1)
-
-    def _set(self, items: Sequence[tuple[Any, Any]]) -> Language:
+    def _class(self, items: Sequence[tuple[Any, Any]]) -> Language:
         mask, negated = 0, False
         names = []
         for code, argument in items:
@@ -215,42 +189,15 @@ class _Writer:
         if negated:
             mask = self._characters.all & ~mask
         what = ("a character other than " if negated else "one of " if len(names) > 1 else "") + ", ".join(names)
-        return self._class(mask, what)
+        return one_of(mask, what)
 
-    def _branch(self, trees: Sequence[Any]) -> Language:
-        pieces: list[str | int] = []
-        size = 0
-        needs: list[str] = []
-        for tree in trees:
-            try:
-                language = self.sequence(tree)
-            except NoTextError as error:
-                needs += error.needs
-            else:
-                pieces += ["|" if pieces else "(?:", *language.pieces]
-                size += language.size
-        if not pieces:
-            raise NoTextError(needs)
-        return Language((*pieces, ")"), size)
-
-    def _repeat(self, low: int, high: Any, tree: Any) -> Language:
+    def _repeat(self, low: int, high: int, tree: Any) -> Language:
+        most = None if high == _constants.MAXREPEAT else high
+        part = self.sequence(tree)
         try:
-            part = self.sequence(tree)
-        except NoTextError:
-            if low:
-                raise
-            return Language((), 0)
-        if high == 0:
-            return Language((), 0)
-        endless = high is _constants.MAXREPEAT or high == _constants.MAXREPEAT
-        size = part.size * (max(low, 1) if endless else high)
-        if size > MAX_LENGTH or max(low, 0 if endless else high) > MAX_LENGTH:
-            count = f"{{{low},}}" if endless else f"{{{low},{high}}}" if low != high else f"{{{low}}}"
-            where = f" at position {at}" if (at := self._pattern.find(count)) >= 0 else ""
-            raise ConstraintError(
-                self._part,
-                f"the count {count}{where} makes the {self._part} longer than {MAX_LENGTH:,} characters",
-            )
-        if not part.pieces:
-            return part
-        return Language(("(?:", *part.pieces, f"){{{low},{'' if endless else high}}}"), size)
+            return repeat(part, low, most)
+        except SizeError as error:
+            count = f"{{{low},}}" if most is None else f"{{{low}}}" if low == most else f"{{{low},{most}}}"
+            at = self._pattern.rfind(count)
+            where = f" at position {at}" if at >= 0 else ""
+            raise DialectError(f"{error}: look at {count}{where}") from None

@@ -1,11 +1,13 @@
 """The smallest automaton of a language, numbered in one way."""
 
 from collections import deque
+from collections.abc import Hashable
 
 import numpy as np
 from numpy.typing import NDArray
 
 NONE = -1
+_FEW = 64  # states for which NumPy is not worth its calls
 
 Table = NDArray[np.int32]  # (states, columns): the next state, or NONE
 
@@ -31,7 +33,8 @@ def _predecessors(table: Table) -> list[list[int]]:
     states, columns = table.shape
     targets = table.ravel()
     sources = np.repeat(np.arange(states, dtype=np.int64), columns)
-    edges = np.unique(targets[targets != NONE].astype(np.int64) * states + sources[targets != NONE])
+    edges = np.sort(targets[targets != NONE].astype(np.int64) * states + sources[targets != NONE])
+    edges = edges[np.append(True, edges[1:] != edges[:-1])[: len(edges)]]
     bounds = np.searchsorted(edges, np.arange(states + 1, dtype=np.int64) * states)
     numbers = (edges % states).tolist()
     return [numbers[first:last] for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
@@ -55,48 +58,70 @@ def _equal_states(table: Table, accepting: NDArray[np.bool_], before: list[list[
     a new label are looked at again. The largest part of a block keeps its label, so a state gets few new ones, and a
     long chain of states, which a round splits in one place only, costs no more than a wide automaton.
     """
-    states = len(table)
     rows = table.tolist()
     labels = [*accepting.astype(int).tolist(), -1]  # the last one: no way on
     blocks: list[set[int]] = [set(np.flatnonzero(~accepting).tolist()), set(np.flatnonzero(accepting).tolist())]
-    changed = set(range(states))
+    changed = set(range(len(table)))
     while changed:
         by_block: dict[int, list[int]] = {}
         for state in changed:
             by_block.setdefault(labels[state], []).append(state)
+        others = {
+            label: other for label, part in by_block.items() if (other := _other(blocks[label], part)) is not None
+        }
+        following = _following([*changed, *others.values()], table, rows, labels)
         moved: list[int] = []
-        renamed: list[tuple[set[int], int]] = []
         for label, looked_at in by_block.items():
-            parts = _parts(blocks[label], looked_at, rows, labels)
-            parts.sort(key=len)
-            for part in parts[:-1]:
-                renamed.append((part, len(blocks)))
+            other = others.get(label)
+            for part in _split(blocks, label, looked_at, following, None if other is None else following[other]):
+                for state in part:  # `following` has the labels of before
+                    labels[state] = len(blocks)
                 blocks.append(part)
                 moved += part
-            blocks[label] = parts[-1]
-        for part, label in renamed:  # only now: the labels of a round are those of its beginning
-            for state in part:
-                labels[state] = label
         changed = {state for each in moved for state in before[each]}
     return labels
 
 
-def _parts(block: set[int], looked_at: list[int], rows: list[list[int]], labels: list[int]) -> list[set[int]]:
-    """Split a block by the labels of its states' successors; those that were not looked at are alike."""
-    parts: dict[tuple[int, ...], set[int]] = {}
-    others: set[int] | None = None
-    if len(looked_at) < len(block):
-        seen = set(looked_at)
-        other = next(state for state in block if state not in seen)
-        others = parts[tuple(map(labels.__getitem__, rows[other]))] = set()
+def _other(block: set[int], looked_at: list[int]) -> int | None:
+    """A state of a block that is not looked at; all of these are alike."""
+    if len(looked_at) == len(block):
+        return None
+    seen = set(looked_at)
+    return next(state for state in block if state not in seen)
+
+
+def _following(states: list[int], table: Table, rows: list[list[int]], labels: list[int]) -> dict[int, Hashable]:
+    """What is equal for states whose successors have the same labels."""
+    if len(states) < _FEW:
+        return {state: tuple(map(labels.__getitem__, rows[state])) for state in states}
+    found = np.ascontiguousarray(np.array(labels, np.int32)[table[states]])
+    if not found.size:
+        return dict.fromkeys(states, 0)
+    whole_rows = found.view(np.dtype((np.void, found.dtype.itemsize * found.shape[1]))).ravel()
+    return dict(zip(states, np.unique(whole_rows, return_inverse=True)[1].tolist(), strict=True))
+
+
+def _split(
+    blocks: list[set[int]], label: int, looked_at: list[int], following: dict[int, Hashable], others: Hashable | None
+) -> list[set[int]]:
+    """Split a block, of which the states that are not looked at have the successors `others`, if there are any. The
+    largest part stays; the others are returned.
+    """
+    block = blocks[label]
+    parts: dict[Hashable, set[int]] = {}
     for state in looked_at:
-        parts.setdefault(tuple(map(labels.__getitem__, rows[state])), set()).add(state)
+        parts.setdefault(following[state], set()).add(state)
     if others is not None:
-        if len(parts) == 1:
-            return [block]
-        apart = [part for part in parts.values() if part is not others]
-        return [*apart, block.difference(*apart)]
-    return list(parts.values())
+        parts.pop(others, None)
+    apart = sorted(parts.values(), key=len)
+    if others is None:
+        blocks[label] = apart.pop()
+        return apart
+    block.difference_update(*apart)
+    if apart and len(apart[-1]) > len(block):
+        blocks[label] = apart.pop()
+        apart.append(block)
+    return apart
 
 
 def _representatives(table: Table, accepting: NDArray[np.bool_], labels: list[int]) -> tuple[Table, NDArray[np.bool_]]:

@@ -6,13 +6,15 @@
 
 prompts.jsonl has one JSON object a line: {"prompt": "ROMEO:"}, and any of "id", "n", "max_chars", "temperature",
 "top_k", "top_p", "min_p", "seed", "stop", "include_stop" and "logit_bias" that should differ from the flags. "n" texts
-of a line have the "index" 0 to n - 1, and the seeds that OpenAI's `n` has over HTTP.
+of a line have the "index" 0 to n - 1, and the seeds that OpenAI's `n` has over HTTP. One of "regex", "choices" (a list)
+and "json_schema" is what the text must match, with a "terminator"; "unconstrained": true removes that of the flags.
 
-TEXTS.jsonl gets a line for each text, in the same order: line, run, id, (index,) seed, text, chars, finish_reason and
-logprob, the sum of the natural log-probabilities of the text's symbols by the model itself (temperature 1, no filters,
-no bias): that of an end symbol, which is not in the text, is not in the sum. A prompt that is refused has an "error"
-instead of a text. X.parquet gets the same as a table (package pyarrow, extra `parquet`), X.smi the texts alone, one a
-line. The file appears when it is complete; until then X.part has what is. After Ctrl-C, a crash or a lost server, the
+TEXTS.jsonl gets a line for each text, in the same order: line, run, id, (index,) seed, text, chars, finish_reason,
+(matches: whether it matches what it must; one that --max-chars ended may not,) and logprob, the sum of the natural
+log-probabilities of the text's symbols by the model itself (temperature 1, no filters, no bias): that of an end symbol,
+which is not in the text, is not in the sum. A prompt that is refused has an "error" instead of a text. X.parquet gets
+the same as a table (package pyarrow, extra `parquet`), X.smi the texts alone, one a line.
+The file appears when it is complete; until then X.part has what is. After Ctrl-C, a crash or a lost server, the
 same command continues. With --out - or a pipe, a text is written as soon as all before it are, and nothing continues.
 Exit status: 0 all have a text, 1 some were refused or the servers failed, 2 wrong usage or input, 130 Ctrl-C.
 """
@@ -34,15 +36,17 @@ from rill.cli.batch.input import KEYS, Checked, Prompt, Samples, check, read
 from rill.cli.batch.line_breaks import LINE_BREAKS, first_break
 from rill.cli.batch.numbering import MOST_TEXTS
 from rill.cli.batch.output import BatchOutput, Fingerprint
-from rill.cli.batch.runner import Batch, Servers
-from rill.cli.flags import Connection, add_connection, add_sampling, connected
+from rill.cli.batch.runner import Batch, RefusedError, Servers
+from rill.cli.flags import CONSTRAINTS, Connection, add_connection, add_sampling, connected, constraint_of
 from rill.cli.progress import ProgressBar
+from rill.client.requests import sampling_message
 from rill.files import STDOUT, output_file
 from rill.texts import text_argument
 from rill.v1 import rill_pb2 as pb
 
 RETRY_SECONDS = 300.0  # a run of hours outlives a server that is replaced
 WATCH_SECONDS = 0.1
+TRIED_AT_ONCE = 16  # constraints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +141,7 @@ async def _batch(options: argparse.Namespace, connection: Connection, defaults: 
 
 
 async def _generate(options: argparse.Namespace, servers: Servers, defaults: dict[str, Any], given: _Input) -> int:
-    numbering, digest, breaks, biased = given.checked
+    numbering, digest, breaks, biased, constraints = given.checked
     parameters = defaults | ({"unique": True} if options.unique else {})
     model = await servers.served_model()
     _refuse_symbols(options, model, biased)
@@ -148,6 +152,7 @@ async def _generate(options: argparse.Namespace, servers: Servers, defaults: dic
         if output.is_complete:
             _report(f"{output.out} is complete: {_count(output)}")
             return 1 if output.refused else 0
+        await _try_constraints(options, servers, constraints)
         if output.torn:
             _report(f"{output.part}: removed an incomplete last line")
         of_all = f"of {numbering.texts:,} {'lines' if numbering.lines == numbering.texts else 'texts'}"
@@ -183,6 +188,29 @@ def _refuse_symbols(options: argparse.Namespace, model: pb.ModelInfo, biased: Ma
         if symbol not in symbols:
             where = f'{options.prompts}, line {line}: "logit_bias"' if options.prompts else "--logit-bias"
             raise ValueError(f"{where}: {json.dumps(symbol, ensure_ascii=False)} is not a symbol of {model.name}")
+
+
+async def _try_constraints(options: argparse.Namespace, servers: Servers, constraints: Mapping[bytes, int]) -> None:
+    """Generate a character with each, so that a server refuses it now. Raises ValueError, and ServerError."""
+    given = constraint_of(options, may_be_of_lines=True)
+    flags = sampling_message(**given).constraint if given.keys() & CONSTRAINTS.keys() else None
+    at_once = asyncio.Semaphore(TRIED_AT_ONCE)
+
+    async def refusal(raw: bytes) -> RefusedError | None:
+        sampling = pb.Sampling.FromString(raw)
+        async with at_once:
+            try:
+                await servers.text(pb.GenerateRequest(max_chars=1, sampling=sampling), lambda count: None)
+            except RefusedError as error:
+                return error
+        return None
+
+    for (raw, line), error in zip(constraints.items(), await asyncio.gather(*map(refusal, constraints)), strict=True):
+        if error:
+            constraint = pb.Sampling.FromString(raw).constraint
+            name = constraint.WhichOneof("kind")
+            where = CONSTRAINTS[name] if constraint == flags else f'{options.prompts}, line {line}: "{name}"'
+            raise ValueError(f"{where}: {error}")
 
 
 def _refuse_line_breaks(options: argparse.Namespace, model: pb.ModelInfo, breaks: Mapping[str, int]) -> None:
@@ -238,6 +266,7 @@ def _check(path: Path, defaults: dict[str, Any]) -> Checked:
 
 def _defaults(options: argparse.Namespace) -> dict[str, Any]:
     """Collect the parameters that the flags give. Raises ValueError as for a line of the input."""
+    constraint_of(options, may_be_of_lines=options.samples is None)
     given = {name: getattr(options, name) for name in KEYS if getattr(options, name, None) is not None}
     given["logit_bias"] = dict(options.logit_bias)
     defaults = {}

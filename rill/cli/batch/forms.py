@@ -145,6 +145,7 @@ class ParquetRows:
                 pa.field("text", pa.string()),
                 pa.field("chars", pa.int64()),
                 pa.field("finish_reason", pa.string()),
+                pa.field("matches", pa.bool_()),
                 pa.field("logprob", pa.float64()),
                 pa.field("error", pa.string()),
             ]

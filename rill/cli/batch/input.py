@@ -3,6 +3,7 @@
     {"prompt": "ROMEO:"}
     {"prompt": "JULIET:", "id": "juliet-1", "max_chars": 200, "temperature": 0.7, "seed": 7, "stop": ["ROMEO:"]}
     {"prompt": "NURSE:", "n": 3}
+    {"prompt": "born ", "regex": "[0-9]{4}-[0-9]{2}-[0-9]{2}"}
 
 The file may have millions of lines. It is read twice, line by line: first to check all of it, then to generate.
 Or there is no file, and every text has the same request but for its seed (`samples`).
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from rill.cli.batch.line_breaks import possible_breaks
 from rill.cli.batch.numbering import Numbering
+from rill.client import values
 from rill.client.requests import generate_request
 from rill.client.seeds import seed_of
 from rill.client.values import LARGEST_FLOAT32, MOST_CHARS, SMALLEST_FLOAT32
@@ -27,6 +29,7 @@ LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
 MOST_STOPS = 32  # as in rill.proto
 MOST_SAMPLES = 1_000_000  # of one line
 MOST_BIASED = 10_000  # symbols of several characters that are kept until the model is known
+MOST_CONSTRAINTS, CONSTRAINT_BYTES = 1000, 4 * 2**20  # that are tried before the first text
 
 
 class PromptError(ValueError):
@@ -37,13 +40,15 @@ class Checked(NamedTuple):
     """An input that has been read to its end.
 
     `breaks` has the first line whose texts may have line breaks, as far as its request says, for each of LINE_BREAKS;
-    `biased` the first line that names a symbol of several characters, for the first MOST_BIASED of them.
+    `biased` the first line that names a symbol of several characters, for the first MOST_BIASED of them; `constraints`
+    the first line of each constraint with its biases, a Sampling without the rest, for the first MOST_CONSTRAINTS.
     """
 
     numbering: Numbering
     digest: str  # SHA-256, in hexadecimal
     breaks: Mapping[str, int]
     biased: Mapping[str, int]
+    constraints: Mapping[bytes, int]
 
 
 class Prompt(NamedTuple):
@@ -127,6 +132,21 @@ def _logit_bias(value: Any) -> dict[str, float]:
     return biases
 
 
+def _choices(value: Any) -> list[str]:
+    if type(value) is not list or not value:
+        raise ValueError(f"must be a list of texts, and not empty, not {_shown(value)}")
+    return [_text(choice) for choice in value]
+
+
+def _json_schema(value: Any) -> str:
+    if type(value) not in (str, dict):
+        raise ValueError(f"must be an object, or a text that has one, not {_shown(value)}")
+    try:
+        return values.json_schema(value)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("json_schema ")) from None
+
+
 _bias = _number(lambda x: x == -math.inf or abs(x) <= LARGEST_FLOAT32, 'that a float32 holds, or "-inf"')
 
 # The parameters of `rill.client.requests.generate_request`, "id" and "n".
@@ -143,7 +163,13 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "stop": _stop,
     "include_stop": _flag,
     "logit_bias": _logit_bias,
+    "regex": _text,
+    "choices": _choices,
+    "json_schema": _json_schema,
+    "terminator": _text,
+    "unconstrained": _flag,  # although the flags have a constraint
 }
+CONSTRAINTS = ("regex", "choices", "json_schema")  # a text has one
 _OURS = ("id", "n")  # not of `generate_request`
 
 
@@ -164,6 +190,7 @@ def check(path: Path, defaults: Mapping[str, Any], on_line: Callable[[int], None
     digest, numbering = hashlib.sha256(), Numbering()
     breaks: dict[str, int] = {}
     biased: dict[str, int] = {}
+    constraints = Constraints()
     for number, raw in enumerate(_lines(path), 1):
         line = _line(path, number, raw, defaults)
         try:
@@ -175,9 +202,10 @@ def check(path: Path, defaults: Mapping[str, Any], on_line: Callable[[int], None
         for symbol in _long_symbols(line.request):
             if len(biased) < MOST_BIASED:
                 biased.setdefault(symbol, number)
+        constraints.add(line.request.sampling, number)
         digest.update(raw)
         on_line(len(raw))
-    return Checked(numbering, digest.hexdigest(), breaks, biased)
+    return Checked(numbering, digest.hexdigest(), breaks, biased, constraints.lines)
 
 
 def read(
@@ -203,13 +231,38 @@ class Samples:
         self._request = _request({**defaults, "prompt": prompt, "seed": 0})
         digest = hashlib.sha256(json.dumps({"samples": count, "prompt": prompt}).encode()).hexdigest()
         breaks, biased = possible_breaks(self._request), _long_symbols(self._request)
-        self.checked = Checked(Numbering(count), digest, dict.fromkeys(breaks, 1), dict.fromkeys(biased, 1))
+        constraints = Constraints()
+        constraints.add(self._request.sampling, 1)
+        self.checked = Checked(
+            Numbering(count), digest, dict.fromkeys(breaks, 1), dict.fromkeys(biased, 1), constraints.lines
+        )
 
     def read(self, is_wanted: Callable[[int], bool]) -> Iterator[Prompt]:
         """Yield the texts whose numbers are wanted."""
         for text in range(self.checked.numbering.texts):
             if is_wanted(text):
                 yield Prompt(text + 1, text + 1, _seeded(self._request, seed_of(self._base, text + 1)))
+
+
+class Constraints:
+    """The first line of each constraint, together with its biases: they may leave nothing to choose."""
+
+    def __init__(self) -> None:
+        self.lines: dict[bytes, int] = {}
+        self._bytes = 0
+        self._last = b""
+
+    def add(self, sampling: pb.Sampling, line: int) -> None:
+        """Add that of a line, if it has one."""
+        if not sampling.HasField("constraint"):
+            return
+        tried = pb.Sampling(constraint=sampling.constraint, logit_bias=sampling.logit_bias)
+        raw = tried.SerializeToString(deterministic=True)
+        if raw == self._last or raw in self.lines:
+            return
+        self._last, self._bytes = raw, self._bytes + len(raw)
+        if len(self.lines) < MOST_CONSTRAINTS and (self._bytes <= CONSTRAINT_BYTES or not self.lines):
+            self.lines[raw] = line
 
 
 class _Line(NamedTuple):
@@ -254,15 +307,32 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _line(path: Path, number: int, raw: bytes, defaults: Mapping[str, Any]) -> _Line:
     try:
         given = _checked_object(raw)
+        parameters = {**defaults, **given}
+        _settle_constraint(parameters, given)
     except ValueError as error:
         raise PromptError(f"{path}, line {number}: {error}") from None
     except RecursionError:  # of the parser, or of the quotation in the message
         raise PromptError(f"{path}, line {number}: is nested too deep") from None
-    parameters = {**defaults, **given}
     parameters.setdefault("seed", 0)
     if "seed" not in given:
         parameters["seed"] = seed_of(parameters["seed"], number)
     return _Line(number, parameters.pop("id", number), _request(parameters), parameters.get("n"))
+
+
+def _settle_constraint(parameters: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Keep one constraint: the line's own, or none if it says so, else that of the flags. Raises ValueError."""
+    names = [name for name in (*CONSTRAINTS, "unconstrained") if given.get(name, False) is not False]
+    if len(names) > 1:
+        raise ValueError(f'has "{names[0]}" and "{names[1]}"; a text has one constraint')
+    parameters.pop("unconstrained", None)
+    if names:
+        for name in CONSTRAINTS:
+            if name not in names:
+                parameters.pop(name, None)
+    if not any(name in parameters for name in CONSTRAINTS):
+        if "terminator" in given:
+            raise ValueError('has a "terminator", and no "regex", "choices" or "json_schema"')
+        parameters.pop("terminator", None)
 
 
 def _request(parameters: Mapping[str, Any]) -> pb.GenerateRequest:

@@ -19,7 +19,7 @@ from rill.cli.models import find_generator
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.origin import Origin
-from rill.client.requests import finish_reason
+from rill.client.requests import finish_reason, matches
 from rill.client.retry import Backoff, is_full
 from rill.client.security import PLAIN, Security
 from rill.client.symbols import symbol_count
@@ -37,13 +37,15 @@ class RefusedError(ValueError):
 class GeneratedText(NamedTuple):
     """A whole text; `finish_reason` is LENGTH or STOP, `chars` counts symbols of the model.
 
-    `logprob` is the sum of their log-probabilities in nats, if the request asks for log-probabilities.
+    `logprob` is the sum of their log-probabilities in nats, if the request asks for log-probabilities; `matches` says
+    whether the text matches its constraint, if it has one.
     """
 
     text: str
     finish_reason: str
     chars: int
     logprob: float | None = None
+    matches: bool | None = None
 
 
 class Servers:
@@ -98,19 +100,19 @@ class Servers:
         request.model = self._model
         client, backoff = next(self._turns), Backoff(FIRST_WAIT, LONGEST_WAIT)
         while True:
-            parts, reason, chars = [], pb.FINISH_REASON_UNSPECIFIED, 0
+            parts, reason, chars, usage = [], pb.FINISH_REASON_UNSPECIFIED, 0, pb.Usage()
             logprobs = array("f") if request.HasField("logprobs") else None
             try:
                 async for message in client.stream(request):
                     parts.append(message.text)
-                    reason = message.finish_reason
+                    reason, usage = message.finish_reason, message.usage
                     count = symbol_count(message)
                     chars += count
                     on_characters(count)
                     if logprobs is not None:
                         logprobs.extend(entry.logprob for entry in message.logprobs)
                 logprob = None if logprobs is None else fsum(logprobs)  # exact, however the entries arrive
-                return GeneratedText("".join(parts), finish_reason(reason), chars, logprob)
+                return GeneratedText("".join(parts), finish_reason(reason), chars, logprob, matches(usage))
             except ServerError as error:
                 if _is_refusal(error):
                     raise RefusedError(str(error)) from None
@@ -170,7 +172,8 @@ class Batch:
                 raise
             return {**fields, "error": str(error)}
         fields |= {"text": made.text, "chars": made.chars, "finish_reason": made.finish_reason}
-        return fields if made.logprob is None else {**fields, "logprob": made.logprob}
+        more = {"matches": made.matches, "logprob": made.logprob}
+        return fields | {name: value for name, value in more.items() if value is not None}
 
     def _on_characters(self, count: int) -> None:
         self.characters += count

@@ -7,9 +7,11 @@ r"""Write a text in turns with a model.
 
 Enter lets the model read what you typed, with the newline, and continue for --max-chars characters or up to a --stop;
 Enter alone lets it continue. Esc or Ctrl-C pauses it, Ctrl-D ends. In a line, \n is a newline, \\ a backslash, and a \
-at the end omits the newline: the model continues within the line.
+at the end omits the newline: the model continues within the line. With --regex, --choice or --json-schema each answer
+matches that: Enter alone continues an answer that is not complete, and otherwise begins another.
 
     /temp X    /top-p X    /top-k N    /min-p X    /seed N      how characters are chosen from now on
+    /regex R       from now on each answer matches this regular expression as a whole; without R, none has to
     /save FILE     write this position to a file, as a resume token
     /load FILE     continue from such a file instead
     /fork          continue with another seed; /back returns to this position, and to the text as it would have been
@@ -34,7 +36,7 @@ from typing import Any, Protocol
 
 from rill.cli.chat.conversation import Chat
 from rill.cli.files import read_token, token_file, write_token
-from rill.cli.flags import Connection, add_connection, add_sampling, connected
+from rill.cli.flags import Connection, add_connection, add_sampling, add_unconstrained, connected, constraint_of
 from rill.client.aio import AsyncClient
 from rill.client.errors import ServerError
 from rill.client.retry import is_away
@@ -48,6 +50,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "min-p": ("min_p", float),
     "seed": ("seed", int),
 }
+HIDDEN = ("logit_bias", "choices", "json_schema", "terminator")  # in the line below the one that is typed
 _ESCAPES = {"\\n": "\n", "\\\\": "\\", "\\\n": ""}
 
 
@@ -58,6 +61,7 @@ class UsageError(ValueError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--load", type=read_token, default=b"", metavar="FILE", help="continue from what /save wrote")
+    add_unconstrained(parser, "--load")
     parser.add_argument("--max-chars", type=_count, default=400, help="of each turn; 0 is endless (default: 400)")
     parser.add_argument(
         "--chars-per-second",
@@ -85,6 +89,7 @@ async def _chat(options: argparse.Namespace, connection: Connection) -> int:
     turn = {name: getattr(options, name) for name in ("max_chars", "stop", "include_stop", "chars_per_second")}
     names = ("temperature", "top_k", "top_p", "min_p", "seed")
     sampling = {name: getattr(options, name) for name in names} | {"logit_bias": dict(options.logit_bias)}
+    sampling |= constraint_of(options)
     loop = ChatLoop()
     if turn["chars_per_second"] is None:
         turn["chars_per_second"] = READING_SPEED if loop.is_terminal else 0
@@ -206,12 +211,18 @@ class ChatLoop:
                 self._is_midline = not piece.endswith("\n")
         if chat.has_ended:
             self.report("the text ends here: /new begins another, /fork tries another seed")
+        elif chat.matches is False:
+            self.report("the answer does not match yet" + ("" if chat.at.is_answered else ": Enter continues it"))
+        elif chat.matches and not chat.constraint:
+            self.report("the text is complete by the constraint of its token: /regex alone removes that")
 
     async def _command(self, chat: Chat, name: str, argument: str) -> None:
         match name:
             case _ if name in NUMBERS:
                 parameter, kind = NUMBERS[name]
                 await chat.update(**{parameter: _number(name, kind, argument)})
+            case "regex":
+                await chat.update(**({"regex": argument} if argument else {"unconstrained": True}))
             case "save":
                 path = token_file(str(_path(name, argument)))
                 try:
@@ -253,7 +264,7 @@ class ChatLoop:
     def _status(self, chat: Chat) -> str:
         """Describe the chat, for the line below the one that is typed."""
         parts = [self._model, f"{chat.at.position:,} characters"]
-        parts += [f"{name} {value}" for name, value in chat.at.sampling.items() if name != "logit_bias"]
+        parts += [f"{name} {value}" for name, value in chat.at.sampling.items() if name not in HIDDEN]
         if self._typed is not None:
             parts.append(f"yours: {self._typed:.2f} bits a character")
         return " · ".join(parts)

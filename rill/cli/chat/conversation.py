@@ -17,6 +17,7 @@ from rill.client.errors import ServerError
 from rill.client.requests import sampling_message
 from rill.v1 import rill_pb2 as pb
 
+CONSTRAINT = ("regex", "choices", "json_schema", "terminator")  # parameters of what each answer must match
 KEPT = 1_000_000  # characters of the text: as many as a server reads at once by default
 
 Result = TypeVar("Result")
@@ -32,6 +33,7 @@ class TextPosition:
     text: str = ""  # what was read and written, `ahead` included, as far as it is known; the last KEPT characters
     is_whole: bool = True  # from the very beginning
     sampling: Mapping[str, Any] = field(default_factory=dict)  # what was set, and the seed
+    is_answered: bool = False  # what the model's next turn writes is another answer
 
     def after(self, text: str, generated: Iterable[str] = ()) -> "TextPosition":
         """Return the position after more text, of which these symbols were generated."""
@@ -60,6 +62,7 @@ class Chat:
         self.at = TextPosition()
         self.info = pb.ModelInfo()  # about the model, as far as its server says it
         self.has_ended = False  # the last turn, with an end symbol
+        self.matches: bool | None = None  # whether the answer of the last turn matches what it must
         self._forks: list[TextPosition] = []
         self._stack = AsyncExitStack()
         self._session: AsyncSession | None = None  # the open one, at this position
@@ -70,7 +73,7 @@ class Chat:
     async def begin(self, token: bytes, sampling: Mapping[str, Any]) -> None:
         """Open the first session."""
         session = await self._open(self._model, token, sampling)
-        given = {name: value for name, value in sampling.items() if value is not None}
+        given = {name: value for name, value in sampling.items() if value is not None and name != "unconstrained"}
         self.at = TextPosition(is_whole=not token, sampling=given | {"seed": session.seed})
         self._has_begun = True
         self._keep(session)
@@ -79,13 +82,15 @@ class Chat:
     async def feed(self, text: str) -> pb.InteractResponse.Fed:
         """Let the model read a text."""
         fed = await self._do(lambda session: session.feed(text))
-        self.at = self.at.after(text)
+        self.at = replace(self.at.after(text), is_answered=True)
         return fed
 
     async def write(self) -> AsyncGenerator[str, None]:
-        """Yield the pieces of the model's turn; see `pause`."""
+        """Yield the pieces of the model's turn; see `pause`. After a turn without an end, it continues that answer."""
         limit, count, is_over = self._turn["max_chars"], 0, False
-        self._is_pausing = self.has_ended = False
+        self._is_pausing, self.has_ended, self.matches = False, False, None
+        if self.at.is_answered and self.constraint:
+            await self._begin_answer()
         while True:
             try:
                 session = await self._here()
@@ -112,10 +117,20 @@ class Chat:
 
     async def update(self, **sampling: Any) -> None:
         """Change how characters are chosen. In another session: opening one is answered, and an update is not."""
-        sampling_message(**sampling)  # a ValueError is better before anything is done
+        message = sampling_message(**sampling)  # a ValueError is better before anything is done
         await self._settle()
         self._keep(await self._open("", self.at.token, sampling))
-        self.at = replace(self.at, sampling={**self.at.sampling, **sampling})
+        kept = dict(self.at.sampling)
+        if message.HasField("constraint"):
+            kept = {name: value for name, value in kept.items() if name not in CONSTRAINT}
+            self.at = replace(self.at, is_answered=False)
+        sampling = {name: value for name, value in sampling.items() if name != "unconstrained"}
+        self.at = replace(self.at, sampling=kept | sampling)
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """What each answer must match, as far as it was set here: the constraint of a token is not known."""
+        return {name: value for name, value in self.at.sampling.items() if name in CONSTRAINT}
 
     async def token(self) -> bytes:
         """Return the text as it stands, as a resume token."""
@@ -183,8 +198,11 @@ class Chat:
                     if 0 <= left < len(self.at.ahead):
                         token, ahead = session.resume_token, self.at.ahead[len(self.at.ahead) - left :]
                         self.at = replace(self.at, token=token, position=session.resume_position, ahead=ahead)
-                has_stopped = pieces.finish_reason == "STOP" and not self._turn["stop"]
-                self.has_ended = has_stopped and bool(self.info.end_symbols)
+                if pieces.finish_reason == "STOP":
+                    self.at = replace(self.at, is_answered=True)
+                    can_end = not self._turn["stop"] and bool(self.info.end_symbols)
+                    self.has_ended = can_end and pieces.matches is None
+                self.matches = pieces.matches
         finally:
             self._writing = None
 
@@ -199,6 +217,15 @@ class Chat:
                 return result
             except ServerError as error:
                 await self._recover(error)
+
+    async def _begin_answer(self) -> None:
+        """Let what the model writes next match the constraint from its beginning."""
+
+        async def act(session: AsyncSession) -> None:
+            session.update(**self.constraint)
+
+        await self._do(act)
+        self.at = replace(self.at, is_answered=False)
 
     async def _settle(self) -> None:
         """Have a session, and a token of this very position."""

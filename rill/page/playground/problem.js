@@ -26,7 +26,8 @@ export class Problem extends Error {
   /** Reads an error in OpenAI's form; the last frame of a WebSocket has what else would be in the head of an answer. */
   static fromBody(body, status = body?.error?.status ?? 0, requestId = body?.error?.request_id ?? "") {
     const { message, code, param } = body?.error ?? {};
-    return new Problem(sentenceOf(message || `the gateway answered with status ${status}`), {
+    const told = CONSTRAINT_FIELDS.has(param) ? message.replace(/^\w+: /, "") : message; // it stands at the field
+    return new Problem(sentenceOf(told || `the gateway answered with status ${status}`), {
       status,
       code: String(code ?? "").toUpperCase(),
       field: String(param ?? ""),

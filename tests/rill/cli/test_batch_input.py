@@ -2,13 +2,17 @@
 
 import json
 import math
+import re
 from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rill.cli.batch.input import KEYS, LONGEST_LINE, PromptError, check, read
+from rill.cli.batch.input import KEYS, LONGEST_LINE, MOST_CONSTRAINTS, PromptError, check, read
+from rill.cli.batch.line_breaks import possible_breaks
+from rill.client.requests import generate_request
+from rill.v1 import rill_pb2 as pb
 
 DEFAULTS = {"max_chars": 10, "temperature": 0.5, "stop": ["x"], "include_stop": False, "seed": 1}
 
@@ -108,6 +112,20 @@ def test_what_json_files_have(path):
         ({"prompt": "a", "stop": ""}, '"stop" has an empty text'),
         ({"prompt": "a", "stop": [1]}, '"stop" must be a text, not 1'),
         ({"prompt": "a", "stop": [""]}, '"stop" has an empty text'),
+        ({"prompt": "a", "regex": ["a"]}, '"regex" must be a text, not ["a"]'),
+        ({"prompt": "a", "regex": None}, '"regex" must be a text, not null'),
+        ({"prompt": "a", "choices": "yes"}, '"choices" must be a list of texts, and not empty, not "yes"'),
+        ({"prompt": "a", "choices": []}, '"choices" must be a list of texts, and not empty, not []'),
+        ({"prompt": "a", "choices": ["b", 1]}, '"choices" must be a text, not 1'),
+        ({"prompt": "a", "json_schema": [1]}, '"json_schema" must be an object, or a text that has one, not [1]'),
+        ({"prompt": "a", "json_schema": "{"}, '"json_schema" is not JSON: Expecting property name'),
+        ({"prompt": "a", "json_schema": "3"}, '"json_schema" must be a JSON object, not 3'),
+        ({"prompt": "a", "json_schema": {"const": math.nan}}, '"json_schema" is not JSON: '),
+        ({"prompt": "a", "terminator": 1}, '"terminator" must be a text, not 1'),
+        ({"prompt": "a", "terminator": "b"}, 'has a "terminator", and no "regex", "choices" or "json_schema"'),
+        ({"prompt": "a", "regex": "b", "choices": ["c"]}, 'has "regex" and "choices"; a text has one constraint'),
+        ({"prompt": "a", "regex": "b", "unconstrained": True}, 'has "regex" and "unconstrained"; a text has one'),
+        ({"prompt": "a", "unconstrained": "yes"}, '"unconstrained" must be true or false, not "yes"'),
         ({"prompt": "a", "stop": ["b"] * 33}, '"stop" has 33 texts'),
         ({"prompt": "a", "include_stop": 1}, '"include_stop" must be true or false, not 1'),
         ({"prompt": "a", "logit_bias": [1]}, '"logit_bias" must be an object'),
@@ -181,3 +199,60 @@ def test_any_object_is_a_prompt_or_a_named_fault(path, line):
 def test_any_bytes_are_prompts_or_a_named_fault(path, raw):
     with suppress(PromptError):
         prompts_of(path, raw)
+
+
+def test_a_line_has_its_own_constraint_or_that_of_the_flags(path):
+    lines = [
+        {"prompt": ""},
+        {"prompt": "", "choices": ["b", "c"]},
+        {"prompt": "", "json_schema": {"type": "integer"}, "terminator": ""},
+        {"prompt": "", "unconstrained": True},
+        {"prompt": "", "terminator": "\n", "unconstrained": False},
+    ]
+    choices = pb.Constraint.Choices(text=["b", "c"])
+    defaults = {**DEFAULTS, "regex": "a*", "terminator": ";"}
+    assert [prompt.request.sampling.constraint for prompt in prompts_of(path, *lines, defaults=defaults)] == [
+        pb.Constraint(regex="a*", terminator=";"),
+        pb.Constraint(choices=choices, terminator=";"),
+        pb.Constraint(json_schema='{"type": "integer"}', terminator=""),
+        pb.Constraint(),
+        pb.Constraint(regex="a*", terminator="\n"),
+    ]
+    prompts = prompts_of(path, *lines[:2], lines[3], defaults={**DEFAULTS, "terminator": ";"})
+    assert [prompt.request.sampling.HasField("constraint") for prompt in prompts] == [False, True, False]
+
+
+def test_constraints_are_collected_once_with_their_biases(path):
+    some = [{"prompt": "", "regex": regex, "temperature": t} for t, regex in enumerate(["a", "b", "a", "b"])]
+    biased = {"prompt": "x", "regex": "a", "logit_bias": {"b": 1, "a": "-inf"}}
+    prompts_of(path, *some, {"prompt": ""}, biased, biased)
+    found = check(path, DEFAULTS).constraints
+    assert list(found.values()) == [1, 2, 6]
+    assert [pb.Sampling.FromString(raw).constraint.regex for raw in found] == ["a", "b", "a"]
+    prompts_of(path, *({"prompt": "", "regex": str(number)} for number in range(MOST_CONSTRAINTS + 5)))
+    assert len(check(path, DEFAULTS).constraints) == MOST_CONSTRAINTS
+
+
+@pytest.mark.parametrize(
+    ("parameters", "breaks"),
+    [
+        ({}, "\n\r"),
+        ({"regex": "[A-Z]{3}-[0-9]+(x|y)?"}, ""),
+        ({"regex": r"\[\.\]\(\w+\)\d"}, ""),
+        ({"regex": "a.b"}, "\r"),
+        ({"regex": r"a\.b"}, ""),
+        *(
+            ({"regex": regex}, "\n\r")
+            for regex in ("a\nb", r"a\nb", "[^a]", r"\s", r"[\s]", r"\W", r"\x0a", "[\t- ]", r"[\t-a]", r"\012")
+        ),
+        ({"choices": ["a", "b\n"]}, "\n"),
+        ({"choices": ["a", "b"]}, ""),
+        ({"json_schema": {"const": "a\nb"}}, ""),
+        ({"regex": "[^a]", "stop": "\n"}, "\r"),
+    ],
+)
+def test_texts_that_may_have_line_breaks(parameters, breaks):
+    assert "".join(possible_breaks(generate_request(**parameters))) == breaks
+    if "regex" in parameters:  # where it says no, no text that matches has one
+        pattern = re.compile(parameters["regex"])
+        assert not any(pattern.fullmatch(f"a{each}b") for each in {*"\n\r"} - {*breaks})

@@ -235,7 +235,8 @@ def test_a_table_has_a_row_for_each_text(tmp_path, server):
         assert main(["batch", str(prompts), "--out", str(path), "--target", server.target, "--max-chars", "9"]) == 1
     table = pyarrow.parquet.read_table(out)
     expected = lines_of(lines)
-    assert table.column_names == ["line", "index", "id", "seed", "text", "chars", "finish_reason", "logprob", "error"]
+    names = ["line", "index", "id", "seed", "text", "chars", "finish_reason", "matches", "logprob", "error"]
+    assert table.column_names == names
     for row, line in zip(table.to_pylist(), expected, strict=True):
         assert row == dict.fromkeys(table.column_names) | {
             **{key: value for key, value in line.items() if key != "run"}, "id": str(line["id"])
