@@ -6,9 +6,10 @@ on the other, and several times from one token. Calls are plain gRPC calls: noth
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -28,6 +29,7 @@ LINKS = 5  # of a chain of resumed texts, about
 PAUSES, PAUSE_SECONDS = 20, 0.01  # of the slow reader, after each of its first messages
 LOGPROB_TOLERANCE = 1e-3  # nats: rounding differs in the last places, and by far less than this
 EXCERPT = 20  # symbols to each side of a difference
+GAP = 7  # symbols at most between two that a constrained text must have
 
 Json = dict[str, Any]
 
@@ -74,6 +76,7 @@ class Subject:
     servers: Mapping[str, TextGenerationStub]  # by HOST:PORT; at least one
     chars: int
     streams: int
+    takes_constraints: bool = False  # the bundle has graphs for them on all servers
 
     def stub(self, number: int) -> TextGenerationStub:
         """Return the servers in turn."""
@@ -92,10 +95,11 @@ class Finding:
     seconds: float
 
 
-def cases_of(info: pb.ModelInfo) -> list[Case]:
+def cases_of(info: pb.ModelInfo, takes_constraints: bool = False) -> list[Case]:
     """Choose the texts that are read of a model; prompts and biases have symbols that it knows.
 
-    Texts of a model with end symbols would be short: all but those of one case never end. Raises VerifyError.
+    Texts of a model with end symbols would be short: all but those of one case never end, nor does the constraint of
+    two more, where the model takes one. Raises VerifyError.
     """
     draw = random.Random(7)
     short, long = _prompt(info, draw, SHORT_PROMPT), _prompt(info, draw, LONG_PROMPT)
@@ -111,17 +115,28 @@ def cases_of(info: pb.ModelInfo) -> list[Case]:
         ("long prompt", long, {"temperature": 1.2}, {}),
         ("logprobs", short, {"temperature": 0.8}, {"logprobs": 2}),
     ]
+    more: list[tuple[str, str, Json, Json]] = [("end", "", {}, {"logprobs": 2})] if ends else []
+    if takes_constraints and (rule := constraint_of(info)):
+        constrained = {"constraint": rule, "temperature": 1.1}
+        more.append(("constraint", short, constrained, {}))
+        more.append(("constraint and logprobs", short, {**constrained, "top_k": 20}, {"logprobs": 2}))
     cases = []
-    for seed, (name, prompt, sampling, rest) in enumerate([*parameters, ("end", "", {}, {"logprobs": 2})], 1):
+    for seed, (name, prompt, sampling, rest) in enumerate([*parameters, *more], 1):
         request = pb.GenerateRequest(
             model=info.name, prompt=prompt, sampling=pb.Sampling(seed=seed, **sampling), **rest
         )
-        if name != "end":
+        if seed <= len(parameters):
             request.sampling.logit_bias.update(endless)
-        elif not ends:
-            continue
         cases.append(Case(name, request))
     return cases
+
+
+def constraint_of(info: pb.ModelInfo) -> pb.Constraint | None:
+    """Return a constraint whose texts never end: one letter must come again and again. None if no letter can be it."""
+    letter = next((symbol for symbol in reversed(_letters(info)) if len(symbol) == 1 and symbol != "\n"), None)
+    if letter is None:
+        return None
+    return pb.Constraint(regex=f"(?:.{{0,{GAP}}}{re.escape(letter)})*", terminator="")
 
 
 def _letters(info: pb.ModelInfo) -> list[str]:
@@ -307,9 +322,30 @@ CHECKS: dict[str, Check] = {
 }
 
 
+async def with_constraints(subject: Subject) -> Subject:
+    """Find out whether all servers have the graphs for constraints: earlier bundles do not. Raises VerifyError."""
+    sampling = pb.Sampling(seed=1, constraint=constraint_of(subject.info))
+    request = pb.GenerateRequest(model=subject.info.name, max_chars=1, sampling=sampling)
+    for stub in subject.servers.values():
+        try:
+            messages = [message async for message in stub.Generate(request, timeout=CALL_SECONDS)]
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                return subject
+            raise _ended_call(error) from None
+        last = messages[-1] if messages else pb.GenerateResponse()
+        if sampling.HasField("constraint") and not last.usage.HasField("matches"):  # an earlier server
+            return subject
+    return replace(subject, takes_constraints=True)
+
+
+def _ended_call(error: grpc.aio.AioRpcError) -> VerifyError:
+    return VerifyError(f"the server ended a call: {error.details()} ({error.code().name})")
+
+
 async def findings_of(subject: Subject) -> AsyncIterator[Finding]:
     """Yield what each check finds, compared with the texts read first, alone. Raises VerifyError."""
-    cases = cases_of(subject.info)
+    cases = cases_of(subject.info, subject.takes_constraints)
     try:
         firsts = {sample.case.name: sample.text for sample in await _alone(subject, cases)}
         for check, read in CHECKS.items():
@@ -317,7 +353,7 @@ async def findings_of(subject: Subject) -> AsyncIterator[Finding]:
             samples = await read(subject, cases)
             yield _finding(check, samples, firsts, time.monotonic() - started)
     except grpc.aio.AioRpcError as error:
-        raise VerifyError(f"the server ended a call: {error.details()} ({error.code().name})") from None
+        raise _ended_call(error) from None
 
 
 def _finding(check: str, samples: Sequence[Sample], firsts: Mapping[str, ReceivedText], seconds: float) -> Finding:

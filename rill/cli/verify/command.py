@@ -3,9 +3,9 @@
     rill verify bundles/shakespeare bundles/shakespeare-int8
     rill verify --target HOST:PORT,HOST:PORT --model shakespeare
 
-Texts are read alone, in a crowd, in messages of other sizes, and resumed from tokens. Two private servers, with engine
-rounds of different lengths, serve each bundle. Exit status: 0 all texts are equal, 1 something differs, 2 something
-could not be verified.
+Texts, some with a constraint, are read alone, in a crowd, in messages of other sizes, and resumed from tokens. Two
+private servers, with engine rounds of different lengths, serve each bundle. Exit status: 0 all texts are equal, 1
+something differs, 2 something could not be verified.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rill.cli.flags import add_source, check_source
 from rill.cli.json_output import json_of
 from rill.cli.local_server import StartError, local_server
 from rill.cli.models import find_generator
-from rill.cli.verify.checks import Finding, Json, Subject, VerifyError, findings_of
+from rill.cli.verify.checks import Finding, Json, Subject, VerifyError, findings_of, with_constraints
 from rill.client.errors import ServerError
 from rill.client.security import Security
 from rill.client.security_files import security_of
@@ -35,6 +35,7 @@ from rill.v1.rill_pb2_grpc import TextGenerationStub
 
 ROUND_MILLISECONDS = (10.0, 0.3)  # of the two servers
 ANSWER_SECONDS = 60.0  # at most, for a server's list of models
+NO_CONSTRAINTS = "without constraints: the bundle or its server is older than they are"
 # gRPC's client would read far ahead of a slow reader.
 CHANNEL_OPTIONS = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
 
@@ -108,7 +109,9 @@ async def _verify_all(targets: Sequence[str], options: argparse.Namespace, secur
 
 async def _verify(subject: Subject, print_line: Callable[[str], None]) -> Json:
     """Return one subject's part of the report; each line is printed as soon as it is known. Raises VerifyError."""
-    findings = []
+    findings, subject = [], await with_constraints(subject)
+    if not subject.takes_constraints:
+        print_line(f"{subject.info.name}  {subject.info.precision}  {subject.info.model_id[:12]}  {NO_CONSTRAINTS}")
     async for finding in findings_of(subject):
         print_line(_line(subject.info, finding))
         findings.append(asdict(finding) | {"ok": not finding.differences})
@@ -116,6 +119,7 @@ async def _verify(subject: Subject, print_line: Callable[[str], None]) -> Json:
     return {
         **{name: getattr(subject.info, name) for name in names},
         "targets": list(subject.servers),
+        "constraints": subject.takes_constraints,
         "ok": all(finding["ok"] for finding in findings),
         "checks": findings,
     }

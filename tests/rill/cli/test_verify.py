@@ -326,7 +326,8 @@ async def test_a_line_shows_where_texts_differ(run_command):
     async with listening(Fake("resumes")) as target:
         done = await to_thread(run_command, "rill", "verify", "--target", target, *SMALLEST)
     assert done.returncode == 1
-    line = done.stdout.splitlines()[3]
+    assert "  without constraints: " in done.stdout.splitlines()[0]
+    line = done.stdout.splitlines()[4]
     start, _, rest = line.partition(": DIFFERS: plain resumed: character ")
     assert start == "fake  fp32  abababababab  n  resumed  7 texts, 420 characters"
     place, got, expected = rest.split(" (and 6 more)")[0].replace(", not ", ": ").split(": ")
