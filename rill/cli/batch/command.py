@@ -210,7 +210,7 @@ async def _try_constraints(options: argparse.Namespace, servers: Servers, constr
             constraint = pb.Sampling.FromString(raw).constraint
             name = constraint.WhichOneof("kind")
             where = CONSTRAINTS[name] if constraint == flags else f'{options.prompts}, line {line}: "{name}"'
-            raise ValueError(f"{where}: {error}")
+            raise ValueError(f"{where}: {str(error).removeprefix(f'{name}: ')}")
 
 
 def _refuse_line_breaks(options: argparse.Namespace, model: pb.ModelInfo, breaks: Mapping[str, int]) -> None:
