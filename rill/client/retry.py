@@ -138,9 +138,14 @@ class Attempts:
             case grpc.StatusCode.DEADLINE_EXCEEDED if (left := self.time_left()) is not None and left < CLOCKS_APART:
                 return False  # the caller's own, and not a proxy's
             case grpc.StatusCode.INTERNAL | grpc.StatusCode.ABORTED if failure.origin is Origin.SERVER:
-                return failure.reason in ("ENGINE_ROUND_FAILED", "READER_STALLED", "SESSION_IDLE")
+                chance = ("COMPILER_FAILED",) if self.has_begun else ()  # the constraint was compiled before
+                return failure.reason in ("ENGINE_ROUND_FAILED", "READER_STALLED", "SESSION_IDLE", *chance)
             case grpc.StatusCode.FAILED_PRECONDITION:
-                return self._addresses > 1 and failure.reason == "RESUME_TOKEN_OTHER_MODEL"
+                others = (
+                    "RESUME_TOKEN_OTHER_MODEL",
+                    "MODEL_WITHOUT_CONSTRAINTS",
+                )  # another bundle, or an earlier export
+                return self._addresses > 1 and failure.reason in others
             case grpc.StatusCode.UNIMPLEMENTED:  # a proxy that is being reloaded: the method was there
                 return self.has_begun
             case _:

@@ -211,3 +211,25 @@ def test_a_call_that_nothing_answers_is_given_up_sooner_than_one_that_broke(erro
     while now[0] < 29:
         now[0] += attempts.failed(error) + 0.1
     assert now[0] >= 29
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "addresses", "has_begun", "is_repeated"),
+    [
+        (Code.FAILED_PRECONDITION, "MODEL_WITHOUT_CONSTRAINTS", 1, True, False),
+        (Code.FAILED_PRECONDITION, "MODEL_WITHOUT_CONSTRAINTS", 2, False, True),
+        (Code.FAILED_PRECONDITION, "ACTION_OUT_OF_ORDER", 2, True, False),
+        (Code.INTERNAL, "COMPILER_FAILED", 2, False, False),  # the constraint may be what ends compilers
+        (Code.INTERNAL, "COMPILER_FAILED", 1, True, True),
+    ],
+)
+def test_a_constraint_may_do_elsewhere_or_later(code, reason, addresses, has_begun, is_repeated):
+    attempts = Attempts(addresses)
+    if has_begun:
+        attempts.progressed()
+    error = ServerError(code, "no", reason=reason)
+    if is_repeated:
+        assert attempts.failed(error) >= 0
+    else:
+        with pytest.raises(ServerError):
+            attempts.failed(error)
