@@ -50,6 +50,8 @@ class Choice:
         # Greedy is u = 0 at a temperature so low that only the largest logits keep any mass: the first is chosen.
         self.chance = column(main.op("Mul", "uniforms", number(main.op("Greater", "temperature", zero))))
         self.temperature = column(main.op("Max", "temperature", main.constant(GREEDY_TEMPERATURE)))
+        if variant.constrained:
+            self.minus_temperature = main.op("Neg", self.temperature)
         if variant.filters:
             below_one = main.op("Sub", main.constant(1.0), "top_p")
             uses_top_p = main.op("Greater", below_one, zero)
@@ -126,11 +128,11 @@ class Choice:
             mask = np.zeros(self.symbols, np.float32)
             mask[list(never_ids)] = -np.inf
             never = g.constant(mask)
-        if allowed or never:
-            possible = g.op("Add", logits, allowed or never)
+        if never and not allowed:
+            possible = g.op("Add", logits, never)
         out = "step.next_token" if is_carried else "step.tokens"
         if allowed:
-            token = self.choose(g, possible, "step.chance", out)
+            token = self.choose(g, possible, "step.chance", out, allowed)
         else:
             chosen = self.choose(g, possible, "step.chance")
             is_forced = g.op("GreaterOrEqual", "step.forced", g.constant(0))
@@ -165,13 +167,18 @@ class Choice:
         pooled = g.op("GlobalAveragePool", g.op("Unsqueeze", values, g.constant([1])))
         return g.op("Squeeze", pooled, g.constant([2]))
 
-    def choose(self, g: Graph, logits: str, chance: str, out: str = "") -> str:
-        """The chosen symbols `out`, int64 (batch,), from logits (batch, symbols) and chance (batch, 1)."""
-        axis = g.constant([1])
+    def choose(self, g: Graph, logits: str, chance: str, out: str = "", allowed: str = "") -> str:
+        """The chosen symbols `out`, int64 (batch,), from logits (batch, symbols) and chance (batch, 1).
+
+        `allowed` (batch, symbols) is 0, or -inf for a symbol that must not be chosen.
+        """
         if self.variant.filters:
             logits = g.op("Add", logits, "logit_bias")
-        largest = g.op("ReduceMax", logits, axis, keepdims=1)
-        mass = g.op("Exp", g.op("Div", g.op("Sub", logits, largest), self.temperature))
+        if allowed:
+            mass = self._allowed_masses(g, logits, allowed)
+        else:
+            largest = g.op("ReduceMax", logits, g.constant([1]), keepdims=1)
+            mass = g.op("Exp", g.op("Div", g.op("Sub", logits, largest), self.temperature))
         if self.variant.filters:
             mass = self._filter(g, mass)
         cumulative = g.op("CumSum", mass, g.constant(1))
@@ -179,6 +186,18 @@ class Choice:
         # ArgMax returns the first maximum: the first symbol beyond the boundary.
         beyond = g.op("Cast", g.op("Greater", cumulative, boundary), to=FLOAT)
         return g.op("ArgMax", beyond, out=out, axis=1, keepdims=0)
+
+    def _allowed_masses(self, g: Graph, logits: str, allowed: str) -> str:
+        """The masses, 0 where `allowed` is -inf: the same bits as of the logits with `allowed` added.
+
+        Not Exp of -inf: results below the smallest normal number take it five times as long (seen in 1.31.1). Symbols
+        that must not be chosen get a mass of at most 1 first, which a product then removes.
+        """
+        largest = g.op("ReduceMax", g.op("Add", logits, allowed), g.constant([1]), keepdims=1)
+        below = g.op("Relu", g.op("Sub", largest, logits))
+        mass = g.op("Exp", g.op("Div", below, self.minus_temperature))
+        # HardSigmoid is 1 at 0, and 0 from -1 on.
+        return g.op("Mul", mass, g.op("HardSigmoid", allowed, alpha=1.0, beta=1.0))
 
     def _filter(self, g: Graph, mass: str) -> str:
         """The masses (batch, symbols) with those that are dropped set to 0."""
