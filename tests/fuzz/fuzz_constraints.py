@@ -2,15 +2,19 @@
 
     python tests/fuzz/fuzz_constraints.py [CALLS [SEED]]
 
-prints how they were answered, and how long the stream beside them was without a message, with and without them.
+prints how they were answered; how long the stream beside them was without a message, with and without them, which
+other programs on the machine lengthen; and the longest turns of the server's event loop, which they do not.
 """
 
 import asyncio
 import json
 import re
+import string
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -18,13 +22,16 @@ from tempfile import TemporaryDirectory
 
 import grpc
 import grpc.aio
+import pytest
 import regex
 from fuzz_inputs import json_bytes, mutated_json, text
+from random_models import make_run, save_bundle
 from servers import Server, run_server
 
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
+SYMBOLS = tuple(sorted({*string.printable, "é"} - set("\t\r\x0b\x0c")))  # of the model: JSON can be met
 AT_ONCE = 4
 PACE = 250  # characters a second of the stream beside them, each in a message
 MATCH_SECONDS = 1.0  # for the check of a text
@@ -256,6 +263,20 @@ def fuzz_constraints(server: Server, calls: int, random: Random) -> Answers:
     return answers
 
 
+@contextmanager
+def timed_server(bundle: Path, turns: Path) -> Iterator[Server]:
+    """A server that writes its longest turns into a file when it ends (`timed_server`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RILL_TURNS", str(turns))
+        with run_server(bundle, program=(str(Path(__file__).parent / "timed_server.py"),)) as server:
+            yield server
+
+
+def milliseconds(turns: Path) -> float:
+    """The longest turn of a server that has ended."""
+    return float(turns.read_text().partition(" ms ")[0])
+
+
 async def _alone(target: str, seconds: float) -> list[float]:
     fuzzing = Fuzzing(target, 0, Random(0))
     async with grpc.aio.insecure_channel(target) as channel:
@@ -272,12 +293,10 @@ def _show(name: str, seconds: list[float]) -> None:
 
 
 def main() -> None:
-    from random_models import make_run, save_bundle  # noqa: PLC0415  # torch, which no test of the above needs
-
-    calls, seed = (int(value) for value in [*sys.argv[1:], 10_000, 1][:2])
+    calls, seed = (int(value) for value in [*sys.argv[1:], *("10000", "1")[len(sys.argv) - 1 :]])
     with TemporaryDirectory() as folder:
-        save_bundle(make_run(), Path(folder) / "tiny")
-        with run_server(Path(folder) / "tiny") as server:
+        save_bundle(make_run(SYMBOLS), Path(folder) / "tiny")
+        with timed_server(Path(folder) / "tiny", Path(folder) / "turns") as server:
             _show("gaps alone", asyncio.run(_alone(server.target, 20)))
             started = time.perf_counter()
             answers = fuzz_constraints(server, calls, Random(seed))
@@ -289,6 +308,7 @@ def main() -> None:
             status, log = server.stop()
             assert status == 0, log[-2000:]
             assert "Traceback" not in log, log[-4000:]
+        print((Path(folder) / "turns").read_text())
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 import re
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import grpc
+import numpy as np
+import psutil
 import pytest
 from calls import joined, refusal
 from constrained import Served, request_of
@@ -12,6 +15,13 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from servers import run_server, wait_until
 
+from rill.sampling import Sampling
+from rill.serve.api.compile_line import Caller, CompileLine
+from rill.serve.api.constraints import constrained
+from rill.serve.api.statuses import code_of
+from rill.serve.constraints.patterns import ConstraintError, Pattern
+from rill.serve.engine.types import StreamSpec
+from rill.serve.errors import CompilerError
 from rill.v1 import rill_pb2 as pb
 from rill.v1.rill_pb2_grpc import TextGenerationStub
 
@@ -233,3 +243,47 @@ def test_the_log_says_what_kind_of_constraint_a_call_had(small):
     calls = [line for line in log.splitlines() if "method=Generate" in line]
     assert [re.findall(r"constraint=(\w+)", line) for line in calls] == [["regex"], ["choices"], []]
     assert "secret" not in log
+
+
+def test_the_process_of_the_compiler_may_be_killed_and_ends_with_the_server(small):
+    """A call while it is away starts another one; a server that has compiled nothing has none."""
+    server, served = small
+    process = psutil.Process(server.process.pid)
+
+    def compilers():
+        return [child for child in process.children() if "rill.serve.constraints.worker" in child.cmdline()]
+
+    assert served.text(max_chars=3)
+    assert not compilers()
+    for number in range(3):
+        assert served.text(regex=f"ab{{{number + 1}}}")[0] == "a" + "b" * (number + 1)
+        (compiler,) = compilers()
+        compiler.kill()
+    assert served.text(regex="abc")[0] == "abc"
+    (compiler,) = compilers()
+    status, log = server.stop()
+    assert (status, "Traceback" in log) == (0, False), log
+    wait_until(lambda: not compiler.is_running() or compiler.status() == psutil.STATUS_ZOMBIE)
+
+
+async def test_a_compiler_that_cannot_be_started_is_the_servers_fault(tiny):
+    """Not the request's; the next call tries again."""
+
+    class Failing:
+        def cached(self, vocabulary, pattern):
+            return None
+
+        async def compile(self, vocabulary, pattern):
+            raise self.error
+
+    compiler, model = Failing(), SimpleNamespace(bundle=tiny, supports_constraints=True)
+    spec = StreamSpec(np.zeros(1, np.int64), 0, Sampling(), 1, 0, constraint=b"x")
+    line, pattern = CompileLine(compiler), Pattern("regex", "a", None)
+    for error, said in (
+        (OSError(11, "Resource temporarily unavailable"), "cannot be started: Resource temporarily unavailable"),
+        (ConstraintError("constraint", "the process ends"), "the process ends"),
+    ):
+        compiler.error = error
+        with pytest.raises(CompilerError, match=said) as caught:
+            await constrained(spec, pattern, model, line, Caller("a", "1"), is_from_token=False)
+        assert code_of(caught.value) is grpc.StatusCode.INTERNAL
