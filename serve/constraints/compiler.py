@@ -1,16 +1,13 @@
 """Automata for constraints: compiled in a process of their own, and kept."""
 
 import asyncio
-import os
-import pickle
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
-from contextlib import suppress
+from functools import partial
 
-from rill.processes import python_command, python_environment
 from rill.serve.constraints.automaton import Automaton
-from rill.serve.constraints.jobs import Job, read_reply
+from rill.serve.constraints.jobs import UnfinishedError, pack_job, pack_texts, read_reply
 from rill.serve.constraints.patterns import ConstraintError, Pattern
+from rill.serve.constraints.process import CompilerProcess
 from rill.vocabulary import Vocabulary
 
 MAX_STATES = 8192
@@ -18,16 +15,13 @@ MAX_ENTRIES = 1 << 21  # states times symbols of the model
 SECONDS = 1.0  # of processor time for a pattern
 CACHE_BYTES = 64 << 20
 _ENTRY_BYTES = 512  # of a cached result, beside its arrays and its pattern
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_VOCABULARIES = 8  # of which the packed symbols are kept
 
 _Key = tuple[Vocabulary, Pattern]
 
 
 class Compiler:
-    """Compiles patterns for the vocabularies of models, and remembers them.
-
-    The process that does so starts with the first pattern, and again if it ends. Everything runs on one event loop.
-    """
+    """Compiles patterns for the vocabularies of models, and remembers them; used on one event loop."""
 
     def __init__(
         self,
@@ -40,8 +34,9 @@ class Compiler:
         self._max_states, self._max_entries, self._seconds = max_states, max_entries, seconds
         self._cache = _Cache(cache_bytes)
         self._running: dict[_Key, asyncio.Task[Automaton]] = {}
-        self._waiting: dict[_Key, int] = {}  # callers for each
-        self._worker = _Worker()
+        self._waiting: dict[asyncio.Task[Automaton], int] = {}  # callers for each
+        self._texts: OrderedDict[Vocabulary, bytes] = OrderedDict()
+        self._process = CompilerProcess()
 
     def cached(self, vocabulary: Vocabulary, pattern: Pattern) -> Automaton | None:
         """Return the automaton of a pattern that has been compiled. Raises ConstraintError if that has failed."""
@@ -53,56 +48,86 @@ class Compiler:
     async def compile(self, vocabulary: Vocabulary, pattern: Pattern) -> Automaton:
         """Return the automaton of a pattern over the symbols of a vocabulary.
 
-        Calls for the same pattern share the work, which ends when no call waits for it. Raises ConstraintError.
+        Calls for the same pattern share the work, which ends when no call waits for it. Raises ConstraintError, and
+        EngineError if the process that compiles cannot be started.
         """
-        key = (vocabulary, pattern)
         if (found := self.cached(vocabulary, pattern)) is not None:
             return found
+        key = (vocabulary, pattern)
+        if len(vocabulary) > self._max_entries:
+            raise ConstraintError(
+                pattern.kind, f"the model has {len(vocabulary):,} symbols; constraints are for {self._max_entries:,}"
+            )
         terminators = _terminators(vocabulary, pattern)
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(self._compile(key, terminators))
-            task.add_done_callback(lambda _: self._running.pop(key))
-        self._waiting[key] = self._waiting.get(key, 0) + 1
+            task.add_done_callback(partial(self._forget, key))
+        self._waiting[task] = self._waiting.get(task, 0) + 1
         try:
             return await asyncio.shield(task)
         except ConstraintError as error:
             raise ConstraintError(*error.args) from None
         finally:
-            self._waiting[key] -= 1
-            if not self._waiting[key]:
-                del self._waiting[key]
-                task.cancel()
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task]
+                if not task.done():
+                    task.cancel()
+                    self._forget(key, task)  # another call begins anew
+
+    def _forget(self, key: _Key, task: asyncio.Task[Automaton]) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
+        if task.done() and not task.cancelled():
+            task.exception()  # even if no call waits for it any more
 
     async def _compile(self, key: _Key, terminators: tuple[int, ...]) -> Automaton:
         vocabulary, pattern = key
-        texts = ["" if symbol in vocabulary.special_symbols else symbol for symbol in vocabulary.symbols]
-        job = Job(pattern, texts, terminators, self._max_states, self._max_entries, self._seconds)
-        reply = await self._worker.run(pickle.dumps(job))
+        job = pack_job(
+            self._packed(vocabulary), pattern, terminators, self._max_states, self._max_entries, self._seconds
+        )
         try:
-            automaton = read_reply(reply, pattern.kind)
+            automaton = read_reply(await self._process.run(job))
+        except UnfinishedError as error:
+            failure = ConstraintError(pattern.kind, str(error))
+            if error.known:
+                self._cache.put(key, failure)
+            raise failure from None
         except ConstraintError as error:
             self._cache.put(key, error)
             raise
         self._cache.put(key, automaton)
         return automaton
 
+    def _packed(self, vocabulary: Vocabulary) -> bytes:
+        packed = self._texts.pop(vocabulary, None)
+        if packed is None:
+            special = vocabulary.special_symbols
+            packed = pack_texts(["" if symbol in special else symbol for symbol in vocabulary.symbols])
+        self._texts[vocabulary] = packed
+        if len(self._texts) > _VOCABULARIES:
+            self._texts.popitem(last=False)
+        return packed
+
     async def close(self) -> None:
         """End the process, and the calls that wait for it."""
-        for task in list(self._running.values()):
+        running = list(self._running.values())
+        for task in running:
             task.cancel()
-        await self._worker.close()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._process.close()
 
 
 def _terminators(vocabulary: Vocabulary, pattern: Pattern) -> tuple[int, ...]:
     if pattern.terminator is None:
         newline = vocabulary.id_of("\n")
-        return vocabulary.end_ids or (() if newline is None else (newline,))
+        return vocabulary.end_ids or (() if newline is None or newline in vocabulary.never_ids else (newline,))
     if not pattern.terminator:
         return ()
     index = vocabulary.id_of(pattern.terminator)
     if index is None or index in vocabulary.never_ids:
-        raise ConstraintError("terminator", f"{pattern.terminator!r} is not one symbol that the model can choose")
+        raise ConstraintError("terminator", f"{pattern.terminator[:20]!r} is not one symbol that the model can choose")
     return (index,)
 
 
@@ -120,6 +145,8 @@ class _Cache:
         return found
 
     def put(self, key: _Key, result: Automaton | ConstraintError) -> None:
+        if key in self._entries:
+            self._bytes -= _size(key, self._entries.pop(key))
         self._entries[key] = result
         self._bytes += _size(key, result)
         while self._bytes > self._most:
@@ -131,61 +158,3 @@ def _size(key: _Key, result: Automaton | ConstraintError) -> int:
     pattern = sum(len(text) for text in ((value,) if isinstance(value, str) else value))
     arrays = result.transitions.nbytes + result.accepting.nbytes if isinstance(result, Automaton) else 0
     return _ENTRY_BYTES + 4 * pattern + arrays
-
-
-class _Worker:
-    """The process, and what it does at the time: one job after the other."""
-
-    def __init__(self) -> None:
-        self._process: Process | None = None
-        self._turn = asyncio.Lock()
-
-    async def run(self, job: bytes) -> bytes:
-        """Have a job done."""
-        async with self._turn:
-            for _ in range(2):
-                process = await self._started()
-                try:
-                    return await self._ask(process, job)
-                except (OSError, asyncio.IncompleteReadError):  # it has ended: somebody killed it
-                    await self._end()
-                except asyncio.CancelledError:  # nobody waits for the answer
-                    self._kill()
-                    raise
-        raise ConstraintError("constraint", "the process that compiles constraints ends; ask again")
-
-    async def _started(self) -> Process:
-        if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                *python_command("rill.serve.constraints.worker"),
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=DEVNULL,
-                env=python_environment(os.environ | _ONE_THREAD),
-            )
-        return self._process
-
-    @staticmethod
-    async def _ask(process: Process, job: bytes) -> bytes:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(len(job).to_bytes(8, "little") + job)
-        await process.stdin.drain()
-        size = await process.stdout.readexactly(8)
-        return await process.stdout.readexactly(int.from_bytes(size, "little"))
-
-    def _kill(self) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-
-    async def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-    async def close(self) -> None:
-        await self._end()

@@ -1,16 +1,21 @@
 """What the server and the process that compiles constraints tell each other.
 
-A job is pickled. A reply is a line of JSON, then the arrays of an automaton, if there is one.
+Eight bytes with the length come before each job and each reply. A job is pickled. A reply is a line of JSON, then the
+arrays of an automaton, if there is one. CANCEL, instead of a job, ends the one that is being done.
 """
 
 import json
-from collections.abc import Sequence
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rill.serve.constraints.automaton import Automaton
 from rill.serve.constraints.patterns import ConstraintError, Pattern
+
+LENGTH = 8  # bytes
+CANCEL = bytes(LENGTH)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,24 @@ class Job:
     seconds: float  # of processor time
 
 
+class UnfinishedError(Exception):
+    """A job did not finish; the message says why, and `known` whether it will always be so."""
+
+    def __init__(self, message: str, known: bool) -> None:
+        super().__init__(message)
+        self.known = known
+
+
+def framed(message: bytes) -> bytes:
+    """Put the length before a message."""
+    return len(message).to_bytes(LENGTH, "little") + message
+
+
+def is_whole(frame: bytes) -> bool:
+    """Whether a frame has all its bytes."""
+    return len(frame) == LENGTH + int.from_bytes(frame[:LENGTH], "little")
+
+
 def automaton_reply(automaton: Automaton) -> bytes:
     """Pack an automaton."""
     header = {"states": automaton.states, "symbols": automaton.symbols}
@@ -38,23 +61,39 @@ def error_reply(error: ConstraintError) -> bytes:
     return _line({"part": error.part, "message": str(error)})
 
 
-def failure_reply(message: str) -> bytes:
-    """Pack the end of a job that did not finish."""
-    return _line({"failure": message})
+def unfinished_reply(message: str, known: bool = True) -> bytes:
+    """Pack the reason why a job did not finish."""
+    return _line({"unfinished": message, "known": known})
 
 
-def _line(header: dict[str, int] | dict[str, str]) -> bytes:
+def _line(header: Mapping[str, object]) -> bytes:
     return json.dumps(header).encode() + b"\n"
 
 
-def read_reply(reply: bytes, part: str) -> Automaton:
-    """Return the automaton of a reply; raises ConstraintError for another reply. `part` is what was compiled."""
+def read_reply(reply: bytes) -> Automaton:
+    """Return the automaton of a reply. Raises ConstraintError or UnfinishedError for another one."""
     line, _, arrays = reply.partition(b"\n")
     header = json.loads(line)
-    if "failure" in header:
-        raise ConstraintError(part, header["failure"])
+    if "unfinished" in header:
+        raise UnfinishedError(header["unfinished"], header["known"])
     if "message" in header:
         raise ConstraintError(header["part"], header["message"])
     states, symbols = header["states"], header["symbols"]
     transitions = np.frombuffer(arrays, np.int32, states * symbols).reshape(states, symbols)
     return Automaton(transitions, np.frombuffer(arrays, np.bool_, states, offset=transitions.nbytes))
+
+
+def pack_texts(texts: Sequence[str]) -> bytes:
+    """Pack the symbols of a model, once for all its jobs."""
+    return pickle.dumps(texts)
+
+
+def pack_job(texts: bytes, pattern: Pattern, terminators: Sequence[int], *limits: float) -> bytes:
+    """Pack a job; the limits are those of `Job`, in their order."""
+    return pickle.dumps((texts, pattern, terminators, limits))
+
+
+def unpack_job(packed: bytes) -> Job:
+    """Unpack what the server has packed."""
+    texts, pattern, terminators, (max_states, max_entries, seconds) = pickle.loads(packed)
+    return Job(pattern, pickle.loads(texts), terminators, max_states, max_entries, seconds)

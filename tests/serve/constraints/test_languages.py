@@ -70,7 +70,7 @@ def state_after(automaton: Automaton, ids: Sequence[int]) -> int:
     return state
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(patterns(), st.lists(st.lists(st.integers(0, len(LETTERS) - 1), max_size=7), min_size=1, max_size=8))
 def test_texts_and_their_beginnings(pattern: str, texts: list[list[int]]) -> None:
     automaton = compiled(pattern)
@@ -94,7 +94,7 @@ def _walks(automaton: Automaton) -> list[list[int]]:
     return [ids for state, ids in found.items() if automaton.matches(state)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     patterns(["C", "l", "Cl", "Br", "1", r"\[nH\]", "[Cn]", "[^l]", ".", "é", r"\d", "[A-Z]l?"]),
     st.lists(st.lists(st.integers(0, len(SYMBOLS) - 1), max_size=5), min_size=1, max_size=8),
@@ -115,7 +115,7 @@ def test_longer_symbols_and_characters_that_the_model_lacks(pattern: str, texts:
         assert (row != FORBIDDEN).any() or automaton.accepting.any()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(patterns())
 def test_it_is_the_smallest_in_a_numbering_of_its_own(pattern: str) -> None:
     automaton = compiled(pattern)
@@ -136,7 +136,7 @@ def test_it_is_the_smallest_in_a_numbering_of_its_own(pattern: str) -> None:
     assert len(set(labels.tolist())) == automaton.states  # no two states are equal
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text("abC", max_size=5), min_size=1, max_size=6))
 def test_choices_are_taken_literally(choices: list[str]) -> None:
     automaton = compiled(tuple(choices), "abC.")
