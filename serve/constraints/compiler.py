@@ -49,7 +49,7 @@ class Compiler:
         """Return the automaton of a pattern over the symbols of a vocabulary.
 
         Calls for the same pattern share the work, which ends when no call waits for it. Raises ConstraintError, and
-        EngineError if the process that compiles cannot be started.
+        CompilerError if the process that compiles cannot be started.
         """
         if (found := self.cached(vocabulary, pattern)) is not None:
             return found

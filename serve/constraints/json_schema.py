@@ -107,7 +107,7 @@ class _Reader:
         parts = {
             "string": self._string,
             "integer": self._integer,
-            "number": lambda schema, at, depth: self._regex(_NUMBER),
+            "number": self._number,
             "boolean": lambda schema, at, depth: self._regex("true|false"),
             "null": lambda schema, at, depth: self._literal("null"),
             "array": self._array,
@@ -279,6 +279,12 @@ class _Reader:
         if low is not None and high is not None and low > high:
             _refuse(at, "no integer is in the range")
         return self._regex(between(low, high))
+
+    def _number(self, schema: dict[str, Any], at: str, depth: int) -> Language:
+        for keyword in KEYWORDS["integer"]:
+            if keyword in schema:
+                _refuse(at, f"{keyword!r} is supported for the type 'integer' only")
+        return self._regex(_NUMBER)
 
     def _array(self, schema: dict[str, Any], at: str, depth: int) -> Language:
         low, high = _counts(schema, "minItems", "maxItems", at)

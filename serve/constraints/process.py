@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from rill.processes import python_command, python_environment
 from rill.serve.constraints.jobs import CANCEL, framed
-from rill.serve.errors import EngineError
+from rill.serve.errors import CompilerError
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _ATTEMPTS = 3  # to find a process that does not end
@@ -23,7 +23,7 @@ class CompilerProcess:
         self._closed = False
 
     async def run(self, job: bytes) -> bytes:
-        """Have a packed job done, and return the reply. Raises EngineError if there is no process."""
+        """Have a packed job done, and return the reply. Raises CompilerError if there is no process."""
         await self._turn.acquire()
         self._asking = asyncio.create_task(self._ask(job))
         self._asking.add_done_callback(self._answered)
@@ -53,7 +53,7 @@ class CompilerProcess:
                 return await _exchange(process, job)
             except (OSError, asyncio.IncompleteReadError):  # somebody ended it, or there are no processes any more
                 await self._end()
-        raise EngineError("the process that compiles constraints cannot be started, or ends at once")
+        raise CompilerError("the process that compiles constraints cannot be started, or ends at once")
 
     async def _end(self) -> None:
         process, self._process = self._process, None
@@ -64,7 +64,7 @@ class CompilerProcess:
 
     async def _started(self) -> Process:
         if self._closed:
-            raise EngineError("the server is shutting down")
+            raise CompilerError("the server is shutting down")
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
                 *python_command("rill.serve.constraints.worker"),

@@ -14,7 +14,7 @@ import pytest_asyncio
 from rill.processes import python_environment
 from rill.serve.constraints.compiler import Compiler
 from rill.serve.constraints.patterns import ConstraintError, Pattern
-from rill.serve.errors import EngineError
+from rill.serve.errors import CompilerError
 from rill.vocabulary import UNKNOWN, Vocabulary
 
 CHARACTERS = Vocabulary((UNKNOWN, "\n", *map(chr, range(32, 127))))
@@ -116,7 +116,7 @@ async def test_without_processes_it_is_an_error_of_the_server(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent")
-    with pytest.raises(EngineError, match="cannot be started"):
+    with pytest.raises(CompilerError, match="cannot be started"):
         await compiler.compile(CHARACTERS, Pattern("regex", "a"))
     monkeypatch.undo()
     assert (await compiler.compile(CHARACTERS, Pattern("regex", "a"))).states == 2
@@ -149,7 +149,7 @@ PROGRAM = """
 import asyncio, signal, sys
 from rill.serve.constraints.compiler import Compiler
 from rill.serve.constraints.patterns import Pattern
-from rill.serve.errors import EngineError
+from rill.serve.errors import CompilerError
 from rill.vocabulary import Vocabulary
 
 async def main():

@@ -148,6 +148,7 @@ def test_these_are_texts(schema: Any, text: str) -> None:
         ({"type": "string", "minLength": 3, "maxLength": 1}, "'minLength' is more than 'maxLength'"),
         ({"type": "string", "minLength": 10_000}, "is longer than 65,536 characters"),
         ({"type": "integer", "minimum": "1"}, "at #/minimum: it is not a number"),
+        ({"type": "number", "minimum": 2}, "'minimum' is supported for the type 'integer' only"),
         ({"type": "integer", "minimum": 2, "exclusiveMaximum": 2}, "no integer is in the range"),
         ({"type": "array", "items": False, "minItems": 1}, "no items for 'minItems'"),
         ({"type": "array", "items": 3}, "at #/items: a schema is an object"),
