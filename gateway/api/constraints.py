@@ -23,6 +23,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "json_object": (False, _NO_BARE_JSON),
     "whitespace_pattern": (None, _ONE_LAYOUT),
     "disable_any_whitespace": (False, _ONE_LAYOUT),
+    "disable_additional_properties": (False, "is not supported: say so in the schema, by additionalProperties"),
 }
 _REFUSED_BESIDE: dict[str, tuple[Any, str]] = {  # names that vLLM had before `structured_outputs`
     "guided_grammar": (None, _NO_GRAMMARS),
@@ -69,8 +70,6 @@ def _structured(fields: Fields) -> Requested:
     for name, (allowed, reason) in _REFUSED.items():
         _refuse(fields, name, allowed, reason)
     fields.ignore("disable_fallback")  # there is one backend
-    # Objects never have properties that their schema does not name.
-    fields.flag("disable_additional_properties")
     fields.refuse_others()
     if not found:
         fields.fail_whole(f"structured_outputs has no constraint: {_NONE_GIVEN}")

@@ -265,4 +265,6 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if unknown := re.search(r'no field named "(.*?)" at "InteractRequest\.?(.*?)"', text):
         return f"there is no field {unknown[1]!r}{f' in {unknown[2]}' if unknown[2] else ''}"
+    if several := re.search(r'multiple "(.*?)" oneof fields at "InteractRequest\.?(.*?)"', text):
+        return f"{several[2] or 'it'} has more than one {several[1]}"
     return text.removeprefix("Failed to load JSON: ")[:LONGEST_REASON]

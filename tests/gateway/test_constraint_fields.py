@@ -142,6 +142,11 @@ def test_an_explicit_text_removes_the_constraint_of_a_token():
             "structured_outputs.whitespace_pattern is not supported: JSON is written in one way here",
         ),
         (
+            {"structured_outputs": {"json": {}, "disable_additional_properties": True}},
+            "structured_outputs.disable_additional_properties",
+            "structured_outputs.disable_additional_properties is not supported: say so in the schema",
+        ),
+        (
             {"structured_outputs": {"regexp": "a"}},
             "structured_outputs.regexp",
             'unknown field "structured_outputs.regexp"; do you mean "regex"?',

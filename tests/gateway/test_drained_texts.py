@@ -66,6 +66,7 @@ def logprobs_of(chunks, key):
             "top_p": st.floats(0.1, 1),
             "resume_every": st.sampled_from([5, 100]),
             "echo": st.booleans(),
+            "structured_outputs": st.sampled_from([{"regex": "([a-z]{1,9} )*"}, {"regex": "([A-Z][a-z]*[ .])+"}]),
         },
     ),
     drain_after=st.integers(1, 6),

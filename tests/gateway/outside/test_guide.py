@@ -18,12 +18,12 @@ PROMPT = "ROMEO"
 
 @pytest.fixture(scope="module")
 def snippet(gateway: Gateway) -> Callable[[str], str]:
-    """Return the block of code of a section."""
+    """Return the first blocks of code of a section."""
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE.read_text(), re.MULTILINE | re.DOTALL))
 
-    def snippet(section: str) -> str:
-        (block, *_) = re.findall(r"^```\w+\n(.*?)^```", sections[section], re.MULTILINE | re.DOTALL)
-        changed = block.replace("http://127.0.0.1:8080", gateway.url).replace('"demo"', '"tiny"')
+    def snippet(section: str, count: int = 1) -> str:
+        blocks = re.findall(r"^```\w+\n(.*?)^```", sections[section], re.MULTILINE | re.DOTALL)
+        changed = "".join(blocks[:count]).replace("http://127.0.0.1:8080", gateway.url).replace('"demo"', '"tiny"')
         assert gateway.url in changed
         return changed.replace("ROMEO:", PROMPT)  # which the small model knows
 
@@ -47,6 +47,12 @@ def test_curl(snippet, server, tmp_path):
 def test_python(snippet, server, tmp_path):
     environment = outside.python("openai", outside.OPENAI)
     assert environment.run("python", "-c", snippet("Python"), cwd=tmp_path).stdout == text_of(server, seed=7)
+
+
+def test_python_with_a_constraint(snippet, tmp_path):
+    environment = outside.python("openai", outside.OPENAI)
+    said = environment.run("python", "-c", snippet("Python", 2), cwd=tmp_path).stdout
+    assert said.endswith(("Ay. True\n", "No. True\n"))
 
 
 def test_javascript(snippet, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -182,6 +183,15 @@ def test_a_resume_token(results, text_of):
     assert results["continued"] == text_of(max_chars=80)
 
 
+def test_texts_that_match(results):
+    patterns = ["[a-c]{5}", "yes|no", "true|false", "[a-c]{5}", "true|false"]
+    for (choice, streamed, matches), pattern in zip(results["matched"], patterns, strict=True):
+        assert re.fullmatch(pattern, choice["text"])
+        assert streamed == choice["text"]
+        assert choice["finish_reason"] == "stop"
+        assert matches == [True, True]
+
+
 def test_a_stream_that_is_left_is_ended(results, node_results, server):
     assert results["left"]
     assert node_results["left"]
@@ -190,7 +200,7 @@ def test_a_stream_that_is_left_is_ended(results, node_results, server):
 
 
 BAD = ["temperature", "top_p", "seed", "prompt", "suffix", "presence_penalty", "frequency_penalty", "logprobs"]
-BAD += ["logit_bias", "response_format", "resume_token"]
+BAD += ["logit_bias", "response_format", "resume_token", "structured_outputs.grammar", "structured_outputs.regex"]
 
 
 @pytest.mark.parametrize("field", BAD)

@@ -111,6 +111,26 @@ def continued() -> Any:
     return first.choices[0].text + rest.choices[0].text
 
 
+def matched() -> Any:
+    """Ask for texts that match, in the ways of vLLM and of OpenAI, whole and streamed."""
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {"type": "boolean"}}}
+    bodies: list[dict[str, Any]] = [
+        {"structured_outputs": {"regex": "[a-c]{5}"}},
+        {"structured_outputs": {"choice": ["yes", "no"]}},
+        {"structured_outputs": {"json": {"enum": [True, False]}}},
+        {"guided_regex": "[a-c]{5}"},
+        {"response_format": schema},
+    ]
+    found = []
+    for body in bodies:
+        answer = client.completions.create(**COMMON, extra_body=body)
+        chunks = list(client.completions.create(**COMMON, extra_body=body, stream=True))
+        streamed = "".join(chunk.choices[0].text for chunk in chunks)
+        rill: Any = [answer.rill, chunks[-1].rill]  # type: ignore[attr-defined]
+        found.append([answer.choices[0].model_dump(), streamed, [one["matches"] for one in rill]])
+    return found
+
+
 def left() -> Any:
     """Leave a stream without an end."""
     with client.completions.create(**COMMON, max_tokens=10**9, stream=True) as chunks:
@@ -133,6 +153,12 @@ def refused() -> Any:
         "logit_bias": lambda: client.completions.create(**COMMON, logit_bias={"99999": 1}),
         "response_format": lambda: client.completions.create(
             **COMMON, extra_body={"response_format": {"type": "json_object"}}
+        ),
+        "structured_outputs.grammar": lambda: client.completions.create(
+            **COMMON, extra_body={"structured_outputs": {"grammar": "root ::= 'a'"}}
+        ),
+        "structured_outputs.regex": lambda: client.completions.create(
+            **COMMON, extra_body={"structured_outputs": {"regex": "(a"}}
         ),
         "resume_token": lambda: client.completions.create(
             model=MODEL, prompt="", extra_body={"resume_token": "bm8gdG9rZW4"}
@@ -177,7 +203,7 @@ def at_once() -> Any:
 
 CALLS = [
     *(listed, whole, streamed, default_length, largest_seed, logprobs, streamed_logprobs, echo, several, best),
-    *(several_streamed, stopped, banned, ids, continued, left, refused, at_once),
+    *(several_streamed, stopped, banned, ids, continued, matched, left, refused, at_once),
 ]
 
 
