@@ -138,7 +138,7 @@ def _add_constraint(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -
         help="the text is this one, or another --choice; may be repeated",
     )
     parser.add_argument(
-        "--json-schema", type=_schema, metavar="FILE", help="the text is JSON by the JSON Schema in FILE, or in -"
+        "--json-schema", type=_schema, metavar="FILE", help="the text is JSON by the JSON Schema in FILE; - is stdin"
     )
     parser.add_argument(
         "--terminator",

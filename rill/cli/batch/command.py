@@ -192,20 +192,28 @@ def _refuse_symbols(options: argparse.Namespace, model: pb.ModelInfo, biased: Ma
 
 async def _try_constraints(options: argparse.Namespace, servers: Servers, constraints: Mapping[bytes, int]) -> None:
     """Generate a character with each, so that a server refuses it now. Raises ValueError, and ServerError."""
+    if not constraints:
+        return
     given = constraint_of(options, may_be_of_lines=True)
     flags = sampling_message(**given).constraint if given.keys() & CONSTRAINTS.keys() else None
-    at_once = asyncio.Semaphore(TRIED_AT_ONCE)
+    at_once, tried = asyncio.Semaphore(TRIED_AT_ONCE), 0
 
     async def refusal(raw: bytes) -> RefusedError | None:
+        nonlocal tried
         sampling = pb.Sampling.FromString(raw)
         async with at_once:
+            bar.show(tried, f"trying {len(constraints):,} constraints")
             try:
                 await servers.text(pb.GenerateRequest(max_chars=1, sampling=sampling), lambda count: None)
             except RefusedError as error:
                 return error
+            finally:
+                tried += 1
         return None
 
-    for (raw, line), error in zip(constraints.items(), await asyncio.gather(*map(refusal, constraints)), strict=True):
+    with ProgressBar(len(constraints)) as bar:
+        refusals = await asyncio.gather(*map(refusal, constraints))
+    for (raw, line), error in zip(constraints.items(), refusals, strict=True):
         if error:
             constraint = pb.Sampling.FromString(raw).constraint
             name = constraint.WhichOneof("kind")

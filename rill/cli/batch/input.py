@@ -29,7 +29,7 @@ LONGEST_LINE = 64 * 2**20  # bytes: a file without line ends is not read whole
 MOST_STOPS = 32  # as in rill.proto
 MOST_SAMPLES = 1_000_000  # of one line
 MOST_BIASED = 10_000  # symbols of several characters that are kept until the model is known
-MOST_CONSTRAINTS, CONSTRAINT_BYTES = 1000, 4 * 2**20  # that are tried before the first text
+MOST_CONSTRAINTS, CONSTRAINT_BYTES = 256, 4 * 2**20  # that are tried before the first text
 
 
 class PromptError(ValueError):
