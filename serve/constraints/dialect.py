@@ -24,6 +24,7 @@ from rill.serve.constraints.patterns import ConstraintError
 
 MAX_DEPTH = 50  # groups inside one another
 
+_SHOWN = 8  # characters of a class, in a message
 _COUNT = re.compile(r"\{\d*(?:,\d*)?\}")
 _GROUPS = (
     ("(?=", "a look-ahead"),
@@ -55,8 +56,10 @@ def read_regex(pattern: str, characters: Characters) -> Language:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what may change in later Pythons
             return _Reader(characters, pattern).sequence(_parser.parse(pattern))
-    except (re.error, OverflowError, ValueError) as error:
+    except re.error as error:
         raise DialectError(f"cannot be used: {error}") from None
+    except (OverflowError, ValueError):
+        raise DialectError("cannot be used: the repetition number is too large") from None
     except RecursionError:
         raise DialectError("has too many parts inside one another") from None
     except SizeError as error:
@@ -188,7 +191,8 @@ class _Reader:
                     names.append(_CATEGORIES[argument])
         if negated:
             mask = self._characters.all & ~mask
-        what = ("a character other than " if negated else "one of " if len(names) > 1 else "") + ", ".join(names)
+        listed = ", ".join(names[:_SHOWN]) + ("…" if len(names) > _SHOWN else "")
+        what = ("a character other than " if negated else "one of " if len(names) > 1 else "") + listed
         return one_of(mask, what)
 
     def _repeat(self, low: int, high: int, tree: Any) -> Language:

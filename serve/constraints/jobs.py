@@ -16,6 +16,7 @@ from rill.serve.constraints.patterns import ConstraintError, Pattern
 
 LENGTH = 8  # bytes
 CANCEL = bytes(LENGTH)
+_LONGEST = 300  # characters of a message
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ def automaton_reply(automaton: Automaton) -> bytes:
 
 
 def error_reply(error: ConstraintError) -> bytes:
-    """Pack the reason why there is no automaton."""
-    return _line({"part": error.part, "message": str(error)})
+    """Pack the reason why there is no automaton, without most of what it quotes if that is long."""
+    message = str(error)
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST * 2 // 3]}…{message[-_LONGEST // 3 :]}"
+    return _line({"part": error.part, "message": message})
 
 
 def unfinished_reply(message: str, known: bool = True) -> bytes:
