@@ -17,7 +17,7 @@ states as they were before it: they are those right after the text, whose last s
 import onnx
 
 from rill.export.graphs.builder import BOOL, FLOAT, INT64, Graph, tensor
-from rill.export.graphs.steps import State
+from rill.export.graphs.steps import LateMoves, State
 
 AUTOMATON, AUTOMATA = "automaton", "automata"
 
@@ -27,6 +27,7 @@ class Constraint:
 
     def __init__(self, main: Graph, body: Graph, symbols: int) -> None:
         self._main, self._body, self._symbols = main, body, symbols
+        self._moves, self._active = LateMoves(body), ""
 
     def inputs(self) -> list[onnx.ValueInfoProto]:
         """The inputs of the main graph."""
@@ -58,9 +59,10 @@ class Constraint:
         """What the loop carries before the first step."""
         return [AUTOMATON, self._main.op("Gather", "continues", AUTOMATON)]
 
-    def active(self, active: str) -> str:
-        """`active`, without the rows whose text has ended."""
-        return self._body.op("Mul", active, "step.goes_on")
+    def moves(self, active: str) -> LateMoves:
+        """How states change: in `active` rows whose text has not ended; `advance` says in which."""
+        self._active = self._body.op("Mul", active, "step.goes_on")
+        return self._moves
 
     def allowed(self) -> str:
         """What to add to the logits of a step, (batch, vocab)."""
@@ -73,9 +75,9 @@ class Constraint:
         state = g.op("Gather", "transitions", index, out="step.next_automaton")
         g.op("Identity", state, out=f"step.{AUTOMATA}")
         g.op("Gather", "continues", state, out="step.next_goes_on")
-        reads = g.op("Gather", "reads", state)
-        pairs = [list(zip(*layer, strict=True)) for layer in zip(before, after, strict=True)]
-        return [tuple(g.op("Where", reads, new, old) for old, new in layer) for layer in pairs]
+        reads = g.op("Cast", g.op("Gather", "reads", state), to=FLOAT)
+        moved = iter(self._moves.finish(g.op("Mul", self._active, reads)))
+        return [tuple(next(moved) for _ in layer) for layer in before]
 
     def steps(self, active: str) -> str:
         """The steps that each row has taken, int64 (batch,), from `active` (time, batch, 1)."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from rill.export.graphs.builder import BOOL, FLOAT, INT64, Graph, tensor
-from rill.export.graphs.steps import State
+from rill.export.graphs.steps import Moves, State
 from rill.vocabulary import Vocabulary
 
 
@@ -34,9 +34,9 @@ class Ends:
         g = self._main  # made of an input: CUDA has no kernel that makes the shape (batch, 1)
         return [g.op("Unsqueeze", g.op("Cast", g.op("Equal", "steps", "steps"), to=FLOAT), g.constant([1]))]
 
-    def active(self, active: str) -> str:
-        """`active`, without the rows that have chosen an end symbol."""
-        return self._body.op("Mul", active, "step.goes_on")
+    def moves(self, active: str) -> Moves:
+        """How states change: in `active` rows that have not chosen an end symbol."""
+        return Moves(self._body, self._body.op("Mul", active, "step.goes_on"))
 
     def advance(self, token: str, before: list[State], after: list[State]) -> list[State]:
         """The states after a step, which has chosen `token`."""

@@ -61,7 +61,7 @@ from rill.export.graphs.constraint import Constraint
 from rill.export.graphs.ends import Ends
 from rill.export.graphs.ngrams import Context, InputTable
 from rill.export.graphs.portable import states_of, type_of, vectors_of
-from rill.export.graphs.steps import Character, Input, Output, State, step_of
+from rill.export.graphs.steps import Character, Input, LateMoves, Moves, Output, State, step_of
 from rill.export.graphs.weights import Weights
 from rill.train.config import ModelConfig
 from rill.vocabulary import Vocabulary
@@ -132,8 +132,8 @@ class _Loop:
         context, constraint, ending = self._context, self._constraint, self._ending
         arithmetic = ARITHMETICS[precision](body)
         x = context.rows() if context else Character(arithmetic, weights.embedding, "step.token")
-        active = ending.active("step.active") if ending else "step.active"
-        output, self._exit = _network(arithmetic, self._config, weights, x, self._entry, active)
+        moves = ending.moves("step.active") if ending else Moves(body, "step.active")
+        output, self._exit = _network(arithmetic, self._config, weights, x, self._entry, moves)
         logits = arithmetic.product(output, weights.linear.T, weights.linear_bias)
         allowed = constraint.allowed() if constraint else ""
         emitted = self._choice.step(body, logits, vocabulary.never_ids, is_carried=not context, allowed=allowed)
@@ -207,13 +207,13 @@ class _Loop:
 
 
 def _network(
-    a: Arithmetic, config: ModelConfig, weights: Weights, x: Input, entry: list[State], active: str
+    a: Arithmetic, config: ModelConfig, weights: Weights, x: Input, entry: list[State], moves: Moves | LateMoves
 ) -> tuple[Operand, list[State]]:
     """All layers for one step: the operand of the output layer, and each layer's state after the step."""
     take_step, exit_ = step_of(config), []
     total, bound, operand = "", 0, Operand("", 0)
     for layer, state in zip(weights.layers, entry, strict=True):
-        exit_.append(take_step(a, layer, x, state, active))
+        exit_.append(take_step(a, layer, x, state, moves))
         h = exit_[-1][0]
         if config.residual and total:
             total, bound = a.g.op("Add", total, h), bound + 1
