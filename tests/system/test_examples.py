@@ -7,17 +7,13 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import outside
 import pytest
 from gateways import run_gateway
-from random_models import make_run
 from servers import ROOT, run_server
 
 from rill import Client
-from rill.export.graphs.build import build_bundle
-from rill.export.write import manifest_of, write_bundle
 
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
@@ -66,18 +62,6 @@ def test_resume_and_fork(server):
     assert "the same text as without the interruption: True\n" in printed
     continued, fork = (line[len("continued: ") :] for line in printed.splitlines() if line[:4] in ("cont", "a fo"))
     assert continued != fork
-
-
-def test_constrained(tmp_path):
-    """The model is random, and has the symbols of one of `pydoc`."""
-    bundle = build_bundle(make_run(tuple(sorted(set("".join(topics.values()))))), "api")
-    write_bundle(bundle, manifest_of(bundle, {}, {}), tmp_path / "api")
-    with run_server(tmp_path / "api") as server:
-        printed = run_example("constrained.py", server.target)
-    date, answer, resumed = re.fullmatch(r"date: +(.+)\nanswer: +(.+)\nobject: +.+\nresumed: +(.+)\n", printed).groups()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
-    assert answer in ("yes", "no", "perhaps")
-    assert resumed == f"{date[:6]} + {date[6:]}"
 
 
 def test_score(server):
