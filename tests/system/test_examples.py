@@ -11,6 +11,7 @@ from pathlib import Path
 import outside
 import pytest
 from gateways import run_gateway
+from random_models import make_run, save_bundle
 from servers import ROOT, run_server
 
 from rill import Client
@@ -62,6 +63,18 @@ def test_resume_and_fork(server):
     assert "the same text as without the interruption: True\n" in printed
     continued, fork = (line[len("continued: ") :] for line in printed.splitlines() if line[:4] in ("cont", "a fo"))
     assert continued != fork
+
+
+def test_constrained(tmp_path):
+    """Its model has digits, braces and quotes."""
+    save_bundle(make_run(("\n", *map(chr, range(32, 127)))), tmp_path / "ascii")
+    with run_server(tmp_path / "ascii") as ascii_server:
+        *dates, answer, person, resumed = run_example("constrained.py", ascii_server.target).splitlines()
+    assert len(dates) == 3
+    assert all(re.fullmatch(r"date: (19|20)\d\d-[01]\d-[0-3]\d", date) for date in dates)
+    assert answer in ("answer: yes", "answer: no", "answer: that depends")
+    assert person.startswith("person: {'name': ")
+    assert resumed == f"in two calls: {dates[0].removeprefix('date: ')}"
 
 
 def test_score(server):

@@ -17,7 +17,7 @@ from servers import ROOT
 PAGES = [
     "docs/guide/demo.md",
     "README.md",
-    *(f"docs/guide/{name}.md" for name in ("client", "chat", "batch", "export")),
+    *(f"docs/guide/{name}.md" for name in ("client", "chat", "batch", "export", "constraints")),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROGRAM = re.compile(r"from rill import .*\n\nwith Client\(")
