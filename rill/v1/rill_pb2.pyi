@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -82,7 +81,7 @@ class GenerateRequest(_message.Message):
     logprobs: int
     resume_every: int
     chars_per_second: float
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., max_chars: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: _Optional[bool] = ..., logprobs: _Optional[int] = ..., resume_every: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., max_chars: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: bool = ..., logprobs: _Optional[int] = ..., resume_every: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
 
 class CharLogprob(_message.Message):
     __slots__ = ("character", "logprob", "alternatives")
@@ -115,7 +114,7 @@ class Usage(_message.Message):
     first_char_seconds: float
     total_seconds: float
     matches: bool
-    def __init__(self, prompt_chars: _Optional[int] = ..., generated_chars: _Optional[int] = ..., queued_seconds: _Optional[float] = ..., first_char_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., matches: _Optional[bool] = ...) -> None: ...
+    def __init__(self, prompt_chars: _Optional[int] = ..., generated_chars: _Optional[int] = ..., queued_seconds: _Optional[float] = ..., first_char_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., matches: bool = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("text", "position", "resume_token", "finish_reason", "seed", "logprobs", "usage", "text_position", "symbol_lengths")
@@ -162,7 +161,7 @@ class InteractRequest(_message.Message):
         include_stop: bool
         logprobs: int
         chars_per_second: float
-        def __init__(self, max_chars: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: _Optional[bool] = ..., logprobs: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
+        def __init__(self, max_chars: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: bool = ..., logprobs: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
     class Pause(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
@@ -239,7 +238,7 @@ class ScoreRequest(_message.Message):
     include_end: bool
     as_prompt: bool
     texts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., include_end: _Optional[bool] = ..., as_prompt: _Optional[bool] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., text: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., include_end: bool = ..., as_prompt: bool = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("position", "logprobs", "total", "top", "totals", "model_id")
@@ -317,7 +316,7 @@ class ModelInfo(_message.Message):
     start_symbol: str
     end_symbols: _containers.RepeatedScalarFieldContainer[str]
     ngrams: int
-    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[str] = ..., cell: _Optional[str] = ..., layers: _Optional[int] = ..., hidden: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., streamable: _Optional[bool] = ..., state_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., vocabulary: _Optional[_Iterable[str]] = ..., tokenizer: _Optional[str] = ..., start_symbol: _Optional[str] = ..., end_symbols: _Optional[_Iterable[str]] = ..., ngrams: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[str] = ..., cell: _Optional[str] = ..., layers: _Optional[int] = ..., hidden: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., precision: _Optional[str] = ..., provider: _Optional[str] = ..., streamable: bool = ..., state_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., vocabulary: _Optional[_Iterable[str]] = ..., tokenizer: _Optional[str] = ..., start_symbol: _Optional[str] = ..., end_symbols: _Optional[_Iterable[str]] = ..., ngrams: _Optional[int] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models", "streams_running", "streams_waiting", "streams_parked", "draining", "max_streams")
@@ -333,4 +332,4 @@ class ListModelsResponse(_message.Message):
     streams_parked: int
     draining: bool
     max_streams: int
-    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., streams_running: _Optional[int] = ..., streams_waiting: _Optional[int] = ..., streams_parked: _Optional[int] = ..., draining: _Optional[bool] = ..., max_streams: _Optional[int] = ...) -> None: ...
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., streams_running: _Optional[int] = ..., streams_waiting: _Optional[int] = ..., streams_parked: _Optional[int] = ..., draining: bool = ..., max_streams: _Optional[int] = ...) -> None: ...
