@@ -1,6 +1,8 @@
 """Generate dates, one of several answers, and JSON by a schema: texts that must match.
 
-python examples/constrained.py 127.0.0.1:50051
+    python examples/constrained.py 127.0.0.1:50051
+
+Needs `pip install rill-text` and a server of a model that knows digits, quotes and braces.
 """
 
 import json

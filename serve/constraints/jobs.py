@@ -37,8 +37,11 @@ class UnfinishedError(Exception):
     """A job did not finish; the message says why, and `known` whether it will always be so."""
 
     def __init__(self, message: str, known: bool) -> None:
-        super().__init__(message)
+        super().__init__(message, known)  # what a copy is made of
         self.known = known
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def framed(message: bytes) -> bytes:

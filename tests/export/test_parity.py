@@ -218,8 +218,10 @@ def turned_update(step):
 
 
 def always_active(step):
-    def take(a, layer, x, state, active):
-        return step(a, layer, x, state, a.g.op("Add", active, a.g.op("Sub", a.g.constant(1.0), active)))
+    def take(a, layer, x, state, moves):
+        active = moves._active
+        always = a.g.op("Add", active, a.g.op("Sub", a.g.constant(1.0), active))
+        return step(a, layer, x, state, cells.Moves(a.g, always))
 
     return take
 

@@ -244,7 +244,7 @@ def test_a_tagger_is_exported_beside_a_generator(tmp_path, run_folder, unverifie
     report, out = tmp_path / "report.json", tmp_path / "out"
     assert export([str(lstm), str(run_folder), "--out", str(out), "--json", str(report)]) == 0
     assert [row["status"] for row in json.loads(report.read_text())] == ["ok", "ok"]
-    assert len(list((out / "lstm").glob("*.onnx"))) == 5
+    assert len(list((out / "lstm").glob("*.onnx"))) == 7
     assert len(list((out / "subtraction").glob("*.onnx"))) == 1
 
 

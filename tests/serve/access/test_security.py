@@ -564,7 +564,7 @@ def test_metadata_has_a_limit(server):
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 def test_a_message_has_a_limit(token_server, compression):
     """A limit in bytes, before the text is parsed, and however small the compressed message is."""
-    request, metadata = pb.GenerateRequest(resume_token=bytes(1_000_000)), metadata_of(ALICE)[1:]
+    request, metadata = pb.GenerateRequest(resume_token=bytes(2_000_000)), metadata_of(ALICE)[1:]
     with grpc.insecure_channel(token_server.target) as channel:
         call = Security().stub(channel).Generate(request, metadata=metadata, compression=compression, timeout=30)
         assert code_of(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
