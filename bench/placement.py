@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     elsewhere = 0
-    for key, graph in bundle.graphs.items():
+    for key, graph in {**bundle.graphs, **bundle.constrained}.items():
         if key == "model":  # it is not served
             continue
         nodes, copies = placement_of(graph, provider, device_id)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +109,24 @@ def _size(bundle: Bundle) -> int:
 
 
 def _holds(folder: Path, bundle: Bundle, force: bool) -> bool:
-    """Whether `folder` already holds `bundle`. Raises BundleError for something else, unless `force` may replace it."""
+    """Whether `folder` already holds `bundle`.
+
+    Raises BundleError for something else, unless `force` may replace it, or only the graphs for texts that must match
+    are missing or others: such a bundle is the same model, exported by an earlier version.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not is_replaceable(folder):  # never deleted, not even by --force
         raise BundleError(f"{folder} exists and is not a bundle; give another --out")
     try:
-        if read_bundle(folder) == bundle:
-            return True
+        found = read_bundle(folder)
     except BundleError:
         if not force:
             raise BundleError(f"{folder} holds a damaged or an older bundle; replace it with --force") from None
-    if not force:
+        return False
+    if found == bundle:
+        return True
+    if not force and replace(found, constrained=bundle.constrained) != bundle:
         raise BundleError(f"{folder} holds a different bundle; replace it with --force")
     return False
 

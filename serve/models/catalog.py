@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rill.bundle import FILES, MANIFEST, NGRAMS_FILE, Bundle, BundleError, read_bundle
+from rill.bundle import CONSTRAINED_FILES, FILES, MANIFEST, NGRAMS_FILE, Bundle, BundleError, read_bundle
 from rill.serve.errors import ModelNotFoundError, OtherModelError, StartError
 from rill.serve.models.model import Model
 from rill.serve.observe.metrics import RELOADS
@@ -209,7 +209,9 @@ def _bundle_folders(paths: Sequence[str]) -> dict[Path, bool]:
 
 def _is_bundle(folder: Path) -> bool:
     """Whether a folder has a file of a bundle, which may be damaged or half copied."""
-    return any((folder / name).is_file() for name in (MANIFEST, NGRAMS_FILE, *FILES.values()))
+    return any(
+        (folder / name).is_file() for name in (MANIFEST, NGRAMS_FILE, *FILES.values(), *CONSTRAINED_FILES.values())
+    )
 
 
 def _may_be_bundle(folder: Path) -> bool:

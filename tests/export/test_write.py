@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from constrained import forget_constraints
 from random_models import make_run, save_bundle, save_run
 from servers import ROOT
 
@@ -33,6 +34,15 @@ def test_a_different_bundle_is_replaced_only_by_force(tmp_path, run_folder, unve
     replaced = exporting.export_run(tmp_path / "changed" / "tiny", tmp_path / "out", force=True)
     assert not replaced.unchanged
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
+
+
+def test_a_bundle_of_an_earlier_version_gets_the_graphs_that_it_lacks(tmp_path, run_folder, unverified):
+    first = exporting.export_run(run_folder, tmp_path / "out")
+    whole = read_bundle(first.folder)
+    forget_constraints(first.folder)
+    assert exporting.export_run(run_folder, tmp_path / "out").unchanged is False
+    assert read_bundle(first.folder) == whole
+    assert exporting.export_run(run_folder, tmp_path / "out").unchanged
 
 
 def test_a_folder_that_is_not_a_bundle_is_never_replaced(tmp_path, run_folder):

@@ -44,7 +44,7 @@ def test_states_on_cuda_are_those_of_the_cpu(shape):
 @pytest.mark.parametrize("shape", [{}, {"cell": "lstm", "layers": 2}, {"symbols": LARGE}], ids=["gru", "lstm", "large"])
 def test_every_node_of_every_graph_is_on_cuda(shape):
     bundle = build_bundle(make_run(**shape), "tiny")
-    for key, graph in bundle.graphs.items():
+    for key, graph in {**bundle.graphs, **bundle.constrained}.items():
         if key != "model":
             nodes, copies = placement_of(graph, CUDA, 0)
             assert (set(nodes), copies) == ({CUDA}, 0), key
