@@ -124,6 +124,17 @@ def edit(folder, change):
             lambda f: edit(f, lambda m: m["graphs"]["decode"].update(file="../secret")),
             "'../secret' instead of 'decode.onnx'",
         ),
+        (lambda f: (f / "decode-constrained.onnx").unlink(), "decode-constrained.onnx cannot be read"),
+        (lambda f: (f / "decode-constrained.onnx").write_bytes(b"x"), "decode-constrained.onnx is damaged"),
+        (lambda f: edit(f, lambda m: m.update(constrained=[])), "there is no graph 'decode_constrained'"),
+        (lambda f: edit(f, lambda m: m.update(constrained=None)), "is wrong"),
+        (lambda f: edit(f, lambda m: m["constrained"].pop("decode_constrained")), "no graph 'decode_constrained'"),
+        (lambda f: edit(f, lambda m: m["constrained"].update(decode=m["graphs"]["decode"])), "'decode' is not one of"),
+        (
+            lambda f: edit(f, lambda m: m["constrained"]["decode_constrained"].update(file="/etc/passwd")),
+            "'/etc/passwd' instead of 'decode-constrained.onnx'",
+        ),
+        (lambda f: edit(f, lambda m: m["model"].update(task="tag")), "graphs for texts that must match|is wrong|lacks"),
     ],
 )
 def test_a_damaged_bundle_is_refused_in_one_sentence(tmp_path, tiny_run, damage, message):
