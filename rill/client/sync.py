@@ -36,6 +36,7 @@ from rill.client.requests import (
     score_request,
 )
 from rill.client.retry import RETRY_SECONDS, Attempts, FirstContact
+from rill.client.samples import SampleCalls
 from rill.client.scoring import Scoring
 from rill.client.security import PLAIN, Security
 from rill.client.session import CLOSE_SECONDS, SessionBase
@@ -381,6 +382,18 @@ class Client:
         calls = self._calls("Generate", text, request_id)
         return MessageStream(calls.messages(), calls.cancel, calls.request_id, lambda: text.resume_point)
 
+    def samples(
+        self, request: pb.GenerateRequest, *, timeout: float | None = None, request_id: str = ""
+    ) -> MessageStream[pb.GenerateResponse]:
+        """Return messages with whole texts in `samples`: one for each of the `seeds` of the request, in their order.
+
+        That is the text of a call with this seed alone, and costs a server far less. A call has up to 1,024 seeds. See
+        rill.proto for what does not go with them. A server that does not know them is a ServerError, UNIMPLEMENTED.
+        """
+        samples = SampleCalls(request, *self._limits(timeout), contact=self._contact)
+        calls = self._calls("Generate", samples, request_id)
+        return MessageStream(calls.messages(), calls.cancel, calls.request_id)
+
     def score(
         self,
         text: str,
@@ -537,7 +550,7 @@ class Client:
     def _limits(self, timeout: float | None) -> tuple[int, float, float | None]:
         return len(self._stubs), self._retry_seconds, values.timeout(timeout)
 
-    def _calls(self, method: str, repeated: Failover | Scoring, request_id: str) -> "_Calls":
+    def _calls(self, method: str, repeated: Failover | Scoring | SampleCalls, request_id: str) -> "_Calls":
         return _Calls([getattr(stub, method) for stub in self._stubs], repeated, checked_id(request_id), self._closed)
 
 
@@ -545,7 +558,11 @@ class _Calls:
     """The calls that one text or score takes, and the loop over them. It does not refer to the iterator of the user."""
 
     def __init__(
-        self, methods: Sequence[Any], repeated: Failover | Scoring, request_id: str, closed: threading.Event
+        self,
+        methods: Sequence[Any],
+        repeated: Failover | Scoring | SampleCalls,
+        request_id: str,
+        closed: threading.Event,
     ) -> None:
         self._methods, self._repeated, self.request_id, self._closed = methods, repeated, request_id, closed
         self._is_cancelled = threading.Event()

@@ -60,7 +60,7 @@ class Constraint(_message.Message):
     def __init__(self, regex: _Optional[str] = ..., choices: _Optional[_Union[Constraint.Choices, _Mapping]] = ..., json_schema: _Optional[str] = ..., terminator: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "resume_token", "max_chars", "sampling", "stop", "include_stop", "logprobs", "resume_every", "chars_per_second")
+    __slots__ = ("model", "prompt", "resume_token", "max_chars", "sampling", "stop", "include_stop", "logprobs", "resume_every", "chars_per_second", "seeds")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class GenerateRequest(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     RESUME_EVERY_FIELD_NUMBER: _ClassVar[int]
     CHARS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     resume_token: bytes
@@ -81,7 +82,8 @@ class GenerateRequest(_message.Message):
     logprobs: int
     resume_every: int
     chars_per_second: float
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., max_chars: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: bool = ..., logprobs: _Optional[int] = ..., resume_every: _Optional[int] = ..., chars_per_second: _Optional[float] = ...) -> None: ...
+    seeds: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., max_chars: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., include_stop: bool = ..., logprobs: _Optional[int] = ..., resume_every: _Optional[int] = ..., chars_per_second: _Optional[float] = ..., seeds: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CharLogprob(_message.Message):
     __slots__ = ("character", "logprob", "alternatives")
@@ -116,8 +118,24 @@ class Usage(_message.Message):
     matches: bool
     def __init__(self, prompt_chars: _Optional[int] = ..., generated_chars: _Optional[int] = ..., queued_seconds: _Optional[float] = ..., first_char_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., matches: bool = ...) -> None: ...
 
+class Sample(_message.Message):
+    __slots__ = ("index", "text", "finish_reason", "chars", "logprob", "matches")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    CHARS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    text: str
+    finish_reason: FinishReason
+    chars: int
+    logprob: float
+    matches: bool
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., chars: _Optional[int] = ..., logprob: _Optional[float] = ..., matches: bool = ...) -> None: ...
+
 class GenerateResponse(_message.Message):
-    __slots__ = ("text", "position", "resume_token", "finish_reason", "seed", "logprobs", "usage", "text_position", "symbol_lengths")
+    __slots__ = ("text", "position", "resume_token", "finish_reason", "seed", "logprobs", "usage", "text_position", "symbol_lengths", "samples")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +145,7 @@ class GenerateResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
     SYMBOL_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
     text: str
     position: int
     resume_token: bytes
@@ -136,7 +155,8 @@ class GenerateResponse(_message.Message):
     usage: Usage
     text_position: int
     symbol_lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, text: _Optional[str] = ..., position: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[CharLogprob, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., text_position: _Optional[int] = ..., symbol_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    samples: _containers.RepeatedCompositeFieldContainer[Sample]
+    def __init__(self, text: _Optional[str] = ..., position: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[CharLogprob, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., text_position: _Optional[int] = ..., symbol_lengths: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
 
 class InteractRequest(_message.Message):
     __slots__ = ("open", "feed", "generate", "pause", "update", "snapshot")

@@ -90,6 +90,14 @@ class Call(ClientWait):
         self._note(self._metrics.scored.inc, characters)
         self._chars["scored"] += characters
 
+    def on_samples(self, prompt: int, generated: int) -> None:
+        """A message with whole texts was written: the model has read and generated so many characters."""
+        assert self._metrics
+        if prompt:
+            self.on_prompt_read(prompt)
+        self._note(self._metrics.generated.inc, generated)
+        self._chars["generated"] += generated
+
     def fail(self, error: BaseException) -> None:
         """Record that the call ends with `error`."""
         match error:

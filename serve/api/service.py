@@ -16,6 +16,7 @@ from rill.serve.api.interact import Inbox, Interaction
 from rill.serve.api.requests import GenerateParameters, parameters_of, require_end, score_spec_of, spec_of
 from rill.serve.api.responses import ResponseBuilder
 from rill.serve.api.resume_tokens import OpenToken, ResumeTokens
+from rill.serve.api.samples import require_only_samples, require_short_samples, send_samples
 from rill.serve.api.score import NO_LOGPROB, Score, read
 from rill.serve.api.score_texts import require_only_texts, score_texts
 from rill.serve.api.sender import TextSender
@@ -117,11 +118,20 @@ class TextGeneration(TextGenerationServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context, call: Call) -> None:
         """Stream text; see rill.proto."""
         parameters = parameters_of(request)
+        if request.seeds:
+            require_only_samples(request)
         model, token = self._find(parameters, call)
         with self._clients.admit(context), model.in_flight:
             spec = await self._resolve(parameters, token, model, context)
+            if request.seeds:
+                require_short_samples(spec)
             if spec.constraint:
                 spec = await self._constrain(spec, parameters, model, context, call)
+            if request.seeds:
+                async with model.slot() as slot, tables_of(spec, model):
+                    call.on_slot(spec)
+                    await send_samples(request, spec, model, slot, call)
+                return
             async with model.slot() as slot:
                 call.on_slot(spec)
                 sender = TextSender(spec, model, self._messages, call, call.arrived, call.write)

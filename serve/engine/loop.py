@@ -260,7 +260,8 @@ class Engine:
                 stream.entered = stream.entered or now
         notify_at = now + self._scheduler.turn_seconds * (CROWDED_TURNS if self._is_crowded() else 1)
         for stream in streams:
-            self._notify_at.setdefault(stream, notify_at)
+            if stream.has_reader:
+                self._notify_at.setdefault(stream, notify_at)
         output = self._output.collect(r, feeds, before, results, after)
         for column in output.finished:
             self._release(int(r.slots[column]))

@@ -99,7 +99,8 @@ class OutputProcessor:
                 self._rows.plan_snapshot(slot)
                 if output.texts.get(column) == "":  # no message is sent for a snapshot alone
                     continue
-            wanted.append(column)
+            if self._rows.needs_last_snapshot(slot):
+                wanted.append(column)
         self._take_snapshots(r, after, tracked, wanted, output)
         return output
 

@@ -116,9 +116,9 @@ class Rows:
     """The streams by slot. All belongs to the engine's thread, except `read`, which only the event loop writes.
 
     `starting` are the slots of streams without a character, but those that have nothing to read before it and that
-    nobody waits for (TOTALS); `paced` counts the streams that have a pace. `reading` are the slots of constrained
-    streams with a prompt to read, which plain rounds do. No symbol has more than `longest` code points. `automata` are
-    needed for constrained streams.
+    nobody waits for (TOTALS, and whole texts); `paced` counts the streams that have a pace. `reading` are the slots of
+    constrained streams with a prompt to read, which plain rounds do. No symbol has more than `longest` code points.
+    `automata` are needed for constrained streams.
     """
 
     def __init__(self, slots: int, vocabulary: int, longest: int = 1, automata: Automata | None = None) -> None:
@@ -169,6 +169,8 @@ class Rows:
                 self.reading.add(slot)
         if spec.only_total:
             row["kind"], row["buffer"], row["total"] = TOTALS, ENDLESS, 0.0
+        if spec.is_whole:
+            row["buffer"] = ENDLESS
         if row["kind"] >= TOP_P:
             self.logit_bias[slot] = 0
             for symbol, bias in sampling.logit_bias.items():
@@ -177,7 +179,7 @@ class Rows:
             self._given[slot] = spec.given
         self.plan_snapshot(slot)
         self._draw(slot)
-        if not spec.only_total or row["prompt_left"]:
+        if not (spec.only_total or spec.is_whole) or row["prompt_left"]:
             self.starting.add(slot)
 
     def plan_snapshot(self, slot: int) -> None:
@@ -311,6 +313,11 @@ class Rows:
             automaton = self._specs[slot].automaton
             assert automaton
             self.table["automaton"][slot] = self._bases[slot] + automaton.ended
+
+    def needs_last_snapshot(self, slot: int) -> bool:
+        """Whether the end of the stream in `slot` is of use: as a token, or to tell whether its text matches."""
+        spec = self._specs[slot]
+        return not spec.is_whole or spec.automaton is not None
 
     def is_constrained(self, slot: int) -> bool:
         """Whether the automaton of the stream in `slot` moves."""

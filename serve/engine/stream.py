@@ -20,6 +20,8 @@ class Stream:
     characters; `slot` is the stream's slot in the engine.
     """
 
+    has_reader = True  # who takes text before the end
+
     def __init__(self, spec: StreamSpec, slot: int) -> None:
         self.spec, self.slot = spec, slot
         self.position, self.text_position = spec.position, spec.text_position
@@ -115,6 +117,27 @@ class Stream:
             count -= len(part)
         names = ("chosen", "tokens", "values")
         return Logprobs(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+class WholeStream(Stream):
+    """The event loop's side of a stream whose text is wanted at its end, and not before (`StreamSpec.is_whole`)."""
+
+    has_reader = False
+
+    def deliver(self, piece: Piece, now: float) -> None:
+        """Add what the engine generated."""
+        if piece.logprobs and self.spec.logprobs is not None:
+            self._logprobs.append(piece.logprobs.of_most(0))
+        self._after_snapshot.append(piece.text)
+        self._snapshot = piece.snapshot
+
+    async def end(self) -> tuple[Piece, FinishReason | None]:
+        """Wait for the end; return the text, and why it ended. Raises the error of `fail`."""
+        await self._has_output.wait()
+        if self._error:
+            raise self._error
+        text = "".join(self._after_snapshot)
+        return Piece(text, self._snapshot, self._take_logprobs(len(text))), self._reason
 
 
 class TotalStream(Stream):

@@ -65,6 +65,7 @@ class StreamSpec:
     text_position: int = 0  # like `position`, in code points, where symbols are not characters
     automaton: Automaton | None = None  # of the constraint, if there is one
     automaton_state: int = 0  # before the first character
+    is_whole: bool = False  # nobody reads along: the text is wanted at its end, and no snapshot
     constraint: bytes = b""  # what the automaton was made from, for tokens: a serialised rill.v1.Constraint
 
     @property

@@ -14,10 +14,10 @@ from rill.serve.engine.devices import numerics
 from rill.serve.engine.loop import Engine
 from rill.serve.engine.rows import Rows
 from rill.serve.engine.states import States
-from rill.serve.engine.stream import Delivery, Stream, TotalStream
+from rill.serve.engine.stream import Delivery, Stream, TotalStream, WholeStream
 from rill.serve.engine.text_codec import TextCodec
 from rill.serve.engine.timer import StageTimer
-from rill.serve.engine.types import FinishReason, StreamSpec
+from rill.serve.engine.types import FinishReason, Piece, StreamSpec
 from rill.serve.errors import BrokenEngineError, DrainingError, EngineError
 from rill.serve.models.slots import Slots
 from rill.serve.observe.metrics import of_model
@@ -121,6 +121,18 @@ class Model:
             if await stream.end() is FinishReason.DRAINING:
                 raise DrainingError("the server is shutting down; it has not read the whole text")
         return stream.total
+
+    async def whole_in(self, slot: int, spec: StreamSpec) -> tuple[Piece, FinishReason]:
+        """The text of a stream with `is_whole`, in a slot that has none, and why it ended.
+
+        Raises DrainingError and EngineError.
+        """
+        stream = WholeStream(spec, slot)
+        with StreamContext(self, stream):
+            piece, reason = await stream.end()
+        if reason is None or reason is FinishReason.DRAINING:
+            raise DrainingError("the server is shutting down; it has not generated all texts")
+        return piece, reason
 
     def begin(self, stream: Stream) -> None:
         """Let a stream join the engine."""

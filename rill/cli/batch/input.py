@@ -54,13 +54,15 @@ class Checked(NamedTuple):
 class Prompt(NamedTuple):
     """A text to generate, of a line that counts from 1. The request has a seed.
 
-    `sample` counts the texts of the line from 0; None where the line does not say how many it has.
+    `sample` counts the texts of the line from 0; None where the line does not say how many it has. Texts with the same
+    `shared`, the very object, differ in their seeds alone.
     """
 
     line: int
     id: str | int
     request: pb.GenerateRequest
     sample: int | None = None
+    shared: pb.GenerateRequest | None = None
 
 
 # ---- checks of values: each returns the value, or raises ValueError
@@ -241,7 +243,8 @@ class Samples:
         """Yield the texts whose numbers are wanted."""
         for text in range(self.checked.numbering.texts):
             if is_wanted(text):
-                yield Prompt(text + 1, text + 1, _seeded(self._request, seed_of(self._base, text + 1)))
+                seeded = _seeded(self._request, seed_of(self._base, text + 1))
+                yield Prompt(text + 1, text + 1, seeded, shared=self._request)
 
 
 class Constraints:
@@ -280,7 +283,8 @@ class _Line(NamedTuple):
             return
         seed = self.request.sampling.seed
         for index in wanted:
-            yield Prompt(self.line, self.id, _seeded(self.request, seed_of(seed, index) if index else seed), index)
+            seeded = _seeded(self.request, seed_of(seed, index) if index else seed)
+            yield Prompt(self.line, self.id, seeded, index, self.request)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -87,6 +87,11 @@ class BatchOutput:
             self._file.close()
             raise
 
+    @property
+    def left(self) -> int:
+        """Return how many texts are not complete."""
+        return len(self._offsets) - self.done
+
     def is_wanted(self, text: int) -> bool:
         """Tell whether the text of this number is not complete."""
         return not self._offsets[text]
