@@ -85,16 +85,17 @@ class SampleCalls(Attempts):
 
 def may_be_sampled(request: pb.GenerateRequest) -> bool:
     """Tell whether texts of this request, each with another seed, can share a call."""
-    alone = request.resume_token or request.resume_every or request.chars_per_second or request.logprobs
+    alone = request.resume_token or request.chars_per_second or request.logprobs
     return not alone and 0 < request.max_chars <= MOST_CHARS
 
 
 def with_seeds(request: pb.GenerateRequest, seeds: Sequence[int]) -> pb.GenerateRequest:
-    """Return a request for a text with each of `seeds`. Raises ValueError for too many."""
+    """Return a request for a text with each of `seeds`, without tokens. Raises ValueError for too many."""
     if not 0 < len(seeds) <= MOST_SAMPLES:
         raise ValueError(f"a call has 1 to {MOST_SAMPLES} samples, not {len(seeds)}")
     shared = pb.GenerateRequest()
     shared.CopyFrom(request)
     shared.sampling.ClearField("seed")
+    shared.ClearField("resume_every")
     shared.seeds.extend(seeds)
     return shared

@@ -47,7 +47,7 @@ def test_a_server_that_ignores_the_seeds_is_too_old(message):
 
 def test_which_requests_can_share_calls():
     assert may_be_sampled(pb.GenerateRequest(max_chars=16_384, logprobs=0))
-    for other in ({"max_chars": 0}, {"max_chars": 16_385}, {"logprobs": 1}, {"resume_every": 1}):
+    for other in ({"max_chars": 0}, {"max_chars": 16_385}, {"logprobs": 1}, {"chars_per_second": 1}):
         assert not may_be_sampled(pb.GenerateRequest(**{"max_chars": 5, **other}))
     for count in (0, 1025):
         with pytest.raises(ValueError, match="1 to 1024"):
