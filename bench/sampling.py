@@ -33,7 +33,7 @@ import torch
 from rill.bench import BenchError
 from rill.bench.cores import on_core, two_cores
 from rill.bench.server import Server, end_on_signals, own_server, rill
-from rill.cli.batch.runner import Servers
+from rill.cli.batch.runner import SAMPLES_AT_ONCE, GeneratedText, Servers
 from rill.cli.local_server import StartError
 from rill.client.requests import generate_request
 from rill.client.seeds import seed_of
@@ -211,20 +211,20 @@ async def _streams(
         symbols = texts = 0
         is_over = False
 
-        def received(number: int) -> None:
-            nonlocal symbols
-            symbols += number
+        def received(_: int, made: GeneratedText) -> None:
+            nonlocal symbols, texts
+            symbols += made.chars
+            texts += 1
 
         async def stream() -> None:
-            nonlocal texts
             while not is_over:
                 request_now = type(request)()
                 request_now.CopyFrom(request)
-                request_now.sampling.seed = seed_of(0, next(numbers))
                 if lengths:
                     request_now.max_chars = draw.choice(lengths)
-                await servers.text(request_now, received)
-                texts += 1
+                await servers.samples(
+                    request_now, [seed_of(0, next(numbers)) for _ in range(SAMPLES_AT_ONCE)], received
+                )
 
         running = [asyncio.create_task(stream()) for _ in range(streams)]
         await asyncio.sleep(WARM_UP)
