@@ -140,7 +140,9 @@ def test_a_server_without_place_is_told_in_a_sentence(playground, tiny_folder):
             page = playground(gateway)
             page.start()
             page.page.locator("#problem").wait_for()
-            assert "try again later" in page.page.inner_text("#problem")
+            # gRPC for asyncio loses the server's reason if an action was on its way when the call ended.
+            reasons = ("try again later", "The call ended while an action was on its way")
+            assert any(reason in page.page.inner_text("#problem") for reason in reasons)
             assert page.page.inner_text("#load").startswith("1 of 1 streams")
         page.start(length=20)
         assert len(page.complete()) == 20
