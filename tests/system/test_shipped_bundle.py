@@ -19,7 +19,7 @@ from rill.train.plan import configure
 from rill.train.record.recipe import load_recipe
 
 FOLDER = bundle_folder()
-MOST_BYTES = 1_000_000
+MOST_BYTES = 1_500_000
 MODEL_ID = "918241d67e093f83a613b40f64a96598737f91088e0baed78cba5896b69f4e8e"
 NUMERICS = "onnxruntime-1.31.1-cpu-x86_64-avx512f"  # the texts were recorded with
 GREEDILY, WITH_SEED = {"temperature": 0.0}, {"temperature": 0.7, "seed": 7}
