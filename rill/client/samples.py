@@ -4,6 +4,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -23,8 +24,8 @@ class TooOldForSamplesError(ServerError):
             grpc.StatusCode.UNIMPLEMENTED, "the server does not know seeds of a request: its version is too old"
         )
 
-    def __reduce__(self) -> tuple[type["TooOldForSamplesError"], tuple[()]]:
-        return TooOldForSamplesError, ()
+    def __reduce__(self) -> tuple[type["TooOldForSamplesError"], tuple[()], dict[str, Any]]:
+        return TooOldForSamplesError, (), vars(self)
 
 
 class SampleCalls(Attempts):
