@@ -4,7 +4,7 @@ stdin     jobs from the server (`jobs`); the process ends with it
 stdout    a reply for each
 
 Each job runs in a fork of its own, with a limit of processor time and memory. This process has one thread and has
-loaded all that a job needs, so a fork takes a millisecond or two, and one that is killed costs no other job anything.
+loaded all that a job needs, so a fork begins at once, and one that is killed costs no other job anything.
 """
 
 import ctypes
